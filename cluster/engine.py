@@ -1,0 +1,237 @@
+"""DeepSpeed ZeRO 0-3 behind the same small interface as one plain process: read, grad, hold, restart, load, step.
+
+Masking happens on the gradient. From ``hold`` on dead weights have zero value and zero moments, and before every update
+this rank multiplies its own piece of the reduced gradient by its piece of the mask. AdamW then moves dead weights by
+exactly zero, and the copies that DeepSpeed gathers afterwards are masked too although no mask was sent. (A mask set
+once through DeepSpeed's own calls is gone after the next step.)
+
+Norm and clipping are done here as well, over the masked gradient, because DeepSpeed's differ by stage: at stage 0 a NaN
+poisons the weights, elsewhere the step is silently skipped and the norm reported as inf or -1.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cluster.zero import LAYOUTS, MOMENTS, Shard
+
+
+class DeepSpeedEngine:
+    """``optimizer`` is a torch AdamW over ``module``; ``accumulation`` is the number of micro-batches per step.
+
+    Joins the process group that exists, else the one torchrun's variables describe, else makes one of a single rank.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.AdamW,
+        gradient_clipping: float = 0.0,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        zero_stage: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"no precision {precision!r}; choose fp32 or bf16")
+        if zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"no ZeRO stage {zero_stage!r}; choose 0, 1, 2 or 3")
+        join(device)
+        self.module, self.rank, self.ranks = module, dist.get_rank(), dist.get_world_size()
+        self._optimizer, self._clipping, self._stage = optimizer, gradient_clipping, zero_stage
+        self._accumulation, self._micro_batches = accumulation, 0
+        self._parameters = dict(module.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        originals = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        self._engine = initialize(module, optimizer, configuration(zero_stage, precision, accumulation, device))
+        self.device = torch.device(self._engine.device)
+        self._layout = LAYOUTS[zero_stage](self._engine.optimizer, optimizer, self.rank)
+        for values in self._layout.updated:  # AdamW makes its state in the first step: too late for a mask or a load
+            zeros = {moment: torch.zeros_like(values, requires_grad=False) for moment in MOMENTS}
+            optimizer.state[values] = {"step": torch.zeros((), device=values.device), **zeros}
+        trainable = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+        self._shards: dict[str, Shard] = {name: self._layout.shard(value) for name, value in trainable.items()}
+        self._held: dict[str, torch.Tensor] = {}
+        if precision == "bf16":  # DeepSpeed rounds the weights to bfloat16 and makes the master from that
+            for name in trainable:
+                dist.broadcast(values := originals[name].to(self.device), 0)
+                originals[name] = values.flatten()
+            self.load({name: {"master": originals[name]} for name in trainable}, step=0)
+
+    def forward(self, *args, **kwargs):
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._micro_batches += 1
+        self._engine.set_gradient_accumulation_boundary(self._micro_batches == self._accumulation)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        assert self._micro_batches == self._accumulation, "a step needs every micro-batch it was promised"
+        self._micro_batches = 0
+        gradients = []
+        for name, shard in self._shards.items():
+            gradient = self._layout.gradient(self._parameters[name], shard)
+            if gradient is not None and shard.numel:
+                gradients.append(gradient.mul_(self._held[name]) if name in self._held else gradient)
+        norm = self._norm(gradients)
+        if math.isfinite(norm):
+            if 0 < self._clipping < norm:
+                torch._foreach_mul_(gradients, self._clipping / (norm + 1e-6))
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._engine.step()
+        else:
+            self._discard(gradients)
+        return norm
+
+    def read(self, name: str) -> torch.Tensor:
+        if name in self._shards:
+            return self._gathered(name, self._shards[name].master)
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([self._parameters[name]], enabled=self._stage == 3):
+            return self._parameters[name].detach().to(torch.float32, copy=True)
+
+    def grad(self, name: str) -> torch.Tensor:
+        return self._gathered(name, self._layout.gradient(self._parameters[name], self._shards[name]))
+
+    def hold(self, name: str, keep: torch.Tensor) -> None:
+        shard, keep = self._shards[name], keep.to(self.device, torch.bool)
+        # a byte per weight of this rank's piece; its product is 3 times faster than bool's
+        self._held[name] = keep.flatten()[shard.start : shard.start + shard.numel].to(torch.uint8)
+        self.restart(name, ~keep)
+
+    def release(self, name: str) -> None:
+        self._held.pop(name, None)
+
+    @torch.no_grad()
+    def restart(self, name: str, born: torch.Tensor) -> None:
+        shard, born = self._shards[name], born.to(self.device, torch.bool).flatten()
+        piece = born[shard.start : shard.start + shard.numel]
+        for values in (shard.master, *shard.moments.values(), *shard.copies):
+            values.masked_fill_(piece, 0)
+        if (whole := self._whole(name)) is not None:
+            whole.masked_fill_(born, 0)
+
+    def shards(self) -> Iterator[tuple[str, Shard]]:
+        for index, (name, shard) in enumerate(self._shards.items()):
+            replicated = self._stage == 0
+            if shard.numel and (not replicated or index % self.ranks == self.rank):
+                yield name, shard
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
+        for name, shard in self._shards.items():
+            full, piece = values[name], slice(shard.start, shard.start + shard.numel)
+            for tensor in (shard.master, *shard.copies):
+                tensor.copy_(full["master"][piece])
+            for moment, tensor in shard.moments.items():
+                tensor.copy_(full[moment][piece]) if moment in full else tensor.zero_()
+            if (whole := self._whole(name)) is not None:
+                whole.copy_(full["master"])
+        for state in self._optimizer.state.values():
+            state["step"].fill_(step)
+        self._held.clear()
+
+    def _whole(self, name: str) -> torch.Tensor | None:
+        """The full parameter as the forward pass of this rank reads it; None while ZeRO-3 holds it in pieces."""
+        values = self._parameters[name].detach().view(-1)
+        return values if values.numel() == self._shapes[name].numel() else None
+
+    def _gathered(self, name: str, piece: torch.Tensor | None) -> torch.Tensor:
+        """All ranks' pieces of a parameter as one float32 tensor."""
+        shard, shape = self._shards[name], self._shapes[name]
+        full = torch.zeros(shape.numel(), device=self.device)
+        if piece is not None:
+            full[shard.start : shard.start + shard.numel] = piece
+        if self._stage > 0 and self.ranks > 1:
+            dist.all_reduce(full)
+        return full.view(shape)
+
+    def _norm(self, gradients: list[torch.Tensor]) -> float:
+        square = torch.zeros((), device=self.device)
+        if gradients:
+            square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
+        if self._stage > 0 and self.ranks > 1:
+            dist.all_reduce(square)
+        return math.sqrt(float(square)) if float(square) >= 0 else math.nan
+
+    def _discard(self, gradients: list[torch.Tensor]) -> None:
+        """Let DeepSpeed throw the step away and reset its bookkeeping, which it does when it meets a NaN itself."""
+        if self._engine.optimizer is self._optimizer:  # stage 0 in float32: torch's own optimizer, which would obey
+            return self._engine.zero_grad()
+        for gradient in gradients[:1]:
+            gradient[0] = math.nan
+        self._engine.optimizer.check_grad_overflow = True
+        with quiet():
+            self._engine.step()
+        self._engine.optimizer.check_grad_overflow = False
+
+
+def join(device: str | torch.device) -> None:
+    """Be in a process group, with the variables DeepSpeed insists on."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("DS_ACCELERATOR", torch.device(device).type)
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())  # else gloo's threads may abort us
+
+
+def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
+    bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
+    zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+    }
+    if precision == "bf16" and zero_stage > 0:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
+    """deepspeed.initialize without compiling anything."""
+    import deepspeed
+
+    # Its gloo backend would compile a shared-memory operator (90 s cold) that only its inference calls use.
+    deepspeed.ops.__compatible_ops__ = {}
+    # torch 2.13 tells DeepSpeed at every collective that the name it uses will change.
+    warnings.filterwarnings("ignore", r"`torch.distributed\.\w+` is deprecated", FutureWarning)
+    with quiet():
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
+    logger = logging.getLogger("DeepSpeed")
+    level, _ = logger.level, logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

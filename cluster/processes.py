@@ -1,0 +1,131 @@
+"""Own processes, and only own ones: start them apart from the terminal, know them again, end them with their family.
+
+A pid alone says nothing after a reboot or a wrap-around, so every record carries the moment the process was created.
+Ray's descendants rename themselves (which wipes their environment), open sessions of their own and outlive a killed
+parent; a family is therefore found three ways (a mark in the environment, the session, the tree), never by name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+MARK = "WINNOW_INSTANCE"
+CLOCK_SLACK = 2.0  # seconds: the creation time is computed from the boot time, which an adjusted clock moves a little
+
+
+class Process(BaseModel):
+    """A process as it can be recognised later, by anyone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    created: float
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        return cls(pid=pid, created=psutil.Process(pid).create_time())
+
+    def find(self) -> psutil.Process | None:
+        """The live process of this record; None if it ended or the pid now belongs to another."""
+        with suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    @property
+    def alive(self) -> bool:
+        return self.find() is not None
+
+
+def spawn(command: list[str], environment: dict[str, str], mark: str, log: Path, cwd: Path) -> subprocess.Popen:
+    """Start `command` in a session of its own, so that it outlives a killed owner; the log of the last start is kept."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            command,
+            env={**environment, MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def family(roots: Iterable[Process], marks: Collection[str]) -> list[psutil.Process]:
+    """Every live process that descends from `roots` or carries one of `marks`, less this process and its parents."""
+    found: dict[int, psutil.Process] = {}
+    sessions = set()
+    for root in roots:
+        if (process := root.find()) is not None:
+            found[process.pid] = process
+            sessions.add(process.pid)
+    mine = [process for process in psutil.process_iter() if _readable(process)]
+    for process in mine:
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) in marks:
+                found[process.pid] = process
+                sessions.add(os.getsid(process.pid))
+    for process in mine:  # a session whose leader died keeps its number reserved, so it cannot be a stranger's
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) in sessions:
+                found[process.pid] = process
+    for process in list(found.values()):
+        with suppress(psutil.Error):
+            found.update({child.pid: child for child in process.children(recursive=True)})
+    with suppress(psutil.Error):
+        for process in [psutil.Process(), *psutil.Process().parents()]:
+            found.pop(process.pid, None)
+    return [process for process in found.values() if _running(process)]
+
+
+def end(roots: Sequence[Process], marks: Collection[str], grace: float = 5.0) -> None:
+    """Terminate the roots, give the family `grace` seconds, kill the rest, and look again for late births."""
+    members = family(roots, marks)
+    for root in roots:
+        if (process := root.find()) is not None:
+            with suppress(psutil.Error):
+                process.terminate()
+    _wait(members, grace)
+    for _ in range(5):
+        members = [process for process in {*members, *family(roots, marks)} if _running(process)]
+        if not members:
+            return
+        for process in members:
+            with suppress(psutil.Error):
+                process.kill()
+        _wait(members, 2.0)
+    raise RuntimeError(f"processes {sorted(process.pid for process in members)} survive SIGKILL")
+
+
+def _wait(members: list[psutil.Process], seconds: float) -> None:
+    """psutil.wait_procs would wait for zombies that are another parent's to reap."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(_running(process) for process in members):
+        time.sleep(0.05)
+
+
+def _running(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
+
+
+def _readable(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.uids().real == os.getuid()
+    return False

@@ -1,0 +1,154 @@
+"""A profile says WHERE things run and never WHAT is computed, so nothing in it may reach the key of an artifact.
+
+Another profile must give the same artifacts: that is why identity (the recipe) and execution (this file) share no type.
+Bad values are refused here, in one line and before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cluster.documents import DocumentError, load_yaml, one_line
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PROFILES = CHECKOUT / "infra" / "profiles"
+
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")]  # no userinfo: secrets come by environment
+
+
+def home() -> Path:
+    """Where services, logs, the default store and the default scratch live: $WINNOW_HOME, or the checkout's `.winnow`."""
+    return Path(os.environ.get("WINNOW_HOME") or CHECKOUT / ".winnow").expanduser().resolve()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RayTarget(_Section):
+    """`address` null means the embedded head (or the one of `winnow up`); otherwise a dashboard URL, token by env."""
+
+    address: Url | None = None
+
+
+class PrefectTarget(_Section):
+    api_url: Url | None = None
+
+
+class MlflowTarget(_Section):
+    tracking_uri: str | None = None
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://", "sqlite:///", "postgresql")):
+            raise ValueError("should start with one of http://, https://, sqlite:///, postgresql")
+        return value
+
+
+class Resources(_Section):
+    """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares the machine's cores."""
+
+    cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
+    gpus: float = Field(0, ge=0, le=64)
+    memory: int | None = Field(None, gt=0)
+    ranks: int | None = Field(None, ge=1, le=4096)
+    threads: int | None = Field(None, ge=1, le=1024)
+
+    @field_validator("cpus", mode="before")
+    @classmethod
+    def _cpus(cls, value: object) -> object:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "all" and not (number and 0 < value <= 4096):
+            raise ValueError("should be a number above 0 or 'all'")
+        return value
+
+    def resolved(self, ranks: int) -> Resources:
+        """The same with every field filled in, for a group of this many ranks."""
+        ranks = self.ranks or ranks
+        cpus = max(1, cores() // ranks) if self.cpus == "all" else self.cpus
+        threads = self.threads or max(1, int(cpus))
+        return self.model_copy(update={"cpus": cpus, "ranks": ranks, "threads": threads})
+
+
+class Profile(_Section):
+    name: str = "local"
+    store: str = Field(default_factory=lambda: str(home() / "store"))
+    scratch: str = Field(default_factory=lambda: str(home() / "scratch"))
+    ray: RayTarget = RayTarget()
+    prefect: PrefectTarget = PrefectTarget()
+    mlflow: MlflowTarget = MlflowTarget()
+    engine: Literal["torch", "deepspeed"] = "deepspeed"
+    zero: Literal[0, 1, 2, 3] = 1
+    ranks: int = Field(1, ge=1, le=4096)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch: int = Field(8, ge=1)
+    retries: int = Field(2, ge=0, le=100)
+    max_failures: int = Field(3, ge=0, le=1000)
+    checkpoint_every_seconds: float = Field(60, gt=0)
+    stages: dict[str, Resources] = {}
+
+    @field_validator("store", "scratch")
+    @classmethod
+    def _place(cls, value: str, info) -> str:
+        if "\0" in value or not value.strip():
+            raise ValueError("should be a path")
+        scheme, separator, bucket = value.partition("://")
+        if not separator:
+            return str(Path(value).expanduser().resolve())
+        if info.field_name == "scratch" or scheme != "s3" or not bucket.strip("/"):
+            kinds = "a local path" if info.field_name == "scratch" else "a local path or s3://bucket/prefix"
+            raise ValueError(f"should be {kinds}")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Profile:
+        if self.device == "cpu":
+            for stage, resources in self.stages.items():
+                if resources.gpus:
+                    raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
+        return self
+
+    def resources(self, stage: str) -> Resources:
+        """What `stage` may use: its own entry, else the entry `default`, else one CPU."""
+        entry = self.stages.get(stage) or self.stages.get("default") or Resources()
+        return entry.resolved(self.ranks)
+
+    def check_device(self) -> None:
+        """Refuse a GPU that was asked for and is absent. torch is imported only where a device node promises one."""
+        wants = self.device == "cuda" or any(entry.gpus for entry in self.stages.values())
+        if not wants or self.ray.address is not None:  # a remote cluster knows its own GPUs
+            return
+        nodes = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"), *Path("/dev").glob("kfd")]
+        if nodes:
+            import torch
+
+            if torch.cuda.is_available():
+                return
+        asked = "device: cuda" if self.device == "cuda" else "stages.*.gpus"
+        raise ValueError(f"profile '{self.name}': {asked} was asked for, but this machine has no usable GPU; use cpu")
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_profile(name_or_path: str | Path = "local") -> Profile:
+    """A profile by name (a file of infra/profiles) or by path."""
+    text = str(name_or_path)
+    path = Path(text) if text.endswith((".yaml", ".yml")) or "/" in text else PROFILES / f"{text}.yaml"
+    if not path.is_file():
+        choices = ", ".join(sorted(entry.stem for entry in PROFILES.glob("*.yaml")))
+        raise DocumentError(f"no profile '{text}'; choose one of {choices}, or give the path of a YAML file")
+    document = load_yaml(path)
+    document.setdefault("name", path.stem)
+    try:
+        return Profile.model_validate(document)
+    except ValidationError as error:
+        raise one_line(error, path.name, Profile) from None

@@ -1,0 +1,187 @@
+"""What MLflow remembers: one parent run per flow run, a child per stage, a logged model per model artifact.
+
+Only the flow process writes here. Stages print their curves with time stamps, so a curve that is replayed (a flow that
+attached to a running job, a cached stage) lands on the same points: MLflow keeps one row per (metric, time, step, value).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+LOG = logging.getLogger(__name__)
+EXPERIMENT = "winnow"
+BATCH = 900
+FLUSH_SECONDS = 3.0
+
+
+class Metric(NamedTuple):
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    meaning: str
+
+
+VOCABULARY: dict[str, Metric] = {
+    "perplexity": Metric("1", "lower", "exp of held-out loss per token"),
+    "unigram_perplexity": Metric("1", "neither", "held-out perplexity of the unigram model, the bar for having learned"),
+    "heldout_loss": Metric("nats/token", "lower", "mean next-token cross-entropy on the held-out split"),
+    "task_accuracy": Metric("share", "higher", "zero-shot multiple choice on held-out text"),
+    "task_accuracy_stderr": Metric("share", "lower", "standard error of task_accuracy"),
+    "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per byte"),
+    "task_chance": Metric("share", "neither", "accuracy of guessing"),
+    "sparsity": Metric("share", "higher", "dead share of the prunable weights, from the masks"),
+    "pattern_holds": Metric("share", "higher", "N:M groups (or matrices) whose stored weights keep the promised pattern"),
+    "zero_weights": Metric("share", "higher", "stored zeros among the prunable weights"),
+    "bytes": Metric("B", "lower", "weight files on disk"),
+    "mask_bytes": Metric("B", "lower", "mask file on disk"),
+    "parameters": Metric("1", "lower", "parameters, dead ones included"),
+    "live_parameters": Metric("1", "lower", "parameters that are not masked"),
+    "bits_per_parameter": Metric("bit", "lower", "weight bytes per parameter"),
+    "average_parameters": Metric("1", "neither", "live prunable weights, averaged over training"),
+    "prefill_tokens_per_second": Metric("token/s", "higher", "measured prompt speed in transformers"),
+    "decode_tokens_per_second": Metric("token/s", "higher", "measured greedy decoding speed in transformers"),
+    "training_flops": Metric("FLOP", "lower", "training cost by the SPDF formula"),
+    "training_tokens": Metric("token", "neither", "tokens seen in training"),
+    "training_loss": Metric("nats/token", "lower", "cross-entropy on the last training batches"),
+    "loss": Metric("nats/token", "lower", "cross-entropy on the training batch"),
+    "kl": Metric("nats/token", "lower", "KL divergence to the teacher, times temperature squared"),
+    "gradient_norm": Metric("1", "neither", "global norm before clipping"),
+    "learning_rate": Metric("1", "neither", "learning rate of the step"),
+    "tokens": Metric("token", "neither", "tokens seen so far"),
+    "tokens_per_second": Metric("token/s", "higher", "training throughput"),
+    "vocabulary": Metric("1", "neither", "tokens of the tokenizer"),
+    "train_tokens": Metric("token", "neither", "tokens of the train split"),
+    "calibration_tokens": Metric("token", "neither", "tokens of the calibration split"),
+    "heldout_tokens": Metric("token", "neither", "tokens of the held-out split"),
+    "reconstruction_error": Metric("share", "lower", "squared error of block outputs relative to the dense block, mean"),
+    "peak_memory_bytes": Metric("B", "lower", "peak resident memory of the stage's process"),
+    "export_logits_error": Metric("1", "lower", "largest logit difference between the solved and the reloaded model"),
+    "seconds": Metric("s", "lower", "time inside the stage's own run"),
+    "overhead_seconds": Metric("s", "lower", "time from starting a stage to its artifact, less seconds"),
+}
+
+
+@dataclass
+class Tracking:
+    """One flow run in MLflow."""
+
+    client: MlflowClient
+    experiment: str
+    parent: str
+    children: dict[str, str] = field(default_factory=dict)
+    _pending: dict[str, list[Any]] = field(default_factory=dict)
+    _flushed: float = 0.0
+
+    @classmethod
+    def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
+        """Open the parent run. Parent runs of the same recipe that a dead process left open are closed as killed."""
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        run = client.create_run(experiment, run_name=name, tags=dict(tags))
+        tracking = cls(client, experiment, run.info.run_id)
+        tracking._params(tracking.parent, params)
+        return tracking
+
+    def close_abandoned(self, is_alive: Any) -> None:
+        """End runs still marked running whose process (tag winnow.process) is gone: nobody else will."""
+        from mlflow.entities import ViewType
+
+        runs = self.client.search_runs(
+            [self.experiment], "attributes.status = 'RUNNING' and tags.`winnow.process` != ''", ViewType.ACTIVE_ONLY
+        )
+        for run in runs:
+            if not is_alive(run.data.tags["winnow.process"]):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def child(self, id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
+        """Open the run of one stage under the parent."""
+        tags = {**tags, "mlflow.parentRunId": self.parent}
+        run = self.client.create_run(self.experiment, run_name=id, tags=tags)
+        self.children[id] = run.info.run_id
+        self._params(run.info.run_id, params)
+
+    def point(self, id: str, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+        """One point of a stage's curves (timestamp in ms); written in batches every few seconds."""
+        from mlflow.entities import Metric as Row
+
+        rows = [Row(name, value, timestamp, step) for name, value in metrics.items()]
+        self._pending.setdefault(self.children[id], []).extend(rows)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending. When MLflow does not answer, it stays pending and training goes on."""
+        self._flushed = time.monotonic()
+        for run, rows in self._pending.items():
+            while rows:
+                try:
+                    self.client.log_batch(run, metrics=rows[:BATCH])
+                except Exception as error:      # the client raises transport errors of several libraries
+                    LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
+                    return
+                del rows[:BATCH]
+
+    def scalars(self, id: str | None, metrics: Mapping[str, float], prefix: str = "") -> None:
+        """Final numbers of a stage, or of the parent where id is None."""
+        from mlflow.entities import Metric as Row
+
+        now = int(time.time() * 1000)
+        rows = [Row(prefix + name, float(value), now, 0) for name, value in metrics.items()]
+        for start in range(0, len(rows), BATCH):
+            self.client.log_batch(self.run(id), metrics=rows[start : start + BATCH])
+
+    def model(self, id: str, name: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        """A LoggedModel for a model artifact, with its evaluation."""
+        from mlflow.entities import LoggedModelStatus
+
+        model = self.client.create_logged_model(
+            self.experiment, name=name, source_run_id=self.run(id), tags=dict(tags), model_type="winnow"
+        )
+        for metric, value in metrics.items():
+            self.client.log_metric(self.run(id), metric, float(value), model_id=model.model_id)
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def figures(self, id: str | None, figures: Iterable[tuple[str, Figure]]) -> None:
+        for name, figure in figures:
+            self.client.log_figure(self.run(id), figure, f"figures/{name}.png")
+
+    def text(self, id: str | None, text: str, file: str) -> None:
+        self.client.log_text(self.run(id), text, file)
+
+    def end(self, id: str | None, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        self.flush()
+        if id is None and (lost := sum(map(len, self._pending.values()))):
+            LOG.error("MLflow never took %d metric points; they are in the artifacts' history.jsonl", lost)
+        self.client.set_terminated(self.run(id), status)
+
+    def run(self, id: str | None) -> str:
+        return self.parent if id is None else self.children[id]
+
+    def _params(self, run: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        rows = [Param(name, str(value)[:6000]) for name, value in flatten(params).items()]
+        for start in range(0, len(rows), 100):
+            self.client.log_batch(run, params=rows[start : start + 100])
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,99 @@
+"""Where each ZeRO stage keeps a parameter on this rank: its master values, moments, copies and reduced gradient.
+
+DeepSpeed has no common way to ask (its public calls gather full tensors, or work at stage 3 only, or return None at
+stage 0), so the three layouts are written down here and nowhere else. They follow DeepSpeed 0.19.8, whose names are
+private in part: tests/cluster/test_engine.py compares every stage with plain torch and fails first when they change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Shard:
+    """Elements ``start ... start + numel`` of a flattened parameter; flat views into DeepSpeed's own buffers."""
+
+    start: int
+    numel: int
+    master: torch.Tensor
+    moments: dict[str, torch.Tensor]
+    copies: tuple[torch.Tensor, ...] = ()
+
+
+class Replicated:
+    """Stage 0: every rank holds everything. In bf16 a list of float32 masters stands beside the list of parameters."""
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = [values for group in optimizer.param_groups for values in group["params"]]
+        self._masters = {}
+        if wrapped is not optimizer:
+            pairs = zip(sum(wrapped.fp16_groups, []), sum(wrapped.fp32_groups, []), strict=True)
+            self._masters = {id(low): high for low, high in pairs}
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        master = self._masters.get(id(parameter), parameter)
+        copies = (parameter.detach().view(-1),) if self._masters else ()
+        return self._cut(master, 0, 0, master.numel(), copies)
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        """This rank's piece of the reduced gradient as a flat view, or None without one."""
+        return None if parameter.grad is None else parameter.grad.view(-1)
+
+    def _cut(self, flat: torch.Tensor, offset: int, start: int, numel: int, copies: tuple) -> Shard:
+        """Elements ``offset ... offset + numel`` of a tensor the optimizer updates."""
+        piece = slice(offset, offset + numel)
+        moments = {moment: self.state[flat][moment].view(-1)[piece] for moment in MOMENTS}
+        return Shard(start, numel, flat.detach().view(-1)[piece], moments, copies)
+
+
+class Fragments(Replicated):
+    """Stages 1 and 2: all parameters of a group laid end to end and cut in equal parts, through tensors too.
+
+    Each rank updates its part and gathers the others', so the parameter itself is whole on every rank.
+    """
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = [group["params"][0] for group in optimizer.param_groups]
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        mapping = parameter._hp_mapping
+        if mapping is None:  # no part of it on this rank
+            return self._cut(self.updated[0], 0, 0, 0, ())
+        high, low = mapping.hp_fragment_address, mapping.lp_fragment_address
+        copies = (parameter.detach().view(-1)[low.start : low.start + low.numel],)
+        return self._cut(self.updated[mapping.param_group_index], high.start, low.start, low.numel, copies)
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        if not shard.numel:
+            return None
+        gradient = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+        # at stage 1 in bf16 the buffer is that of the whole parameter
+        return gradient if gradient.numel() == shard.numel else gradient[shard.start : shard.start + shard.numel]
+
+
+class Partitions(Replicated):
+    """Stage 3: every parameter by itself in equal parts, the last ones padded; whole only while a module runs."""
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = wrapped.fp32_partitioned_groups_flat
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        group, offset, size = self.wrapped.grad_position[self.wrapped.get_param_id(parameter)]
+        start = self.rank * size
+        numel = max(0, min(size, parameter.ds_numel - start))
+        return self._cut(self.updated[group], offset, start, numel, (parameter.ds_tensor.detach().view(-1)[:numel],))
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        return self.wrapped._get_fp32_grad_state_partition(parameter, False)[0].view(-1)[: shard.numel]
+
+
+LAYOUTS = (Replicated, Fragments, Fragments, Partitions)

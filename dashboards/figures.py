@@ -1,0 +1,71 @@
+"""Figures of a run: curves over tokens, sparsity by layer, quality against bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+ACCENT, SECOND, GRID = "#2f6f8f", "#c8553d", "#dddddd"
+
+
+def _axes(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def training_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Loss over tokens, and the sparsity the model had meanwhile. ``history`` rows hold loss, tokens and maybe sparsity."""
+    figure, axes = _axes()
+    tokens = [row["tokens"] / 1e6 for row in history]
+    axes.plot(tokens, [row["loss"] for row in history], color=ACCENT, linewidth=1.2)
+    axes.set(xlabel="tokens (millions)", title=title)
+    axes.set_ylabel("loss (nats per token)", color=ACCENT)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    if any("sparsity" in row for row in history):
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        right.plot(tokens, [100 * row.get("sparsity", 0.0) for row in history], color=SECOND, linewidth=1.2)
+        right.set_ylim(0, 100)
+        right.set_ylabel("sparsity (%)", color=SECOND)
+    return figure
+
+
+def sparsity_heat_map(sparsities: Mapping[str, float], title: str) -> Figure:
+    """Rows are the kinds of matrices, columns the decoder blocks; numbers in the cells are percent."""
+    cells: dict[tuple[str, int], float] = {}
+    for name, sparsity in sparsities.items():
+        if found := re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name):
+            cells[found[2], int(found[1])] = sparsity
+    kinds = list(dict.fromkeys(kind for kind, _ in cells))
+    blocks = sorted({block for _, block in cells})
+    figure, axes = _axes(2.2 + 0.55 * max(4, len(blocks)), 1.2 + 0.35 * max(2, len(kinds)))
+    grid = [[cells.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
+    axes.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for row, kind in enumerate(kinds):
+        for column, block in enumerate(blocks):
+            if len(blocks) <= 32 and (kind, block) in cells:
+                value = cells[kind, block]
+                color = "white" if value < 0.6 else "black"
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
+    axes.set(xlabel="decoder block", title=f"{title}: sparsity (%)")
+    return figure
+
+
+def quality_against_bytes(models: Iterable[Mapping[str, Any]]) -> Figure:
+    """Held-out perplexity against weight bytes: down and to the left is better."""
+    figure, axes = _axes()
+    rows = [model for model in models if "perplexity" in model and "bytes" in model]
+    axes.plot([row["bytes"] / 1e6 for row in rows], [row["perplexity"] for row in rows], "o-", color=ACCENT, linewidth=0.8)
+    for row in rows:
+        axes.annotate(row["stage"], (row["bytes"] / 1e6, row["perplexity"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="weights on disk (MB)", ylabel="held-out perplexity", title="quality against size")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.margins(x=0.15, y=0.15)
+    return figure

@@ -1,0 +1,132 @@
+"""Tells MLflow what the conductor does: a child run per stage with its curves and figures, the summary on the parent.
+
+A cached stage is told from its artifact (record and history), so a rerun that computes nothing fills MLflow the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.artifacts import Record
+from cluster.store import Store
+from cluster.tracking import Tracking
+from flows.plan import Plan, Step
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK_FILE = ROOT / "infra" / "requirements.lock"
+
+
+class Chronicle:
+    """The MLflow side of one flow run."""
+
+    def __init__(self, plan: Plan, store: Store, tracking: Tracking) -> None:
+        self.plan, self.store, self.tracking = plan, store, tracking
+        self.records: dict[str, Record] = {}
+
+    @classmethod
+    def open(cls, plan: Plan, store: Store, uri: str, tags: dict[str, str]) -> Chronicle:
+        params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
+        tracking = Tracking.start(uri, plan.recipe.name, {**provenance(plan), **tags, "winnow.process": this_process()}, params)
+        tracking.close_abandoned(process_is_alive)
+        tracking.text(None, plan.recipe.text, "recipe.yaml")
+        return cls(plan, store, tracking)
+
+    def started(self, step: Step) -> None:
+        if step.id in self.tracking.children:       # a second attempt goes on in the same run
+            return
+        tags = {
+            "winnow.stage": step.node.name,
+            "winnow.key": step.artifact.key,
+            "winnow.address": step.artifact.address,
+            "winnow.cached": str(step.cached).lower(),
+            **{f"winnow.parent.{role}": address for role, address in step.parent_addresses.items()},
+        }
+        self.tracking.child(step.id, tags, step.artifact.params)
+
+    def event(self, step: Step, event: dict[str, Any]) -> None:
+        if event["event"] == "metrics":
+            self.tracking.point(step.id, event["metrics"], event["step"], event["timestamp"])
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        self.records[step.id] = record
+        self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
+        history = self._history(record)
+        for event in history:
+            self.event(step, event)
+        self.tracking.figures(step.id, self._figures(step, record, history))
+        self.tracking.end(step.id, "FINISHED")
+
+    def close(self, models: list[dict[str, Any]], status: str) -> None:
+        """The parent gets every stage's scalars, and the last model's by their plain names."""
+        from dashboards.figures import quality_against_bytes
+
+        for step, record in self._finished():
+            self.tracking.scalars(None, record.metrics, f"{step.id}.")
+        if models:
+            last = {name: value for name, value in models[-1].items() if isinstance(value, (int, float))}
+            self.tracking.scalars(None, last)
+            self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
+        for model in models:
+            numbers = {name: value for name, value in model.items() if isinstance(value, (int, float))}
+            tags = {"winnow.address": model["address"], "winnow.key": model["key"]}
+            self.tracking.model(model["stage"], model["address"].replace("/", "-"), tags, numbers)
+        for id in set(self.tracking.children) - set(self.records):
+            self.tracking.end(id, status)
+        self.tracking.end(None, status)
+
+    def _finished(self) -> Iterator[tuple[Step, Record]]:
+        return ((step, self.records[step.id]) for step in self.plan.steps if step.id in self.records)
+
+    def _history(self, record: Record) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._read(record, "report/history.jsonl").splitlines()]
+
+    def _read(self, record: Record, name: str) -> str:
+        return (self.store.fetch(record) / name).read_text() if name in record.files else ""
+
+    def _figures(self, step: Step, record: Record, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+        from dashboards.figures import sparsity_heat_map, training_curves
+
+        rows = [event["metrics"] for event in history if "loss" in event["metrics"]]
+        if rows:
+            yield "training_curves", training_curves(rows, step.id)
+        if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):
+            yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
+
+
+def provenance(plan: Plan) -> dict[str, str]:
+    """What a run was made from: recipe, data set, lock file, commit."""
+    data = [step for step in plan.steps if step.node.stage.yields == "tokens"]
+    return {
+        "winnow.recipe": plan.recipe.name,
+        "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
+        "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
+        "winnow.git_commit": git_commit(),
+        "winnow.dataset": ", ".join(step.artifact.address for step in data),
+    }
+
+
+def git_commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "none"
+
+
+def this_process() -> str:
+    """host:pid:start, by which a later run tells whether this one still lives."""
+    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def process_is_alive(name: str) -> bool:
+    """False only for a process of this host that is gone; another host's cannot be judged from here."""
+    host, pid, created = name.rsplit(":", 2)
+    if host != os.uname().nodename:
+        return True
+    return psutil.pid_exists(int(pid)) and f"{psutil.Process(int(pid)).create_time():.2f}" == created

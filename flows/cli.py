@@ -1,0 +1,165 @@
+"""The ``winnow`` command. Heavy imports wait until a command needs them, so that help and bad input answer at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    help="Sparse language models: pretrain, prune, recover, quantize, evaluate - one recipe.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+
+
+def main() -> None:
+    """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
+    _make_lazy("torch")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        errors.print("stopped. What was finished is kept; run the same command to go on.")
+        sys.exit(130)
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    """ValueError is the user's, in one line; everything else is ours, with its trace."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        errors.print(f"winnow: {error.format_message()}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    if isinstance(error, ValueError):
+        errors.print(f"winnow: {' '.join(str(error).split())}", style="red", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    if type(error).__name__ == "StageFailed":
+        errors.print(f"winnow: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(1)
+    raise error
+
+
+def _make_lazy(name: str) -> None:
+    """Import a module at its first use. Method files name torch only inside functions, so reading a recipe skips it."""
+    if name in sys.modules:
+        return
+    spec = importlib.util.find_spec(name)
+    loader = importlib.util.LazyLoader(spec.loader)
+    spec.loader = loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+
+
+@app.command()
+def run(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
+    """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
+    from cluster.profile import load_profile
+    from flows.plan import prepare
+
+    where = load_profile(profile)
+    plan, _ = prepare(recipe, where)
+    from cluster.services import embedded
+
+    recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
+    with embedded(where, needed=bool(plan.due)) as environment:
+        os.environ.update(environment)
+        summary = _run_pipeline(recipe, profile, quiet=as_json, as_flow=bool(plan.due))
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _show(summary, plan)
+
+
+def _run_pipeline(recipe: str, profile: str, quiet: bool, as_flow: bool) -> dict[str, Any]:
+    from flows.display import Display
+    from flows.pipeline import WATCHERS, pipeline
+    from flows.pipeline import run as run_plain
+
+    with Display(errors, quiet).live() as display:
+        WATCHERS.set((display,))
+        return (pipeline if as_flow else run_plain)(recipe, profile)
+
+
+def _show(summary: dict[str, Any], plan: Any) -> None:
+    from flows.display import models_table
+
+    if not plan.due:
+        console.print("everything is done already; nothing ran", highlight=False)
+    console.print(models_table(summary["models"], summary["unigram_perplexity"]))
+    console.print(
+        f"{summary['seconds']:.0f} s, of which {summary['overhead_seconds']:.0f} s outside the stages", highlight=False
+    )
+
+
+@app.command(name="plan")
+def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
+    """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
+    from cluster.profile import load_profile
+    from flows.display import size
+    from flows.plan import forecast, prepare
+
+    plan, _ = prepare(recipe, load_profile(profile))
+    rows = [
+        {
+            "id": step.id, "address": step.artifact.address, "key": step.artifact.key, "cached": step.cached,
+            "reason": step.reason, **forecast(plan.recipe, step.node),
+        }
+        for step in plan.steps
+    ]
+    if as_json:
+        print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))
+        return
+    table = Table(title=f"plan of {plan.recipe.name}", title_justify="left")
+    for title in ("stage", "address", "state", "why", "tokens", "FLOPs", "memory", "disk"):
+        table.add_column(title, overflow="fold", justify="right" if title in ("tokens", "FLOPs", "memory", "disk") else "left")
+    for row in rows:
+        table.add_row(
+            row["id"], row["address"], "cached" if row["cached"] else "will run", row["reason"],
+            f"{row['tokens']:,}" if "tokens" in row else "",
+            f"{row['flops']:.2e}" if "flops" in row else "",
+            size(row["memory_bytes"]) if "memory_bytes" in row else "",
+            size(row["disk_bytes"]) if "disk_bytes" in row else "",
+        )
+    console.print(table)
+    due = [row for row in rows if not row["cached"]]
+    console.print(f"{len(rows) - len(due)} cached, {len(due)} to run", highlight=False)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List every method of every shelf with its paper."""
+    from tasks.methods import SHELVES, load, names
+
+    found = [
+        {"shelf": shelf, "method": name, "paper": load(shelf, name).paper, "fields": list(load(shelf, name).model_fields)}
+        for shelf in SHELVES
+        for name in names(shelf)
+    ]
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table()
+    for title in ("shelf", "method", "paper", "fields"):
+        table.add_column(title, overflow="fold")
+    for row in found:
+        table.add_row(row["shelf"], row["method"], row["paper"], ", ".join(row["fields"]))
+    console.print(table)

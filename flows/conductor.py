@@ -1,0 +1,113 @@
+"""Gets the steps of a plan made: one Ray job per group of steps, one follower per job, events to whoever watches.
+
+A group is a stage and the evaluations of its model; they share a job so that the evaluations need no job of their own
+and run beside the next stage. What counts as done is the store alone: a job that ends without an artifact has failed,
+an artifact that is there needs no job.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.artifacts import Record
+from cluster.events import parse_event
+from cluster.jobs import Jobs
+from cluster.store import Store
+from flows.plan import Plan, Step
+
+
+class StageFailed(RuntimeError):
+    """A job ended without its artifact. ``final`` is set where trying again cannot help: the input is at fault."""
+
+    def __init__(self, message: str, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class Watcher(Protocol):
+    def started(self, step: Step) -> None: ...
+    def event(self, step: Step, event: dict[str, Any]) -> None: ...
+    def finished(self, step: Step, record: Record, overhead: float) -> None: ...
+
+
+@dataclass
+class Group:
+    """A job in flight. Guarded by the conductor's condition."""
+
+    steps: list[Step]
+    job: str | None = None
+    running: bool = False
+    final: bool = False
+    message: str = ""
+    published: set[str] = field(default_factory=set)
+
+
+class Conductor:
+    """``submit(steps)`` starts (or joins) the job of a list of steps and returns its id."""
+
+    def __init__(self, plan: Plan, store: Store, jobs: Jobs, submit: Callable[[list[Step]], str], watcher: Watcher) -> None:
+        self.store, self.jobs, self.submit, self.watcher = store, jobs, submit, watcher
+        self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}
+        self.by_address = {step.artifact.address: step for step in plan.steps}
+        self.changed = threading.Condition()
+
+    def make(self, step: Step) -> Record:
+        """Return when the step's artifact is published. Raises StageFailed; calling again tries again."""
+        group, begun = self.groups[step.id], time.monotonic()
+        self.watcher.started(step)
+        while (record := self.store.record(step.artifact)) is None:
+            with self.changed:
+                if not group.running:
+                    self._start(group)
+                self.changed.wait_for(lambda: step.artifact.address in group.published or not group.running)
+                failed = not group.running and step.artifact.address not in group.published
+                message, final = group.message, group.final
+            if failed and (record := self.store.record(step.artifact)) is None:
+                raise StageFailed(f"{step.id}: {message}", final)
+        self.watcher.finished(step, record, time.monotonic() - begun - record.seconds)
+        return record
+
+    def stop(self) -> None:
+        """Stop every job in flight; what they had checkpointed stays."""
+        for group in {id(group): group for group in self.groups.values()}.values():
+            if group.running and group.job:
+                self.jobs.stop(group.job)
+
+    def _start(self, group: Group) -> None:
+        missing = [step for step in group.steps if self.store.record(step.artifact) is None]
+        group.final, group.message, group.running = False, "", True
+        try:
+            group.job = self.submit(missing)
+        except BaseException:
+            group.running = False
+            raise
+        threading.Thread(target=self._follow, args=(group,), daemon=True).start()
+
+    def _follow(self, group: Group) -> None:
+        message = "the job could not be followed"
+        try:
+            result = self.jobs.follow(group.job, lambda line: self._line(group, line))
+            message = result.message
+        except Exception as error:      # whatever ends the following is the message of the failed stage
+            message = f"{type(error).__name__}: {error}"
+        finally:
+            with self.changed:
+                group.running = False
+                group.message = group.message or message
+                self.changed.notify_all()
+
+    def _line(self, group: Group, line: str) -> None:
+        if (event := parse_event(line)) is None:
+            return
+        if event["event"] == "failed":
+            group.message, group.final = event["message"], event["final"]
+        elif step := self.by_address.get(event["address"]):
+            self.watcher.event(step, event)
+            if event["event"] == "published":
+                with self.changed:
+                    group.published.add(event["address"])
+                    self.changed.notify_all()

@@ -1,0 +1,104 @@
+"""The Prefect flow: one task per stage that must run, in the order the recipe's graph allows.
+
+Prefect decides whether and when; its own caches stay off, since the store already knows what is done. Retries happen
+here, for stages that died, and not for stages whose input is at fault.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from cluster.artifacts import Record
+from cluster.profile import load_profile
+from flows.chronicle import Chronicle
+from flows.conductor import Conductor, StageFailed, Watcher
+from flows.plan import Plan, Step, prepare
+from flows.submit import Submitter
+from flows.summary import summarise
+
+WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
+
+
+@flow(name="winnow", flow_run_name="{recipe}", validate_parameters=False, persist_result=False)
+def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
+    """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name."""
+    return run(recipe, profile)
+
+
+def run(recipe: str, profile: str) -> dict[str, Any]:
+    """The flow's body: plan, make what is missing, tell MLflow, summarise."""
+    begun = time.time()
+    where = load_profile(profile)
+    plan, store = prepare(recipe, where)
+    submitter = Submitter(where)
+    chronicle = Chronicle.open(plan, store, submitter.tracking_uri, {"prefect.flow_run_id": flow_run.id or "none"})
+    watcher = Watchers([chronicle, *WATCHERS.get()])
+    conductor = Conductor(plan, store, submitter.jobs, submitter.submit, watcher)
+    status = "FAILED"
+    try:
+        for step in plan.steps:
+            if step.cached:
+                watcher.started(step)
+                watcher.finished(step, step.record, 0.0)
+        run_tasks(plan, conductor, where.retries)
+        status = "FINISHED"
+    except BaseException as interruption:
+        if isinstance(interruption, KeyboardInterrupt):
+            status = "KILLED"
+        conductor.stop()
+        raise
+    finally:
+        summary = summarise(plan, chronicle.records, watcher.overheads, begun)
+        chronicle.close(summary["models"], status)
+    return summary
+
+
+def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
+    """Submit the steps that are due as Prefect tasks and wait for all; the first failure is raised at the end."""
+    def attempt(id: str) -> None:
+        conductor.make(plan.by_id[id])
+
+    def may_help(task: Any, run: Any, state: Any) -> bool:
+        failure = state.result(raise_on_failure=False)
+        return not (isinstance(failure, StageFailed) and failure.final)
+
+    futures: dict[str, Any] = {}
+    for step in plan.due:
+        stage = task(
+            attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
+            retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
+        )
+        upstream = [futures[id] for id in step.node.parents.values() if id in futures]
+        futures[step.id] = stage.submit(step.id, wait_for=upstream)
+    for future in futures.values():
+        future.wait()
+    for future in futures.values():
+        future.result()
+
+
+class Watchers:
+    """Passes what happens on to each watcher, and remembers each step's overhead in seconds."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self.watchers = watchers
+        self.overheads: dict[str, float] = {}
+
+    def started(self, step: Step) -> None:
+        for watcher in self.watchers:
+            watcher.started(step)
+
+    def event(self, step: Step, event: dict[str, Any]) -> None:
+        for watcher in self.watchers:
+            watcher.event(step, event)
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        self.overheads[step.id] = overhead
+        for watcher in self.watchers:
+            watcher.finished(step, record, overhead)

@@ -1,0 +1,152 @@
+"""The plan: which stages are done already, which will run and why, and what that will cost. Pure; starts nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cluster.artifacts import Artifact, Record, nearest
+from cluster.profile import Profile
+from cluster.store import Store, open_store
+from flows.recipe import Node, Recipe, load_recipe
+from tasks.models.source import ModelSource
+from tasks.stage import Facts
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node with its address. ``record`` is there when the artifact is; ``reason`` says why it is not."""
+
+    node: Node
+    artifact: Artifact
+    parent_addresses: dict[str, str]
+    record: Record | None
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return self.node.id
+
+    @property
+    def cached(self) -> bool:
+        return self.record is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def by_id(self) -> dict[str, Step]:
+        return {step.id: step for step in self.steps}
+
+    @property
+    def due(self) -> list[Step]:
+        return [step for step in self.steps if not step.cached]
+
+    def jobs(self) -> list[list[Step]]:
+        """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model."""
+        groups: dict[str, list[Step]] = {}
+        for step in self.due:
+            groups.setdefault(step.node.measures or step.id, []).append(step)
+        return list(groups.values())
+
+
+def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
+    """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
+    store = open_store(profile.store, Path(profile.scratch) / "cache")
+    store.writable()
+    profile.check_device()
+    plan = make_plan(load_recipe(recipe), store)
+    if plan.due:
+        check(plan.recipe)
+    return plan, store
+
+
+def make_plan(recipe: Recipe, store: Store) -> Plan:
+    """Address every node and look it up."""
+    steps: dict[str, Step] = {}
+    for node in recipe.nodes:
+        params = node.stage.model_dump(mode="json", exclude_none=True)
+        if fingerprints := node.stage.fingerprints():
+            params["fingerprints"] = fingerprints
+        parents = {role: steps[parent].artifact for role, parent in node.parents.items()}
+        artifact = Artifact(
+            node.name, node.stage.version, node.stage.label, params, {role: parent.key for role, parent in parents.items()}
+        )
+        record = store.record(artifact)
+        reason = "" if record else _reason(artifact, node, steps, store)
+        addresses = {role: parent.address for role, parent in parents.items()}
+        steps[node.id] = Step(node, artifact, addresses, record, reason)
+    return Plan(recipe, tuple(steps.values()))
+
+
+def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store) -> str:
+    upstream = [parent for parent in node.parents.values() if not steps[parent].cached]
+    if upstream:
+        return f"{', '.join(dict.fromkeys(upstream))} must run first"
+    found = nearest(artifact, store.records(artifact.stage))
+    if not found:
+        return "never run"
+    record, fields = found
+    return f"{', '.join(fields)} differs from {record.address}"
+
+
+def check(recipe: Recipe) -> None:
+    """What the fields alone do not show: patterns and groups against the model's widths, tokenizer against vocabulary."""
+    for node in recipe.nodes:
+        source = _source(recipe, node)
+        if node.measures or node.stage.yields != "model" or source is None:
+            continue
+        facts = Facts(_vocabulary(recipe, node), source.widths())
+        try:
+            node.stage.check(facts)
+        except ValueError as error:
+            raise ValueError(f"recipe.{node.id}: {error}") from None
+
+
+def _source(recipe: Recipe, node: Node) -> ModelSource | None:
+    """Where the model of a node began."""
+    while True:
+        if source := getattr(node.stage, "model", None):
+            return source
+        if "model" not in node.parents:
+            return None
+        node = recipe.node(node.parents["model"])
+
+
+def _vocabulary(recipe: Recipe, node: Node) -> int | None:
+    data = node.parents.get("data")
+    return recipe.node(data).stage.tokenizer.train if data else None
+
+
+def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
+    """Tokens, FLOPs, and rough peak memory and disk of one model stage; empty where the model is not known yet."""
+    from tasks.models.accounting import shape_of_config
+
+    source = _source(recipe, node)
+    if node.stage.yields != "model" or source is None or source.architecture is None:
+        return {}
+    config = source.architecture.config(_vocabulary(recipe, node))
+    shape = shape_of_config(config)
+    stage, costs = node.stage, {"disk_bytes": shape.parameters * (2 if source.architecture.dtype == "bfloat16" else 4)}
+    if hasattr(stage, "tokens"):
+        seen = stage.steps * stage.batch * stage.length
+        activations = stage.batch * stage.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
+        costs |= {
+            "tokens": seen,
+            "flops": shape.training_flops(seen, stage.length),
+            "memory_bytes": 16 * shape.parameters + activations,
+        }
+    else:
+        calibration = stage.sequences * stage.length
+        block = 4 * shape.prunable // max(1, shape.layers)
+        costs |= {
+            "tokens": calibration,
+            "flops": 2 * shape.forward_flops(stage.length) * calibration,
+            "memory_bytes": 4 * block + 8 * calibration * shape.hidden,
+        }
+    return costs

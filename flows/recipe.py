@@ -1,0 +1,177 @@
+"""A recipe says what is computed: a list of stages, each fed by earlier ones.
+
+It is read, checked and expanded here into a graph of nodes without importing torch, Ray, Prefect or MLflow, so that a
+wrong recipe costs a second and one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.documents import load_yaml, parse_yaml
+from tasks.evaluate import Evaluate
+from tasks.methods import validate
+from tasks.models.source import ModelSource
+from tasks.stage import STAGES, Kind, Stage, stage_class
+
+ENTRY_FIELDS = ("id", "from")
+
+
+class Header(BaseModel):
+    """The recipe's own fields. ``evaluate`` lists the evaluators that measure every model; ``model`` is where it starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    model: ModelSource | None = None
+    evaluate: Any = ()
+    stages: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it."""
+
+    id: str
+    stage: Stage
+    parents: dict[str, str]
+    measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
+
+    @property
+    def name(self) -> str:
+        return self.stage.stage_name()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    description: str
+    nodes: tuple[Node, ...]
+    text: str
+
+    def node(self, id: str) -> Node:
+        return next(node for node in self.nodes if node.id == id)
+
+    def models(self) -> Iterator[Node]:
+        return (node for node in self.nodes if node.stage.yields == "model")
+
+
+def load_recipe(source: str) -> Recipe:
+    """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends)."""
+    if "\n" in source:
+        return parse_recipe(parse_yaml(source, "recipe"), source)
+    shipped = Path(__file__).parent / "recipes"
+    for path in (Path(source), shipped / f"{source}.yaml"):
+        if path.is_file():
+            return parse_recipe(load_yaml(path), path.read_text())
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+    raise ValueError(f"recipe {source}: no such file; choose one of {names} or give a path")
+
+
+def parse_recipe(document: Any, text: str) -> Recipe:
+    """Check a document and expand it. Raises ValueError, one line, at the first thing wrong."""
+    if not isinstance(document, dict):
+        raise ValueError("recipe: a mapping with name and stages is needed")
+    header = validate(Header, document, "recipe")
+    graph = _Graph(header)
+    for position, entry in enumerate(header.stages):
+        graph.add(entry, f"stages[{position}]")
+    return Recipe(header.name, header.description, tuple(graph.nodes), text)
+
+
+class _Graph:
+    """Builds the nodes of a recipe, resolving each role to the nearest ancestor that yields what it needs."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.nodes: list[Node] = []
+        self.ancestry: dict[str, tuple[str, ...]] = {}      # node id -> ids it was said to come from
+        self.previous: tuple[str, ...] = ()
+        self.evaluators = validate(Evaluate, {"evaluators": header.evaluate}, "recipe.evaluate").evaluators
+
+    def add(self, entry: dict[str, Any], where: str) -> None:
+        names = [key for key in entry if key not in ENTRY_FIELDS]
+        if len(names) != 1:
+            raise ValueError(f"recipe.{where}: name exactly one stage, got {names}; choose one of {', '.join(STAGES)}")
+        try:
+            kind = stage_class(names[0])
+        except ValueError as error:
+            raise ValueError(f"recipe.{where}: {error}") from None
+        fields = {"seed": self.header.seed, **(entry[names[0]] or {})}
+        id, path = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}"
+        if any(node.id == id for node in self.nodes):
+            raise ValueError(f"recipe.{where}.id: {id!r} is taken; give this stage an id of its own")
+        stated = self._stated(entry.get("from", list(self.previous)), where)
+        if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
+            fields["model"] = self.header.model
+        stage = validate(kind, fields, path)
+        self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
+        self.nodes.append(Node(id, stage, self._parents(id, stage, stated, path)))
+        self.previous = (id,)
+        if stage.yields == "model":
+            self._measure(id)
+
+    def _stated(self, origin: Any, where: str) -> dict[str, str]:
+        """``from``: an id, a list of ids, or {role: id}; as {role or position: id}."""
+        if isinstance(origin, str):
+            origin = [origin]
+        stated = origin if isinstance(origin, dict) else {str(index): id for index, id in enumerate(origin)}
+        known = [node.id for node in self.nodes if not node.measures]
+        for id in stated.values():
+            if id not in known:
+                raise ValueError(f"recipe.{where}.from: no earlier stage {id!r}; choose one of {', '.join(known) or 'none'}")
+        return stated
+
+    def _starts_here(self, kind: type[Stage], stated: dict[str, str]) -> bool:
+        """Whether the model comes from the recipe's header: nothing upstream made one."""
+        return "model" not in kind.needs or self._nearest(stated.values(), "model") is None
+
+    def _nearest(self, origins: Any, yields: Kind, named: str | None = None) -> str | None:
+        frontier = list(origins)
+        while frontier:
+            id = frontier.pop(0)
+            node = next(node for node in self.nodes if node.id == id)
+            if node.stage.yields == yields and named in (None, node.name):
+                return id
+            frontier.extend(self.ancestry[id])
+        return None
+
+    def _parents(self, id: str, stage: Stage, stated: dict[str, str], path: str) -> dict[str, str]:
+        parents = {}
+        for role, kind in stage.roles().items():
+            found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
+            if found is None and role == "model" and getattr(stage, "model", None):
+                continue
+            if found is None:
+                raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")
+            parents[role] = found
+        return parents
+
+    def _teacher(self, id: str) -> str | None:
+        """By default the model that went into the last pruning."""
+        pruned = self._nearest(self.ancestry[id], "model", named="prune")
+        return next(node for node in self.nodes if node.id == pruned).parents.get("model") if pruned else None
+
+    def _measure(self, id: str) -> None:
+        """The evaluations that follow a model: what measures time apart, since it wants the machine for itself."""
+        whole = Evaluate(evaluators=self.evaluators, seed=self.header.seed)
+        data = self._nearest([id], "tokens")
+        for suffix, part in (("evaluate", whole.part(exclusive=False)), ("speed", whole.part(exclusive=True))):
+            if part.evaluators:
+                if data is None:
+                    raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
+                self.nodes.append(Node(f"{id}.{suffix}", part, {"model": id, "data": data}, measures=id))
+
+
+_REMEDY = {
+    "data": "put a prepare stage before it",
+    "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
+    "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",
+}

@@ -1,0 +1,187 @@
+"""What a calibrated method is: it looks at one block and says how its matrices shall change.
+
+A method enters at the shallowest depth that suffices: ``score`` a matrix, or ``solve_linear`` one, or ``solve`` the
+whole block. It returns edits and assigns nothing; :func:`tasks.calibrate.walk.walk` does, after :meth:`check`. A fused
+stack of experts reaches a method as single matrices, so every matrix here is [O, I].
+
+Shapes: O = output features, I = input features, B = batch, T = tokens, D = hidden features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from tasks.methods import Method
+
+if TYPE_CHECKING:
+    from tasks.formats.grid import Grid
+    from tasks.formats.pattern import Pattern
+    from tasks.models.linears import Linear
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What shall become of one matrix. ``keep_OI`` None leaves its mask, if it has one, as it is. ``extras`` are stored
+    beside the model, ``notes`` go to the report."""
+
+    weight_OI: torch.Tensor
+    keep_OI: torch.Tensor | None = None
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class BlockView:
+    """One block as a method sees it. All dictionaries are by matrix name; nothing in here may be changed in place.
+
+    ``matrices`` are in the dtype they are stored in. ``keep`` has the masks the model came with. ``statistics`` are
+    the observers' sums over the still-dense block, fed by the compressed blocks before it. ``run()`` gives the block's
+    outputs batch by batch, ``inputs`` are its hidden states; few methods need more than the matrices.
+    """
+
+    index: int
+    linears: dict[str, Linear]
+    matrices: dict[str, torch.Tensor]
+    keep: dict[str, torch.Tensor]
+    statistics: dict[str, Any]
+    sparsity: dict[str, float]
+    pattern: Pattern
+    module: torch.nn.Module
+    inputs: list[torch.Tensor]
+    run: Callable[[], Iterator[torch.Tensor]]
+
+
+class BlockMethod(Method):
+    """Root of everything the walker runs."""
+
+    paper: ClassVar[str] = ""
+
+    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+        """Raise ValueError, before any work, when the method cannot treat one of a model's linears."""
+
+    def observer(self, linear: Linear) -> Any:
+        """A new observer of the inputs of one matrix of ``linear``; None when the method needs no data."""
+        return None
+
+    def solve(self, view: BlockView) -> dict[str, Edit]:
+        """Edits by matrix name. A name of any other parameter of the block is an edit of it as it is stored."""
+        raise NotImplementedError
+
+    def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
+        """Raise BrokenMask when an edit breaks a promise."""
+        from tasks.formats.mask import BrokenMask
+
+        for name, edit in edits.items():
+            keep_OI, before_OI = edit.keep_OI, view.keep.get(name)
+            if not bool(edit.weight_OI.isfinite().all()):
+                raise ValueError(f"{self.name} made weights of {name} that are not finite")
+            if name not in view.matrices:
+                continue
+            if edit.weight_OI.shape != view.matrices[name].shape:
+                raise BrokenMask(name, f"{self.name} changed its shape to {list(edit.weight_OI.shape)}")
+            if keep_OI is None:
+                keep_OI = before_OI
+            if keep_OI is not None and bool((edit.weight_OI[~keep_OI] != 0).any()):
+                raise BrokenMask(name, f"{self.name} left dead weights that are not zero")
+            if before_OI is not None and bool((keep_OI & ~before_OI).any()):
+                raise BrokenMask(name, f"{self.name} revived dead weights")
+
+
+class Pruner(BlockMethod):
+    """Decides which weights live. ``scope`` is what an unstructured pattern ranks together, unless told otherwise."""
+
+    scope: ClassVar[Literal["row", "layer"]] = "layer"
+
+    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+        for name, linear in linears.items():
+            try:
+                pattern.check(sparsity[name], linear.shape[-1], linear.shape[-2])
+            except ValueError as error:
+                raise ValueError(f"{error} ({name})") from None
+
+    def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
+        """How much each weight is worth; never negative."""
+        raise NotImplementedError
+
+    def solve_linear(
+        self,
+        weight_OI: torch.Tensor,
+        statistics: Any,
+        sparsity: float,
+        pattern: Pattern,
+        keep_OI: torch.Tensor | None = None,
+    ) -> Edit:
+        """Prune one matrix. ``keep_OI`` is the mask it came with: what is dead there stays dead."""
+        score_OI = self.score(weight_OI, statistics)
+        if bool(score_OI.isnan().any()):
+            raise ValueError(f"{self.name} gave a score that is not a number")
+        if keep_OI is not None:
+            score_OI = score_OI.masked_fill(~keep_OI, pattern.dead_score)
+        chosen_OI = pattern.keep(score_OI, sparsity)
+        if keep_OI is not None:
+            chosen_OI &= keep_OI
+        return Edit(weight_OI.masked_fill(~chosen_OI, 0), chosen_OI)
+
+    def solve(self, view: BlockView) -> dict[str, Edit]:
+        return {
+            name: self.solve_linear(
+                weight_OI, view.statistics.get(name), view.sparsity[name], view.pattern, view.keep.get(name)
+            )
+            for name, weight_OI in view.matrices.items()
+        }
+
+    def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
+        from tasks.formats.mask import BrokenMask
+
+        super().check(view, edits)
+        for name in view.matrices:
+            keep_OI = edits[name].keep_OI if name in edits else None
+            if keep_OI is None and view.sparsity[name] == 0:
+                continue
+            if keep_OI is None:
+                raise BrokenMask(name, f"{self.name} gave it no mask")
+            if not view.pattern.holds(keep_OI, view.sparsity[name]):
+                raise BrokenMask(name, f"{self.name} broke {view.pattern} at sparsity {view.sparsity[name]:g}")
+
+
+class Quantizer(BlockMethod):
+    """Moves every live weight onto a grid. It sees the mask and keeps it. ``group_size`` None is one scale per row."""
+
+    bits: int = Field(4, ge=2, le=8)
+    group_size: int | None = Field(128, ge=1)
+    symmetric: bool = True
+
+    @property
+    def grid(self) -> Grid:
+        from tasks.formats.grid import Grid
+
+        return Grid(self.bits, self.group_size, self.symmetric)
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError when the grid does not fit an input width."""
+        if self.group_size and width % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
+
+    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+        for name, linear in linears.items():
+            try:
+                self.check_width(linear.shape[-1])
+            except ValueError as error:
+                raise ValueError(f"{error} ({name})") from None
+
+    def solve_linear(
+        self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid
+    ) -> Edit:
+        """Quantize one matrix; the edit's extras are the grid's ``scale`` and ``zero_point``."""
+        raise NotImplementedError
+
+    def solve(self, view: BlockView) -> dict[str, Edit]:
+        return {
+            name: self.solve_linear(weight_OI, view.keep.get(name), view.statistics.get(name), self.grid)
+            for name, weight_OI in view.matrices.items()
+        }

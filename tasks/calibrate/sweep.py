@@ -1,0 +1,85 @@
+"""The column sweep that SparseGPT (arXiv 2301.00774) and GPTQ (arXiv 2210.17323) share.
+
+Columns are settled one by one from left to right. Each time, what the projection takes away is made good by the
+columns still to come, in the way that costs the layer's output least. With U the upper factor of the damped inverse
+Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U, and the loss sum(E^2) / 2 equals
+tr(D H D^T) / 2 for D = W - Q.
+
+Shapes: O = output rows, I = input columns, G = the columns of one block that are not settled yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+LADDER = 10.0  # each rung damps this many times more than the one before
+MOST_DAMPING = 10.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``upper_II``: U with H^-1 = U^T U. ``damping``: the share of the mean diagonal that was added to H to get it."""
+
+    upper_II: torch.Tensor
+    damping: float
+    damped_II: torch.Tensor
+
+
+def factor(hessian_II: torch.Tensor, percent_damp: float = 0.01) -> Factor:
+    """Damp, invert and factor a Hessian; when that fails damp ten times more, and say so in the result.
+
+    An input that was always zero gets a unit curvature of its own: it takes no part in any compensation.
+    """
+    hessian_II = hessian_II.clone()
+    diagonal_I = hessian_II.diagonal()
+    mean = float(diagonal_I.mean()) or 1.0
+    diagonal_I.masked_fill_(diagonal_I == 0, mean)
+    damping = percent_damp
+    while damping <= MOST_DAMPING:
+        damped_II = hessian_II.clone()
+        damped_II.diagonal().add_(damping * mean)
+        upper_II = _inverse_factor(damped_II)
+        if upper_II is not None:
+            return Factor(upper_II, damping, damped_II)
+        damping = damping * LADDER if damping else 1e-4
+    raise ValueError(f"the Hessian cannot be factored even with damping {MOST_DAMPING:g}; use more calibration data")
+
+
+def _inverse_factor(matrix_II: torch.Tensor) -> torch.Tensor | None:
+    """U with M^-1 = U^T U, or None. Read backwards, M = A A^T with A upper triangular, and U = A^-1: one Cholesky."""
+    lower_II, failed = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
+    if failed or not bool(lower_II.isfinite().all()):
+        return None
+    identity_II = torch.eye(len(matrix_II), dtype=matrix_II.dtype, device=matrix_II.device)
+    upper_II = torch.linalg.solve_triangular(lower_II.flip(0, 1), identity_II, upper=True)
+    return upper_II if bool(upper_II.isfinite().all()) else None
+
+
+def sweep(
+    weight_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    project: Callable[[int, torch.Tensor], torch.Tensor],
+    block: int = 128,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Settle every column; returns the settled weights and the errors E, both [O, I].
+
+    ``project(column, ahead_OG)`` gives the settled values of ``column``. ``ahead_OG`` holds the weights as compensated
+    so far, from that column to the end of its block: the first column is the one to settle, and at the first column
+    of a block (or of an N:M group) the columns that are decided together are all there.
+    """
+    work_OI = weight_OI.to(upper_II.dtype, copy=True)
+    errors_OI = torch.zeros_like(work_OI)
+    for start in range(0, work_OI.shape[1], block):
+        end = min(start + block, work_OI.shape[1])
+        for column in range(start, end):
+            ahead_OG = work_OI[:, column:end]
+            settled_O = project(column, ahead_OG)
+            error_O = (ahead_OG[:, 0] - settled_O) / upper_II[column, column]
+            ahead_OG -= error_O[:, None] * upper_II[column, column:end]
+            work_OI[:, column] = settled_O
+            errors_OI[:, column] = error_O
+        work_OI[:, end:] -= errors_OI[:, start:end] @ upper_II[start:end, end:]
+    return work_OI, errors_OI

@@ -1,0 +1,248 @@
+"""Where text comes from: a corpus is a stream of named documents with a fingerprint of its content.
+
+The fingerprint enters the key of the prepare stage, so the same recipe over changed text is another computation. Every
+reading error names the file and, where there is one, the line.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
+
+
+class Document(NamedTuple):
+    name: str
+    text: str
+
+
+class Corpus(BaseModel):
+    """Root of the corpora below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def documents(self) -> Iterator[Document]:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """sha256 over names and content. Raises ValueError when the corpus cannot be read."""
+        raise NotImplementedError
+
+
+class Stdlib(Corpus):
+    """The source text of this Python's standard library, tests and vendored packages left out."""
+
+    def files(self) -> list[Path]:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "_vendor", "ensurepip"}
+        return sorted(path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts))
+
+    def documents(self) -> Iterator[Document]:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        for path in self.files():
+            yield Document(path.relative_to(root).as_posix(), _decode(path.read_bytes(), str(path)))
+
+    def fingerprint(self) -> str:
+        return _digest((document.name, document.text.encode()) for document in self.documents())
+
+
+class Files(Corpus):
+    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3.
+
+    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row.
+    """
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    field: str = "text"
+
+    def files(self) -> list[str]:
+        found = [path for pattern in self.paths for path in _expand(pattern)]
+        for path in found:
+            if not path.endswith(SUFFIXES):
+                raise ValueError(f"corpus file {path}: unknown kind; choose one of {', '.join(SUFFIXES)}")
+        return sorted(set(found))
+
+    def documents(self) -> Iterator[Document]:
+        for path in self.files():
+            yield from _read_documents(path, self.field)
+
+    def fingerprint(self) -> str:
+        files = self.files()
+        contents = {path: _read(path) for path in files} if _total_bytes(files) <= VALIDATE_BYTES else None
+        if contents is None:
+            return _digest((path, _file_digest(path)) for path in files)
+        for path, content in contents.items():
+            for _ in _parse(path, content, self.field):
+                pass
+        return _digest(contents.items())
+
+
+class Hub(Corpus):
+    """A dataset of the Hugging Face hub, streamed. ``revision`` pins the content, so it is part of the fingerprint."""
+
+    dataset: str
+    subset: str | None = None
+    split: str = "train"
+    field: str = "text"
+    revision: str
+    documents_at_most: int = Field(gt=0)
+
+    def documents(self) -> Iterator[Document]:
+        from datasets import load_dataset
+
+        rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+        for index, row in enumerate(rows.take(self.documents_at_most)):
+            if self.field not in row:
+                raise ValueError(f"corpus {self.dataset}: no field {self.field!r}; choose one of {', '.join(row)}")
+            yield Document(f"{self.dataset}/{index}", row[self.field])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub}
+
+
+def build_corpus(spec: Any) -> Corpus:
+    """A corpus from ``name`` or ``{name: {field: value}}``."""
+    if isinstance(spec, Corpus):
+        return spec
+    fields = {spec: {}} if isinstance(spec, str) else spec
+    if not (isinstance(fields, dict) and len(fields) == 1 and next(iter(fields)) in CORPORA):
+        raise ValueError(f"no corpus {spec!r}; choose one of {', '.join(CORPORA)}")
+    ((name, values),) = fields.items()
+    return CORPORA[name].model_validate(values or {})
+
+
+def _dump(corpus: Corpus) -> dict[str, Any]:
+    name = next(name for name, kind in CORPORA.items() if type(corpus) is kind)
+    return {name: corpus.model_dump(mode="json")}
+
+
+AnyCorpus = Annotated[Corpus, BeforeValidator(build_corpus), PlainSerializer(_dump)]
+Split = Literal["train", "calibration", "heldout"]
+
+
+def split_of(index: int, heldout: float, calibration: float) -> Split:
+    """Deal documents to splits evenly along the corpus: the shares hold for every prefix of it."""
+    def falls(share: float, shift: float) -> bool:
+        return int((index + 1) * share + shift) > int(index * share + shift)
+
+    if falls(heldout, 0.5):
+        return "heldout"
+    return "calibration" if falls(calibration, 0.0) else "train"
+
+
+def _decode(content: bytes, path: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corpus file {path}: not UTF-8 (byte {error.start})") from None
+
+
+def _digest(parts: Iterable[tuple[str, bytes]]) -> str:
+    total = hashlib.sha256()
+    for name, content in parts:
+        total.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(content).digest())
+    return total.hexdigest()
+
+
+def _filesystem(path: str):
+    """(filesystem, path inside it) for a local path or an s3:// URI."""
+    from pyarrow import fs
+
+    if path.startswith("s3://"):
+        return fs.FileSystem.from_uri(path)
+    return fs.LocalFileSystem(), path
+
+
+def _expand(pattern: str) -> list[str]:
+    if not pattern.startswith("s3://"):
+        found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    else:
+        from pyarrow import fs
+
+        filesystem, inner = _filesystem(pattern.split("*")[0].rpartition("/")[0] + "/")
+        listing = filesystem.get_file_info(fs.FileSelector(inner.rstrip("/"), recursive=True, allow_not_found=True))
+        names = ["s3://" + info.path for info in listing if info.type == fs.FileType.File]
+        found = sorted(fnmatch.filter(names, pattern))
+    if not found:
+        raise ValueError(f"corpus file {pattern}: does not exist")
+    return found
+
+
+def _total_bytes(files: list[str]) -> int:
+    return sum(filesystem.get_file_info(inner).size for filesystem, inner in map(_filesystem, files))
+
+
+def _read(path: str) -> bytes:
+    filesystem, inner = _filesystem(path)
+    with filesystem.open_input_stream(inner, compression=None) as stream:
+        return stream.read()
+
+
+def _file_digest(path: str) -> bytes:
+    filesystem, inner = _filesystem(path)
+    total = hashlib.sha256()
+    with filesystem.open_input_stream(inner, compression=None) as stream:
+        while chunk := stream.read(1 << 24):
+            total.update(chunk)
+    return total.digest()
+
+
+def _read_documents(path: str, field: str) -> Iterator[Document]:
+    if path.endswith(".parquet"):
+        yield from _parse_parquet(path, field)
+    else:
+        yield from _parse(path, _read(path), field)
+
+
+def _parse(path: str, content: bytes, field: str) -> Iterator[Document]:
+    if path.endswith(".parquet"):
+        yield from _parse_parquet(path, field)
+        return
+    if path.endswith(".txt"):
+        yield Document(path, _decode(content, path))
+        return
+    for number, line in enumerate(_decode(content, path).splitlines(), 1):
+        if line.strip():
+            yield Document(f"{path}:{number}", _row_text(path, number, line, field))
+
+
+def _row_text(path: str, number: int, line: str, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"corpus file {path}, line {number}: malformed JSON ({error.msg})") from None
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        fields = ", ".join(row) if isinstance(row, dict) else "none: the line is no JSON object"
+        raise ValueError(f"corpus file {path}, line {number}: no text field {field!r}; it has {fields}")
+    return row[field]
+
+
+def _parse_parquet(path: str, field: str) -> Iterator[Document]:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    filesystem, inner = _filesystem(path)
+    try:
+        table = parquet.ParquetFile(filesystem.open_input_file(inner))
+    except arrow.ArrowInvalid as error:
+        raise ValueError(f"corpus file {path}: not a Parquet file ({error})") from None
+    if field not in table.schema_arrow.names:
+        raise ValueError(f"corpus file {path}: no field {field!r}; choose one of {', '.join(table.schema_arrow.names)}")
+    row = 0
+    for batch in table.iter_batches(columns=[field]):
+        for text in batch.column(0).to_pylist():
+            yield Document(f"{path}:{row}", text or "")
+            row += 1

@@ -1,0 +1,131 @@
+"""Packed token shards: what the prepare stage writes and every other stage reads.
+
+A data directory holds, per split (train, calibration, heldout), flat ``<split>-00000.npy`` files of token ids with an
+end-of-text id after every document, and ``documents.jsonl`` with the held-out texts. Which sequence is seen at which
+step is a pure function of (seed, step): ranks take slices of the same global batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+SHARD_TOKENS = 1 << 26
+
+
+class TokenWriter:
+    """Appends documents of one split to packed shards."""
+
+    def __init__(self, directory: Path, split: str, vocabulary: int) -> None:
+        self.directory, self.split = directory, split
+        self.dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
+        self.pending: list[np.ndarray] = []
+        self.waiting = self.shards = self.total = self.documents = 0
+        self.counts = np.zeros(vocabulary, np.int64)
+
+    def add(self, tokens: list[int]) -> None:
+        piece = np.asarray(tokens, self.dtype)
+        self.pending.append(piece)
+        self.waiting += len(piece)
+        self.total += len(piece)
+        self.documents += 1
+        self.counts += np.bincount(piece, minlength=len(self.counts))
+        if self.waiting >= SHARD_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.pending:
+            np.save(self.directory / f"{self.split}-{self.shards:05d}.npy", np.concatenate(self.pending))
+            self.pending, self.waiting, self.shards = [], 0, self.shards + 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All tokens of one split, memory-mapped; sequences are cut inside a shard, its tail dropped."""
+
+    directory: Path
+    split: str
+
+    @cached_property
+    def shards(self) -> list[np.ndarray]:
+        files = sorted(self.directory.glob(f"{self.split}-*.npy"))
+        return [np.load(file, mmap_mode="r") for file in files]
+
+    @property
+    def total(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def sequences(self, length: int) -> int:
+        """How many non-overlapping sequences of ``length`` the split holds."""
+        return sum(len(shard) // length for shard in self.shards)
+
+    def sequence(self, index: int, length: int) -> np.ndarray:
+        """int64 [length]: the index-th non-overlapping sequence."""
+        for shard in self.shards:
+            here = len(shard) // length
+            if index < here:
+                return shard[index * length : (index + 1) * length].astype(np.int64)
+            index -= here
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Global batches of ``batch`` sequences of ``length`` tokens; step -> sequence numbers, without repetition in an epoch."""
+
+    tokens: Tokens
+    length: int
+    batch: int
+    seed: int
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.tokens.sequences(self.length) < 1:
+            raise ValueError(
+                f"corpus is too small: split {self.tokens.split} has {self.tokens.total} tokens, "
+                f"less than one sequence of {self.length}"
+            )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders.clear()
+            count = self.tokens.sequences(self.length)
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(count)
+        return self._orders[epoch]
+
+    def numbers(self, step: int) -> list[int]:
+        """The sequence numbers of the global batch of one step."""
+        count = self.tokens.sequences(self.length)
+        positions = range(step * self.batch, (step + 1) * self.batch)
+        return [int(self._order(position // count)[position % count]) for position in positions]
+
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """int64 [batch / ranks, length]: this rank's slice of the global batch."""
+        share = self.batch // ranks
+        mine = self.numbers(step)[rank * share : (rank + 1) * share]
+        return np.stack([self.tokens.sequence(number, self.length) for number in mine])
+
+
+def heldout_documents(directory: Path) -> Iterator[dict[str, str]]:
+    """{"name", "text"} of every held-out document."""
+    with (directory / "heldout.jsonl").open() as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def calibration_batches(directory: Path, sequences: int, length: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """int64 [batch, length] batches of ``sequences`` calibration sequences, drawn without repetition."""
+    tokens = Tokens(directory, "calibration")
+    available = tokens.sequences(length)
+    if available < sequences:
+        raise ValueError(
+            f"corpus is too small: calibration wants {sequences} sequences of {length} tokens, its split holds {available}"
+        )
+    chosen = np.random.default_rng([seed, 1]).permutation(available)[:sequences]
+    for start in range(0, sequences, batch):
+        yield np.stack([tokens.sequence(int(number), length) for number in chosen[start : start + batch]])

@@ -1,0 +1,39 @@
+"""Whether the promised pattern stands in the stored weights: counted on the file's own tensors, not on the masks.
+
+A quantized file is decompressed first, since that is what a model that loads it computes with.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tasks.evaluators import Candidate, Evaluator
+
+
+class Pattern(Evaluator):
+    """Share of stored zeros in the prunable matrices, and the share of N:M groups (or of matrices) that keep the pattern."""
+
+    paper: ClassVar[str] = "counted on the files"
+
+    def measure(self, candidate: Candidate) -> dict[str, float]:
+        from tasks.formats.mask import load_masks
+        from tasks.formats.pattern import NM, parse_pattern
+        from tasks.models.linears import find_linears
+        from tasks.models.quantized import StoredWeights
+
+        weights = StoredWeights(candidate.directory)
+        masks = load_masks(candidate.directory / "masks.safetensors")
+        zeros = numel = kept = units = 0
+        for name, linear in find_linears(weights.skeleton).items():
+            alive = linear.matrix(weights.read(name)) != 0
+            zeros, numel = zeros + int((~alive).sum()), numel + alive.numel()
+            if name not in masks:
+                continue
+            pattern = parse_pattern(masks[name].pattern)
+            if isinstance(pattern, NM):
+                live = alive.reshape(-1, pattern.m).sum(-1)
+                kept, units = kept + int((live <= pattern.n).sum()), units + len(live)
+            else:
+                kept, units = kept + pattern.holds(alive, masks[name].sparsity), units + 1
+        found = {"zero_weights": zeros / numel}
+        return {**found, "pattern_holds": kept / units} if units else found

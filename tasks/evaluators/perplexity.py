@@ -1,0 +1,42 @@
+"""Token perplexity on the held-out split: exp of the mean next-token cross-entropy over non-overlapping windows."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pydantic import Field
+
+from tasks.evaluators import Candidate, Evaluator
+
+
+class Perplexity(Evaluator):
+    """Windows of ``length`` tokens, each scored on its length - 1 next tokens; at most ``tokens`` tokens in all."""
+
+    paper: ClassVar[str] = "protocol of SparseGPT and Wanda (arXiv 2301.00774, 2306.11695)"
+
+    length: int = Field(512, ge=2)
+    tokens: int = Field(1 << 17, gt=0)
+    batch: int = Field(16, gt=0)
+
+    def measure(self, candidate: Candidate) -> dict[str, float]:
+        import numpy as np
+        import torch
+
+        from tasks.data.tokens import Tokens
+        from tasks.train.objective import next_token_loss
+
+        heldout, length = Tokens(candidate.data, "heldout"), min(self.length, candidate.longest)
+        windows = min(heldout.sequences(length), max(1, self.tokens // length))
+        if windows == 0:
+            raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
+        total = 0.0
+        with torch.inference_mode():
+            for start in range(0, windows, self.batch):
+                numbers = range(start, min(start + self.batch, windows))
+                tokens_BT = torch.from_numpy(np.stack([heldout.sequence(number, length) for number in numbers]))
+                tokens_BT = tokens_BT.to(candidate.device)
+                logits_BTV = candidate.model(input_ids=tokens_BT, use_cache=False).logits
+                total += next_token_loss(logits_BTV, tokens_BT).double().item() * len(numbers)
+                candidate.progress(start + len(numbers), windows, "windows")
+        return {"heldout_loss": total / windows, "perplexity": math.exp(total / windows)}

@@ -1,0 +1,57 @@
+"""Measured decode and prefill speed of the model as it loads in transformers. Weight sparsity by itself buys none."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import ClassVar
+
+from pydantic import Field
+
+from tasks.evaluators import Candidate, Evaluator
+
+
+class Speed(Evaluator):
+    """Median over ``repeats``: prefill of ``prompt`` tokens, then greedy decoding of ``new`` tokens with a KV cache."""
+
+    paper: ClassVar[str] = "wall-clock measurement"
+    exclusive: ClassVar[bool] = True
+
+    prompt: int = Field(256, gt=0)
+    new: int = Field(32, gt=0)
+    repeats: int = Field(5, gt=0)
+
+    def measure(self, candidate: Candidate) -> dict[str, float]:
+        import torch
+
+        from tasks.data.tokens import Tokens
+
+        prompt = min(self.prompt, candidate.longest - self.new)
+        tokens_BT = torch.from_numpy(Tokens(candidate.data, "heldout").sequence(0, prompt))[None].to(candidate.device)
+        prefill, decode = [], []
+        with torch.inference_mode():
+            for _ in range(self.repeats + 1):
+                filled, decoded = self._time(candidate, tokens_BT)
+                prefill.append(filled)
+                decode.append(decoded)
+        return {
+            "prefill_tokens_per_second": prompt / statistics.median(prefill[1:]),
+            "decode_tokens_per_second": self.new / statistics.median(decode[1:]),
+        }
+
+    def _time(self, candidate: Candidate, tokens_BT) -> tuple[float, float]:
+        """Seconds of one prefill and of ``new`` decoding steps."""
+        import torch
+
+        def now() -> float:
+            if candidate.device != "cpu":
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
+        start = now()
+        output = candidate.model(input_ids=tokens_BT, use_cache=True)
+        filled = now()
+        for _ in range(self.new):
+            chosen = output.logits[:, -1:].argmax(-1)
+            output = candidate.model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True)
+        return filled - start, now() - filled

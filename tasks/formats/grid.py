@@ -1,0 +1,66 @@
+"""Integer grids: which values a quantized weight may take.
+
+The arithmetic is that of compressed-tensors to the bit (a test compares the two), so what a method sees while it solves
+is what the exported checkpoint gives back. Scales are rounded to the dtype the weights are stored in before anything
+is rounded onto them. Zero is on every grid, so a pruned weight survives.
+
+Shapes: O = output rows, I = input columns, G = groups of columns that share a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``bits`` per weight; one scale per ``group_size`` columns of a row (None: per row)."""
+
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool = True
+
+    @property
+    def lowest(self) -> int:
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def check(self, width: int) -> None:
+        """Raise ValueError when the groups do not fill an input width."""
+        if self.group_size and width % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
+
+    def group(self, column: int) -> int:
+        """Which group a column is in."""
+        return column // self.group_size if self.group_size else 0
+
+    def fit(self, weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale [O, G] in the weight's dtype and zero point int8 [O, G] that cover each group from end to end."""
+        self.check(weight_OI.shape[1])
+        grouped_OGI = weight_OI.float().unflatten(1, (-1, self.group_size or weight_OI.shape[1]))
+        low_OG, high_OG = grouped_OGI.amin(-1).clamp(max=0), grouped_OGI.amax(-1).clamp(min=0)
+        steps = float(self.highest - self.lowest)
+        span_OG = 2 * torch.maximum(low_OG.abs(), high_OG) if self.symmetric else high_OG - low_OG
+        scale_OG = (span_OG / 2 / (steps / 2) if self.symmetric else span_OG / steps).to(weight_OI.dtype)
+        scale_OG = torch.where(scale_OG == 0, torch.finfo(weight_OI.dtype).eps, scale_OG)
+        if self.symmetric:
+            return scale_OG, torch.zeros_like(scale_OG, dtype=torch.int8)
+        zero_OG = (self.lowest - low_OG / scale_OG.float()).clamp(self.lowest, self.highest)
+        return scale_OG, zero_OG.round().to(torch.int8)
+
+    def round(self, weight_OG: torch.Tensor, scale_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:
+        """The nearest values on the grid, for one scale per weight (or broadcast); as exact as the scale's dtype."""
+        scale, zero = scale_OG.to(weight_OG.dtype), zero_OG.to(weight_OG.dtype)
+        code_OG = (weight_OG / scale + zero).clamp(self.lowest, self.highest).round()
+        return ((code_OG - zero) * scale).to(scale_OG.dtype).to(weight_OG.dtype)
+
+    def round_matrix(self, weight_OI: torch.Tensor, scale_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:
+        """:meth:`round` for a whole matrix, in the weight's own dtype."""
+        width = self.group_size or weight_OI.shape[1]
+        scale_OI, zero_OI = (value.repeat_interleave(width, 1) for value in (scale_OG, zero_OG))
+        return self.round(weight_OI.float(), scale_OI, zero_OI).to(weight_OI.dtype)

@@ -1,0 +1,111 @@
+"""Masks as things: bit-packed, named, with the pattern they promise, in a file of their own beside the weights.
+
+A mask is not recoverable from the weights (a newborn weight is zero and alive), so it travels by itself. One
+safetensors file holds one packed uint8 tensor per weight; shape, pattern and sparsity of each stand in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tasks.formats.pattern import Pattern, parse_pattern
+
+
+class BrokenMask(ValueError):
+    """A mask's promise is broken: names the linear and says what broke."""
+
+    def __init__(self, linear: str, reason: str) -> None:
+        super().__init__(f"mask of {linear} is broken: {reason}")
+        self.linear, self.reason = linear, reason
+
+
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def pack(keep: torch.Tensor) -> torch.Tensor:
+    """bool of any shape -> uint8 [ceil(numel / 8)], least significant bit first, padded with 0."""
+    bits = keep.flatten().to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
+    return (bits * torch.tensor(_POWERS, dtype=torch.uint8, device=keep.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Inverse of :func:`pack`."""
+    powers = torch.tensor(_POWERS, dtype=torch.uint8, device=packed.device)
+    bits = (packed[:, None] & powers) != 0
+    return bits.flatten()[: torch.Size(shape).numel()].view(shape)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One weight's mask in the weight's [out, in] view: packed bits, and the promise (pattern, sparsity) they keep.
+
+    A fused stack of expert matrices has shape [experts, out, in]; each matrix keeps the promise by itself.
+    """
+
+    packed: torch.Tensor
+    shape: tuple[int, ...]
+    pattern: str
+    sparsity: float
+
+    @classmethod
+    def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float) -> Mask:
+        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
+
+    @property
+    def keep(self) -> torch.Tensor:
+        return unpack(self.packed, self.shape)
+
+    @property
+    def live(self) -> int:
+        return int(self.keep.sum())
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def broken(self) -> str | None:
+        """Why the mask breaks its own promise, or None."""
+        pattern = parse_pattern(self.pattern)
+        matrices = self.keep.reshape(-1, *self.shape[-2:])
+        if all(pattern.holds(matrix, self.sparsity) for matrix in matrices):
+            return None
+        return f"pattern {self.pattern} at sparsity {self.sparsity:g} does not hold"
+
+
+Masks = Mapping[str, Mask]
+
+
+def density(masks: Masks) -> float:
+    """Live share of all masked weights."""
+    return sum(mask.live for mask in masks.values()) / max(1, sum(mask.numel for mask in masks.values()))
+
+
+def save_masks(masks: Masks, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    promises = {
+        name: {"shape": list(mask.shape), "pattern": mask.pattern, "sparsity": mask.sparsity}
+        for name, mask in sorted(masks.items())
+    }
+    save_file({name: masks[name].packed.cpu() for name in promises}, path, {"masks": json.dumps(promises)})
+
+
+def load_masks(path: Path, names: Collection[str] | None = None) -> dict[str, Mask]:
+    """The masks in a file, or those of ``names`` it has; none when the file is absent (a dense model has none)."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        promises = json.loads((file.metadata() or {})["masks"])
+        return {
+            name: Mask(file.get_tensor(name), tuple(promise["shape"]), promise["pattern"], promise["sparsity"])
+            for name, promise in promises.items()
+            if names is None or name in names
+        }

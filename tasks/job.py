@@ -1,0 +1,198 @@
+"""The entry point of one unit of work: make one artifact, or be the Ray job that makes a few.
+
+``produce`` is the whole life of an artifact: fetch the inputs, run the stage, check the masks, publish. It runs the same
+in this process, in a Ray task, on every rank of a Ray Train group, or under ``torchrun``. What it has to tell it prints
+as event lines; whoever watches the output reads them back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.artifacts import Artifact
+from cluster.events import format_event
+from cluster.store import open_store
+from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
+
+JOB_VARIABLE = "WINNOW_JOB"
+FINAL = ("ValueError", "FloatingPointError", "BrokenMask", "CorruptArtifact")     # trying again cannot help
+HISTORY = "history.jsonl"
+Payload = dict[str, Any]
+
+
+def payload(stage: Stage, artifact: Artifact, parents: dict[str, str], execution: dict, store: str, scratch: str) -> Payload:
+    """Everything ``produce`` needs, as JSON."""
+    fields = stage.model_dump(mode="json", exclude_none=True)
+    identity = {"stage": artifact.stage, "version": artifact.version, "label": artifact.label}
+    identity |= {"params": artifact.params, "parents": artifact.parents}
+    return {
+        "fields": fields, "artifact": identity, "parents": parents, "execution": execution, "store": store, "scratch": scratch
+    }
+
+
+def produce(work: Payload) -> None:
+    """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
+    artifact = Artifact(**work["artifact"])
+    store = open_store(work["store"], Path(work["scratch"]) / "cache")
+    if store.record(artifact):
+        return
+    execution = _execution(work["execution"])
+    stage = stage_class(artifact.stage).model_validate(work["fields"])
+    scratch = Path(work["scratch"]) / artifact.address
+    output = scratch / "output"
+    if execution.rank == 0:
+        shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    history = History(scratch / HISTORY, artifact.address, silent=execution.rank != 0)
+    inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
+    context = Context(inputs, output, scratch, execution, history.report, partial(_make_engine, execution))
+    started = time.monotonic()
+    metrics = stage.run(context)
+    seconds = time.monotonic() - started
+    if execution.rank:
+        return
+    (output / REPORT).mkdir(exist_ok=True)
+    if stage.yields == "model":
+        metrics |= _check_masks(stage, inputs, output)
+    history.settle(output / REPORT / HISTORY)
+    record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
+    history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+class History:
+    """A stage's events: printed as they come; its curves also kept in scratch, so that a resumed run has all of them."""
+
+    def __init__(self, path: Path, address: str, silent: bool) -> None:
+        self.path, self.address, self.silent = path, address, silent
+        self.last_progress = 0.0
+
+    def report(self, event: Event) -> None:
+        if self.silent or (event["event"] == "progress" and not self._time_for_progress(event)):
+            return
+        event = {**event, "address": self.address, "timestamp": int(time.time() * 1000)}
+        print(format_event(event), flush=True)
+        if event["event"] == "metrics":
+            with self.path.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+
+    def _time_for_progress(self, event: Event) -> bool:
+        due = time.monotonic() - self.last_progress > 0.5 or event["done"] == event["total"]
+        if due:
+            self.last_progress = time.monotonic()
+        return due
+
+    def settle(self, target: Path) -> None:
+        """Write the curves to the artifact, each step once: the last telling of a step that was run again counts."""
+        if self.path.exists():
+            events = (json.loads(line) for line in self.path.read_text().splitlines())
+            steps = {event["step"]: event for event in events}
+            target.write_text("".join(json.dumps(steps[step]) + "\n" for step in sorted(steps)))
+
+
+def _execution(fields: dict[str, Any]) -> Execution:
+    """The profile's share, completed by what this process is: its rank, its device, its threads."""
+    import torch
+
+    device = fields.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = fields.get("precision", "auto")
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if fields.get("threads"):
+        torch.set_num_threads(fields["threads"])
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return Execution(**{**fields, "device": device, "precision": precision, "rank": rank, "ranks": ranks})
+
+
+def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: float, accumulation: int) -> Any:
+    """The engine the profile names, behind the one protocol."""
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[execution.precision]
+    if execution.engine == "deepspeed":
+        from cluster.engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, optimizer, clipping, execution.device, precision, execution.zero, accumulation)
+    from tasks.train.engine import TorchEngine
+
+    if execution.ranks > 1:
+        raise ValueError(f"engine torch runs on one rank, not on {execution.ranks}; choose engine deepspeed")
+    return TorchEngine(model, optimizer, clipping, execution.device, precision)
+
+
+def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:
+    """The seam between stages: every promise of the masks, counted on the stored weights, or the stage fails."""
+    from tasks.formats.mask import density, load_masks
+    from tasks.models.checkpoint import check_masks, require_subset
+
+    masks = check_masks(output)
+    if "model" in inputs and stage.keeps_masks:
+        require_subset(masks, load_masks(inputs["model"] / "masks.safetensors"))
+    if not masks:
+        return {"sparsity": 0.0}
+    sparsities = {name: 1 - mask.live / mask.numel for name, mask in masks.items()}
+    (output / REPORT / "sparsity.json").write_text(json.dumps(sparsities))
+    return {"sparsity": 1 - density(masks)}
+
+
+def environment(work: Payload) -> dict[str, Any]:
+    """Where and with what an artifact was made; for people, never part of a key."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "deepspeed", "compressed-tensors", "ray")
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "execution": work["execution"],
+        **work.get("provenance", {}),
+    }
+
+
+def main() -> int:
+    """The Ray job: the first payload by itself, then the others (evaluations of its model) side by side."""
+    work = json.loads(os.environ[JOB_VARIABLE])
+    try:
+        first, *others = [partial(_launch, unit) for unit in work]
+        first()
+        _side_by_side(others)
+    except Exception as error:
+        final = str(error).partition(": ")[0] in FINAL
+        print(format_event({"event": "failed", "message": str(error), "final": final, "address": ""}), flush=True)
+        return 1
+    return 0
+
+
+def _side_by_side(launches: list[Callable[[], None]]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max(1, len(launches))) as pool:
+        for finished in [pool.submit(launch) for launch in launches]:
+            finished.result()
+
+
+def _launch(work: Payload) -> None:
+    """Run one payload on the cluster: as a Ray task, or as a Ray Train group where the stage wants ranks."""
+    from cluster.workers import run_group, run_task
+
+    resources = work["resources"]
+    if stage_class(work["artifact"]["stage"]).distributed:
+        work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
+        run_group("tasks.job:produce", work, resources, work["max_failures"])
+    else:
+        run_task("tasks.job:produce", work, resources).result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

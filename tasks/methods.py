@@ -1,0 +1,96 @@
+"""Find methods: a method is one file on a shelf, and the file's name is its name in a recipe.
+
+A shelf is a folder of ``tasks``; each of its files holds one public pydantic class whose fields are the method's
+hyper-parameters. Listing the folder lists the methods: nothing is registered.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+SHELVES = ("regimes", "pruners", "allocators", "quantizers", "evaluators")
+
+
+class Method(BaseModel):
+    """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+
+def names(shelf: str) -> list[str]:
+    """The methods on a shelf, sorted."""
+    folder = Path(__file__).parent / shelf
+    return sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+
+
+@cache
+def load(shelf: str, name: str) -> type[Method]:
+    """The class of one method."""
+    if name not in names(shelf):
+        raise ValueError(f"no method {name!r} in tasks.{shelf}; choose one of {', '.join(names(shelf))}")
+    module = import_module(f"tasks.{shelf}.{name}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    assert len(classes) == 1, f"{module.__file__} must hold exactly one method class"
+    return classes[0]
+
+
+def build(shelf: str, spec: Any) -> Method:
+    """A method from ``name`` or ``{name: {field: value}}``."""
+    if isinstance(spec, Method):
+        return spec
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    if not (isinstance(spec, dict) and len(spec) == 1):
+        raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
+    (name, fields), = spec.items()
+    return validate(load(shelf, str(name)), fields or {}, str(name))
+
+
+def validate(model: type[Model], fields: Any, where: str) -> Model:
+    """An instance of a pydantic class, or a ValueError of one line that names the field and the choices."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(explain(error, model, where)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """The first complaint of a validation error as one line: ``where.field: what (got value)``."""
+    first = error.errors()[0]
+    path = ".".join([where, *(str(part) for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in first["loc"][:-1]:
+            owner = getattr(owner, "model_fields", {}).get(part)
+            owner = getattr(owner, "annotation", None)
+        fields = getattr(owner, "model_fields", model.model_fields)
+        return f"{path}: no such field; choose one of {', '.join(fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("missing", "value_error"):
+        return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"
+    return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
+
+
+def dump(method: Method) -> dict[str, Any]:
+    """``{name: fields}``: two methods with equal fields still differ."""
+    return {method.name: method.model_dump(mode="json")}
+
+
+def of(shelf: str) -> Any:
+    """The annotation of a stage's field that holds a method of one shelf."""
+    return Annotated[Method, BeforeValidator(lambda spec: build(shelf, spec)), PlainSerializer(dump)]

@@ -1,0 +1,72 @@
+"""What a model costs: parameters and FLOPs, by the formulas the sparse-pretraining papers use.
+
+Per token and forward pass (SPDF, arXiv 2303.10464): 2 FLOPs per live weight of the prunable matrices, 4 * T * d per layer
+for attention scores and values (counted in full, not halved for causality) and 2 * d * V for the LM head. Training costs
+three forward passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers the formulas need. ``prunable`` weights in all, ``active`` of them used by one token (experts)."""
+
+    parameters: int
+    prunable: int
+    active: int
+    layers: int
+    attention_width: int
+    hidden: int
+    vocabulary: int
+
+    def forward_flops(self, length: int, density: float = 1.0) -> float:
+        """FLOPs per token of a forward pass over sequences of ``length`` tokens at a density of the prunable weights."""
+        attention = 4 * length * self.attention_width * self.layers
+        return 2 * self.active * density + attention + 2 * self.hidden * self.vocabulary
+
+    def training_flops(self, tokens: float, length: int, density: float = 1.0) -> float:
+        """FLOPs of training on ``tokens`` tokens at a mean ``density``."""
+        return 3 * self.forward_flops(length, density) * tokens
+
+
+def shape_of(model: nn.Module) -> Shape:
+    """Read off a model, which may live on the meta device."""
+    from tasks.models.linears import find_linears
+
+    config = model.config.get_text_config()
+    prunable = active = 0
+    for linear in find_linears(model).values():
+        count = 1
+        for side in linear.shape:
+            count *= side
+        experts = linear.shape[0] if len(linear.shape) == 3 else 1
+        prunable += count
+        active += count * min(getattr(config, "num_experts_per_tok", 1) or 1, experts) // experts
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        prunable=prunable,
+        active=active,
+        layers=config.num_hidden_layers,
+        attention_width=heads * head_width,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def shape_of_config(config: PretrainedConfig) -> Shape:
+    """The shape of a model that is not built: nothing is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return shape_of(AutoModelForCausalLM.from_config(config))

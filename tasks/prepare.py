@@ -1,0 +1,100 @@
+"""Prepare: text becomes a tokenizer and packed token shards, split by document into train, calibration and held-out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.data.corpus import AnyCorpus, Document, split_of
+from tasks.models.source import Checkpoint
+from tasks.stage import Context, Kind, Stage
+
+LEAST_DOCUMENTS = 20
+
+
+class Tokenizer(BaseModel):
+    """``{train: VOCABULARY}`` trains a byte-level BPE on the train split; ``{checkpoint: PATH}`` takes an existing one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: int | None = Field(None, ge=257, le=1 << 20)
+    checkpoint: Checkpoint | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Tokenizer:
+        if (self.train is None) == (self.checkpoint is None):
+            raise ValueError("a tokenizer names either train (a vocabulary size) or checkpoint")
+        return self
+
+
+class Prepare(Stage):
+    yields: ClassVar[Kind] = "tokens"
+
+    corpus: AnyCorpus
+    tokenizer: Tokenizer
+    heldout: float = Field(0.05, gt=0, lt=0.5)
+    calibration: float = Field(0.05, gt=0, lt=0.5)
+
+    @property
+    def label(self) -> str:
+        return type(self.corpus).__name__.lower()
+
+    def fingerprints(self) -> dict[str, Any]:
+        fingerprints = {"corpus": self.corpus.fingerprint()}
+        if self.tokenizer.checkpoint:
+            fingerprints["tokenizer"] = self.tokenizer.checkpoint.fingerprint()
+        return fingerprints
+
+    def run(self, context: Context) -> dict[str, float]:
+        from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+
+        if self.tokenizer.train:
+            texts = (document.text for _, document in self._dealt("train"))
+            tokenizer = train_tokenizer(texts, self.tokenizer.train)
+        else:
+            tokenizer = load_tokenizer(self.tokenizer.checkpoint.fetch(context.scratch))
+        tokenizer.save_pretrained(context.output / "tokenizer")
+        return self._encode(tokenizer, context)
+
+    def _dealt(self, *splits: Literal["train", "calibration", "heldout"]) -> Iterable[tuple[str, Document]]:
+        for index, document in enumerate(self.corpus.documents()):
+            split = split_of(index, self.heldout, self.calibration)
+            if split in splits or not splits:
+                yield split, document
+
+    def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
+        from tasks.data.tokens import TokenWriter
+
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")
+        writers = {split: TokenWriter(context.output, split, len(tokenizer)) for split in ("train", "calibration", "heldout")}
+        with (context.output / "heldout.jsonl").open("w") as heldout:
+            for count, (split, document) in enumerate(self._dealt(), 1):
+                tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
+                writers[split].add([*tokens, tokenizer.eos_token_id])
+                if split == "heldout":
+                    heldout.write(json.dumps(document._asdict()) + "\n")
+                context.progress(count, 0, "documents")
+        for split, writer in writers.items():
+            if not writer.documents:
+                raise ValueError(
+                    f"corpus is too small: no document fell to the {split} split "
+                    f"(give at least {LEAST_DOCUMENTS} documents, or larger shares)"
+                )
+            writer.flush()
+        return {
+            "vocabulary": len(tokenizer),
+            "unigram_perplexity": unigram_perplexity(writers["train"].counts, writers["heldout"].counts),
+            **{f"{split}_tokens": writer.total for split, writer in writers.items()},
+        }
+
+
+def unigram_perplexity(train_counts: Any, heldout_counts: Any) -> float:
+    """Held-out perplexity of the add-one smoothed unigram model: what a model that learned nothing but frequency scores."""
+    import numpy as np
+
+    probabilities = (train_counts + 1) / (train_counts.sum() + len(train_counts))
+    return float(np.exp(-(heldout_counts * np.log(probabilities)).sum() / heldout_counts.sum()))

@@ -1,0 +1,25 @@
+"""Quantize: fewer bits under the mask, written with compressed-tensors and read back before anyone may use it."""
+
+from __future__ import annotations
+
+from tasks.calibrate.calibration import CalibratedStage
+from tasks.methods import of
+from tasks.stage import Context
+
+
+class Quantize(CalibratedStage):
+    """The walk leaves a dequantized model in scratch; its export is the artifact."""
+
+    method: of("quantizers")
+
+    def check_width(self, width: int) -> None:
+        self.method.check_width(width)
+
+    def run(self, context: Context) -> dict[str, float]:
+        from tasks.models.checkpoint import load_extras
+        from tasks.models.quantized import export_compressed
+
+        solved = context.scratch / "dequantized"
+        report = self.walk(context, solved)
+        found = export_compressed(solved, load_extras(solved), self.method.grid, context.output)
+        return {**report, "export_logits_error": found["logits_difference"]}

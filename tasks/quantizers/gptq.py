@@ -1,0 +1,53 @@
+"""GPTQ (arXiv 2210.17323): quantize column by column, the columns to come make good what each rounding took away.
+
+The grids are fitted to the whole matrix beforehand (static groups), so a group narrower than the sweep's block is not
+fitted to weights that lack the block's own updates. A dead weight stays exactly zero: it takes part in the sweep like
+any column, so the compensation it is offered is not lost but handed on, through its error, to the live weights after
+it. Keeping updates away from dead weights instead would leave that share of the error uncompensated.
+
+Shapes: O = output features, I = input features, G = columns ahead in the sweep's block; grids are [O, groups].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from tasks.calibrate.method import Edit, Quantizer
+
+if TYPE_CHECKING:
+    from tasks.formats.grid import Grid
+    from tasks.models.linears import Linear
+
+
+class Gptq(Quantizer):
+    """``percent_damp`` of the mean curvature is added to every feature's; ``double`` sweeps in float64."""
+
+    paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
+
+    percent_damp: float = Field(0.01, gt=0, le=1)
+    double: bool = False
+
+    def observer(self, linear: Linear) -> Any:
+        from tasks.calibrate.observe import Hessian
+
+        return Hessian(linear.shape[-1], "float64" if self.double else "float32")
+
+    def solve_linear(
+        self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid
+    ) -> Edit:
+        from tasks.calibrate.sweep import sweep
+
+        scale_OG, zero_OG = grid.fit(weight_OI)
+        factor = statistics.factor(self.percent_damp)
+
+        def project(column: int, ahead_OG: torch.Tensor) -> torch.Tensor:
+            group = grid.group(column)
+            rounded_O = grid.round(ahead_OG[:, 0], scale_OG[:, group], zero_OG[:, group])
+            return rounded_O if keep_OI is None else rounded_O.masked_fill(~keep_OI[:, column], 0)
+
+        settled_OI, errors_OI = sweep(weight_OI, factor.upper_II, project)
+        notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
+        return Edit(settled_OI.to(weight_OI.dtype), None, {"scale": scale_OG, "zero_point": zero_OG}, notes)

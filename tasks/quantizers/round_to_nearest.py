@@ -1,0 +1,27 @@
+"""Round to nearest: every weight goes to the closest value of its grid. Needs no data; the quantizers' baseline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from tasks.calibrate.method import Edit, Quantizer
+
+if TYPE_CHECKING:
+    from tasks.formats.grid import Grid
+
+
+class RoundToNearest(Quantizer):
+    """The grid is all there is to choose."""
+
+    paper: ClassVar[str] = "round to nearest"
+
+    def solve_linear(
+        self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid
+    ) -> Edit:
+        scale_OG, zero_OG = grid.fit(weight_OI)
+        rounded_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
+        if keep_OI is not None:
+            rounded_OI = rounded_OI.masked_fill(~keep_OI, 0)
+        return Edit(rounded_OI, None, {"scale": scale_OG, "zero_point": zero_OG})

@@ -1,0 +1,46 @@
+"""Recover: finetune a pruned model under its mask, by default distilling from the model that went into the pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tasks.methods import of
+from tasks.models.source import ModelSource
+from tasks.stage import Context, Kind
+from tasks.train.training import TrainStage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from tasks.formats.mask import Masks
+
+
+class Recover(TrainStage):
+    """``teacher`` is set by the recipe where the teacher is a user's checkpoint and not an earlier stage."""
+
+    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
+
+    model: ModelSource | None = None
+    teacher: ModelSource | None = None
+    method: of("regimes") = "masked"
+    learning_rate: float = 3e-4
+
+    def roles(self) -> dict[str, Kind]:
+        roles = dict(self.needs)
+        if not self.method.needs_teacher() or self.teacher:
+            del roles["teacher"]
+        return roles
+
+    def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
+        import torch
+
+        from tasks.formats.mask import load_masks
+        from tasks.models.checkpoint import load_model
+
+        directory = self.incoming(context)
+        return load_model(directory, dtype=torch.float32), load_masks(directory / "masks.safetensors")
+
+    def teacher_directory(self, context: Context) -> Path | None:
+        return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

@@ -1,0 +1,53 @@
+"""Gradual magnitude pruning during pretraining, its window laid in compute (The Journey Matters).
+
+Sparse pretraining at a fixed compute budget sees more tokens than its dense twin: what a pruned step saves pays for
+further steps. Density decays exponentially between ``start`` and ``end`` of the *compute*, weights ranked over all
+prunable matrices together. Embeddings and norms stay dense, and so does the LM head (the paper prunes it too; here later
+stages work on the decoder blocks only).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.train.regime import Regime, Setting
+
+if TYPE_CHECKING:
+    from tasks.train.hook import Hook
+    from tasks.train.schedule import ComputeWindow
+
+
+class Gradual(Regime):
+    paper: ClassVar[str] = "The Journey Matters (arXiv 2501.12486)"
+
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    start: float = Field(0.25, ge=0, le=1)
+    end: float = Field(0.75, ge=0, le=1)
+    interval: int = Field(100, gt=0)
+    scope: Literal["global", "layer", "row"] = "global"
+
+    @model_validator(mode="after")
+    def _window(self) -> Gradual:
+        if self.start >= self.end:
+            raise ValueError(f"start must come before end, got start {self.start:g} and end {self.end:g}")
+        return self
+
+    def _compute_window(self) -> ComputeWindow:
+        from tasks.train.schedule import ComputeWindow
+
+        return ComputeWindow(self.sparsity, self.start, self.end)
+
+    def total_steps(self, dense_steps: int) -> int:
+        return self._compute_window().steps(dense_steps, self.interval)[2]
+
+    def hooks(self, setting: Setting) -> list[Hook]:
+        from tasks.train.masking import GradualMagnitude, Masking
+        from tasks.train.schedule import ExponentialDensity
+
+        if self.sparsity == 0:
+            return [Masking(setting.linears, {})]
+        start, end, _ = self._compute_window().steps(setting.dense_steps, self.interval)
+        schedule = ExponentialDensity(self.sparsity, start, end, self.interval)
+        return [GradualMagnitude(setting.linears, schedule, self.scope)]

@@ -1,0 +1,135 @@
+"""What a stage is: fields that say what to compute, and one ``run`` that turns input directories into an output one.
+
+A stage knows nothing of Ray, Prefect, MLflow or storage. It reads the directories of its inputs, writes files into
+its output directory and returns scalars; ``tasks.job`` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.models.source import ModelSource
+
+STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
+Kind = Literal["tokens", "model", "metrics"]
+REPORT = "report"       # the folder of an artifact for what people read: curves, per-layer tables
+Event = dict[str, Any]
+
+
+class Stage(BaseModel):
+    """Root of every stage.
+
+    ``version`` is raised when the meaning of the parameters changes. ``needs`` maps a role ("data", "model",
+    "teacher") to the kind of artifact that fills it; ``yields`` is the kind this stage makes. A ``distributed`` stage
+    runs once per rank, and rank 0 publishes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: ClassVar[int] = 1
+    needs: ClassVar[dict[str, Kind]] = {}
+    yields: ClassVar[Kind] = "model"
+    distributed: ClassVar[bool] = False
+
+    @classmethod
+    def stage_name(cls) -> str:
+        return cls.__module__.rpartition(".")[2]
+
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The word in the artifact's address that says how: the method's name where there is one."""
+        method = getattr(self, "method", None)
+        return method.name if method else self.stage_name()
+
+    def roles(self) -> dict[str, Kind]:
+        """The roles this very stage needs filled; by default all of ``needs``."""
+        return dict(self.needs)
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Digests of outside content that the fields only point at; part of the key."""
+        return {}
+
+    def check(self, facts: Facts) -> None:
+        """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
+
+    def run(self, context: Context) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class ModelStage(Stage):
+    """A stage that takes a model: an earlier stage's, or, where none made one, the ``model`` the recipe starts from."""
+
+    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model"}
+
+    model: ModelSource | None = None
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether what was dead in the incoming model must be dead in the outgoing one."""
+        return True
+
+    def fingerprints(self) -> dict[str, Any]:
+        sources = {name: getattr(self, name, None) for name in ("model", "teacher")}
+        return {name: digest for name, source in sources.items() if source and (digest := source.fingerprint())}
+
+    def incoming(self, context: Context) -> Path:
+        """The directory of the model this stage starts from."""
+        return context.inputs["model"] if "model" in context.inputs else self.model.checkpoint.fetch(context.scratch)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before anything runs: the tokenizer's size, and the input widths of the model's matrices by name."""
+
+    vocabulary: int | None
+    widths: dict[str, int]
+
+
+@dataclass
+class Context:
+    """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results."""
+
+    inputs: dict[str, Path]
+    output: Path
+    scratch: Path
+    execution: Execution
+    report: Callable[[Event], None] = lambda event: None
+    make_engine: Callable[..., Any] | None = None
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
+        self.report({"event": "metrics", "step": step, "metrics": metrics})
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        self.report({"event": "progress", "done": done, "total": total, "unit": unit, "note": note})
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the machine at hand runs a stage: the part of a profile that reaches the tasks."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero: int = 0
+    threads: int | None = None
+    micro_batch: int | None = None
+    checkpoint_every_seconds: float = 60.0
+    attempt: int = 0
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The class of a stage: ``tasks/<name>.py`` holds ``<Name>``."""
+    if name not in STAGES:
+        raise ValueError(f"no stage {name!r}; choose one of {', '.join(STAGES)}")
+    return getattr(import_module(f"tasks.{name}"), name.capitalize())

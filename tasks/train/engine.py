@@ -1,0 +1,180 @@
+"""What the training loop asks of an engine, and the plain torch reference that every other engine must equal.
+
+A *shard* is a contiguous piece of a parameter that one rank answers for: the flat float32 master values, the optimizer
+moments and the low-precision copy the forward pass reads. Checkpoints are written and read in shards, so a run can go
+on under another engine or another number of ranks.
+
+Dead weights stay dead because they never receive a gradient: ``hold`` zeroes them once (values and moments), and every
+step multiplies the gradient by the mask *before* its norm is taken. Zero gradient, zero moments and a zero value make
+an AdamW update of exactly zero, so one product per step keeps the master, both moments and every copy masked, with no
+communication, and the clipping norm is that of the sparse model rather than of a dense one that does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Shard:
+    """Elements ``start ... start + numel`` of a flattened parameter. Tensors are flat views that may be written to."""
+
+    start: int
+    numel: int
+    master: torch.Tensor
+    moments: dict[str, torch.Tensor]
+    copies: tuple[torch.Tensor, ...] = ()
+
+
+class Engine(Protocol):
+    module: nn.Module
+    device: torch.device
+    rank: int
+    ranks: int
+
+    def forward(self, *args, **kwargs): ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of one micro-batch (loss already divided by their number)."""
+
+    def step(self, learning_rate: float) -> float:
+        """Mask the gradients, clip, update and drop them; gives their norm before clipping, inf and nan as they are.
+
+        When the norm is not finite nothing is updated: weights, moments and step count stay as they were.
+        """
+
+    def read(self, name: str) -> torch.Tensor:
+        """The full float32 weight, equal on every rank, in memory of its own. A collective."""
+
+    def grad(self, name: str) -> torch.Tensor:
+        """The full dense gradient, averaged over ranks; only between the last backward and step. A collective."""
+
+    def hold(self, name: str, keep: torch.Tensor) -> None:
+        """From now on weights whose ``keep`` (bool, in the parameter's shape) is False are dead, moments included."""
+
+    def release(self, name: str) -> None:
+        """Stop holding a mask: dead weights are zero, with zero moments, and may grow again."""
+
+    def restart(self, name: str, born: torch.Tensor) -> None:
+        """Weights where ``born`` is True start at zero with zero moments."""
+
+    def shards(self) -> Iterator[tuple[str, Shard]]:
+        """This rank's shards; those of all ranks together cover every trainable parameter exactly once."""
+
+    def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
+        """Set every trainable parameter from full flat tensors {name: {"master": ..., moment: ...}}, and the step.
+
+        A moment that is not given starts at zero. Masks are released: hooks carry theirs, and hold them on start.
+        """
+
+
+def adamw(
+    module: nn.Module, betas: tuple[float, float] = (0.9, 0.95), epsilon: float = 1e-8, weight_decay: float = 0.1
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, decaying matrices only; each step brings its own learning rate.
+
+    Fused: on CPU too it is about nine times faster than the default.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], 0.0, betas, epsilon, fused=True)
+
+
+class TorchEngine:
+    """One process, plain torch. Under ``bf16`` the weights stay float32 and the forward pass runs in autocast."""
+
+    rank, ranks = 0, 1
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.AdamW,
+        gradient_clipping: float = 0.0,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"no precision {precision!r}; choose fp32 or bf16")
+        self.device = torch.device(device)
+        self.module = module.to(self.device)
+        self._optimizer, self._clipping, self._precision = optimizer, gradient_clipping, precision
+        self._parameters = dict(module.named_parameters())
+        self._held: dict[str, torch.Tensor] = {}
+        for parameter in self._trainable().values():
+            zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=self.device), **zeros}
+
+    def forward(self, *args, **kwargs):
+        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
+        with bf16:
+            return self.module(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        for name, keep in self._held.items():
+            if (gradient := self._parameters[name].grad) is not None:
+                gradient.mul_(keep)
+        gradients = [parameter.grad for parameter in self._trainable().values() if parameter.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            if 0 < self._clipping < norm:
+                torch._foreach_mul_(gradients, self._clipping / (norm + 1e-6))
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._parameters[name].detach().to(torch.float32, copy=True)
+
+    def grad(self, name: str) -> torch.Tensor:
+        parameter = self._parameters[name]
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+
+    def hold(self, name: str, keep: torch.Tensor) -> None:
+        keep = keep.to(self.device, torch.bool)
+        self._held[name] = keep.to(torch.uint8)  # a byte per weight; its product is 3 times faster than bool's
+        self.restart(name, ~keep)
+
+    def release(self, name: str) -> None:
+        self._held.pop(name, None)
+
+    @torch.no_grad()
+    def restart(self, name: str, born: torch.Tensor) -> None:
+        parameter, born = self._parameters[name], born.to(self.device, torch.bool)
+        for values in (parameter, *(self._optimizer.state[parameter][moment] for moment in MOMENTS)):
+            values.masked_fill_(born, 0)
+
+    def shards(self) -> Iterator[tuple[str, Shard]]:
+        for name, parameter in self._trainable().items():
+            moments = {moment: self._optimizer.state[parameter][moment].view(-1) for moment in MOMENTS}
+            yield name, Shard(0, parameter.numel(), parameter.detach().view(-1), moments)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
+        for name, shard in self.shards():
+            full = values[name]
+            shard.master.copy_(full["master"])
+            for moment, tensor in shard.moments.items():
+                tensor.copy_(full[moment]) if moment in full else tensor.zero_()
+            self._optimizer.state[self._parameters[name]]["step"].fill_(step)
+        self._held.clear()
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}

@@ -1,0 +1,181 @@
+"""The one training loop. Methods take part through hooks and objectives; the engine knows how to update.
+
+Everything the loop does is a pure function of (seed, step): batches come from the sampler by step number, so a run
+resumed from a checkpoint continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.data.tokens import Sampler
+from tasks.train.engine import Engine
+from tasks.train.hook import Hook, Run
+from tasks.train.objective import Objective
+from tasks.train.schedule import LearningRate
+from tasks.train.snapshot import claim, latest, restore, save
+
+
+@dataclass
+class Telemetry:
+    """Where the loop's numbers go: ``log`` gets curves, ``progress`` gets (steps done, steps, note). Rank 0 only."""
+
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    every: int = 10
+
+
+@dataclass
+class Totals:
+    """What the accounting needs of a run: density summed over steps, and the last logged values."""
+
+    density_steps: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Checkpoints:
+    """When and where the loop saves itself: about every ``seconds``, turned into steps once the speed is known.
+
+    ``attempt`` grows with every start of the stage; an older attempt that lingers can no longer save.
+    """
+
+    directory: Path
+    seconds: float = 60.0
+    attempt: int = 0
+    probe: int = 4
+    _interval: int = 0
+    _started: tuple[int, float] = (0, 0.0)
+
+    def restore(self, engine: Engine) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]] | None:
+        """What the newest valid snapshot carried, loaded into the engine; None where there is none."""
+        if engine.rank == 0:
+            claim(self.directory, self.attempt)
+        found = latest(self.directory)
+        restored = restore(found, engine) if found else None
+        self._started = (restored[0] if restored else 0, time.monotonic())
+        return restored
+
+    def save_if_due(self, engine: Engine, step: int, state: Callable[[], tuple[dict, dict]]) -> None:
+        begun, since = self._started
+        if step - begun == self.probe:
+            seconds_per_step = (time.monotonic() - since) / self.probe
+            self._interval = self._agree(engine, max(1, round(self.seconds / max(seconds_per_step, 1e-6))))
+        if self._interval and (step - begun - self.probe) % self._interval == 0 and step - begun > self.probe:
+            save(engine, self.directory, step, *state(), self.attempt)
+
+    def _agree(self, engine: Engine, interval: int) -> int:
+        """Rank 0's clock counts."""
+        if engine.ranks == 1:
+            return interval
+        shared = torch.tensor([interval], device=engine.device)
+        torch.distributed.broadcast(shared, 0)
+        return int(shared.item())
+
+
+def fit(
+    engine: Engine,
+    sampler: Sampler,
+    objective: Objective,
+    hooks: Sequence[Hook],
+    steps: int,
+    learning_rate: LearningRate,
+    *,
+    micro_batch: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    telemetry: Telemetry | None = None,
+) -> Totals:
+    """Train to ``steps`` finished steps, from the newest checkpoint if there is one."""
+    telemetry, totals = telemetry or Telemetry(), Totals()
+    run = Run(engine, steps)
+    if checkpoints and (restored := checkpoints.restore(engine)):
+        run.step, state, tensors = restored
+        totals.density_steps = state["density_steps"]
+        for index, hook in enumerate(hooks):
+            hook.load_state_dict(state["hooks"][index], _of_hook(tensors, index))
+    for hook in hooks:
+        hook.on_start(run)
+    clock = _Clock(run.step)
+    while run.step < steps:
+        metrics = _accumulate(engine, sampler, objective, run.step, micro_batch)
+        for hook in hooks:
+            hook.after_backward(run)
+        gradient_norm = engine.step(learning_rate.at(run.step))
+        if not math.isfinite(gradient_norm):
+            raise FloatingPointError(f"the gradient norm is {gradient_norm} at step {run.step}; nothing was updated")
+        totals.density_steps += _density(hooks)
+        run.step += 1
+        for hook in hooks:
+            hook.after_step(run)
+        if run.step % telemetry.every == 0 or run.step == steps:
+            totals.last = _measure(engine, metrics, hooks, gradient_norm, learning_rate.at(run.step - 1))
+            tokens = run.step * sampler.batch * sampler.length
+            rate = clock.rate(run.step) * sampler.batch * sampler.length
+            telemetry.log({**totals.last, "tokens": tokens, "tokens_per_second": rate}, run.step)
+            telemetry.progress(run.step, steps, f"loss {totals.last['loss']:.3f}")
+        if checkpoints and run.step < steps:
+            checkpoints.save_if_due(engine, run.step, lambda: _state(hooks, totals))
+    return totals
+
+
+class _Clock:
+    """Steps per second since the last reading."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.time = step, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        now = time.monotonic()
+        rate = (step - self.step) / max(now - self.time, 1e-9)
+        self.step, self.time = step, now
+        return rate
+
+
+def _accumulate(engine: Engine, sampler: Sampler, objective: Objective, step: int, micro_batch: int | None) -> dict:
+    """Forward and backward of one global batch on this rank; mean metrics over its micro-batches."""
+    tokens = torch.from_numpy(sampler.at(step, engine.rank, engine.ranks)).to(engine.device)
+    pieces = tokens.split(micro_batch or len(tokens))
+    sums: dict[str, torch.Tensor] = {}
+    for piece in pieces:
+        loss, metrics = objective(engine, piece)
+        engine.backward(loss / len(pieces))
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0) + value / len(pieces)
+    return sums
+
+
+def _density(hooks: Sequence[Hook]) -> float:
+    decided = [density for hook in hooks if (density := hook.density()) is not None]
+    return decided[-1] if decided else 1.0
+
+
+def _measure(engine: Engine, metrics: dict, hooks: Sequence[Hook], norm: float, rate: float) -> dict[str, float]:
+    """Metrics averaged over ranks; a collective."""
+    values = torch.stack([value.float() for value in metrics.values()])
+    if engine.ranks > 1:
+        torch.distributed.all_reduce(values)
+        values /= engine.ranks
+    measured = dict(zip(metrics, values.tolist(), strict=True))
+    if not all(map(math.isfinite, measured.values())):
+        raise FloatingPointError(f"the loss is not finite: {measured}")
+    for hook in hooks:
+        measured |= hook.metrics()
+    return {**measured, "gradient_norm": norm, "learning_rate": rate}
+
+
+def _state(hooks: Sequence[Hook], totals: Totals) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    states = [hook.state_dict() for hook in hooks]
+    values = {"hooks": [values for values, _ in states], "density_steps": totals.density_steps}
+    return values, {f"{index}:{name}": tensor for index, (_, own) in enumerate(states) for name, tensor in own.items()}
+
+
+def _of_hook(tensors: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    prefix = f"{index}:"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,137 @@
+"""What the training stages share: optimizer fields, building an engine, running the loop, writing the model.
+
+Every rank runs this; rank 0 writes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from tasks.stage import Context, ModelStage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from tasks.formats.mask import Masks
+    from tasks.train.engine import Engine
+    from tasks.train.hook import Hook
+    from tasks.train.loop import Totals
+    from tasks.train.regime import Setting
+
+
+class TrainStage(ModelStage):
+    """Fields of a training run. ``batch`` is the global batch in sequences of ``length`` tokens, whatever the ranks."""
+
+    distributed: ClassVar[bool] = True
+
+    method: Any
+    tokens: int = Field(gt=0)
+    length: int = Field(256, ge=2)
+    batch: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.02, ge=0, lt=1)
+    final_learning_rate: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clipping: float = Field(1.0, gt=0)
+
+    @property
+    def dense_steps(self) -> int:
+        return max(1, self.tokens // (self.batch * self.length))
+
+    @property
+    def steps(self) -> int:
+        return self.method.total_steps(self.dense_steps)
+
+    @property
+    def keeps_masks(self) -> bool:
+        return self.method.keeps_masks
+
+    def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
+        """The model before training, in float32 on the CPU, and the masks it came with."""
+        raise NotImplementedError
+
+    def teacher_directory(self, context: Context) -> Path | None:
+        return None
+
+    def run(self, context: Context) -> dict[str, float]:
+        from tasks.models.accounting import shape_of
+        from tasks.models.linears import find_linears
+        from tasks.train.engine import adamw
+        from tasks.train.regime import Setting
+
+        execution = context.execution
+        if self.batch % execution.ranks:
+            raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
+        model, masks = self.initial(context)
+        shape = shape_of(model)
+        setting = Setting(
+            find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context)
+        )
+        hooks = self.method.hooks(setting)
+        engine = context.make_engine(
+            model, adamw(model, self.betas, weight_decay=self.weight_decay), self.gradient_clipping,
+            self.batch // execution.ranks // self._micro_batch(context),
+        )
+        totals = self._fit(context, engine, hooks, setting)
+        self._write(context, engine, hooks, model)
+        density = totals.density_steps / setting.steps
+        seen = setting.steps * self.batch * self.length
+        teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
+        return {
+            "training_tokens": seen,
+            "training_flops": shape.training_flops(seen, self.length, density) + teacher,
+            "average_parameters": shape.prunable * density,
+            "training_loss": totals.last["loss"],
+        }
+
+    def _micro_batch(self, context: Context) -> int:
+        """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's share of the batch."""
+        share = self.batch // context.execution.ranks
+        wanted = min(context.execution.micro_batch or share, share)
+        return next(size for size in range(wanted, 0, -1) if share % size == 0)
+
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+        from tasks.data.tokens import Sampler, Tokens
+        from tasks.train.loop import Checkpoints, Telemetry, fit
+        from tasks.train.schedule import LearningRate
+
+        sequence_tokens = self.batch * self.length
+        telemetry = Telemetry(
+            log=context.log,
+            progress=lambda done, total, note: context.progress(done * sequence_tokens, total * sequence_tokens, "tokens", note),
+            every=max(1, setting.steps // 200),
+        )
+        return fit(
+            engine,
+            Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed),
+            self.method.objective(setting),
+            hooks,
+            setting.steps,
+            LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
+            micro_batch=self._micro_batch(context),
+            checkpoints=Checkpoints(
+                context.scratch / "checkpoints", context.execution.checkpoint_every_seconds, context.execution.attempt
+            ),
+            telemetry=telemetry,
+        )
+
+    def _write(self, context: Context, engine: Engine, hooks: list[Hook], model: PreTrainedModel) -> None:
+        """Weights gathered tensor by tensor on rank 0, with masks, config and tokenizer beside them."""
+        from tasks.data.tokenizer import load_tokenizer
+        from tasks.models.checkpoint import save_model
+        from tasks.train.masking import Masking
+
+        masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
+        state = {}
+        for name in dict(model.named_parameters()):
+            weight = engine.read(name)
+            if engine.rank == 0:
+                state[name] = weight.to("cpu", model.config.dtype)
+        if engine.rank == 0:
+            tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
+            save_model(state, model.config, context.output, masks, tokenizer)

@@ -1,0 +1,112 @@
+"""Statistics are sums over exactly the inputs a matrix was multiplied with, shared where inputs are shared."""
+
+import pytest
+import torch
+
+from tasks.calibrate.observe import Hessian, InputNorms, Watch
+from tasks.models.blocks import ResidentBlocks
+from tests.tasks import models_zoo as zoo
+
+
+def watched(architecture, make, batches=None, prepare=lambda model: None):
+    """One pass through block 0: the watch, and by module name the inputs that plain hooks saw."""
+    model = zoo.model(architecture)
+    prepare(model)
+    if "experts" in str(model):
+        model.set_experts_implementation("eager")
+    resident = ResidentBlocks(model)
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    seen = {}
+    for name, module in resident.blocks[0].named_modules():
+        if hasattr(module, "weight") and module.weight.ndim == 2:
+            module.register_forward_hook(
+                lambda _, args, __, name=name: seen.setdefault(name, []).append(args[0].flatten(0, -2))
+            )
+    with torch.no_grad():
+        flow = resident.capture(batches or zoo.batches())
+        parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+        watch = Watch(resident.linears_of(0), parameters, make)
+        with watch:
+            for _ in flow.run(resident.blocks[0], 0):
+                watch.next_batch()
+    return watch, seen
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma3"])
+def test_sums_equal_those_over_the_hooked_inputs(architecture):
+    norms, seen = watched(architecture, lambda linear: InputNorms(linear.shape[-1]))
+    curvature, _ = watched(architecture, lambda linear: Hessian(linear.shape[-1], "float64"))
+    assert norms.unseen() == []
+    for name, inputs in seen.items():
+        matrix = next(key for key in norms.statistics if key.endswith(f".0.{name}.weight"))
+        input_TI = torch.cat(inputs).double()
+        assert norms.statistics[matrix].count == len(input_TI)
+        torch.testing.assert_close(norms.statistics[matrix].squares_I, input_TI.square().sum(0), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(curvature.statistics[matrix].sum_II, input_TI.T @ input_TI, rtol=1e-6, atol=1e-9)
+
+
+def test_linears_that_share_an_input_share_one_statistic():
+    watch, _ = watched("llama", lambda linear: InputNorms(linear.shape[-1]))
+    by_name = {name.split(".")[-2]: id(statistic) for name, statistic in watch.statistics.items()}
+    assert by_name["q_proj"] == by_name["k_proj"] == by_name["v_proj"] and by_name["gate_proj"] == by_name["up_proj"]
+    assert len(set(by_name.values())) == 4
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_each_expert_has_statistics_of_its_own_tokens(architecture):
+    watch, _ = watched(architecture, lambda linear: InputNorms(linear.shape[-1]))
+    prefix = "model.layers.0.mlp.experts"
+    counts = {name: statistic.count for name, statistic in watch.statistics.items() if name.startswith(prefix)}
+    ups = [counts[f"{prefix}.gate_up_proj[{expert}]"] for expert in range(4)]
+    downs = [counts[f"{prefix}.down_proj[{expert}]"] for expert in range(4)]
+    tokens = sum(batch.numel() for batch in zoo.batches())
+    assert ups == downs and sum(ups) == 2 * tokens, "each token goes to two experts"
+
+
+def test_an_expert_no_token_reaches_is_told_and_assumes_nothing():
+    def starve(model):
+        with torch.no_grad():  # the router's score of expert 2 can never be among the two highest
+            model.model.layers[0].mlp.gate.weight.zero_()
+            model.model.layers[0].post_attention_layernorm.weight.fill_(1.0)
+            model.model.layers[0].mlp.gate.weight[3, 0] = 1e-6
+            model.model.layers[0].mlp.gate.weight[0, 0] = -1e-6
+            model.model.layers[0].mlp.gate.weight[1, 0] = -2e-6
+
+    batches = [torch.full((1, 1), 5)]
+    watch, _ = watched("mixtral", lambda linear: InputNorms(linear.shape[-1]), batches, starve)
+    unseen = watch.unseen()
+    assert len(unseen) == 4 and all("experts" in name for name in unseen)
+    assert (watch.statistics[unseen[0]].norm_I == 1).all() and watch.statistics[unseen[0]].count == 0
+
+
+def test_inputs_that_are_not_finite_are_an_error_naming_the_linear():
+    def poison(model):
+        model.model.layers[0].input_layernorm.weight.data[3] = torch.nan
+
+    watch, _ = watched("llama", lambda linear: InputNorms(linear.shape[-1]), prepare=poison)
+    with pytest.raises(ValueError, match=r"inputs of model\.layers\.0\.self_attn\.\w+_proj\.weight are not finite"):
+        watch.unseen()
+
+
+def test_a_product_that_cannot_be_seen_is_an_error():
+    model = zoo.model("mixtral")
+    model.set_experts_implementation("batched_mm")
+    resident = ResidentBlocks(model)
+    with torch.no_grad():
+        flow = resident.capture(zoo.batches())
+        parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+        watch = Watch(resident.linears_of(0), parameters, lambda linear: InputNorms(linear.shape[-1]))
+        with watch:
+            list(flow.run(resident.blocks[0], 0))
+    with pytest.raises(ValueError, match="no input of .*experts.gate_up_proj was seen"):
+        watch.unseen()
+
+
+@pytest.mark.parametrize("kind", [InputNorms, lambda width: Hessian(width, "float64")])
+def test_statistics_of_ranks_merge_by_adding(kind):
+    input_TI = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    whole, left, right = kind(6), kind(6), kind(6)
+    whole.add(input_TI), left.add(input_TI[:7]), right.add(input_TI[7:])
+    left.merge(right)
+    assert left.count == whole.count
+    torch.testing.assert_close(left.norm_I, whole.norm_I)

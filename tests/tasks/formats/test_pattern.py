@@ -1,0 +1,86 @@
+"""Patterns keep exactly what they promise: quotas to the last weight, at any width, in any column groups."""
+
+import pytest
+import torch
+
+from tasks.formats.pattern import Block, Channel, Unstructured, keep_global, keep_highest, parse_pattern, quota
+
+SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
+
+
+def by_sorting(score, pruned):
+    keep = torch.ones_like(score, dtype=torch.bool)
+    return keep.scatter_(-1, score.argsort(dim=-1, stable=True)[..., :pruned], False) if pruned else keep
+
+
+@pytest.mark.parametrize("values", ["distinct", "tied", "constant", "with_minus_infinity"])
+@pytest.mark.parametrize("shape", [(3, 7), (5, 33), (4, 100), (1, 301)])
+def test_keep_highest_equals_a_stable_sort(values, shape):
+    torch.manual_seed(0)
+    score = torch.rand(shape)
+    if values == "tied":
+        score = torch.randint(0, 3, shape).float()
+    if values == "constant":
+        score = torch.zeros(shape)
+    if values == "with_minus_infinity":
+        score[:, ::3] = -torch.inf
+    for pruned in range(shape[1]):
+        assert torch.equal(keep_highest(score, pruned), by_sorting(score, pruned))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("scope", ["row", "layer"])
+@pytest.mark.parametrize("shape", [(7, 13), (5, 37)])
+def test_unstructured_prunes_exactly_the_floor_of_each_group(sparsity, scope, shape):
+    keep = Unstructured(scope).keep(torch.rand(shape), sparsity)
+    assert Unstructured(scope).holds(keep, sparsity)
+    if scope == "row":
+        assert ((~keep).sum(1) == quota(shape[1], sparsity)).all()
+    else:
+        assert int((~keep).sum()) == quota(shape[0] * shape[1], sparsity)
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("scope", ["row", "layer"])
+@pytest.mark.parametrize("group", [1, 3, 8, 128])
+def test_the_quota_is_exact_across_column_groups(sparsity, scope, group):
+    rows, width = 7, 37
+    score = torch.rand(rows, width)
+    pieces = [Unstructured(scope).keep(piece, sparsity, i * group) for i, piece in enumerate(score.split(group, 1))]
+    dead = ~torch.cat(pieces, 1)
+    assert int(dead.sum()) == (rows * quota(width, sparsity) if scope == "row" else quota(rows * width, sparsity))
+
+
+def test_two_of_four_worked_by_hand():
+    score = torch.tensor([[1.0, 4.0, 2.0, 3.0, 9.0, 9.0, 9.0, 1.0]])
+    keep = parse_pattern("2:4").keep(score, 0.5)
+    # In the second group three scores tie: the lower index falls first.
+    assert keep.tolist() == [[False, True, False, True, False, True, True, False]]
+
+
+def test_n_of_m_refuses_a_sparsity_it_contradicts():
+    with pytest.raises(ValueError, match="contradicts"):
+        parse_pattern("2:4").check(0.6, 8)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        parse_pattern("2:4").check(0.5, 6)
+
+
+def test_blocks_and_channels_fall_whole():
+    score = torch.rand(8, 12)
+    assert Block(4).holds(Block(4).keep(score, 0.5), 0.5)
+    channel = Channel().keep(score, 0.5)
+    assert Channel().holds(channel, 0.5) and int((~channel[0]).sum()) == 6
+    with pytest.raises(ValueError, match="output width"):
+        Block(4).check(0.5, 12, rows=7)
+
+
+def test_a_row_wise_promise_survives_its_text():
+    keep = Unstructured("row").keep(torch.rand(10, 13), 0.5)
+    assert parse_pattern(str(Unstructured("row"))) == Unstructured("row")
+    assert parse_pattern("unstructured:row").holds(keep, 0.5)
+    assert not parse_pattern("unstructured").holds(keep, 0.5), "60 of 130 dead is 50 % of each row, not of the layer"
+
+
+def test_global_ranking_counts_over_the_union():
+    kept = keep_global({"a": torch.rand(3, 5), "b": torch.rand(7)}, 0.5)
+    assert sum(int((~mask).sum()) for mask in kept.values()) == 11
