@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,16 +79,34 @@ def run(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonO
 
     where = load_profile(profile)
     plan, _ = prepare(recipe, where)
-    from cluster.services import embedded
-
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    with embedded(where, needed=bool(plan.due)) as environment:
-        os.environ.update(environment)
+    with _servers(where, needed=bool(plan.due)):
         summary = _run_pipeline(recipe, profile, quiet=as_json, as_flow=bool(plan.due))
     if as_json:
         print(json.dumps(summary))
     else:
         _show(summary, plan)
+
+
+@contextmanager
+def _servers(profile: Any, needed: bool) -> Iterator[None]:
+    """The servers a run needs: the profile's own, those of ``winnow up``, or embedded ones for as long as the run lasts."""
+    from cluster.services import Services
+
+    kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
+    services = Services()
+    if needed and kinds:
+        with errors.status("starting " + " and ".join(kinds)):
+            services.start(kinds)
+    try:
+        os.environ.update(services.environment())
+        if profile.prefect.api_url:
+            os.environ["PREFECT_API_URL"] = profile.prefect.api_url
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+        yield
+    finally:
+        if needed and kinds:
+            services.release()
 
 
 def _run_pipeline(recipe: str, profile: str, quiet: bool, as_flow: bool) -> dict[str, Any]:
@@ -163,3 +183,106 @@ def methods(as_json: JsonOption = False) -> None:
     for row in found:
         table.add_row(row["shelf"], row["method"], row["paper"], ", ".join(row["fields"]))
     console.print(table)
+
+
+@app.command()
+def up() -> None:
+    """Start Ray, Prefect and MLflow on loopback, and serve the pipeline: runs can be triggered from the Prefect UI."""
+    from cluster.services import Services
+
+    with errors.status("starting servers"):
+        services = Services().start(mode="up")
+    _show_status(services)
+
+
+@app.command()
+def down() -> None:
+    """Stop the servers of this home."""
+    from cluster.services import Services
+
+    Services().stop()
+    console.print("stopped")
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Say which servers run, and where."""
+    from cluster.services import Services
+
+    services = Services()
+    if as_json:
+        print(json.dumps({kind: health.model_dump() for kind, health in services.status().items()}))
+    else:
+        _show_status(services)
+
+
+def _show_status(services: Any) -> None:
+    table = Table()
+    for title in ("server", "url", "pid", "state"):
+        table.add_column(title)
+    found = services.status()
+    for kind, health in found.items():
+        state = "healthy" if health.healthy else "alive, does not answer" if health.alive else "dead"
+        table.add_row(kind, health.url, str(health.pid), state)
+    console.print(table if found else "no servers run; start them with winnow up")
+
+
+@app.command()
+def verify(artifact: Annotated[str, typer.Argument(help="address or key, or a unique prefix")], profile: ProfileOption = "local") -> None:
+    """Reread an artifact: hashes of every file, promises of the masks, and that a model loads."""
+    record, store = _find(artifact, profile)
+    problems = store.verify(record)
+    if not problems and "config.json" in record.files:
+        from tasks.models.checkpoint import check_masks, load_model
+
+        directory = store.fetch(record)
+        masks = check_masks(directory)
+        load_model(directory)
+        console.print(f"{len(masks)} masks keep their promises; the model loads", highlight=False)
+    for problem in problems:
+        errors.print(f"{record.address}: {problem}", style="red", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{record.address}: {len(record.files)} files as recorded", highlight=False)
+
+
+@app.command()
+def export(
+    artifact: Annotated[str, typer.Argument(help="address or key, or a unique prefix")],
+    directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
+    profile: ProfileOption = "local",
+) -> None:
+    """Write a model as a plain Hugging Face directory with a model card."""
+    from flows.export import export_model
+
+    record, store = _find(artifact, profile)
+    export_model(store, record, directory)
+    console.print(f"{record.address} -> {directory}", highlight=False)
+
+
+def _find(artifact: str, profile: str) -> tuple[Any, Any]:
+    from cluster.profile import load_profile
+    from cluster.store import open_store
+
+    where = load_profile(profile)
+    store = open_store(where.store, Path(where.scratch) / "cache")
+    return store.find(artifact), store
+
+
+@app.command()
+def doctor(profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
+    """Check versions, servers, accelerators and known bad pairs of versions; exit code 1 if something is wrong."""
+    from flows.doctor import examine
+
+    findings = examine(profile)
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        table = Table()
+        for title in ("check", "state", "finding"):
+            table.add_column(title, overflow="fold")
+        for finding in findings:
+            table.add_row(finding.check, "ok" if finding.ok else "[red]wrong[/red]", finding.text)
+        console.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

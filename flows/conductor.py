@@ -104,7 +104,8 @@ class Conductor:
         if (event := parse_event(line)) is None:
             return
         if event["event"] == "failed":
-            group.message, group.final = event["message"], event["final"]
+            if not group.final:     # the stage's own words count more than what its job says of them
+                group.message, group.final = event["message"].splitlines()[0], event["final"]
         elif step := self.by_address.get(event["address"]):
             self.watcher.event(step, event)
             if event["event"] == "published":

@@ -8,13 +8,14 @@ import sys
 from functools import cached_property
 from typing import Any
 
-from cluster.jobs import Jobs
+from cluster.jobs import NOT_SECRET, SECRET, Jobs
 from cluster.profile import Profile, home
+from cluster.services import Services
 from flows.chronicle import git_commit
 from flows.plan import Step
 from tasks.job import JOB_VARIABLE, payload
 
-PASSED_ON = ("AWS_", "HF_", "RAY_AUTH_", "WINNOW_", "TORCH_EXTENSIONS_DIR", "MALLOC_")
+PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")      # secrets reach a job through its cluster
 
 
 class Submitter:
@@ -28,18 +29,24 @@ class Submitter:
 
     @cached_property
     def jobs(self) -> Jobs:
-        return Jobs(self.profile.ray.address or os.environ["RAY_DASHBOARD_URL"])
+        if self.profile.ray.address:
+            return Jobs(self.profile.ray.address, os.environ.get("RAY_AUTH_TOKEN", ""))
+        return Jobs.of(Services())
 
     def submit(self, steps: list[Step]) -> str:
         """Start the job that makes these steps, or join it where it already runs; its id."""
         work = [self.payload(step) for step in steps]
-        environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(PASSED_ON) and (name in NOT_SECRET or not SECRET.search(name))
+        }
         environment |= {JOB_VARIABLE: json.dumps(work), "PYTHONUNBUFFERED": "1"}
         return self.jobs.submit(steps[0].artifact.key, [sys.executable, "-m", "tasks.job"], environment)
 
     def payload(self, step: Step) -> dict[str, Any]:
-        exclusive = step.id.endswith(".speed")
-        resources = self.profile.resources(step.id.rpartition(".")[2] if step.node.measures else step.node.name)
+        kind = step.id.rpartition(".")[2] if step.node.measures else step.node.name     # evaluate and speed differ
+        resources = self.profile.resources(kind)
         execution = {
             "device": self.profile.device,
             "precision": self.profile.precision,
@@ -54,7 +61,7 @@ class Submitter:
         )
         return {
             **work,
-            "resources": {**resources.model_dump(exclude={"threads"}), "exclusive": exclusive},
+            "resources": resources.model_dump(exclude={"threads"}),
             "max_failures": self.profile.max_failures,
             "provenance": {"git_commit": git_commit(), "profile": self.profile.name},
         }

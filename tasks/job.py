@@ -23,7 +23,6 @@ from cluster.store import open_store
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
-FINAL = ("ValueError", "FloatingPointError", "BrokenMask", "CorruptArtifact")     # trying again cannot help
 HISTORY = "history.jsonl"
 Payload = dict[str, Any]
 
@@ -40,6 +39,14 @@ def payload(stage: Stage, artifact: Artifact, parents: dict[str, str], execution
 
 def produce(work: Payload) -> None:
     """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
+    try:
+        _produce(work)
+    except (ValueError, FloatingPointError) as error:      # the input is at fault: trying again cannot help
+        _say_failed(f"{type(error).__name__}: {error}", final=True)
+        raise
+
+
+def _produce(work: Payload) -> None:
     artifact = Artifact(**work["artifact"])
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
     if store.record(artifact):
@@ -168,10 +175,13 @@ def main() -> int:
         first()
         _side_by_side(others)
     except Exception as error:
-        final = str(error).partition(": ")[0] in FINAL
-        print(format_event({"event": "failed", "message": str(error), "final": final, "address": ""}), flush=True)
+        _say_failed(str(error), final=False)
         return 1
     return 0
+
+
+def _say_failed(message: str, final: bool) -> None:
+    print(format_event({"event": "failed", "message": message, "final": final, "address": ""}), flush=True)
 
 
 def _side_by_side(launches: list[Callable[[], None]]) -> None:
@@ -186,12 +196,17 @@ def _launch(work: Payload) -> None:
     """Run one payload on the cluster: as a Ray task, or as a Ray Train group where the stage wants ranks."""
     from cluster.workers import run_group, run_task
 
-    resources = work["resources"]
-    if stage_class(work["artifact"]["stage"]).distributed:
-        work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
-        run_group("tasks.job:produce", work, resources, work["max_failures"])
-    else:
-        run_task("tasks.job:produce", work, resources).result()
+    resources, variables = work["resources"], {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    if not stage_class(work["artifact"]["stage"]).distributed:
+        run_task(
+            "tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=variables
+        )
+        return
+    work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
+    run_group(
+        "tasks.job:produce", work, resources["ranks"], resources["cpus"], resources["gpus"], work["max_failures"],
+        storage=Path(work["scratch"]) / "ray-train", env=variables,
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def check_stage(stage: int, directory: Path) -> None:
     torch.testing.assert_close(train(engine, range(CHANGE, STEPS)), curve[CHANGE:], rtol=3e-6, atol=0)
     for name in dict(reference.module.named_parameters()):
         # by norm: Adam turns the rounding of a gradient that is nearly zero into a step of ordinary size
-        assert (engine.read(name) - reference.read(name)).norm() < 1e-5 * reference.read(name).norm()
+        assert (engine.read(name) - reference.read(name)).norm() < 1e-4 * reference.read(name).norm()
 
     resumed = sharded(stage)
     step, values, tensors = restore(latest(directory / "own"), resumed)

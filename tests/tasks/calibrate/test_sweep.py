@@ -74,10 +74,10 @@ def test_the_factor_is_the_inverse_hessians():
 
 
 def test_damping_climbs_a_ladder_and_says_so():
-    _, hessian_II = problem()
+    _, hessian_II = problem(tokens=10)
     assert factor(hessian_II).damping == 0.01
-    hessian_II -= 0.05 * hessian_II.diagonal().mean() * torch.eye(40) + hessian_II.clone() * 0.999
-    assert factor(hessian_II).damping > 0.01
+    hessian_II -= 0.05 * hessian_II.diagonal().mean() * torch.eye(40)  # what rounding errors do, only larger
+    assert factor(hessian_II).damping == 0.1
     with pytest.raises(ValueError, match="use more calibration data"):
         factor(-torch.eye(4))
 

@@ -1,0 +1,70 @@
+"""A model artifact as a plain Hugging Face directory: what a user hands on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from cluster.artifacts import Record
+from cluster.store import Store
+
+
+
+def export_model(store: Store, record: Record, directory: Path) -> None:
+    """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made."""
+    if "config.json" not in record.files:
+        raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty; choose a new directory")
+    source = store.fetch(record)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in record.files:
+        if not name.startswith("report/"):
+            shutil.copyfile(source / name, directory / name)
+    (directory / "README.md").write_text(model_card(store, record))
+
+
+def model_card(store: Store, record: Record) -> str:
+    """Front matter, lineage from this model back to the data, and everything measured of it."""
+    measured = dict(record.metrics)
+    for other in store.records("evaluate"):
+        if other.parents.get("model") == record.key:
+            measured |= other.metrics
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
+    lineage = "\n".join(f"{number}. `{step.address}`" for number, step in enumerate(_lineage(store, record), 1))
+    params = json.dumps(record.params, indent=2)
+    return f"""---
+library_name: transformers
+tags: [winnow, sparse]
+---
+# {record.address}
+
+A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`.
+`masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.
+
+## Measured
+
+| metric | value |
+|---|---|
+{rows}
+
+## Lineage
+
+{lineage}
+
+## Parameters of the last stage
+
+```json
+{params}
+```
+"""
+
+
+def _lineage(store: Store, record: Record) -> list[Record]:
+    """The chain of artifacts from the data to this model, each once."""
+    chain: dict[str, Record] = {}
+    for address in record.parent_addresses.values():
+        for step in _lineage(store, store.require(address)):
+            chain[step.address] = step
+    return [*chain.values(), record]

@@ -1,0 +1,96 @@
+"""What every pruner on the shelf promises, whatever its depth: run through the walker, as recipes run it."""
+
+import pytest
+import torch
+
+from tasks.calibrate.walk import walk
+from tasks.formats.mask import load_masks
+from tasks.formats.pattern import parse_pattern
+from tasks.methods import build, dump, names
+from tasks.models.blocks import BlockStream, ResidentBlocks
+from tests.tasks import models_zoo as zoo
+
+SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
+pruners = pytest.mark.parametrize("name", names("pruners"))
+
+
+def prune(model, name, sparsity=0.5, pattern="unstructured", masks=None):
+    resident = ResidentBlocks(model, masks)
+    report = walk(resident, zoo.batches(), build("pruners", name), sparsity=sparsity, pattern=pattern)
+    return resident, report
+
+
+@pruners
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_the_pattern_holds_at_odd_widths(name, sparsity, tiny):
+    resident, _ = prune(tiny(odd=True), name, sparsity)
+    pattern = parse_pattern("unstructured", build("pruners", name).scope)
+    for linear, mask in resident.masks.items():
+        assert pattern.holds(mask.keep, sparsity) and mask.broken() is None
+        stored = resident.linears[linear].matrix(resident.model.get_parameter(linear))
+        assert (stored[~mask.keep] == 0).all() and stored.isfinite().all()
+        if sparsity == 0:
+            assert mask.keep.all()
+
+
+@pruners
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_n_of_m_holds_and_a_contradicting_sparsity_is_refused(name, pattern, tiny):
+    resident, _ = prune(tiny(), name, 0.5, pattern)
+    assert all(mask.broken() is None and mask.live == mask.numel // 2 for mask in resident.masks.values())
+    with pytest.raises(ValueError, match="contradicts"):
+        prune(tiny(), name, 0.6, pattern)
+
+
+@pruners
+def test_the_same_seed_gives_the_same_bits(name, tiny):
+    first, _ = prune(tiny(), name)
+    again, _ = prune(tiny(), name)
+    assert all(torch.equal(first.masks[linear].packed, mask.packed) for linear, mask in again.masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
+@pruners
+def test_a_dead_input_feature_yields_no_nan(name, tiny):
+    resident, report = prune(tiny(dead_feature=True), name)
+    assert all(parameter.isfinite().all() for parameter in resident.model.parameters())
+    assert report.blocks[0].error == report.blocks[0].error
+
+
+@pruners
+def test_what_is_dead_stays_dead(name, tiny):
+    first, _ = prune(tiny(), "random", 0.3)
+    parents = {linear: mask.keep for linear, mask in first.masks.items()}
+    second, _ = prune(first.model, name, 0.5, masks=first.masks)
+    assert not any((mask.keep & ~parents[linear]).any() for linear, mask in second.masks.items())
+    assert all(abs(mask.live / mask.numel - 0.5) < 0.02 for mask in second.masks.values())
+
+
+@pytest.mark.parametrize("name", [name for name in names("pruners") if name != "random"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_it_beats_chance_on_anisotropic_inputs(name, pattern, tiny):
+    _, ours = prune(tiny(), name, 0.5, pattern)
+    _, chance = prune(tiny(), "random", 0.5, pattern)
+    assert ours.metrics["walk/mean_error"] < chance.metrics["walk/mean_error"]
+
+
+def test_wanda_beats_magnitude_on_anisotropic_inputs(tiny):
+    _, wanda = prune(tiny(), "wanda")
+    _, magnitude = prune(tiny(), "magnitude")
+    assert wanda.metrics["walk/mean_error"] < magnitude.metrics["walk/mean_error"]
+
+
+@pruners
+def test_streamed_equals_resident(name, tmp_path):
+    source, output = zoo.save("llama", tmp_path / "in"), tmp_path / "out"
+    resident, _ = prune(zoo.model("llama"), name)
+    walk(BlockStream(source, output), zoo.batches(), build("pruners", name), sparsity=0.5)
+    masks = load_masks(output / "masks.safetensors")
+    assert masks.keys() == resident.masks.keys()
+    assert all(torch.equal(mask.packed, resident.masks[linear].packed) for linear, mask in masks.items())
+
+
+@pruners
+def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
+    method = build("pruners", name)
+    assert dump(method).keys() == {name} and build("pruners", dump(method)) == method and method.paper
