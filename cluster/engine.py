@@ -53,7 +53,8 @@ class DeepSpeedEngine:
         self._accumulation, self._micro_batches = accumulation, 0
         self._parameters = dict(module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
-        originals = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        # DeepSpeed would round the weights to bfloat16 and make the float32 masters from that
+        originals = {name: p.detach() for name, p in self._parameters.items()} if precision == "bf16" else {}
         self._engine = initialize(module, optimizer, configuration(zero_stage, precision, accumulation, device))
         self.device = torch.device(self._engine.device)
         self._layout = LAYOUTS[zero_stage](self._engine.optimizer, optimizer, self.rank)
@@ -63,7 +64,7 @@ class DeepSpeedEngine:
         trainable = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._shards: dict[str, Shard] = {name: self._layout.shard(value) for name, value in trainable.items()}
         self._held: dict[str, torch.Tensor] = {}
-        if precision == "bf16":  # DeepSpeed rounds the weights to bfloat16 and makes the master from that
+        if originals:
             for name in trainable:
                 dist.broadcast(values := originals[name].to(self.device), 0)
                 originals[name] = values.flatten()
@@ -198,6 +199,8 @@ def join(device: str | torch.device) -> None:
 def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
     bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
     zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
+        zero["compute_grad_norm"] = False  # ours is over the masked gradient
     if zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
     settings = {
@@ -205,6 +208,7 @@ def configuration(zero_stage: int, precision: str, accumulation: int, device: st
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # its default is 1
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
     }

@@ -24,6 +24,7 @@ from typing import Any
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 LOG_INTERVAL = 0.1  # seconds between looks at the log file
 POLL = 0.3  # seconds between looks at the job's status
+STREAM = 240.0  # seconds one connection is kept: less than the proxy allows, and a half-dead one is noticed
 PATIENCE = 60.0  # seconds the dashboard may be away before the job counts as lost
 KEPT = 20_000  # lines a late listener still gets
 LAST = 30
@@ -150,13 +151,14 @@ class Follower:
         """Stream the log for ever, connecting again from the byte where the last connection ended."""
         import aiohttp
 
-        query = {"node_id": node, "filename": f"job-driver-{self.job}.log", "lines": "-1", "interval": str(LOG_INTERVAL)}
+        query = {**self._file(node), "interval": str(LOG_INTERVAL)}
         while True:
             with suppress(OSError, TimeoutError, aiohttp.ClientError):
-                async with session.get(f"{self.address}/api/v0/logs/stream", params=query) as answer:
+                url = f"{self.address}/api/v0/logs/stream"
+                async with session.get(url, params=query, timeout=_seconds(STREAM)) as answer:
                     if answer.status == 200:
                         await self._deliver(answer)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOG_INTERVAL)
 
     async def _finish(self, session, reader: asyncio.Task | None, info: dict) -> JobResult:
         """The rest of the log, which is complete now, and the verdict."""
@@ -168,14 +170,17 @@ class Follower:
                 await reader
         with suppress(OSError, TimeoutError, aiohttp.ClientError):
             if node := info.get("driver_node_id"):
-                query = {"node_id": node, "filename": f"job-driver-{self.job}.log", "lines": "-1"}
                 url = f"{self.address}/api/v0/logs/file"
-                async with session.get(url, params=query, timeout=_seconds(60)) as answer:
+                async with session.get(url, params=self._file(node), timeout=_seconds(60)) as answer:
                     if answer.status == 200:
                         await self._deliver(answer)
         self._feed(b"", final=True)
-        message = info.get("message") or ""
-        return JobResult(self.job, info["status"], info.get("driver_exit_code"), message, self._last())
+        code = info.get("driver_exit_code")
+        code = 128 - code if code is not None and code < 0 else code  # a signal, as a shell would say it
+        return JobResult(self.job, info["status"], code, info.get("message") or "", self._last())
+
+    def _file(self, node: str) -> dict[str, str]:
+        return {"node_id": node, "filename": f"job-driver-{self.job}.log", "lines": "-1"}
 
     async def _deliver(self, answer) -> None:
         """Feed what is new in an answer that starts at the first byte of the log."""

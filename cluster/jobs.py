@@ -6,16 +6,18 @@ whoever asks again is attached to the one that runs: a flow that was killed and 
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.events import parse_event as parse_event
 from cluster.follower import Follower, JobResult, get_json
 from cluster.profile import CHECKOUT
 
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 
     from cluster.services import Services
 
-EVENT = "@winnow "
 ACTIVE = ("PENDING", "RUNNING")
 EXCLUDES = [".git/**", ".venv/**", ".winnow/**", "build/**", "**/__pycache__/**", "*.egg-info/**", "tests/**"]
 SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
+_LONE = threading.Lock()
 NOT_SECRET = frozenset({"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "TOKENIZERS_PARALLELISM"})
 
 
@@ -47,6 +49,14 @@ class Jobs:
         """The embedded head, or the one of `winnow up`."""
         server = services.server("ray")
         return cls(server.url, server.token, local=True)
+
+    @classmethod
+    def at(cls, address: str) -> Jobs:
+        """A cluster of somebody else's; its token in RAY_AUTH_TOKEN, or in the file RAY_AUTH_TOKEN_PATH names."""
+        token = os.environ.get("RAY_AUTH_TOKEN") or ""
+        if not token and (file := os.environ.get("RAY_AUTH_TOKEN_PATH")):
+            token = Path(file).read_text().strip()
+        return cls(address, token)
 
     def submit(
         self,
@@ -114,7 +124,8 @@ class Jobs:
     def _client(self) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient  # 0.7 s, wanted only by who submits
 
-        return JobSubmissionClient(self.address, headers=self.headers)
+        with _LONE, without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would overrule the address given here
+            return JobSubmissionClient(self.address, headers=self.headers)
 
     def _command(self, entrypoint: str | Sequence[str]) -> str:
         if isinstance(entrypoint, str):
@@ -136,16 +147,14 @@ class Jobs:
         return {"env_vars": environment, "working_dir": str(self.checkout), "excludes": EXCLUDES}
 
 
-def parse_event(line: str) -> dict[str, Any] | None:
-    """The event in a line `@winnow {json}`, whatever Ray wrote before it; None for every other line."""
-    _, found, text = line.partition(EVENT)
-    if not found:
-        return None
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """This process's environment less these variables, for a moment."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
-        event, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _driver_resources(resources: Mapping[str, float]) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Process(BaseModel):
 
 
 def spawn(command: list[str], environment: dict[str, str], mark: str, log: Path, cwd: Path) -> subprocess.Popen:
-    """Start `command` in a session of its own, so that it outlives a killed owner; the log of the last start is kept."""
+    """Start `command` in a session of its own, so that it outlives a killed owner; the last start's log is kept."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))
@@ -93,7 +93,7 @@ def family(roots: Iterable[Process], marks: Collection[str]) -> list[psutil.Proc
     return [process for process in found.values() if _running(process)]
 
 
-def end(roots: Sequence[Process], marks: Collection[str], grace: float = 5.0) -> None:
+def end(roots: Sequence[Process], marks: Collection[str], grace: float = 3.0) -> None:
     """Terminate the roots, give the family `grace` seconds, kill the rest, and look again for late births."""
     members = family(roots, marks)
     for root in roots:

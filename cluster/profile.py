@@ -21,7 +21,7 @@ Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")]  # no userinf
 
 
 def home() -> Path:
-    """Where services, logs, the default store and the default scratch live: $WINNOW_HOME, or the checkout's `.winnow`."""
+    """Where services, logs, and by default store and scratch live: $WINNOW_HOME, or the checkout's `.winnow`."""
     return Path(os.environ.get("WINNOW_HOME") or CHECKOUT / ".winnow").expanduser().resolve()
 
 
@@ -51,7 +51,7 @@ class MlflowTarget(_Section):
 
 
 class Resources(_Section):
-    """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares the machine's cores."""
+    """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares out the cores."""
 
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
     gpus: float = Field(0, ge=0, le=64)

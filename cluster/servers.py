@@ -94,6 +94,7 @@ def prefect_server(home: Path, temporary: Path) -> Launch:
         "PREFECT_SERVER_API_AUTH_STRING": token,
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": url,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
@@ -131,7 +132,7 @@ LAUNCHES = {"ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
 PROBES = {"ray": "/api/jobs/", "prefect": "/admin/version", "mlflow": "/health"}
 
 
-def healthy(kind: str, server: Server, timeout: float = 2.0) -> bool:
+def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
     """Does it answer, and answer *us*: another server on a port that was ours once does not know the token."""
     path = PROBES.get(kind)
     if path is None:

@@ -1,9 +1,9 @@
 """The servers of one home: started once, shared by everyone who asks, stopped by the last who needed them.
 
-`winnow run` on a laptop must not ask for a cluster first, and must not leave one behind. So the first run starts Ray and
-Prefect, a second run in the same home joins it, the last one to end stops them; `winnow up` makes the same set stand
-until `winnow down`. What is running is written in one private file; who was killed is noticed, and what he left behind
-is adopted if it still answers and cleared away if not.
+`winnow run` on a laptop must not ask for a cluster first, and must not leave one behind. So the first run starts Ray
+and Prefect, a second run in the same home joins it, the last one to end stops them; `winnow up` makes the same set
+stand until `winnow down`. What is running is written in one private file; an owner that was killed is noticed, and what
+it left behind is adopted if it still answers and cleared away if not.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ class Services:
             for kind, process in list(waiting.items()):
                 server = self.state.servers[kind]
                 if process.poll() is not None:
-                    raise RuntimeError(f"{kind} ended with {process.returncode} while starting:\n{last_lines(server.log)}")
+                    log = last_lines(server.log)
+                    raise RuntimeError(f"{kind} ended with {process.returncode} while starting:\n{log}")
                 if servers.healthy(kind, server):
                     del waiting[kind]
             if time.monotonic() > deadline:
@@ -239,8 +240,7 @@ def _end(ended: list[Server]) -> None:
 
 
 def last_lines(log: str | Path, count: int = 20) -> str:
-    with suppress(OSError):
-        with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
     return "(no log)"

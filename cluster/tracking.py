@@ -7,6 +7,7 @@ attached to a running job, a cached stage) lands on the same points: MLflow keep
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}     # opens on the run table, not on traces
 BATCH = 900
 FLUSH_SECONDS = 3.0
 
@@ -82,12 +84,13 @@ class Tracking:
     @classmethod
     def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
         """Open the parent run. Parent runs of the same recipe that a dead process left open are closed as killed."""
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")     # stdout is the command's own
         from mlflow import MlflowClient
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, tags=EXPERIMENT_TAGS)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
         tracking._params(tracking.parent, params)
@@ -151,6 +154,12 @@ class Tracking:
         for metric, value in metrics.items():
             self.client.log_metric(self.run(id), metric, float(value), model_id=model.model_id)
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def dataset(self, id: str | None, name: str, digest: str, source: str) -> None:
+        """Which data a run saw; ``digest`` is cut to the 36 characters MLflow keeps."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        self.client.log_inputs(self.run(id), [DatasetInput(Dataset(name, digest[:36], "winnow", source))])
 
     def figures(self, id: str | None, figures: Iterable[tuple[str, Figure]]) -> None:
         for name, figure in figures:

@@ -1,24 +1,23 @@
 """Inside a job's driver: put one piece of work where its resources are, or a group of ranks around a training loop.
 
-A task is tried once (`max_retries=0`), because who retries is decided in one place, the flow. A rank that dies takes its
-group with it, and the group is started again up to `max_failures` times; what it resumes from is the target's business.
+A task is tried once (`max_retries=0`), because who retries is decided in one place, the flow. A rank that dies takes
+its group with it, and the group is started again up to `max_failures` times; what it resumes from is the target's
+business.
 Targets are import strings, so the driver imports neither torch nor the work.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
+from cluster.targets import THREADS, Mistake, TargetFailed, run_rank, run_single_rank, run_target
+
+PASSED_ON = ("TORCH_EXTENSIONS_DIR", "MALLOC_MMAP_THRESHOLD_")
 TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s is how long a dead rank goes unnoticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process; hangs inside a step are the target's to find
@@ -26,16 +25,7 @@ TRAIN_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice once stdout is a log file
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
-
-
-class RankFailed(RuntimeError):
-    """What a rank raised, as text: the driver need not have the class."""
-
-
-class Mistake(RankFailed):
-    """One that would come back on every try, so the group is not started again."""
 
 
 class Running:
@@ -45,7 +35,7 @@ class Running:
         self._reference, self._target = reference, target
 
     def result(self, timeout: float | None = None) -> Any:
-        """The target's return value. A failure is a RuntimeError that names the cause; TimeoutError if it is not done."""
+        """The target's return value. A failure is a RuntimeError naming the cause; TimeoutError if it is not done."""
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
@@ -54,9 +44,10 @@ class Running:
         except GetTimeoutError:
             raise TimeoutError(f"{self._target} is not done after {timeout} s") from None
         except RayError as error:
-            raise RuntimeError(f"{self._target}: {type(error).__name__}: {_first_line(error)}") from None
+            line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise RuntimeError(f"{self._target}: {type(error).__name__}: {line}") from None
         if failed:
-            raise RuntimeError(f"{self._target}: {value['type']}: {value['message']}\n{value['traceback']}")
+            raise (Mistake if value["mistake"] else TargetFailed)(f"{self._target}: {value['text']}")
         return value
 
     def done(self) -> bool:
@@ -77,6 +68,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two ranks are two events
+    os.environ.update({name: os.environ.get(name, value) for name, value in TRAIN_SETTINGS.items()})
     if os.environ.get("WINNOW_LOCAL"):
         _use_prestarted_workers()
     ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level="warning")
@@ -91,14 +83,7 @@ def start_task(
     memory: int | None = None,
 ) -> Running:
     """Begin `module:function(payload)` on a worker that has these resources; `env` is set before the import."""
-    connect()
-    import ray
-
-    _check_room(1, cpus, gpus)
-    settings = {**_thread_settings(cpus), **_passed_on(), **(env or {})}
-    options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0, "name": target}
-    remote = ray.remote(_task).options(**options, **({"memory": memory} if memory else {}))
-    return Running(remote.remote(target, dict(payload), settings), target)
+    return _start(run_target, target, payload, _settings(cpus, env), cpus, gpus, memory=memory)
 
 
 def run_task(target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, **options: Any) -> Any:
@@ -120,71 +105,70 @@ def run_group(
     """Run `module:function(payload)` on every rank of one torch.distributed group, to the end.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set and the process group is initialised (gloo on CPU,
-    nccl on GPU). `storage` is a directory for Ray Train's own bookkeeping, seen by every node.
+    nccl on GPU). `storage` is a directory for Ray Train's own bookkeeping, seen by every node. A dead rank starts the
+    group anew, up to `max_failures` times; a mistake (see MISTAKES) does not.
     """
+    settings = _settings(cpus_per_rank, env) | ({} if gpus_per_rank else {"DS_ACCELERATOR": "cpu"})
+    try:
+        if ranks == 1:
+            _run_alone(target, payload, settings, cpus_per_rank, gpus_per_rank, max_failures)
+        else:
+            where = Path(storage or Path.cwd() / ".ray-train").resolve()
+            config = {"target": target, "payload": dict(payload), "settings": settings}
+            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where)
+    except Exception as error:
+        raise RuntimeError(f"{target} on {ranks} rank{'s' * (ranks > 1)}: {_cause(error)}") from None
+
+
+def _run_alone(target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, max_failures: int) -> None:
+    """A group of one is a task that is tried again: it starts in 3 s where Ray Train takes 12 (it imports torch in the
+    driver, in its controller and in the rank, one after the other)."""
+    for failures in range(max_failures + 1):
+        try:
+            _start(run_single_rank, target, payload, settings, cpus, gpus, max_calls=1).result()
+            return
+        except Mistake:
+            raise
+        except RuntimeError as error:
+            if failures == max_failures:
+                raise
+            print(f"try {failures + 1} of {max_failures + 1} failed, trying again: {error}", flush=True)
+
+
+def _run_ranks(
+    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path
+) -> None:
     connect()
-    _check_room(ranks, cpus_per_rank, gpus_per_rank)
-    _warm_up(ranks)
+    _check_room(ranks, cpus, gpus)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = {**_thread_settings(cpus_per_rank), **_passed_on(), **(env or {})}
-    if not gpus_per_rank:
-        settings["DS_ACCELERATOR"] = "cpu"
-    resources = {"CPU": cpus_per_rank, **({"GPU": gpus_per_rank} if gpus_per_rank else {})}
-    storage = Path(storage or Path.cwd() / ".ray-train").resolve()
     storage.mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
-        _rank,
-        train_loop_config={"target": target, "payload": dict(payload), "settings": settings},
-        torch_config=TorchConfig(backend="nccl" if gpus_per_rank else "gloo"),
-        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=bool(gpus_per_rank), resources_per_worker=resources),
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    TorchTrainer(
+        run_rank,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name=f"{name}-{time.time_ns()}",  # a name used twice would resume Ray Train's own state
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=[_stop_at_mistakes()],
         ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise RuntimeError(f"{target} on {ranks} ranks: {_cause(error)}") from None
+    ).fit()
 
 
-def load(target: str) -> Any:
-    """The function that `module:function` names."""
-    module, _, function = target.partition(":")
-    if not function:
-        raise ValueError(f"target '{target}' should be 'module:function'")
-    return getattr(importlib.import_module(module), function)
+def _start(
+    function: Any, target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, **options: Any
+) -> Running:
+    connect()
+    import ray
 
-
-def _task(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
-    """Runs on the worker. Errors come back as text: the driver need not have their classes."""
-    _prepare(settings)
-    try:
-        return False, load(target)(payload)
-    except Exception as error:
-        text = "".join(traceback.format_exception(error))
-        return True, {"type": type(error).__name__, "message": str(error), "traceback": text}
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
-def _rank(config: dict[str, Any]) -> None:
-    """Runs on every rank, after the process group stands."""
-    _prepare(config["settings"])
-    try:
-        load(config["target"])(config["payload"])
-    except Exception as error:
-        kind = Mistake if isinstance(error, MISTAKES) else RankFailed
-        trace = "".join(traceback.format_exception(error))
-        raise kind(f"{type(error).__name__}: {error}\n{trace}") from None
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    _check_room(1, cpus, gpus)
+    given = {name: value for name, value in options.items() if value is not None}
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, **given)(function).options(name=target)
+    return Running(remote.remote(target, dict(payload), settings), target)
 
 
 def _stop_at_mistakes() -> Any:
@@ -200,56 +184,20 @@ def _stop_at_mistakes() -> Any:
     return StopAtMistakes()
 
 
-def _warm_up(ranks: int) -> None:
-    """Import Ray Train in the processes that will be its controller and ranks, while this one imports it too.
-
-    Ray Train imports torch here, then in its controller, then in the ranks, one after the other. Idle workers with the
-    same variables are what it takes first, so all of them may import at the same time: half the wait on two cores.
-    """
-    import ray
-
-    os.environ.update({name: os.environ.get(name, value) for name, value in TRAIN_SETTINGS.items()})
-    variables = {name: os.environ[name] for name in TRAIN_SETTINGS}  # exactly what Ray Train passes to its actors
-    room = min(ranks + 1, int(ray.cluster_resources().get("CPU", 1)) + 1)
-    warm = ray.remote(_import_train).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": variables})
-    references = [warm.remote() for _ in range(room)]
-    import ray.train.torch  # noqa: F401
-
-    ray.wait(references, num_returns=len(references), timeout=60)
-
-
-def _import_train() -> None:
-    import ray.train.torch  # noqa: F401
-    import ray.train.v2._internal.execution.controller  # noqa: F401
-
-
-def _prepare(settings: dict[str, str]) -> None:
-    """Workers are shared by the tasks of a job, so a torch that is here already is told its threads as well."""
-    os.environ.update(settings)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
+def _settings(cpus: float, env: Mapping[str, str] | None) -> dict[str, str]:
+    """Variables of a worker: its threads, what the job was given, what the caller adds."""
+    names = [*json.loads(os.environ.get("WINNOW_PASSED_ON", "[]")), *PASSED_ON]
+    passed = {name: os.environ[name] for name in names if name in os.environ}
+    return {**dict.fromkeys(THREADS, str(max(1, int(cpus)))), **passed, **(env or {})}
 
 
 def _use_prestarted_workers() -> None:
-    """Drop the job's variables from the tasks' runtime environment: `settings` carries them, and without any the tasks
+    """Drop the job's variables from the tasks' runtime environment: `_settings` carries them, and without any the tasks
     run in workers that Ray has started already, a second sooner each."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     if environment := (job.get("runtime_env") or {}).pop("env_vars", None):
         os.environ["WINNOW_PASSED_ON"] = json.dumps(sorted(environment))
         os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
-
-
-def _passed_on() -> dict[str, str]:
-    names = json.loads(os.environ.get("WINNOW_PASSED_ON", "[]"))
-    names += ["TORCH_EXTENSIONS_DIR", "MALLOC_MMAP_THRESHOLD_"]
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _thread_settings(cpus: float) -> dict[str, str]:
-    return dict.fromkeys(THREADS, str(max(1, int(cpus))))
 
 
 def _check_room(ranks: int, cpus: float, gpus: float) -> None:
@@ -264,10 +212,6 @@ def _check_room(ranks: int, cpus: float, gpus: float) -> None:
             raise ValueError(f"{ranks} x {wanted / ranks:g} {name} were asked for, this machine has {there:g}")
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-
-
 def _cause(error: BaseException) -> str:
     """Ray Train wraps what a rank raised; of several ranks the one that did not merely lose its peer is the cause."""
     failures = getattr(error, "worker_failures", None)
@@ -275,4 +219,4 @@ def _cause(error: BaseException) -> str:
         rank, failure = min(failures.items(), key=lambda item: ("closed by peer" in str(item[1]), item[0]))
         return f"rank {rank}: {failure}"
     inner = getattr(error, "controller_failure", None) or error
-    return str(inner) if isinstance(inner, Mistake) else f"{type(inner).__name__}: {inner}"
+    return str(inner) if isinstance(inner, RuntimeError) else f"{type(inner).__name__}: {inner}"

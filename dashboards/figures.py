@@ -64,7 +64,8 @@ def quality_against_bytes(models: Iterable[Mapping[str, Any]]) -> Figure:
     rows = [model for model in models if "perplexity" in model and "bytes" in model]
     axes.plot([row["bytes"] / 1e6 for row in rows], [row["perplexity"] for row in rows], "o-", color=ACCENT, linewidth=0.8)
     for row in rows:
-        axes.annotate(row["stage"], (row["bytes"] / 1e6, row["perplexity"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        place = (row["bytes"] / 1e6, row["perplexity"])
+        axes.annotate(row["stage"], place, xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="weights on disk (MB)", ylabel="held-out perplexity", title="quality against size")
     axes.grid(color=GRID, linewidth=0.6)
     axes.margins(x=0.15, y=0.15)

@@ -37,7 +37,14 @@ class Chronicle:
         tracking = Tracking.start(uri, plan.recipe.name, {**provenance(plan), **tags, "winnow.process": this_process()}, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
-        return cls(plan, store, tracking)
+        chronicle = cls(plan, store, tracking)
+        for data in chronicle.data:
+            tracking.dataset(None, data.id, data.artifact.key, data.artifact.address)
+        return chronicle
+
+    @property
+    def data(self) -> list[Step]:
+        return [step for step in self.plan.steps if step.node.stage.yields == "tokens"]
 
     def started(self, step: Step) -> None:
         if step.id in self.tracking.children:       # a second attempt goes on in the same run
@@ -50,6 +57,9 @@ class Chronicle:
             **{f"winnow.parent.{role}": address for role, address in step.parent_addresses.items()},
         }
         self.tracking.child(step.id, tags, step.artifact.params)
+        for data in self.data:
+            if data.artifact.address in step.parent_addresses.values():
+                self.tracking.dataset(step.id, data.id, data.artifact.key, data.artifact.address)
 
     def event(self, step: Step, event: dict[str, Any]) -> None:
         if event["event"] == "metrics":

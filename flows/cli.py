@@ -24,6 +24,7 @@ errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
+ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 
@@ -44,19 +45,14 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> None:
-    """ValueError is the user's, in one line; everything else is ours, with its trace."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        errors.print(f"winnow: {error.format_message()}", style="red", highlight=False, markup=False)
-        sys.exit(2)
-    if isinstance(error, ValueError):
-        errors.print(f"winnow: {' '.join(str(error).split())}", style="red", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    if type(error).__name__ == "StageFailed":
-        errors.print(f"winnow: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(1)
-    raise error
+    """What the user can mend is one line: bad input exits with 2, a stage that failed with 1. The rest is ours: a trace."""
+    usage = getattr(error, "format_message", None)      # typer's usage errors
+    codes = {"StageFailed": 1}
+    if not usage and not isinstance(error, (ValueError, OSError)) and type(error).__name__ not in codes:
+        raise error
+    text = " ".join((usage() if usage else str(error)).split())
+    errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
+    sys.exit(codes.get(type(error).__name__, 2))
 
 
 def _make_lazy(name: str) -> None:
@@ -102,7 +98,7 @@ def _servers(profile: Any, needed: bool) -> Iterator[None]:
         os.environ.update(services.environment())
         if profile.prefect.api_url:
             os.environ["PREFECT_API_URL"] = profile.prefect.api_url
-        os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")     # the display tells it better
         yield
     finally:
         if needed and kinds:
@@ -110,13 +106,18 @@ def _servers(profile: Any, needed: bool) -> Iterator[None]:
 
 
 def _run_pipeline(recipe: str, profile: str, quiet: bool, as_flow: bool) -> dict[str, Any]:
+    from prefect.logging.handlers import APILogHandler
+
     from flows.display import Display
     from flows.pipeline import WATCHERS, pipeline
     from flows.pipeline import run as run_plain
 
     with Display(errors, quiet).live() as display:
         WATCHERS.set((display,))
-        return (pipeline if as_flow else run_plain)(recipe, profile)
+        try:
+            return (pipeline if as_flow else run_plain)(recipe, profile)
+        finally:
+            APILogHandler().flush()       # before the server it logs to may go
 
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
@@ -193,6 +194,7 @@ def up() -> None:
     with errors.status("starting servers"):
         services = Services().start(mode="up")
     _show_status(services)
+    console.print(f"Prefect asks for the line in {services.home / 'secrets' / 'prefect.auth'}; MLflow is open to this machine.")
 
 
 @app.command()
@@ -228,7 +230,7 @@ def _show_status(services: Any) -> None:
 
 
 @app.command()
-def verify(artifact: Annotated[str, typer.Argument(help="address or key, or a unique prefix")], profile: ProfileOption = "local") -> None:
+def verify(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
     """Reread an artifact: hashes of every file, promises of the masks, and that a model loads."""
     record, store = _find(artifact, profile)
     problems = store.verify(record)
@@ -248,7 +250,7 @@ def verify(artifact: Annotated[str, typer.Argument(help="address or key, or a un
 
 @app.command()
 def export(
-    artifact: Annotated[str, typer.Argument(help="address or key, or a unique prefix")],
+    artifact: ArtifactArgument,
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
     profile: ProfileOption = "local",
 ) -> None:
@@ -286,3 +288,7 @@ def doctor(profile: ProfileOption = "local", as_json: JsonOption = False) -> Non
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

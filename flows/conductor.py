@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.artifacts import Record
 from cluster.events import parse_event
-from cluster.jobs import Jobs
 from cluster.store import Store
 from flows.plan import Plan, Step
+from flows.submit import Submitter
 
 
 class StageFailed(RuntimeError):
@@ -47,10 +46,10 @@ class Group:
 
 
 class Conductor:
-    """``submit(steps)`` starts (or joins) the job of a list of steps and returns its id."""
+    """Starts jobs through the submitter, follows them, and says when an artifact is there."""
 
-    def __init__(self, plan: Plan, store: Store, jobs: Jobs, submit: Callable[[list[Step]], str], watcher: Watcher) -> None:
-        self.store, self.jobs, self.submit, self.watcher = store, jobs, submit, watcher
+    def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher) -> None:
+        self.store, self.submitter, self.watcher = store, submitter, watcher
         self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}
         self.by_address = {step.artifact.address: step for step in plan.steps}
         self.changed = threading.Condition()
@@ -75,13 +74,13 @@ class Conductor:
         """Stop every job in flight; what they had checkpointed stays."""
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.running and group.job:
-                self.jobs.stop(group.job)
+                self.submitter.jobs.stop(group.job)
 
     def _start(self, group: Group) -> None:
         missing = [step for step in group.steps if self.store.record(step.artifact) is None]
         group.final, group.message, group.running = False, "", True
         try:
-            group.job = self.submit(missing)
+            group.job = self.submitter.submit(missing)
         except BaseException:
             group.running = False
             raise
@@ -90,7 +89,7 @@ class Conductor:
     def _follow(self, group: Group) -> None:
         message = "the job could not be followed"
         try:
-            result = self.jobs.follow(group.job, lambda line: self._line(group, line))
+            result = self.submitter.jobs.follow(group.job, lambda line: self._line(group, line))
             message = result.message
         except Exception as error:      # whatever ends the following is the message of the failed stage
             message = f"{type(error).__name__}: {error}"
@@ -105,7 +104,7 @@ class Conductor:
             return
         if event["event"] == "failed":
             if not group.final:     # the stage's own words count more than what its job says of them
-                group.message, group.final = event["message"].splitlines()[0], event["final"]
+                group.message, group.final = event["message"].partition("\n")[0], event["final"]
         elif step := self.by_address.get(event["address"]):
             self.watcher.event(step, event)
             if event["event"] == "published":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from cluster.artifacts import Record
+from flows.plan import Step
 
 LINE_SECONDS = 15.0
 
@@ -40,15 +43,19 @@ class Display:
         if not self.quiet:
             self.console.print(text, highlight=False)
 
-    def started(self, id: str) -> None:
-        if self.console.is_terminal:
-            self.bars[id] = self.progress.add_task(id, total=None, rate="", note="starting")
+    def started(self, step: Step) -> None:
+        if step.cached:
+            return
+        if self.console.is_terminal and not self.quiet:
+            self.bars[step.id] = self.progress.add_task(step.id, total=None, rate="", note="starting")
         else:
-            self.say(f"{id}: starting")
+            self.say(f"{step.id}: starting")
 
-    def advanced(self, id: str, event: Mapping[str, Any]) -> None:
-        """A progress event of a stage: {done, total, unit, note, timestamp}."""
-        rate = self._rate(id, event)
+    def event(self, step: Step, event: Mapping[str, Any]) -> None:
+        """Progress events {done, total, unit, note, timestamp} move the stage's bar."""
+        if event["event"] != "progress":
+            return
+        id, rate = step.id, self._rate(step.id, event)
         if id in self.bars:
             note = event["note"] or event["unit"]
             self.progress.update(
@@ -59,10 +66,11 @@ class Display:
             share = f"{100 * event['done'] / event['total']:.0f}% " if event["total"] else ""
             self.say(f"{id}: {share}{event['done']:,} {event['unit']} {rate} {event['note']}".rstrip())
 
-    def finished(self, id: str, text: str) -> None:
-        if id in self.bars:
-            self.progress.remove_task(self.bars.pop(id))
-        self.say(f"{id}: {text}")
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        if step.id in self.bars:
+            self.progress.remove_task(self.bars.pop(step.id))
+        told = "cached" if step.cached else f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)"
+        self.say(f"{step.id}: {told}  {record.address}")
 
     def _rate(self, id: str, event: Mapping[str, Any]) -> str:
         """Units per second since the stage's first event, by the stage's own clock."""
@@ -71,30 +79,33 @@ class Display:
         return f"{(event['done'] - done) / seconds:,.0f} {event['unit']}/s" if seconds > 1 else ""
 
 
-COLUMNS = (
+ROWS = (
     ("perplexity", "perplexity", "{:.2f}"),
-    ("task_accuracy", "task acc.", "{:.1%}"),
+    ("task_accuracy", "task accuracy", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),
     ("pattern_holds", "pattern kept", "{:.0%}"),
     ("bytes", "size", "bytes"),
-    ("live_parameters", "live params", "count"),
-    ("training_flops", "train FLOPs", "{:.2e}"),
+    ("parameters", "parameters", "count"),
+    ("live_parameters", "live parameters", "count"),
+    ("training_flops", "training FLOPs", "{:.2e}"),
     ("prefill_tokens_per_second", "prefill tok/s", "{:,.0f}"),
     ("decode_tokens_per_second", "decode tok/s", "{:,.0f}"),
-    ("seconds", "seconds", "{:.0f}"),
+    ("seconds", "stage seconds", "{:.1f}"),
 )
 
 
-def models_table(models: Iterable[Mapping[str, Any]], unigram: float | None) -> Table:
-    """One row a model: what its stage did to quality, size and speed."""
+def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> Table:
+    """What each stage did to quality, size and speed: a column a model, so that a chain of stages fits a terminal."""
     caption = f"a unigram model scores perplexity {unigram:.1f}" if unigram else None
-    table = Table(title="models", caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("address", no_wrap=True, overflow="fold")
-    for _, title, _ in COLUMNS:
-        table.add_column(title, justify="right")
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("")
     for model in models:
-        table.add_row(model["stage"], model["address"], *(_cell(model.get(name), form) for name, _, form in COLUMNS))
+        label, _, key = model["address"].partition("/")[2].rpartition("-")
+        table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right")
+    for name, title, form in ROWS:
+        cells = [_cell(model.get(name), form) for model in models]
+        if any(cells):
+            table.add_row(title, *cells)
     return table
 
 

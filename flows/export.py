@@ -10,7 +10,6 @@ from cluster.artifacts import Record
 from cluster.store import Store
 
 
-
 def export_model(store: Store, record: Record, directory: Path) -> None:
     """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made."""
     if "config.json" not in record.files:

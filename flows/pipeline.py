@@ -20,13 +20,19 @@ from cluster.profile import load_profile
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher
 from flows.plan import Plan, Step, prepare
+from flows.recipe import load_recipe
 from flows.submit import Submitter
 from flows.summary import summarise
 
 WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
-@flow(name="winnow", flow_run_name="{recipe}", validate_parameters=False, persist_result=False)
+def run_name() -> str:
+    """The recipe's own name, however it was given."""
+    return load_recipe(flow_run.parameters["recipe"]).name
+
+
+@flow(name="winnow", flow_run_name=run_name, validate_parameters=False, persist_result=False)
 def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
     """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name."""
     return run(recipe, profile)
@@ -40,7 +46,7 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
     submitter = Submitter(where)
     chronicle = Chronicle.open(plan, store, submitter.tracking_uri, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
-    conductor = Conductor(plan, store, submitter.jobs, submitter.submit, watcher)
+    conductor = Conductor(plan, store, submitter, watcher)
     status = "FAILED"
     try:
         for step in plan.steps:

@@ -6,7 +6,7 @@ wrong recipe costs a second and one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,8 @@ class _Graph:
         stated = self._stated(entry.get("from", list(self.previous)), where)
         if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
             fields["model"] = self.header.model
+        if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
+            fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
         stage = validate(kind, fields, path)
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         self.nodes.append(Node(id, stage, self._parents(id, stage, stated, path)))
@@ -133,7 +135,7 @@ class _Graph:
         """Whether the model comes from the recipe's header: nothing upstream made one."""
         return "model" not in kind.needs or self._nearest(stated.values(), "model") is None
 
-    def _nearest(self, origins: Any, yields: Kind, named: str | None = None) -> str | None:
+    def _nearest(self, origins: Iterable[str], yields: Kind, named: str | None = None) -> str | None:
         frontier = list(origins)
         while frontier:
             id = frontier.pop(0)
@@ -154,10 +156,14 @@ class _Graph:
             parents[role] = found
         return parents
 
+    def _pruned(self, origins: Iterable[str]) -> Node | None:
+        """The last pruning upstream: what went into it teaches."""
+        pruned = self._nearest(origins, "model", named="prune")
+        return next(node for node in self.nodes if node.id == pruned) if pruned else None
+
     def _teacher(self, id: str) -> str | None:
-        """By default the model that went into the last pruning."""
-        pruned = self._nearest(self.ancestry[id], "model", named="prune")
-        return next(node for node in self.nodes if node.id == pruned).parents.get("model") if pruned else None
+        pruned = self._pruned(self.ancestry[id])
+        return pruned.parents.get("model") if pruned else None
 
     def _measure(self, id: str) -> None:
         """The evaluations that follow a model: what measures time apart, since it wants the machine for itself."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact
-from cluster.events import format_event
+from cluster.events import format_event, parse_event
 from cluster.store import open_store
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
@@ -86,10 +86,11 @@ class History:
         if self.silent or (event["event"] == "progress" and not self._time_for_progress(event)):
             return
         event = {**event, "address": self.address, "timestamp": int(time.time() * 1000)}
-        print(format_event(event), flush=True)
+        line = format_event(event)
+        print(line, flush=True)
         if event["event"] == "metrics":
             with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+                file.write(line + "\n")
 
     def _time_for_progress(self, event: Event) -> bool:
         due = time.monotonic() - self.last_progress > 0.5 or event["done"] == event["total"]
@@ -98,10 +99,12 @@ class History:
         return due
 
     def settle(self, target: Path) -> None:
-        """Write the curves to the artifact, each step once: the last telling of a step that was run again counts."""
+        """Write the curves to the artifact, each step once: the last telling of a step that was run again counts.
+
+        A line that an attempt did not finish writing (killed, disk full) is passed over.
+        """
         if self.path.exists():
-            events = (json.loads(line) for line in self.path.read_text().splitlines())
-            steps = {event["step"]: event for event in events}
+            steps = {event["step"]: event for line in self.path.open() if (event := parse_event(line))}
             target.write_text("".join(json.dumps(steps[step]) + "\n" for step in sorted(steps)))
 
 

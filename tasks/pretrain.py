@@ -27,6 +27,11 @@ class Pretrain(TrainStage):
         super().check(facts)
         if self.model.architecture:
             self.model.architecture.config(facts.vocabulary)
+        elif facts.vocabulary and facts.vocabulary > self.model.config().get("vocab_size", facts.vocabulary):
+            raise ValueError(
+                f"the tokenizer has {facts.vocabulary} tokens, more than the model's vocab_size "
+                f"{self.model.config()['vocab_size']}; take the checkpoint's tokenizer"
+            )
 
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
         import torch
@@ -36,10 +41,13 @@ class Pretrain(TrainStage):
         from tasks.models.checkpoint import load_model
 
         if self.model.checkpoint:
-            return load_model(self.model.checkpoint.fetch(context.scratch), dtype=torch.float32), {}
+            return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
         config = self.model.architecture.config(len(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
+        dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in
         torch.manual_seed(self.seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), {}
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.config.dtype = dtype
+        return model, {}

@@ -34,13 +34,11 @@ class Recover(TrainStage):
         return roles
 
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
-        import torch
-
         from tasks.formats.mask import load_masks
         from tasks.models.checkpoint import load_model
 
         directory = self.incoming(context)
-        return load_model(directory, dtype=torch.float32), load_masks(directory / "masks.safetensors")
+        return load_model(directory).float(), load_masks(directory / "masks.safetensors")
 
     def teacher_directory(self, context: Context) -> Path | None:
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.models.source import ModelSource
 
@@ -30,7 +30,7 @@ class Stage(BaseModel):
     runs once per rank, and rank 0 publishes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     version: ClassVar[int] = 1
     needs: ClassVar[dict[str, Kind]] = {}
@@ -41,7 +41,7 @@ class Stage(BaseModel):
     def stage_name(cls) -> str:
         return cls.__module__.rpartition(".")[2]
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @property
     def label(self) -> str:

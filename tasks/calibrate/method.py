@@ -174,9 +174,7 @@ class Quantizer(BlockMethod):
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
-    def solve_linear(
-        self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid
-    ) -> Edit:
+    def solve_linear(self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid) -> Edit:
         """Quantize one matrix; the edit's extras are the grid's ``scale`` and ``zero_point``."""
         raise NotImplementedError
 

@@ -44,9 +44,9 @@ class InputNorms:
     def finite(self) -> bool:
         return bool(self.squares_I.isfinite().all())
 
-    def assume_nothing(self) -> None:
+    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
         """Take every feature to be equally large: for a matrix no token reached."""
-        self.squares_I.fill_(1.0)
+        self.squares_I = torch.ones_like(self.squares_I, device=device)
 
 
 class Hessian:
@@ -80,8 +80,8 @@ class Hessian:
     def finite(self) -> bool:
         return bool(self.sum_II.diagonal().isfinite().all())
 
-    def assume_nothing(self) -> None:
-        self.sum_II.fill_(0.0).fill_diagonal_(1.0)
+    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
+        self.sum_II = torch.eye(len(self.sum_II), dtype=self.sum_II.dtype, device=device)
 
     def factor(self, percent_damp: float):
         """The damped inverse's factor, computed once for all linears that share this statistic."""
@@ -113,7 +113,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, linears: dict[str, Linear], parameters: dict[str, torch.Tensor], make: Callable[[Linear], Any]):
         super().__init__()
         self.statistics: dict[str, Any] = {}
-        self._linears, self._make = linears, make
+        self._linears, self._make, self._parameters = linears, make, parameters
         self._matrices: dict[int, tuple[str, Linear]] = {}
         self._stacks: dict[int, Linear] = {}
         self._fresh: dict[tuple, tuple[str, torch.Tensor]] = {}
@@ -143,7 +143,7 @@ class Watch(TorchFunctionMode):
                 raise ValueError(f"unsupported: no input of {name} was seen while its block ran")
             for matrix in absent:
                 self.statistics[matrix] = self._make(linear)
-                self.statistics[matrix].assume_nothing()
+                self.statistics[matrix].assume_nothing(self._parameters[name].device)
             missing += absent
         for matrix, statistic in self.statistics.items():
             if not statistic.finite:

@@ -74,12 +74,14 @@ def sweep(
     errors_OI = torch.zeros_like(work_OI)
     for start in range(0, work_OI.shape[1], block):
         end = min(start + block, work_OI.shape[1])
+        block_GO = work_OI[:, start:end].T.contiguous()  # a column of weights lies in one piece: several times faster
+        errors_GO = torch.zeros_like(block_GO)
         for column in range(start, end):
-            ahead_OG = work_OI[:, column:end]
-            settled_O = project(column, ahead_OG)
-            error_O = (ahead_OG[:, 0] - settled_O) / upper_II[column, column]
-            ahead_OG -= error_O[:, None] * upper_II[column, column:end]
-            work_OI[:, column] = settled_O
-            errors_OI[:, column] = error_O
-        work_OI[:, end:] -= errors_OI[:, start:end] @ upper_II[start:end, end:]
+            ahead_GO = block_GO[column - start :]
+            settled_O = project(column, ahead_GO.T)
+            torch.div(ahead_GO[0] - settled_O, upper_II[column, column], out=errors_GO[column - start])
+            ahead_GO.addr_(upper_II[column, column:end], errors_GO[column - start], alpha=-1)
+            block_GO[column - start] = settled_O
+        work_OI[:, start:end], errors_OI[:, start:end] = block_GO.T, errors_GO.T
+        work_OI[:, end:].addmm_(errors_GO.T, upper_II[start:end, end:], alpha=-1)
     return work_OI, errors_OI

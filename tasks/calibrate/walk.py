@@ -206,9 +206,7 @@ def _extras(linears: dict[str, Linear], edits: Mapping[str, Edit]) -> Extras:
     return extras
 
 
-def _assign(
-    parameters: dict[str, torch.Tensor], matrices: dict[str, torch.Tensor], edits: Mapping[str, Edit]
-) -> None:
+def _assign(parameters: dict[str, torch.Tensor], matrices: dict[str, torch.Tensor], edits: Mapping[str, Edit]) -> None:
     for name, edit in edits.items():
         target = matrices[name] if name in matrices else parameters[name]
         target.copy_(edit.weight_OI)

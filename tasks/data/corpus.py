@@ -135,12 +135,13 @@ Split = Literal["train", "calibration", "heldout"]
 
 def split_of(index: int, heldout: float, calibration: float) -> Split:
     """Deal documents to splits evenly along the corpus: the shares hold for every prefix of it."""
-    def falls(share: float, shift: float) -> bool:
-        return int((index + 1) * share + shift) > int(index * share + shift)
+    def falls(number: int, share: float, shift: float) -> bool:
+        return int((number + 1) * share + shift) > int(number * share + shift)
 
-    if falls(heldout, 0.5):
+    if falls(index, heldout, 0.5):
         return "heldout"
-    return "calibration" if falls(calibration, 0.0) else "train"
+    rest = index - int(index * heldout + 0.5)      # dealt among what is not held out, or shares that meet would shrink
+    return "calibration" if falls(rest, calibration / (1 - heldout), 0.0) else "train"
 
 
 def _decode(content: bytes, path: str) -> str:
@@ -214,7 +215,7 @@ def _parse(path: str, content: bytes, field: str) -> Iterator[Document]:
     if path.endswith(".txt"):
         yield Document(path, _decode(content, path))
         return
-    for number, line in enumerate(_decode(content, path).splitlines(), 1):
+    for number, line in enumerate(_decode(content, path).split("\n"), 1):     # JSON strings may hold other line breaks
         if line.strip():
             yield Document(f"{path}:{number}", _row_text(path, number, line, field))
 

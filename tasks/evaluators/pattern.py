@@ -29,11 +29,12 @@ class Pattern(Evaluator):
             zeros, numel = zeros + int((~alive).sum()), numel + alive.numel()
             if name not in masks:
                 continue
-            pattern = parse_pattern(masks[name].pattern)
+            pattern, matrices = parse_pattern(masks[name].pattern), alive.reshape(-1, *alive.shape[-2:])
             if isinstance(pattern, NM):
                 live = alive.reshape(-1, pattern.m).sum(-1)
                 kept, units = kept + int((live <= pattern.n).sum()), units + len(live)
             else:
-                kept, units = kept + pattern.holds(alive, masks[name].sparsity), units + 1
+                kept += sum(pattern.holds(matrix, masks[name].sparsity) for matrix in matrices)
+                units += len(matrices)
         found = {"zero_weights": zeros / numel}
         return {**found, "pattern_holds": kept / units} if units else found

@@ -71,6 +71,8 @@ class BlockStream(ResidentBlocks):
     def __init__(self, directory: Path, output: Path | None = None, device: str = "cpu", scratch: Path | None = None):
         from tasks.models.checkpoint import module_named, skeleton
 
+        if scratch:
+            Path(scratch).mkdir(parents=True, exist_ok=True)
         self._temporary = tempfile.TemporaryDirectory(dir=scratch, prefix="winnow-blocks-")
         self.scratch, self.source, self.output = Path(self._temporary.name), Path(directory), output
         super().__init__(skeleton(self.source), device=device)

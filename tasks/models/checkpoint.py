@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,31 +21,13 @@ from tasks.models.shards import EXTRAS, MASKS, TensorFiles
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = [
-    "BrokenMask", "check_masks", "load_extras", "load_model", "module_named", "require_subset", "resolve", "save_model",
-    "skeleton", "validate",
-]  # fmt: skip
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 _DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Path:
-    """A local directory, or ``owner/name`` on the Hugging Face hub at a revision -> a directory that can be loaded."""
-    directory = Path(source).expanduser()
-    if not directory.is_dir():
-        if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
-            raise ValueError(f"no model directory {source}; give a local directory, or a hub id with a revision")
-        directory = _download(source, revision)
-    validate(directory)
-    return directory
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str) -> Path:
+    """The files of a model on the Hugging Face hub at a revision, in the hub's local cache."""
     from huggingface_hub import snapshot_download
 
-    if not revision:
-        raise ValueError(f"no directory {hub_id}, and hub model {hub_id} needs a revision (a commit or a tag)")
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOAD))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's and the network's own errors are all of these

@@ -82,9 +82,16 @@ class Checkpoint(BaseModel):
             raise ValueError("a hub checkpoint needs a revision (a commit), so that the same recipe means the same model")
         return self
 
+    @property
+    def local(self) -> Path | None:
+        """The directory, where the checkpoint is one."""
+        return Path(self.path).expanduser() if self.path and not self.path.startswith("s3://") else None
+
     def fingerprint(self) -> str:
         """sha256 over the files' names and content; for the hub, over id and revision; for S3, names, sizes and times."""
         total = hashlib.sha256()
+        if self.local and not self.local.is_dir():
+            raise ValueError(f"no model directory {self.path}; give a local directory, s3:// or a hub id with a revision")
         if self.hub:
             total.update(f"{self.hub}@{self.revision}".encode())
         elif self.path.startswith("s3://"):
@@ -94,23 +101,34 @@ class Checkpoint(BaseModel):
             for info in sorted(filesystem.get_file_info(fs.FileSelector(inner)), key=lambda info: info.path):
                 total.update(f"{info.path}:{info.size}:{info.mtime_ns}".encode())
         else:
-            for file in sorted(path for path in Path(self.path).iterdir() if path.is_file()):
+            for file in sorted(path for path in self.local.iterdir() if path.is_file()):
                 with file.open("rb") as content:
                     total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
         return total.hexdigest()
 
-    def fetch(self, scratch: Path) -> Path:
-        """A local directory that holds the checkpoint."""
-        from tasks.models.checkpoint import resolve
+    def config(self) -> dict[str, Any]:
+        """The model's config.json where it lies on this machine; empty elsewhere. Raises ValueError if it is no model."""
+        from tasks.models.checkpoint import validate
 
-        if not (self.path or "").startswith("s3://"):
-            return resolve(self.path or self.hub, self.revision)
+        if not self.local:
+            return {}
+        validate(self.local)
+        return json.loads((self.local / "config.json").read_text())
+
+    def fetch(self, scratch: Path) -> Path:
+        """A local directory that holds the checkpoint's files."""
+        from tasks.models.checkpoint import download
+
+        if self.local:
+            return self.local
+        if self.hub:
+            return download(self.hub, self.revision)
         from pyarrow import fs
 
-        local = scratch / "checkpoint"
-        local.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(self.path, str(local))
-        return resolve(str(local))
+        directory = scratch / f"source-{hashlib.sha256(self.path.encode()).hexdigest()[:12]}"    # model and teacher differ
+        directory.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(self.path, str(directory))
+        return directory
 
 
 class ModelSource(BaseModel):
@@ -130,15 +148,13 @@ class ModelSource(BaseModel):
     def fingerprint(self) -> str | None:
         return self.checkpoint.fingerprint() if self.checkpoint else None
 
+    def config(self) -> dict[str, Any]:
+        """The model's config as far as this machine knows it."""
+        return self.architecture.config().to_dict() if self.architecture else self.checkpoint.config()
+
     def widths(self) -> dict[str, int]:
         """The input widths of the prunable matrices as far as the config tells them by name; for early checks."""
-        if self.architecture:
-            config = self.architecture.config().to_dict()
-        elif self.checkpoint.path and (Path(self.checkpoint.path) / "config.json").is_file():
-            config = json.loads((Path(self.checkpoint.path) / "config.json").read_text())
-        else:
-            return {}
-        aliases = {"n_embd": "hidden_size"}
+        config, aliases = self.config(), {"n_embd": "hidden_size"}
         return {
             aliases.get(name, name): config[name]
             for name in (*WIDTHS, *aliases)

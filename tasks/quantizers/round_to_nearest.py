@@ -17,9 +17,7 @@ class RoundToNearest(Quantizer):
 
     paper: ClassVar[str] = "round to nearest"
 
-    def solve_linear(
-        self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid
-    ) -> Edit:
+    def solve_linear(self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid) -> Edit:
         scale_OG, zero_OG = grid.fit(weight_OI)
         rounded_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
         if keep_OI is not None:

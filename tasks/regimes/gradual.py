@@ -47,7 +47,7 @@ class Gradual(Regime):
         from tasks.train.schedule import ExponentialDensity
 
         if self.sparsity == 0:
-            return [Masking(setting.linears, {})]
+            return [Masking(setting.linears, setting.masks)]
         start, end, _ = self._compute_window().steps(setting.dense_steps, self.interval)
         schedule = ExponentialDensity(self.sparsity, start, end, self.interval)
-        return [GradualMagnitude(setting.linears, schedule, self.scope)]
+        return [GradualMagnitude(setting.linears, setting.masks, schedule, self.scope)]

@@ -6,7 +6,6 @@ A hook keeps its masks bit-packed, in the [out, in] view of each matrix; the eng
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +30,9 @@ class Masking(Hook):
     def assign(self, run: Run, keeps: Mapping[str, torch.Tensor], pattern: Pattern) -> None:
         """From now on these masks ([out, in] view) are held."""
         for name, keep in keeps.items():
-            self.masks[name] = Mask.of(keep, pattern, 1 - keep.float().mean().item())
+            matrices = keep.reshape(-1, keep.shape[-2] * keep.shape[-1])    # each expert keeps the promise by itself
+            densest = int(matrices.sum(1).max())
+            self.masks[name] = Mask.of(keep, pattern, 1 - densest / matrices.shape[1])
             run.engine.hold(name, self.linears[name].stored(keep))
 
     def weight(self, run: Run, name: str) -> torch.Tensor:
@@ -59,15 +60,15 @@ class Masking(Hook):
 
 
 class GradualMagnitude(Masking):
-    """Prunes the smallest live weights at each event of a schedule; masks are nested over time."""
+    """Prunes the smallest live weights at each event of a schedule; masks are nested over time, from ``masks`` on."""
 
-    def __init__(self, linears: Mapping[str, Linear], schedule: ExponentialDensity, scope: str) -> None:
-        super().__init__(linears, {})
+    def __init__(self, linears: Mapping[str, Linear], masks: Masks, schedule: ExponentialDensity, scope: str) -> None:
+        super().__init__(linears, masks)
         self.schedule, self.scope = schedule, scope
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
-        if not self.masks:
+        if run.step == 0:       # a snapshot is taken after the event of its step
             self._prune_if_due(run)
 
     def after_step(self, run: Run) -> None:
@@ -77,7 +78,7 @@ class GradualMagnitude(Masking):
         if not self.schedule.due(run.step):
             return
         sparsity = self.schedule.at(run.step)
-        # dead weights rank below every live one, so an event never revives a weight
+        # dead weights rank below every live one; where more are dead already than are due, all of them stay dead
         scores = {name: self._score(run, name) for name in self.linears}
         if self.scope == "global":
             keeps = keep_global(scores, sparsity)
@@ -86,6 +87,8 @@ class GradualMagnitude(Masking):
             keeps = {
                 name: pattern.keep(score.flatten(0, -2), sparsity).view_as(score) for name, score in scores.items()
             }
+        for name, mask in self.masks.items():
+            keeps[name] &= mask.keep.to(keeps[name].device)
         self.assign(run, keeps, Unstructured())
 
     def _score(self, run: Run, name: str) -> torch.Tensor:

@@ -153,9 +153,7 @@ def _random_state(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _with_bits(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     bits = {name: list(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.bool}
-    return {name: pack(tensor) if name in bits else tensor for name, tensor in tensors.items()}, {
-        "bits": json.dumps(bits)
-    }
+    return {name: pack(tensor) if name in bits else tensor for name, tensor in tensors.items()}, {"bits": json.dumps(bits)}
 
 
 def _prepare(directory: Path, final: Path, partial: Path, attempt: int) -> bool:

@@ -100,10 +100,10 @@ class TrainStage(ModelStage):
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
 
-        sequence_tokens = self.batch * self.length
+        step_tokens = self.batch * self.length
         telemetry = Telemetry(
             log=context.log,
-            progress=lambda done, total, note: context.progress(done * sequence_tokens, total * sequence_tokens, "tokens", note),
+            progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
         )
         return fit(

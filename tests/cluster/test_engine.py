@@ -1,7 +1,7 @@
 """Every ZeRO stage trains what one plain process trains, keeps its masks, and goes on from anyone's snapshot.
 
-The slow tests start two gloo ranks of this file (``python -m tests.cluster.test_engine <stage> <directory>``). One start
-serves a whole stage, so each worker asserts many things. The model is large enough for ZeRO to cut tensors in two.
+The slow tests start two gloo ranks of this file (``python -m tests.cluster.test_engine <stage> <directory>``). One
+start serves a whole stage, so each worker asserts many things. The model is large enough that ZeRO cuts tensors.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tasks.train.snapshot import latest, restore, save
 UP, QUERY = "model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"  # ZeRO-3 keeps QUERY whole
 HELD = {UP: (192, 32), QUERY: (32, 32)}
 STEPS, CHANGE = 10, 5
+LOUD, CLIPPING = 8.0, 3.0  # gradient norms beyond the clipping, and that beyond DeepSpeed's own default of 1
 
 
 def llama():
@@ -42,7 +43,7 @@ def backward(engine, step: int, scale: float = 1.0) -> torch.Tensor:
     total = torch.zeros(())
     for micro in tokens.chunk(engine.ranks)[engine.rank].chunk(2):
         loss = engine.forward(input_ids=micro, labels=micro, use_cache=False).loss / 2
-        engine.backward(loss * scale)
+        engine.backward(LOUD * scale * loss)
         total += loss.detach().float()
     if engine.ranks > 1:
         torch.distributed.all_reduce(total)
@@ -72,12 +73,17 @@ def assert_masked(engine, keeps: dict[str, torch.Tensor]) -> None:
         if name in keeps:
             dead = ~keeps[name].flatten()[shard.start : shard.start + shard.numel]
             assert not any(values[dead].any() for values in (shard.master, *shard.moments.values(), *shard.copies))
-            assert shard.master[~dead].all() and shard.moments["exp_avg"][~dead].any()
+            assert alive(shard.master[~dead]) and alive(shard.moments["exp_avg"][~dead])
     for name, keep in keeps.items():
         if parameters[name].shape == keep.shape:  # not cut by ZeRO-3: the copy the forward pass reads, all of it
-            assert not parameters[name][~keep].any() and parameters[name][keep].all()
+            assert not parameters[name][~keep].any() and alive(parameters[name][keep])
             seen += 1
     assert seen >= 1
+
+
+def alive(values: torch.Tensor) -> bool:
+    """In bf16 a few gradients round to zero, and a newborn weight waits for its first."""
+    return float(values.count_nonzero()) > 0.9 * values.numel()
 
 
 def state(engine) -> dict[str, torch.Tensor]:
@@ -95,14 +101,14 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def plain(precision: str = "fp32") -> TorchEngine:
     module = llama()
-    return TorchEngine(module, adamw(module), 1.0, precision=precision)
+    return TorchEngine(module, adamw(module), CLIPPING, precision=precision)
 
 
 def sharded(stage: int, precision: str = "fp32"):
     from cluster.engine import DeepSpeedEngine
 
     module = llama()
-    return DeepSpeedEngine(module, adamw(module), 1.0, precision=precision, zero_stage=stage, accumulation=2)
+    return DeepSpeedEngine(module, adamw(module), CLIPPING, precision=precision, zero_stage=stage, accumulation=2)
 
 
 def check_stage(stage: int, directory: Path) -> None:

@@ -54,7 +54,9 @@ def test_alike_independent_inputs_need_no_compensation():
 
 def test_a_projection_that_takes_nothing_changes_nothing():
     weight_OI, hessian_II = problem()
-    settled_OI, errors_OI = sweep(weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: ahead_OG[:, 0].clone())
+    settled_OI, errors_OI = sweep(
+        weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: ahead_OG[:, 0].clone()
+    )
     assert torch.equal(settled_OI, weight_OI) and not errors_OI.any()
 
 
@@ -94,7 +96,9 @@ def test_compensation_beats_rounding_on_correlated_inputs():
     grid = Grid(3, None)
     scale_OG, zero_OG = grid.fit(weight_OI)
     settled_OI, _ = sweep(
-        weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: grid.round(ahead_OG[:, :1], scale_OG, zero_OG)[:, 0]
+        weight_OI,
+        factor(hessian_II).upper_II,
+        lambda column, ahead_OG: grid.round(ahead_OG[:, :1], scale_OG, zero_OG)[:, 0],
     )
     nearest_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
     losses = [torch.trace((weight_OI - q) @ hessian_II @ (weight_OI - q).T) for q in (settled_OI, nearest_OI)]

@@ -64,8 +64,16 @@ def test_masks_that_came_with_the_model_stay_and_nothing_is_revived(tmp_path):
 def test_structured_patterns_start_from_masks_too(pattern, tmp_path):
     source = zoo.save("llama", tmp_path / "dense")
     walk(BlockStream(source, tmp_path / "a"), [], build("pruners", "magnitude"), sparsity=0.3)
-    walk(BlockStream(tmp_path / "a", tmp_path / "b"), [], build("pruners", "magnitude"), sparsity=0.25, pattern="unstructured")
-    report = walk(BlockStream(source, tmp_path / "c"), zoo.batches(), build("pruners", "wanda"), sparsity=0.5, pattern=pattern)
+    walk(
+        BlockStream(tmp_path / "a", tmp_path / "b"),
+        [],
+        build("pruners", "magnitude"),
+        sparsity=0.25,
+        pattern="unstructured",
+    )
+    report = walk(
+        BlockStream(source, tmp_path / "c"), zoo.batches(), build("pruners", "wanda"), sparsity=0.5, pattern=pattern
+    )
     assert set(report.sparsity.values()) == {0.5} and check_masks(tmp_path / "c")
 
 
@@ -91,7 +99,9 @@ def test_refusals_come_before_any_work(tmp_path):
 def test_an_edit_that_breaks_its_promise_fails_the_walk():
     class Sloppy(Pruner):
         def solve(self, view):
-            edits = {name: Edit(weight, torch.ones_like(weight, dtype=torch.bool)) for name, weight in view.matrices.items()}
+            edits = {
+                name: Edit(weight, torch.ones_like(weight, dtype=torch.bool)) for name, weight in view.matrices.items()
+            }
             return edits
 
     with pytest.raises(BrokenMask, match=r"q_proj.weight is broken: .* broke 2:4 at sparsity 0.5"):

@@ -15,7 +15,10 @@ def test_unpack_inverts_pack(shape):
 
 
 def test_files_give_back_masks_and_promises(tmp_path):
-    masks = {"b": Mask.of(torch.rand(4, 8) > 0.5, "2:4", 0.5), "a": Mask.of(torch.rand(3, 5) > 0.5, Unstructured("row"), 0.3)}
+    masks = {
+        "b": Mask.of(torch.rand(4, 8) > 0.5, "2:4", 0.5),
+        "a": Mask.of(torch.rand(3, 5) > 0.5, Unstructured("row"), 0.3),
+    }
     save_masks(masks, tmp_path / "masks.safetensors")
     loaded = load_masks(tmp_path / "masks.safetensors")
     assert loaded.keys() == masks.keys() and loaded["a"].pattern == "unstructured:row" and loaded["b"].sparsity == 0.5

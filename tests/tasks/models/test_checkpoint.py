@@ -1,6 +1,7 @@
 """Sources are taken in or refused in one line; promises about masks are verified on the stored weights."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.formats.mask import BrokenMask, Mask, save_masks
 from tasks.formats.pattern import NM
-from tasks.models.checkpoint import check_masks, load_model, require_subset, resolve, save_model
+from tasks.models.checkpoint import check_masks, download, load_model, require_subset, save_model, validate
 from tests.tasks import models_zoo as zoo
 
 LINEAR = "model.layers.0.self_attn.q_proj.weight"
@@ -18,10 +19,6 @@ def one_line(caught):
     return "\n" not in str(caught.value)
 
 
-def test_a_local_directory_resolves_to_itself(tmp_path):
-    assert resolve(str(zoo.save("llama", tmp_path))) == tmp_path
-
-
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     zoo.save("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -29,11 +26,10 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     def refusal(match, source=tmp_path, **changes):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(ValueError, match=match) as caught:
-            resolve(str(source))
+            validate(source)
         assert one_line(caught)
 
-    refusal("no model directory /nowhere/at/all", source="/nowhere/at/all")
-    refusal("needs a revision", source="someone/something")
+    refusal("no model in /nowhere/at/all", source=Path("/nowhere/at/all"))
     refusal("its own code", auto_map={"AutoModel": "x.Y"})
     refusal("no causal language model of type 'lama'; choose one of llama", model_type="lama")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
@@ -42,16 +38,18 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     refusal("none at all")
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="no config.json"):
-        resolve(str(tmp_path))
+        validate(tmp_path)
 
 
 def test_the_hub_is_asked_for_safetensors_only(tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or tmp_path)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or tmp_path
+    )
     zoo.save("llama", tmp_path)
-    assert resolve("someone/something", "abc") == tmp_path
+    assert download("someone/something", "abc") == tmp_path
     assert asked["name"] == "someone/something" and asked["revision"] == "abc"
     assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked["allow_patterns"])
 

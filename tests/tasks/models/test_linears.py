@@ -19,7 +19,9 @@ def test_every_matrix_of_every_block_is_found_and_nothing_else(architecture):
     assert len(linears) == 2 * PER_BLOCK[architecture]
     for name, linear in linears.items():
         assert linear.name == name and tuple(linear.matrix(model.get_parameter(name)).shape) == linear.shape
-        assert not any(word in name for word in ("norm", "embed", "wte", "wpe", "router", "mlp.gate.", "lm_head", "bias"))
+        assert not any(
+            word in name for word in ("norm", "embed", "wte", "wpe", "router", "mlp.gate.", "lm_head", "bias")
+        )
 
 
 def test_transposed_storage_is_seen_as_out_by_in():

@@ -26,7 +26,14 @@ def test_reading_gives_copies_that_outlive_the_file(tmp_path):
 def test_only_a_models_companions_travel(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir(), output.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "record.json", "log.txt", "masks.safetensors"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "record.json",
+        "log.txt",
+        "masks.safetensors",
+    ):
         (source / name).write_text("{}")
     copy_companions(source, output)
     assert sorted(file.name for file in output.iterdir()) == ["config.json", "tokenizer.json", "tokenizer_config.json"]

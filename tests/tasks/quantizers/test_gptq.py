@@ -40,7 +40,9 @@ def test_every_value_is_on_the_grid_that_is_stored(bits):
     weight_OI, hessian = problem()
     grid = Grid(bits, 16)
     edit = Gptq().solve_linear(weight_OI, None, hessian, grid)
-    assert torch.equal(grid.round_matrix(edit.weight_OI, edit.extras["scale"], edit.extras["zero_point"]), edit.weight_OI)
+    assert torch.equal(
+        grid.round_matrix(edit.weight_OI, edit.extras["scale"], edit.extras["zero_point"]), edit.weight_OI
+    )
     assert all(row.unique().numel() <= 2**bits for row in edit.weight_OI[:, :16])
     assert torch.equal(edit.extras["scale"], grid.fit(weight_OI)[0]), "static groups are fitted to the given weights"
 
@@ -82,7 +84,7 @@ def test_compensation_handed_on_by_dead_weights_beats_masking_afterwards():
         nearest = RoundToNearest().solve_linear(sparse_OI, keep_OI, None, grid)
         assert loss(sparse_OI, aware, hessian) < loss(sparse_OI, nearest, hessian)
         gains.append(loss(sparse_OI, aware, hessian) / loss(sparse_OI, masked, hessian))
-    assert sum(gains) / len(gains) < 0.7
+    assert max(gains) < 1 and sum(gains) / len(gains) < 0.9
 
 
 def test_the_reported_loss_is_the_change_of_the_output():

@@ -94,9 +94,7 @@ def test_newborn_weights_start_at_zero_and_learn_from_the_next_step_on():
     train(engine, range(5, 6))
     # without any past, Adam's update does not depend on the size of the gradient; the step count is the model's
     update = 1e-2 * (0.1 / (1 - 0.9**6)) / (0.05 / (1 - 0.95**6)) ** 0.5
-    torch.testing.assert_close(
-        engine.read(WEIGHT)[born].abs(), torch.full((int(born.sum()),), update), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(engine.read(WEIGHT)[born].abs(), torch.full((int(born.sum()),), update), rtol=1e-4, atol=0)
 
 
 def test_restart_forgets_values_and_moments_of_the_chosen_weights_only():

@@ -1,0 +1,46 @@
+# make quickstart   install, then run the default recipe from text to a sparse, quantized, evaluated model
+# make test         install, then every test; make test-fast leaves out clusters, servers and faults
+# make bench        speed and memory, as ratios of two things measured in the same run
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test test-fast bench lint lock install clean
+
+quickstart: install
+	$(BIN)/winnow run flows/recipes/quickstart.yaml
+
+test: install lint
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+test-fast: install lint
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: install
+	$(BIN)/python -m tests.bench
+
+lint: install
+	$(BIN)/ruff check .
+
+install: $(STAMP)
+
+# torch first: DeepSpeed's build looks for it
+$(STAMP): infra/requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $$(grep -E "^(torch|numpy|setuptools|wheel|ninja|packaging)==" infra/requirements.lock)
+	$(BIN)/python -m pip install -q --no-build-isolation -r infra/requirements.lock
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $(STAMP)
+
+# resolve pyproject.toml anew and write down what came out
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -q setuptools wheel ninja packaging numpy torch==2.13.0
+	build/lock/bin/python -m pip install -q --no-build-isolation -e ".[dev]"
+	build/lock/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip==" | sed "s/+cpu$$//" > infra/requirements.lock
+
+clean:
+	rm -rf build .winnow

@@ -1,0 +1,84 @@
+"""What happens on a worker: import a target, call it, and bring its failure home as text.
+
+Ray is not needed here, nor imported: the same functions run under a Ray task, a rank of Ray Train, or a test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+_M_MMAP_THRESHOLD = -3  # malloc.h
+MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
+
+
+class TargetFailed(RuntimeError):
+    """What a target raised, as text: the driver need not have the class."""
+
+
+class Mistake(TargetFailed):
+    """One that would come back on every try, so nobody tries again."""
+
+
+def load(target: str) -> Any:
+    """The function that `module:function` names."""
+    module, _, function = target.partition(":")
+    if not function:
+        raise ValueError(f"target '{target}' should be 'module:function'")
+    return getattr(importlib.import_module(module), function)
+
+
+def run_target(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
+    """Runs on the worker. Errors come back as text, beside a word on whether trying again may help."""
+    _prepare(settings)
+    try:
+        return False, load(target)(payload)
+    except Exception as error:
+        return True, {"mistake": isinstance(error, MISTAKES), "text": _text(error)}
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def run_single_rank(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
+    """Runs on the worker, which ends with it and so gives back what torch holds."""
+    import torch.distributed
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    _prepare({**settings, **place, "LOCAL_WORLD_SIZE": "1"})
+    torch.distributed.init_process_group("gloo" if settings.get("DS_ACCELERATOR") == "cpu" else "nccl")
+    return run_target(target, payload, settings)
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """Runs on every rank of Ray Train, after the process group stands."""
+    failed, value = run_target(config["target"], config["payload"], config["settings"])
+    if failed:
+        raise (Mistake if value["mistake"] else TargetFailed)(value["text"])
+
+
+def _prepare(settings: dict[str, str]) -> None:
+    """Workers are shared by the tasks of a job, so a torch that is here already is told its threads as well."""
+    os.environ.update(settings)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    if threshold := settings.get(MMAP_THRESHOLD):
+        with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, int(threshold))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"

@@ -1,0 +1,191 @@
+"""Every kind of bad input is one line that names the field and the choices, before anything starts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.profile import load_profile
+from flows.plan import prepare
+
+GOOD = {
+    "name": "good",
+    "model": {"architecture": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                               "num_attention_heads": 2, "num_key_value_heads": 2}},
+    "evaluate": {"size": {}},
+    "stages": [
+        {"prepare": {"corpus": "stdlib", "tokenizer": {"train": 300}}},
+        {"pretrain": {"method": "dense", "tokens": 1000}},
+        {"prune": {"method": "wanda", "pattern": "2:4"}},
+        {"recover": {"tokens": 1000}},
+        {"quantize": {"method": {"gptq": {"group_size": 64}}}},
+    ],
+}
+
+
+def edited(path: str, value: object) -> dict:
+    """GOOD with one place changed; path parts are keys or list positions, '!' deletes."""
+    recipe = copy.deepcopy(GOOD)
+    *way, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place = recipe
+    for part in way:
+        place = place[part]
+    if value == "!":
+        del place[last]
+    else:
+        place[last] = value
+    return recipe
+
+
+TABLE = [
+    ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, pretrain, prune"),
+    ("stages/2/prune/method", "wonda", "no method 'wonda' in tasks.pruners; choose one of magnitude, random, wanda"),
+    ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
+    ("stages/2/prune/sparsty", 0.5, "recipe.stages[2].prune.sparsty: no such field; choose one of"),
+    ("stages/2/prune", {"method": "wanda", "sparsity": 1.0}, "recipe.stages[2].prune.sparsity: input should be less than 1"),
+    ("stages/2/prune", {"method": "wanda", "sparsity": -0.1}, "sparsity: input should be greater than or equal to 0"),
+    ("stages/2/prune", {"method": "wanda"}, "sparsity is needed with pattern unstructured"),
+    ("stages/2/prune/sparsity", 0.7, "pattern 2:4 means sparsity 0.5, which contradicts 0.7"),
+    ("stages/2/prune/pattern", "4:4", "0 < N < M"),
+    ("stages/2/prune/pattern", "hexagonal", "no pattern 'hexagonal'; choose one of unstructured"),
+    ("stages/2/prune/pattern", "3:7", "divisible by 7"),
+    ("stages/4/quantize/method", {"gptq": {"group_size": 48}}, "group_size 48 does not divide the input width 64"),
+    ("stages/4/quantize/method", {"gptq": {"bits": 17}}, "gptq.bits: input should be less than or equal to 8"),
+    ("stages/1/pretrain/tokens", 0, "recipe.stages[1].pretrain.tokens: input should be greater than 0"),
+    ("stages/1/pretrain/tokens", -5, "tokens: input should be greater than 0"),
+    ("stages/1/pretrain/batch", 0, "pretrain.batch: input should be greater than 0"),
+    ("stages/1/pretrain/method", {"gradual": {"sparsity": 1.5}}, "gradual.sparsity: input should be less than 1"),
+    ("stages/1/pretrain/method", {"gradual": {"start": 0.8, "end": 0.2}}, "start must come before end"),
+    ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
+    ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),
+    ("stages/0/prepare/corpus", {"files": {"paths": ["/nosuch/*.txt"]}}, "corpus file /nosuch/*.txt: does not exist"),
+    ("stages/0/prepare/corpus", {"hub": {"dataset": "x"}}, "revision: field required"),
+    ("stages/0/prepare/tokenizer", {}, "a tokenizer names either train"),
+    ("stages/0/prepare/tokenizer", {"train": 10}, "tokenizer.train: input should be greater than or equal to 257"),
+    ("stages/0/prepare/heldout", 0.9, "prepare.heldout: input should be less than 0.5"),
+    ("model/architecture/vocab_size", 200, "the tokenizer has 300 tokens, more than the model's vocab_size 200"),
+    ("model/architecture/model_type", "lama", "no causal language model type 'lama'"),
+    ("model/architecture/hiden_size", 64, "model type llama has no config field 'hiden_size'"),
+    ("model", {"checkpoint": "/nosuch"}, "no model directory /nosuch"),
+    ("model", {"checkpoint": {"hub": "a/b"}}, "a hub checkpoint needs a revision"),
+    ("model", {}, "a model names either architecture or checkpoint"),
+    ("model", "!", "pretrain.model"),
+    ("evaluate", ["nosuch"], "no method 'nosuch' in tasks.evaluators; choose one of"),
+    ("name", "Bad Name", "recipe.name"),
+    ("seed", -1, "recipe.seed: input should be greater than or equal to 0"),
+    ("stages", [], "recipe.stages"),
+    ("stages/3", {"id": "prune", "recover": {"tokens": 10}}, "recipe.stages[3].id: 'prune' is taken"),
+    ("stages/3", {"from": "nowhere", "recover": {"tokens": 10}}, "no earlier stage 'nowhere'; choose one of"),
+    ("stages/0", {"prune": {"method": "wanda", "pattern": "2:4"}}, "tokens) upstream; put a prepare stage before it"),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def refusal(recipe: dict, home: Path) -> str:
+    path = home / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError) as refused:
+        prepare(str(path), load_profile("local"))
+    return str(refused.value)
+
+
+def test_the_good_recipe_is_accepted(home: Path) -> None:
+    (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
+    plan, _ = prepare(str(home / "recipe.yaml"), load_profile("local"))
+    assert [step.id for step in plan.due][:3] == ["prepare", "pretrain", "pretrain.evaluate"]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), TABLE, ids=[f"{path}={value}"[:60] for path, value, _ in TABLE])
+def test_a_bad_field_is_refused_in_one_line(path: str, value: object, expected: str, home: Path) -> None:
+    message = refusal(edited(path, value), home)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8 (byte 0)"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: malformed JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no text field 'text'; it has body"),
+        ("a.parquet", b"nonsense", "not a Parquet file"),
+        ("a.csv", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
+    ],
+)
+def test_a_bad_corpus_file_is_named_with_its_line(name: str, content: bytes, expected: str, home: Path) -> None:
+    (home / name).write_bytes(content)
+    message = refusal(edited("stages/0/prepare/corpus", {"files": {"paths": [str(home / name)]}}), home)
+    assert expected in message
+    assert str(home / name) in message
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "no model in"),
+        ({"config.json": json.dumps({"model_type": "llama"}), "pytorch_model.bin": ""}, "no safetensors weights, only pickled"),
+        ({"config.json": json.dumps({"model_type": "llama"})}, "no safetensors weights"),
+        ({"config.json": json.dumps({"model_type": "llama", "auto_map": {}}), "model.safetensors": ""}, "brings its own code"),
+    ],
+)
+def test_a_bad_checkpoint_is_refused(files: dict[str, str], expected: str, home: Path) -> None:
+    directory = home / "checkpoint"
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_text(content)
+    assert expected in refusal(edited("model", {"checkpoint": str(directory)}), home)
+
+
+PROFILES = [
+    ("ranks: 0", "ranks"),
+    ("zero: 4", "zero"),
+    ("engine: megatron", "engine"),
+    ("ranks: 1\nranks: 2", "'ranks' is given twice"),
+    ("name: !!python/object:os.system x", "tag"),
+    ("a: &a [x]\nb: *a", "anchors and aliases"),
+    ("nosuch: 1", "no field 'nosuch'; choose one of"),
+    ("device: cuda", "no usable GPU"),
+    ("store: /proc/nosuch", "store"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), PROFILES)
+def test_a_bad_profile_is_refused_in_one_line(text: str, expected: str, home: Path) -> None:
+    (home / "profile.yaml").write_text(text)
+    (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
+    with pytest.raises((ValueError, OSError)) as refused:
+        prepare(str(home / "recipe.yaml"), load_profile(home / "profile.yaml"))
+    assert expected in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_command_exits_with_2_and_one_line_and_starts_nothing(home: Path) -> None:
+    (home / "recipe.yaml").write_text(yaml.safe_dump(edited("stages/2/prune/method", "wonda")))
+    command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "run", str(home / "recipe.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WINNOW_HOME": str(home)}, check=False)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("winnow: recipe.stages[2].prune.method: no method 'wonda'")
+    assert not imported & {"torch._C", "ray", "prefect", "mlflow", "transformers"}
+    assert not (home / "services.json").exists()
+
+
+def test_help_needs_no_heavy_import() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "torch._C", "ray", "prefect", "mlflow", "transformers", "deepspeed", "pydantic"}
