@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -80,17 +82,20 @@ class Tracking:
     children: dict[str, str] = field(default_factory=dict)
     _pending: dict[str, list[Any]] = field(default_factory=dict)
     _flushed: float = 0.0
+    _lock: Any = field(default_factory=threading.RLock, repr=False)     # every job in flight has a follower of its own
 
     @classmethod
-    def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
-        """Open the parent run. Parent runs of the same recipe that a dead process left open are closed as killed."""
+    def start(
+        cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any], artifacts: str | None = None
+    ) -> Tracking:
+        """Open the parent run. ``artifacts`` is where a new experiment keeps figures, if not where the server would."""
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")     # stdout is the command's own
         from mlflow import MlflowClient
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, tags=EXPERIMENT_TAGS)
+        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
         tracking._params(tracking.parent, params)
@@ -119,21 +124,23 @@ class Tracking:
         from mlflow.entities import Metric as Row
 
         rows = [Row(name, value, timestamp, step) for name, value in metrics.items()]
-        self._pending.setdefault(self.children[id], []).extend(rows)
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+        with self._lock:
+            self._pending.setdefault(self.children[id], []).extend(rows)
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self.flush()
 
     def flush(self) -> None:
         """Write what is pending. When MLflow does not answer, it stays pending and training goes on."""
-        self._flushed = time.monotonic()
-        for run, rows in self._pending.items():
-            while rows:
-                try:
-                    self.client.log_batch(run, metrics=rows[:BATCH])
-                except Exception as error:      # the client raises transport errors of several libraries
-                    LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
-                    return
-                del rows[:BATCH]
+        with self._lock:
+            self._flushed = time.monotonic()
+            for run, rows in self._pending.items():
+                while rows:
+                    try:
+                        self.client.log_batch(run, metrics=rows[:BATCH])
+                    except Exception as error:      # the client raises transport errors of several libraries
+                        LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
+                        return
+                    del rows[:BATCH]
 
     def scalars(self, id: str | None, metrics: Mapping[str, float], prefix: str = "") -> None:
         """Final numbers of a stage, or of the parent where id is None."""
@@ -183,6 +190,12 @@ class Tracking:
         rows = [Param(name, str(value)[:6000]) for name, value in flatten(params).items()]
         for start in range(0, len(rows), 100):
             self.client.log_batch(run, params=rows[start : start + 100])
+
+
+def artifact_location(uri: str) -> str | None:
+    """Beside a database file; MLflow would take the directory the user happens to stand in. A server has its own."""
+    file = uri.removeprefix("sqlite:///")
+    return None if file == uri else (Path(file).absolute().parent / "mlflow-artifacts").as_uri()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from cluster.artifacts import Record
+from cluster.profile import Profile, home
 from cluster.store import Store
 from cluster.tracking import Tracking
 from flows.plan import Plan, Step
@@ -32,9 +33,15 @@ class Chronicle:
         self.records: dict[str, Record] = {}
 
     @classmethod
-    def open(cls, plan: Plan, store: Store, uri: str, tags: dict[str, str]) -> Chronicle:
+    def open(cls, plan: Plan, store: Store, profile: Profile, tags: dict[str, str]) -> Chronicle:
+        """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
+        uri, artifacts = profile.mlflow.tracking_uri, None
+        if uri is None:
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+            artifacts = str(home() / "mlflow-artifacts")
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
-        tracking = Tracking.start(uri, plan.recipe.name, {**provenance(plan), **tags, "winnow.process": this_process()}, params)
+        tags = {**provenance(plan), **tags, "winnow.process": this_process()}
+        tracking = Tracking.start(uri, plan.recipe.name, tags, params, artifacts)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
         chronicle = cls(plan, store, tracking)

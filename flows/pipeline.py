@@ -43,10 +43,9 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
     begun = time.time()
     where = load_profile(profile)
     plan, store = prepare(recipe, where)
-    submitter = Submitter(where)
-    chronicle = Chronicle.open(plan, store, submitter.tracking_uri, {"prefect.flow_run_id": flow_run.id or "none"})
+    chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
-    conductor = Conductor(plan, store, submitter, watcher)
+    conductor = Conductor(plan, store, Submitter(where), watcher)
     status = "FAILED"
     try:
         for step in plan.steps:

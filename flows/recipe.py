@@ -6,6 +6,7 @@ wrong recipe costs a second and one line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, stage_class
 
 ENTRY_FIELDS = ("id", "from")
+NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
 
 
 class Header(BaseModel):
@@ -27,7 +29,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=NAME)
     description: str = ""
     seed: int = Field(0, ge=0)
     model: ModelSource | None = None
@@ -104,11 +106,15 @@ class _Graph:
             kind = stage_class(names[0])
         except ValueError as error:
             raise ValueError(f"recipe.{where}: {error}") from None
-        fields = {"seed": self.header.seed, **(entry[names[0]] or {})}
-        id, path = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}"
+        id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]] or {}
+        if not isinstance(own, dict):
+            raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
+        if not re.fullmatch(NAME, id):
+            raise ValueError(f"recipe.{where}.id: {id!r} is no name; use lower-case letters, digits, _ and -")
+        fields = {"seed": self.header.seed, **own}
         if any(node.id == id for node in self.nodes):
             raise ValueError(f"recipe.{where}.id: {id!r} is taken; give this stage an id of its own")
-        stated = self._stated(entry.get("from", list(self.previous)), where)
+        stated = self._stated(entry.get("from", list(self.previous)), kind, where)
         if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
             fields["model"] = self.header.model
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
@@ -120,10 +126,14 @@ class _Graph:
         if stage.yields == "model":
             self._measure(id)
 
-    def _stated(self, origin: Any, where: str) -> dict[str, str]:
+    def _stated(self, origin: Any, kind: type[Stage], where: str) -> dict[str, str]:
         """``from``: an id, a list of ids, or {role: id}; as {role or position: id}."""
         if isinstance(origin, str):
             origin = [origin]
+        if not isinstance(origin, (list, dict)):
+            raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {origin!r}")
+        if isinstance(origin, dict) and (odd := origin.keys() - kind.needs.keys()):
+            raise ValueError(f"recipe.{where}.from: no role {min(odd)!r}; choose one of {', '.join(kind.needs) or 'none'}")
         stated = origin if isinstance(origin, dict) else {str(index): id for index, id in enumerate(origin)}
         known = [node.id for node in self.nodes if not node.measures]
         for id in stated.values():
@@ -148,11 +158,13 @@ class _Graph:
     def _parents(self, id: str, stage: Stage, stated: dict[str, str], path: str) -> dict[str, str]:
         parents = {}
         for role, kind in stage.roles().items():
-            found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
-            if found is None and role == "model" and getattr(stage, "model", None):
+            if role == "model" and role not in stated and getattr(stage, "model", None):
                 continue
+            found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")
+            if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:
+                raise ValueError(f"{path}: {role} needs {kind}, and {found} makes {made}")
             parents[role] = found
         return parents
 

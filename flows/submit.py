@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.jobs import NOT_SECRET, SECRET, Jobs
-from cluster.profile import Profile, home
+from cluster.profile import Profile
 from cluster.services import Services
 from flows.chronicle import git_commit
 from flows.plan import Step
@@ -19,18 +19,15 @@ PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")      # secret
 
 
 class Submitter:
-    """Knows where jobs go and where runs are tracked: the profile's servers, or the embedded ones by environment."""
+    """Knows where jobs go: the profile's cluster, or the one of this home."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.tracking_uri = (
-            profile.mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
-        )
 
     @cached_property
     def jobs(self) -> Jobs:
         if self.profile.ray.address:
-            return Jobs(self.profile.ray.address, os.environ.get("RAY_AUTH_TOKEN", ""))
+            return Jobs.at(self.profile.ray.address)
         return Jobs.of(Services())
 
     def submit(self, steps: list[Step]) -> str:

@@ -199,7 +199,7 @@ def _launch(work: Payload) -> None:
     """Run one payload on the cluster: as a Ray task, or as a Ray Train group where the stage wants ranks."""
     from cluster.workers import run_group, run_task
 
-    resources, variables = work["resources"], {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    resources, variables = work["resources"], {"MALLOC_MMAP_THRESHOLD_": "131072"}      # freed blocks go back at once
     if not stage_class(work["artifact"]["stage"]).distributed:
         run_task(
             "tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=variables
@@ -208,7 +208,7 @@ def _launch(work: Payload) -> None:
     work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
     run_group(
         "tasks.job:produce", work, resources["ranks"], resources["cpus"], resources["gpus"], work["max_failures"],
-        storage=Path(work["scratch"]) / "ray-train", env=variables,
+        storage=Path(work["scratch"]) / "ray-train",
     )
 
 

@@ -14,10 +14,12 @@ class Size(Evaluator):
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
+        from tasks.models.checkpoint import skeleton
 
         masks_file = candidate.directory / "masks.safetensors"
         weight_bytes = sum(file.stat().st_size for file in candidate.directory.glob("model*.safetensors"))
-        parameters = sum(parameter.numel() for parameter in candidate.model.parameters())
+        # a loaded quantized model counts its scales as parameters; the architecture does not
+        parameters = sum(parameter.numel() for parameter in skeleton(candidate.directory).parameters())
         dead = sum(mask.numel - mask.live for mask in load_masks(masks_file).values())
         return {
             "bytes": weight_bytes,

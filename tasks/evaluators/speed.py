@@ -26,8 +26,10 @@ class Speed(Evaluator):
 
         from tasks.data.tokens import Tokens
 
-        prompt = min(self.prompt, candidate.longest - self.new)
-        tokens_BT = torch.from_numpy(Tokens(candidate.data, "heldout").sequence(0, prompt))[None].to(candidate.device)
+        heldout, prompt = Tokens(candidate.data, "heldout"), max(1, min(self.prompt, candidate.longest - self.new))
+        if heldout.sequences(prompt) == 0:
+            raise ValueError(f"corpus is too small: the held-out split has less than one prompt of {prompt} tokens")
+        tokens_BT = torch.from_numpy(heldout.sequence(0, prompt))[None].to(candidate.device)
         prefill, decode = [], []
         with torch.inference_mode():
             for _ in range(self.repeats + 1):

@@ -72,4 +72,4 @@ class ComputeWindow:
         start = round(self.first * dense_steps)
         window = round((self.last - self.first) * dense_steps / mean / interval) * interval
         tail = round((1 - self.last) * dense_steps / density)
-        return start, start + window, start + window + tail
+        return start, start + window, max(1, start + window + tail)

@@ -1,0 +1,157 @@
+"""What every regime on the shelf promises: dead is dead, a crash changes nothing, and no sparsity is no difference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tasks.data.tokens import Sampler
+from tasks.formats.mask import Mask
+from tasks.methods import build, dump, names
+from tasks.models.checkpoint import require_subset
+from tasks.models.linears import find_linears
+from tasks.train.engine import TorchEngine, adamw
+from tasks.train.hook import Hook
+from tasks.train.loop import Checkpoints, fit
+from tasks.train.masking import Masking
+from tasks.train.regime import Setting
+from tasks.train.schedule import LearningRate
+from tests.contracts.test_methods_without_torch import SCRIPT
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
+
+DENSE_STEPS = 12
+QUICK = {"gradual": {"interval": 2}}        # fields that let a regime act within twelve steps, where defaults do not
+regimes = pytest.mark.parametrize("name", names("regimes"))
+
+
+class Crash(Exception):
+    pass
+
+
+class Watch(Hook):
+    """After every step: dead weights and their moments are zero, promises hold. Raises Crash at ``crash``."""
+
+    def __init__(self, hooks, crash: int | None = None) -> None:
+        self.hooks, self.crash, self.masks = hooks, crash, []
+
+    def on_start(self, run) -> None:
+        self.look(run)
+
+    def after_step(self, run) -> None:
+        self.look(run)
+        if run.step == self.crash:
+            raise Crash
+
+    def look(self, run) -> None:
+        self.masks.append(held(self.hooks))
+        shards = dict(run.engine.shards())
+        for name, mask in self.masks[-1].items():
+            dead = ~mask.keep.flatten()
+            values = [shards[name].master, *shards[name].moments.values()]
+            assert mask.broken() is None and not any(value[dead].any() for value in values)
+
+
+def held(hooks) -> dict[str, Mask]:
+    return {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
+
+
+def incoming() -> dict[str, Mask]:
+    draw = torch.Generator().manual_seed(3)
+    linears = find_linears(zoo.model("llama", layers=1)).items()
+    return {name: Mask.of(torch.rand(linear.shape, generator=draw) < 0.7, "unstructured", 0.2) for name, linear in linears}
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train a tiny model under a regime; (weights at the end, the watch over it)."""
+    sampler = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(16 * 40)), 16, 4, seed=0)
+    teacher = zoo.save("llama", tmp_path / "teacher", layers=1)
+
+    def run(name, masks=None, crash=None, attempt=None, **fields):
+        regime = build("regimes", {name: {**QUICK.get(name, {}), **fields}})
+        model = zoo.model("llama", layers=1)
+        for linear, mask in (masks or {}).items():
+            model.get_parameter(linear).data.mul_(mask.keep)
+        steps = regime.total_steps(DENSE_STEPS)
+        setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, "cpu", teacher)
+        hooks = regime.hooks(setting)
+        watch = Watch(hooks, crash)
+        engine = TorchEngine(model, adamw(model), 1.0)
+        checkpoints = None if attempt is None else Checkpoints(tmp_path / "checkpoints", 0.0, attempt, probe=1)
+        fit(engine, sampler, regime.objective(setting), [*hooks, watch], steps, LearningRate(1e-2, steps), checkpoints=checkpoints)
+        return {parameter: engine.read(parameter) for parameter, _ in model.named_parameters()}, watch
+
+    return run
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(values, other[name]) for name, values in one.items())
+
+
+@regimes
+def test_dead_weights_are_zero_after_every_step_and_the_same_seed_gives_the_same_bits(name, train):
+    one, other = train(name), train(name)
+    assert same(one[0], other[0])
+
+
+@regimes
+def test_masks_that_are_to_be_kept_are_kept(name, train):
+    """Where a regime says so, nothing that was dead before training lives after it, and no mask is lost."""
+    masks = incoming()
+    weights, watch = train(name, masks)
+    if not build("regimes", name).keeps_masks:
+        assert any(weights[linear][~mask.keep].any() for linear, mask in masks.items())
+        return
+    require_subset(watch.masks[-1], masks)
+    assert not any(weights[linear][~mask.keep].any() for linear, mask in masks.items())
+
+
+@regimes
+def test_a_run_that_crashed_at_half_equals_the_undisturbed_one(name, train):
+    masks = incoming()
+    half = build("regimes", {name: QUICK.get(name, {})}).total_steps(DENSE_STEPS) // 2
+    whole, watch = train(name, masks)
+    with pytest.raises(Crash):
+        train(name, masks, crash=half, attempt=0)
+    again, watch_again = train(name, masks, attempt=1)
+    assert len(watch_again.masks) < len(watch.masks)        # it did not begin anew
+    assert same(whole, again)
+    assert all(torch.equal(mask.keep, watch_again.masks[-1][linear].keep) for linear, mask in watch.masks[-1].items())
+
+
+@pytest.mark.parametrize("name", [name for name in names("regimes") if "sparsity" in type(build("regimes", name)).model_fields])
+def test_no_sparsity_is_dense_training_bit_for_bit(name, train):
+    assert same(train(name, sparsity=0)[0], train("dense")[0])
+
+
+def test_masked_training_without_masks_and_teacher_is_dense_training_bit_for_bit(train):
+    assert same(train("masked", ce=1, kl=0)[0], train("dense")[0])
+
+
+def test_gradual_masks_are_nested(train):
+    _, watch = train("gradual", sparsity=0.8)
+    for earlier, later in zip(watch.masks, watch.masks[1:], strict=False):
+        require_subset(later, earlier)
+    live, numel = (sum(getattr(mask, what) for mask in watch.masks[-1].values()) for what in ("live", "numel"))
+    assert live == numel - int(0.8 * numel)
+
+
+@regimes
+def test_a_run_has_at_least_one_step_and_no_fewer_than_its_budget(name):
+    assert build("regimes", name).total_steps(1) >= 1 and build("regimes", name).total_steps(1_000) >= 1_000
+
+
+@regimes
+def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
+    method = build("regimes", name)
+    assert dump(method).keys() == {name} and build("regimes", dump(method)) == method and method.paper
+
+
+@pytest.mark.parametrize("shelf", ["regimes", "evaluators"])
+def test_methods_are_built_and_dumped_without_torch(shelf):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, shelf, *names(shelf)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

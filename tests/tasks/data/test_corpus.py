@@ -1,0 +1,87 @@
+"""A corpus is what its files say: every kind of file, every split share, and a fingerprint that follows the content."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tasks.data.corpus import Files, Hub, Stdlib, build_corpus, split_of
+from tests.tasks import data_zoo
+
+AWKWARD = "one\u2028two\x85three\x0cfour"      # line breaks to Python, plain characters to JSON
+
+
+def texts(corpus: Files) -> list[str]:
+    return [document.text for document in corpus.documents()]
+
+
+def test_a_text_file_is_one_document_named_by_its_path(tmp_path):
+    pattern = data_zoo.write_texts(tmp_path, 3)
+    documents = list(Files(paths=(pattern,)).documents())
+    assert [document.name for document in documents] == [str(tmp_path / f"00{number}.txt") for number in range(3)]
+    assert documents[1].text == data_zoo.text(1)
+
+
+def test_each_json_line_is_a_document_whatever_stands_in_its_strings(tmp_path):
+    rows = [json.dumps({"body": content}, ensure_ascii=False) for content in (AWKWARD, "plain")]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join([rows[0], "", rows[1]]).encode())
+    corpus = Files(paths=(str(tmp_path / "a.jsonl"),), field="body")
+    assert texts(corpus) == [AWKWARD, "plain"]
+    assert [document.name.rpartition(":")[2] for document in corpus.documents()] == ["1", "3"]
+    assert corpus.fingerprint()
+
+
+def test_each_parquet_row_is_a_document(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["a", None, "c"], "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    assert texts(Files(paths=(str(tmp_path / "a.parquet"),))) == ["a", "", "c"]
+    with pytest.raises(ValueError, match="no field 'body'; choose one of text, n"):
+        Files(paths=(str(tmp_path / "a.parquet"),), field="body").fingerprint()
+
+
+def test_the_fingerprint_follows_content_and_not_the_order_of_listing(tmp_path):
+    data_zoo.write_texts(tmp_path, 3)
+    paths = [str(tmp_path / f"00{number}.txt") for number in range(3)]
+    print_of = lambda *listed: Files(paths=listed).fingerprint()     # noqa: E731
+    first = print_of(*paths)
+    assert first == print_of(*reversed(paths)) == print_of(str(tmp_path / "*.txt")) == print_of(*paths, paths[0])
+    (tmp_path / "001.txt").write_text("changed")
+    assert print_of(*paths) != first != print_of(*paths[:2])
+
+
+def test_large_corpora_are_fingerprinted_by_content_too(tmp_path, monkeypatch):
+    pattern = data_zoo.write_texts(tmp_path, 2)
+    monkeypatch.setattr("tasks.data.corpus.VALIDATE_BYTES", 10)
+    first = Files(paths=(pattern,)).fingerprint()
+    (tmp_path / "001.txt").write_text(data_zoo.text(1).replace("wheat", "wheel"))
+    assert Files(paths=(pattern,)).fingerprint() != first
+
+
+def test_the_hub_is_fingerprinted_by_what_pins_it():
+    fields = {"dataset": "a/b", "revision": "abc", "documents_at_most": 5}
+    first = Hub(**fields).fingerprint()
+    assert first == Hub(**fields).fingerprint()
+    assert all(Hub(**{**fields, **other}).fingerprint() != first for other in ({"revision": "abd"}, {"documents_at_most": 6}))
+
+
+def test_the_standard_library_is_a_corpus_without_tests_and_vendored_code():
+    names = [str(path) for path in Stdlib().files()]
+    assert any(name.endswith("json/decoder.py") for name in names)
+    assert not any("/test/" in name or "site-packages" in name for name in names)
+
+
+@pytest.mark.parametrize(("heldout", "calibration"), [(0.05, 0.05), (0.1, 0.2), (0.02, 0.2), (0.3, 0.3), (0.45, 0.4)])
+def test_every_prefix_of_the_corpus_holds_the_shares(heldout, calibration):
+    counts = {"train": 0, "calibration": 0, "heldout": 0}
+    for index in range(2000):
+        counts[split_of(index, heldout, calibration)] += 1
+        seen = index + 1
+        assert abs(counts["heldout"] - heldout * seen) <= 1 and abs(counts["calibration"] - calibration * seen) <= 2
+
+
+def test_a_corpus_round_trips_through_its_name():
+    assert build_corpus("stdlib") == Stdlib() == build_corpus({"stdlib": None})
+    assert build_corpus({"files": {"paths": ["x"]}}) == Files(paths=("x",))

@@ -1,0 +1,52 @@
+"""Tiny data: text files a tokenizer learns in a blink, and token shards whose sequences can be counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tasks.data.tokens import Tokens, TokenWriter
+from tests.tasks.models_zoo import VOCABULARY
+
+NOUNS = ("wheat", "chaff", "basket", "river", "stone", "mill", "barn", "farmer")
+VERBS = ("falls into", "is carried to", "rests beside", "was weighed at", "blows over")
+
+
+def text(number: int, lines: int = 24) -> str:
+    """A document of distinct, predictable lines, long enough for multiple choice."""
+    rows = [
+        f"The {NOUNS[(number + row) % 8]} {VERBS[(number * row) % 5]} the {NOUNS[(3 * row) % 8]} number {number * 31 + row}."
+        for row in range(lines)
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def write_texts(directory: Path, count: int = 40) -> str:
+    """``count`` documents as .txt files; the glob that finds them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (directory / f"{number:03d}.txt").write_text(text(number))
+    return str(directory / "*.txt")
+
+
+def write_tokens(directory: Path, split: str, *shards: list[int] | np.ndarray) -> Tokens:
+    """A split of the given shards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = TokenWriter(directory, split, VOCABULARY)
+    for shard in shards:
+        writer.add(shard)
+        writer.flush()
+    return Tokens(directory, split)
+
+
+def periodic(count: int, period: int = 7) -> np.ndarray:
+    """Tokens that a model can learn to foretell: 0, 1, ..., period - 1, over and over."""
+    return np.arange(count) % period
+
+
+def write_heldout(directory: Path, texts: list[str]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"name": str(number), "text": content}) for number, content in enumerate(texts)]
+    (directory / "heldout.jsonl").write_text("".join(f"{row}\n" for row in rows))

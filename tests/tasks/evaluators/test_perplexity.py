@@ -1,0 +1,58 @@
+"""Perplexity is the exponential of the mean cross-entropy, window by window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.evaluators import Candidate
+from tasks.methods import build
+from tasks.models.checkpoint import save_model
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
+
+
+def candidate(tmp_path, tokens: int = 45, uniform: bool = False, **overrides) -> Candidate:
+    model = zoo.model("llama", layers=1, **overrides)
+    if uniform:
+        model.lm_head.weight.data.zero_()
+    save_model(model.state_dict(), model.config, tmp_path / "model")
+    data_zoo.write_tokens(tmp_path / "data", "heldout", np.random.default_rng(0).integers(0, zoo.VOCABULARY, tokens))
+    return Candidate(tmp_path / "model", tmp_path / "data")
+
+
+def perplexity(**fields):
+    return build("evaluators", {"perplexity": fields})
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_it_is_what_a_loop_over_tokens_computes(batch, tmp_path):
+    measured = candidate(tmp_path)
+    tokens, losses = np.load(tmp_path / "data" / "heldout-00000.npy").astype(int), []
+    for start in (0, 10, 20, 30):       # 45 tokens: the last five make no window
+        window = torch.tensor(tokens[start : start + 10])
+        with torch.no_grad():
+            log_VT = torch.log_softmax(measured.model(window[None]).logits[0], -1)
+        losses += [-log_VT[place, window[place + 1]].item() for place in range(9)]
+    found = perplexity(length=10, batch=batch).measure(measured)
+    assert found["heldout_loss"] == pytest.approx(sum(losses) / 36, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / 36), rel=1e-5)
+
+
+def test_a_uniform_model_scores_its_vocabulary(tmp_path):
+    assert perplexity(length=8).measure(candidate(tmp_path, uniform=True))["perplexity"] == pytest.approx(zoo.VOCABULARY)
+
+
+def test_tokens_bound_the_windows_and_positions_bound_the_length(tmp_path):
+    measured, seen = candidate(tmp_path, max_position_embeddings=12), []
+    measured.progress = lambda done, total, unit: seen.append((done, total))
+    perplexity(length=512, tokens=30, batch=1).measure(measured)
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_too_little_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="less than one window of 50 tokens"):
+        perplexity(length=50).measure(candidate(tmp_path))

@@ -1,0 +1,36 @@
+"""Speed is tokens over median seconds, the first round left out as warm-up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tasks.evaluators import Candidate
+from tasks.evaluators.speed import Speed
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
+
+
+@pytest.fixture
+def candidate(tmp_path) -> Candidate:
+    zoo.save("llama", tmp_path / "model", layers=1)
+    data_zoo.write_tokens(tmp_path / "data", "heldout", np.arange(100) % zoo.VOCABULARY)
+    return Candidate(tmp_path / "model", tmp_path / "data")
+
+
+def test_it_is_tokens_over_the_median_of_all_rounds_but_the_first(candidate, monkeypatch):
+    rounds = iter([(100.0, 100.0), (1.0, 2.0), (5.0, 8.0), (2.0, 4.0)])
+    monkeypatch.setattr(Speed, "_time", lambda self, candidate, tokens: next(rounds))
+    found = Speed(prompt=16, new=8, repeats=3).measure(candidate)
+    assert found == {"prefill_tokens_per_second": 16 / 2, "decode_tokens_per_second": 8 / 4}
+
+
+def test_a_real_model_has_a_speed_and_needs_the_machine_for_itself(candidate):
+    found = Speed(prompt=256, new=4, repeats=1).measure(candidate)     # the prompt is cut to the model's positions
+    assert all(value > 0 for value in found.values()) and Speed.exclusive
+
+
+def test_too_little_text_is_refused(candidate):
+    data_zoo.write_tokens(candidate.data, "heldout", [1, 2, 3])
+    with pytest.raises(ValueError, match="less than one prompt of 16 tokens"):
+        Speed(prompt=16, new=4).measure(candidate)

@@ -1,0 +1,209 @@
+"""Every stage in this process, on a corpus of forty small files: each publishes once, and no mask is lost on the way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.events import parse_event
+from cluster.tracking import VOCABULARY
+from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
+from tasks.models.checkpoint import check_masks, load_model, require_subset, save_model
+from tasks.recover import Recover
+from tests.tasks import models_zoo as zoo
+from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
+
+EVALUATORS = {"perplexity": {"length": 32}, "pattern": {}, "size": {}, "speed": {"prompt": 16, "new": 4, "repeats": 1},
+              "multiple_choice": {"items": 8, "choices": 2}}  # fmt: skip
+PRUNE = {"method": "wanda", "pattern": "2:4", **CALIBRATION}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def chain(shop) -> dict:
+    """The records of a whole life, by stage."""
+    made = {"prepare": (data := shop.data())}
+    sparse = {"gradual": {"sparsity": 0.3, "interval": 2}}
+    made["pretrain"] = shop.make("pretrain", {"model": LLAMA, "method": sparse, "learning_rate": 4e-3, **TRAINING}, data=data)
+    made["prune"] = shop.make("prune", PRUNE, data=data, model=made["pretrain"])
+    made["recover"] = shop.make("recover", TRAINING, data=data, model=made["prune"], teacher=made["pretrain"])
+    gptq = {"method": {"gptq": {"group_size": 32}}, **CALIBRATION}
+    made["quantize"] = shop.make("quantize", gptq, data=data, model=made["recover"])
+    models = list(made)[1:]
+    return made | {
+        f"{name}.evaluate": shop.make("evaluate", {"evaluators": EVALUATORS}, data=data, model=made[name]) for name in models
+    }
+
+
+def events(text: str) -> list[dict]:
+    return [event for line in text.splitlines() if (event := parse_event(line))]
+
+
+def test_every_stage_publishes_and_names_its_numbers_by_the_vocabulary(chain):
+    assert [record.stage for record in chain.values()] == [name.rpartition(".")[2] for name in chain]
+    for record in chain.values():
+        assert record.metrics and set(record.metrics) <= set(VOCABULARY)
+
+
+def test_every_point_of_every_curve_is_named_by_the_vocabulary(shop, chain):
+    for name in ("pretrain", "recover"):
+        lines = (shop.path(chain[name]) / "report" / "history.jsonl").read_text().splitlines()
+        points = [json.loads(line) for line in lines]
+        assert [point["step"] for point in points] == list(range(1, len(points) + 1))
+        assert set().union(*(point["metrics"] for point in points)) <= set(VOCABULARY)
+        assert points[-1]["metrics"]["tokens"] == chain[name].metrics["training_tokens"]
+
+
+def test_a_second_time_nothing_is_done(shop, chain, capsys, monkeypatch):
+    monkeypatch.setattr("tasks.prune.Prune.run", lambda *given: pytest.fail("it ran again"))
+    again = shop.make("prune", PRUNE, data=chain["prepare"], model=chain["pretrain"])
+    assert again == chain["prune"] and capsys.readouterr().out == ""
+
+
+def test_masks_are_kept_from_pruning_to_integers(shop, chain):
+    pretrained, pruned, recovered, quantized = (
+        load_masks(shop.path(chain[name]) / "masks.safetensors") for name in ("pretrain", "prune", "recover", "quantize")
+    )
+    require_subset(pruned, pretrained)
+    for name, mask in pruned.items():
+        assert mask.pattern == "2:4"
+        assert torch.equal(mask.packed, recovered[name].packed) and torch.equal(mask.packed, quantized[name].packed)
+    sparsity = chain["prune"].metrics["sparsity"]       # above 2:4's half, where pretraining had left fewer than two of four
+    assert 0.5 <= sparsity == chain["recover"].metrics["sparsity"] == chain["quantize"].metrics["sparsity"] < 0.6
+    assert check_masks(shop.path(chain["quantize"])).keys() == pruned.keys()
+    assert all(chain[f"{name}.evaluate"].metrics["pattern_holds"] == 1 for name in ("prune", "recover", "quantize"))
+
+
+def test_each_stage_did_what_it_is_for(chain):
+    measured = {name: chain[f"{name}.evaluate"].metrics for name in ("pretrain", "prune", "recover", "quantize")}
+    assert measured["pretrain"]["perplexity"] < chain["prepare"].metrics["unigram_perplexity"]
+    assert measured["recover"]["perplexity"] < measured["prune"]["perplexity"]
+    assert measured["quantize"]["bytes"] < 0.75 * measured["recover"]["bytes"]
+    assert len({model["parameters"] for model in measured.values()}) == 1
+    assert measured["recover"]["live_parameters"] == measured["quantize"]["live_parameters"] < measured["pretrain"]["live_parameters"]
+
+
+def test_the_splits_are_of_different_documents(shop, chain):
+    """What calibrates is neither trained on nor measured on."""
+    from tasks.data.tokens import Tokens
+
+    directory, seen = shop.path(chain["prepare"]), {}
+    for split in ("train", "calibration", "heldout"):
+        tokens = Tokens(directory, split)
+        seen[split] = {tokens.sequence(number, 32).tobytes() for number in range(tokens.sequences(32))}
+    assert not seen["calibration"] & (seen["train"] | seen["heldout"]) and not seen["train"] & seen["heldout"]
+
+
+def spoilt(monkeypatch, spoil) -> None:
+    """Let something happen to the model after recovery wrote it."""
+    run = Recover.run
+
+    def run_and_spoil(stage, context):
+        metrics = run(stage, context)
+        spoil(context.output)
+        return metrics
+
+    monkeypatch.setattr(Recover, "run", run_and_spoil)
+
+
+def revive_weight(directory) -> None:
+    masks, state = load_masks(directory / "masks.safetensors"), load_file(directory / "model.safetensors")
+    name = next(iter(masks))
+    state[name][tuple((~masks[name].keep).nonzero()[0].tolist())] = 1e-3
+    save_file(state, directory / "model.safetensors", {"format": "pt"})
+
+
+def revive_bit(directory) -> None:
+    masks = load_masks(directory / "masks.safetensors")
+    name = next(iter(masks))
+    keep = masks[name].keep
+    keep[tuple((~keep).nonzero()[0].tolist())] = True
+    save_masks({**masks, name: Mask.of(keep, "unstructured", 0.4)}, directory / "masks.safetensors")
+
+
+def lose_mask(directory) -> None:
+    masks = load_masks(directory / "masks.safetensors")
+    save_masks(dict(list(masks.items())[1:]), directory / "masks.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(revive_weight, "1 dead weights are not zero"), (revive_bit, "1 dead weights were revived"), (lose_mask, "the mask was lost")],
+)
+def test_a_model_that_lost_one_bit_of_a_mask_is_never_published(shop, chain, spoil, message, monkeypatch, capsys):
+    spoilt(monkeypatch, spoil)
+    fields = {**TRAINING, "tokens": 512, "method": {"masked": {"ce": 1, "kl": 0}}}
+    before = shop.store.addresses()
+    with pytest.raises(BrokenMask, match=message):
+        shop.make("recover", fields, data=chain["prepare"], model=chain["prune"])
+    assert shop.store.addresses() == before
+    failed = events(capsys.readouterr().out)[-1]
+    assert failed["event"] == "failed" and failed["final"] and message in failed["message"]
+
+
+def test_training_that_blows_up_fails_for_good_and_publishes_nothing(shop, chain, capsys):
+    fields = {**TRAINING, "model": LLAMA, "learning_rate": 1e30, "gradient_clipping": 1e30, "warmup": 0}
+    with pytest.raises(FloatingPointError):
+        shop.make("pretrain", fields, data=chain["prepare"])
+    assert events(capsys.readouterr().out)[-1]["final"]
+
+
+def test_curves_survive_a_line_that_an_attempt_did_not_finish(tmp_path):
+    from tasks.job import History
+
+    history = History(tmp_path / "history.jsonl", "a/b", silent=False)
+    history.report({"event": "metrics", "step": 1, "metrics": {"loss": 2.0}})
+    whole = history.path.read_text()
+    history.path.write_text(whole + whole[: len(whole) // 2] + "\n" + whole.replace('"step": 1', '"step": 2'))
+    history.settle(tmp_path / "settled.jsonl")
+    assert [json.loads(line)["step"] for line in (tmp_path / "settled.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def users(shop, chain, tmp_path_factory):
+    """A user's own checkpoint: weights, config and tokenizer in a directory Winnow did not make."""
+    from tasks.data.tokenizer import load_tokenizer
+
+    directory, model = tmp_path_factory.mktemp("user"), zoo.model("llama", vocab_size=300)
+    save_model(model.state_dict(), model.config, directory, tokenizer=load_tokenizer(shop.path(chain["prepare"]) / "tokenizer"))
+    return directory
+
+
+def test_a_life_can_begin_with_a_users_checkpoint(shop, users):
+    """Its tokenizer prepares the data, it is pruned, and it teaches its pruned self."""
+    source = {"checkpoint": str(users)}
+    data = shop.data(tokenizer={"checkpoint": str(users)})
+    pruned = shop.make("prune", {**PRUNE, "model": source}, data=data)
+    recovered = shop.make("recover", {**TRAINING, "teacher": source}, data=data, model=pruned)
+    assert pruned.metrics["sparsity"] == recovered.metrics["sparsity"] == 0.5
+    assert {"kl", "loss"} <= set(json.loads((shop.path(recovered) / "report" / "history.jsonl").read_text().splitlines()[0])["metrics"])
+    assert (shop.path(recovered) / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
+def test_transposed_and_expert_matrices_are_pruned_and_recovered(shop, chain, architecture, tmp_path):
+    source = {"checkpoint": str(zoo.save(architecture, tmp_path, vocab_size=300))}
+    pruned = shop.make("prune", {**PRUNE, "model": source}, data=chain["prepare"])
+    fields = {**TRAINING, "tokens": 512, "teacher": source}
+    recovered = shop.make("recover", fields, data=chain["prepare"], model=pruned)
+    assert pruned.metrics["sparsity"] == recovered.metrics["sparsity"] == 0.5
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_transposed_and_expert_matrices_are_pretrained_sparse(shop, chain, architecture, scope):
+    sizes = zoo.config(architecture).to_diff_dict()
+    names = ("n_embd", "n_layer", "n_head", "n_positions", "hidden_size", "intermediate_size", "num_hidden_layers",
+             "num_attention_heads", "num_key_value_heads", "num_local_experts", "max_position_embeddings")  # fmt: skip
+    model = {"architecture": {"model_type": architecture, **{name: sizes[name] for name in names if name in sizes}}}
+    method = {"gradual": {"sparsity": 0.6, "interval": 2, "scope": scope}}
+    made = shop.make("pretrain", {"model": model, "method": method, **TRAINING, "tokens": 2_560}, data=chain["prepare"])
+    assert made.metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert load_model(shop.path(made)).config.vocab_size == 300
