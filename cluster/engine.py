@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cluster.zero import LAYOUTS, MOMENTS, Shard
+from cluster.zero import LAYOUTS
+from tasks.train.engine import MOMENTS, Shard
 
 
 class DeepSpeedEngine:

@@ -12,6 +12,10 @@ def format_event(event: dict[str, Any]) -> str:
     return EVENT + json.dumps(event)
 
 
+def print_event(event: dict[str, Any]) -> None:
+    print(format_event(event), flush=True)
+
+
 def parse_event(line: str) -> dict[str, Any] | None:
     """The event in a line, whatever Ray wrote before it; None for every other line."""
     _, found, text = line.partition(EVENT)

@@ -70,7 +70,7 @@ class Resources(_Section):
     def resolved(self, ranks: int) -> Resources:
         """The same with every field filled in, for a group of this many ranks."""
         ranks = self.ranks or ranks
-        cpus = max(1, cores() // ranks) if self.cpus == "all" else self.cpus
+        cpus = float(max(1, cores() // ranks) if self.cpus == "all" else self.cpus)     # pydantic warns of an int here
         threads = self.threads or max(1, int(cpus))
         return self.model_copy(update={"cpus": cpus, "ranks": ranks, "threads": threads})
 

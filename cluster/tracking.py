@@ -80,6 +80,7 @@ class Tracking:
     experiment: str
     parent: str
     children: dict[str, str] = field(default_factory=dict)
+    _last: dict[str, int] = field(default_factory=dict)     # step of a run's curves; final numbers end them, not begin them
     _pending: dict[str, list[Any]] = field(default_factory=dict)
     _flushed: float = 0.0
     _lock: Any = field(default_factory=threading.RLock, repr=False)     # every job in flight has a follower of its own
@@ -92,10 +93,13 @@ class Tracking:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")     # stdout is the command's own
         from mlflow import MlflowClient
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for talker in ("alembic", "mlflow.store.db.utils"):     # they tell of every new database on stderr
+            logging.getLogger(talker).setLevel(logging.WARNING)
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
+        if found := client.get_experiment_by_name(EXPERIMENT):
+            experiment = found.experiment_id
+        else:
+            experiment = client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
         tracking._params(tracking.parent, params)
@@ -110,7 +114,9 @@ class Tracking:
         )
         for run in runs:
             if not is_alive(run.data.tags["winnow.process"]):
-                self.client.set_terminated(run.info.run_id, "KILLED")
+                of_run = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+                for open_run in [*self.client.search_runs([self.experiment], of_run), run]:
+                    self.client.set_terminated(open_run.info.run_id, "KILLED")
 
     def child(self, id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         """Open the run of one stage under the parent."""
@@ -125,6 +131,7 @@ class Tracking:
 
         rows = [Row(name, value, timestamp, step) for name, value in metrics.items()]
         with self._lock:
+            self._last[self.children[id]] = max(step, self._last.get(self.children[id], 0))
             self._pending.setdefault(self.children[id], []).extend(rows)
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
@@ -146,8 +153,8 @@ class Tracking:
         """Final numbers of a stage, or of the parent where id is None."""
         from mlflow.entities import Metric as Row
 
-        now = int(time.time() * 1000)
-        rows = [Row(prefix + name, float(value), now, 0) for name, value in metrics.items()]
+        now, last = int(time.time() * 1000), self._last.get(self.run(id), 0)
+        rows = [Row(prefix + name, float(value), now, last) for name, value in metrics.items()]
         for start in range(0, len(rows), BATCH):
             self.client.log_batch(self.run(id), metrics=rows[start : start + BATCH])
 
@@ -159,7 +166,8 @@ class Tracking:
             self.experiment, name=name, source_run_id=self.run(id), tags=dict(tags), model_type="winnow"
         )
         for metric, value in metrics.items():
-            self.client.log_metric(self.run(id), metric, float(value), model_id=model.model_id)
+            last = self._last.get(self.run(id), 0)
+            self.client.log_metric(self.run(id), metric, float(value), step=last, model_id=model.model_id)
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
     def dataset(self, id: str | None, name: str, digest: str, source: str) -> None:

@@ -7,23 +7,10 @@ private in part: tests/cluster/test_engine.py compares every stage with plain to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass
-class Shard:
-    """Elements ``start ... start + numel`` of a flattened parameter; flat views into DeepSpeed's own buffers."""
-
-    start: int
-    numel: int
-    master: torch.Tensor
-    moments: dict[str, torch.Tensor]
-    copies: tuple[torch.Tensor, ...] = ()
+from tasks.train.engine import MOMENTS, Shard
 
 
 class Replicated:

@@ -74,10 +74,10 @@ class Chronicle:
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
-        self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
         history = self._history(record)
         for event in history:
             self.event(step, event)
+        self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
         self.tracking.figures(step.id, self._figures(step, record, history))
         self.tracking.end(step.id, "FINISHED")
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,14 +42,14 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> None:
-    """What the user can mend is one line: bad input exits with 2, a stage that failed with 1. The rest is ours: a trace."""
+    """What the user can mend is one line and exit code 2, a stage that died is 1. The rest is ours: it keeps its trace."""
     usage = getattr(error, "format_message", None)      # typer's usage errors
-    codes = {"StageFailed": 1}
-    if not usage and not isinstance(error, (ValueError, OSError)) and type(error).__name__ not in codes:
+    died = type(error).__name__ == "StageFailed"
+    if not (usage or died or isinstance(error, (ValueError, OSError))):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
-    sys.exit(codes.get(type(error).__name__, 2))
+    sys.exit(1 if died and not error.final else 2)
 
 
 def _make_lazy(name: str) -> None:
@@ -68,56 +65,20 @@ def _make_lazy(name: str) -> None:
 
 
 @app.command()
-def run(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    profile: ProfileOption = "local",
+    as_json: JsonOption = False,
+    here: Annotated[bool, typer.Option("--here", help="in this process, without Ray and Prefect; also under torchrun")] = False,
+) -> None:
     """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
-    from cluster.profile import load_profile
-    from flows.plan import prepare
+    from flows.launch import launch
 
-    where = load_profile(profile)
-    plan, _ = prepare(recipe, where)
-    recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    with _servers(where, needed=bool(plan.due)):
-        summary = _run_pipeline(recipe, profile, quiet=as_json, as_flow=bool(plan.due))
-    if as_json:
+    plan, summary = launch(recipe, profile, errors, quiet=as_json, here=here)
+    if summary and as_json:
         print(json.dumps(summary))
-    else:
+    elif summary:
         _show(summary, plan)
-
-
-@contextmanager
-def _servers(profile: Any, needed: bool) -> Iterator[None]:
-    """The servers a run needs: the profile's own, those of ``winnow up``, or embedded ones for as long as the run lasts."""
-    from cluster.services import Services
-
-    kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
-    services = Services()
-    if needed and kinds:
-        with errors.status("starting " + " and ".join(kinds)):
-            services.start(kinds)
-    try:
-        os.environ.update(services.environment())
-        if profile.prefect.api_url:
-            os.environ["PREFECT_API_URL"] = profile.prefect.api_url
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")     # the display tells it better
-        yield
-    finally:
-        if needed and kinds:
-            services.release()
-
-
-def _run_pipeline(recipe: str, profile: str, quiet: bool, as_flow: bool) -> dict[str, Any]:
-    from prefect.logging.handlers import APILogHandler
-
-    from flows.display import Display
-    from flows.pipeline import WATCHERS, pipeline
-    from flows.pipeline import run as run_plain
-
-    with Display(errors, quiet).live() as display:
-        WATCHERS.set((display,))
-        try:
-            return (pipeline if as_flow else run_plain)(recipe, profile)
-        finally:
-            APILogHandler().flush()       # before the server it logs to may go
 
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
@@ -135,34 +96,16 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
 def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
     """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
     from cluster.profile import load_profile
-    from flows.display import size
-    from flows.plan import forecast, prepare
+    from flows.display import plan_table
+    from flows.plan import describe, prepare
 
     plan, _ = prepare(recipe, load_profile(profile))
-    rows = [
-        {
-            "id": step.id, "address": step.artifact.address, "key": step.artifact.key, "cached": step.cached,
-            "reason": step.reason, **forecast(plan.recipe, step.node),
-        }
-        for step in plan.steps
-    ]
+    rows = [describe(plan, step) for step in plan.steps]
     if as_json:
         print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))
         return
-    table = Table(title=f"plan of {plan.recipe.name}", title_justify="left")
-    for title in ("stage", "address", "state", "why", "tokens", "FLOPs", "memory", "disk"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("tokens", "FLOPs", "memory", "disk") else "left")
-    for row in rows:
-        table.add_row(
-            row["id"], row["address"], "cached" if row["cached"] else "will run", row["reason"],
-            f"{row['tokens']:,}" if "tokens" in row else "",
-            f"{row['flops']:.2e}" if "flops" in row else "",
-            size(row["memory_bytes"]) if "memory_bytes" in row else "",
-            size(row["disk_bytes"]) if "disk_bytes" in row else "",
-        )
-    console.print(table)
-    due = [row for row in rows if not row["cached"]]
-    console.print(f"{len(rows) - len(due)} cached, {len(due)} to run", highlight=False)
+    console.print(plan_table(plan, rows))
+    console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run", highlight=False)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from cluster.artifacts import Record
-from flows.plan import Step
+from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
 
@@ -94,6 +94,9 @@ ROWS = (
 )
 
 
+PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), ("disk_bytes", "bytes"))
+
+
 def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> Table:
     """What each stage did to quality, size and speed: a column a model, so that a chain of stages fits a terminal."""
     caption = f"a unigram model scores perplexity {unigram:.1f}" if unigram else None
@@ -106,6 +109,22 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> 
         cells = [_cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
+    return table
+
+
+def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What is cached, what will run and why; costs where the model is known. Evaluations that follow a stage are not listed."""
+    table = Table()
+    table.add_column("stage", overflow="fold")
+    table.add_column("state", overflow="fold")
+    for title in ("tokens", "FLOPs", "memory", "disk"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for step, row in zip(plan.steps, rows, strict=True):
+        if step.node.measures and not plan.by_id[step.node.measures].cached:
+            continue
+        costs = (_cell(row.get(name), form) for name, form in PLANNED)
+        state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"
+        table.add_row(f"{row['id']}\n[dim]{row['address'].partition('/')[2]}[/dim]", state, *costs)
     return table
 
 

@@ -87,7 +87,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
 def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store) -> str:
     upstream = [parent for parent in node.parents.values() if not steps[parent].cached]
     if upstream:
-        return f"{', '.join(dict.fromkeys(upstream))} must run first"
+        return f"after {', '.join(dict.fromkeys(upstream))}"
     found = nearest(artifact, store.records(artifact.stage))
     if not found:
         return "never run"
@@ -121,6 +121,18 @@ def _source(recipe: Recipe, node: Node) -> ModelSource | None:
 def _vocabulary(recipe: Recipe, node: Node) -> int | None:
     data = node.parents.get("data")
     return recipe.node(data).stage.tokenizer.train if data else None
+
+
+def describe(plan: Plan, step: Step) -> dict[str, Any]:
+    """One step for people and scripts: where it is, whether it runs and why, what it costs."""
+    return {
+        "id": step.id,
+        "address": step.artifact.address,
+        "key": step.artifact.key,
+        "cached": step.cached,
+        "reason": step.reason,
+        **forecast(plan.recipe, step.node),
+    }
 
 
 def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:

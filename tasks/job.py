@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact
-from cluster.events import format_event, parse_event
+from cluster.events import format_event, parse_event, print_event
 from cluster.store import open_store
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
@@ -37,16 +37,16 @@ def payload(stage: Stage, artifact: Artifact, parents: dict[str, str], execution
     }
 
 
-def produce(work: Payload) -> None:
+def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
     try:
-        _produce(work)
+        _produce(work, tell)
     except (ValueError, FloatingPointError) as error:      # the input is at fault: trying again cannot help
-        _say_failed(f"{type(error).__name__}: {error}", final=True)
+        tell(_failure(f"{type(error).__name__}: {error}", final=True))
         raise
 
 
-def _produce(work: Payload) -> None:
+def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     artifact = Artifact(**work["artifact"])
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
     if store.record(artifact):
@@ -58,9 +58,10 @@ def _produce(work: Payload) -> None:
     if execution.rank == 0:
         shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    history = History(scratch / HISTORY, artifact.address, silent=execution.rank != 0)
+    history = History(scratch / HISTORY, artifact.address, tell)
+    report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
-    context = Context(inputs, output, scratch, execution, history.report, partial(_make_engine, execution))
+    context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution))
     started = time.monotonic()
     metrics = stage.run(context)
     seconds = time.monotonic() - started
@@ -76,21 +77,20 @@ def _produce(work: Payload) -> None:
 
 
 class History:
-    """A stage's events: printed as they come; its curves also kept in scratch, so that a resumed run has all of them."""
+    """A stage's events: told as they come; its curves also kept in scratch, so that a resumed run has all of them."""
 
-    def __init__(self, path: Path, address: str, silent: bool) -> None:
-        self.path, self.address, self.silent = path, address, silent
+    def __init__(self, path: Path, address: str, tell: Callable[[Event], None]) -> None:
+        self.path, self.address, self.tell = path, address, tell
         self.last_progress = 0.0
 
     def report(self, event: Event) -> None:
-        if self.silent or (event["event"] == "progress" and not self._time_for_progress(event)):
+        if event["event"] == "progress" and not self._time_for_progress(event):
             return
         event = {**event, "address": self.address, "timestamp": int(time.time() * 1000)}
-        line = format_event(event)
-        print(line, flush=True)
+        self.tell(event)
         if event["event"] == "metrics":
             with self.path.open("a") as file:
-                file.write(line + "\n")
+                file.write(format_event(event) + "\n")
 
     def _time_for_progress(self, event: Event) -> bool:
         due = time.monotonic() - self.last_progress > 0.5 or event["done"] == event["total"]
@@ -178,13 +178,13 @@ def main() -> int:
         first()
         _side_by_side(others)
     except Exception as error:
-        _say_failed(str(error), final=False)
+        print_event(_failure(str(error), final=False))
         return 1
     return 0
 
 
-def _say_failed(message: str, final: bool) -> None:
-    print(format_event({"event": "failed", "message": message, "final": final, "address": ""}), flush=True)
+def _failure(message: str, final: bool) -> Event:
+    return {"event": "failed", "message": message, "final": final, "address": ""}
 
 
 def _side_by_side(launches: list[Callable[[], None]]) -> None:

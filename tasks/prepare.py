@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,7 +13,7 @@ from tasks.data.corpus import AnyCorpus, Document, split_of
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
-LEAST_DOCUMENTS = 20
+LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
 
 
 class Tokenizer(BaseModel):
@@ -44,6 +45,10 @@ class Prepare(Stage):
 
     def fingerprints(self) -> dict[str, Any]:
         fingerprints = {"corpus": self.corpus.fingerprint()}
+        if self.corpus.at_hand:
+            found = (document for document in self.corpus.documents() if document.text.strip())
+            if (count := sum(1 for _ in islice(found, LEAST_DOCUMENTS))) < LEAST_DOCUMENTS:
+                raise ValueError(f"corpus is too small: {count} documents with text, three splits need {LEAST_DOCUMENTS}")
         if self.tokenizer.checkpoint:
             fingerprints["tokenizer"] = self.tokenizer.checkpoint.fingerprint()
         return fingerprints

@@ -6,16 +6,16 @@ reading error names the file and, where there is one, the line.
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import hashlib
 import json
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from tasks.data.files import expand, file_digest, filesystem_of, read, total_bytes
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
@@ -30,6 +30,8 @@ class Corpus(BaseModel):
     """Root of the corpora below."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_hand: ClassVar[bool] = True      # can be read before a run, without asking the hub
 
     def documents(self) -> Iterator[Document]:
         raise NotImplementedError
@@ -66,7 +68,7 @@ class Files(Corpus):
     field: str = "text"
 
     def files(self) -> list[str]:
-        found = [path for pattern in self.paths for path in _expand(pattern)]
+        found = [path for pattern in self.paths for path in expand(pattern)]
         for path in found:
             if not path.endswith(SUFFIXES):
                 raise ValueError(f"corpus file {path}: unknown kind; choose one of {', '.join(SUFFIXES)}")
@@ -78,9 +80,9 @@ class Files(Corpus):
 
     def fingerprint(self) -> str:
         files = self.files()
-        contents = {path: _read(path) for path in files} if _total_bytes(files) <= VALIDATE_BYTES else None
+        contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
-            return _digest((path, _file_digest(path)) for path in files)
+            return _digest((path, file_digest(path)) for path in files)
         for path, content in contents.items():
             for _ in _parse(path, content, self.field):
                 pass
@@ -96,6 +98,8 @@ class Hub(Corpus):
     field: str = "text"
     revision: str
     documents_at_most: int = Field(gt=0)
+
+    at_hand: ClassVar[bool] = False
 
     def documents(self) -> Iterator[Document]:
         from datasets import load_dataset
@@ -158,54 +162,11 @@ def _digest(parts: Iterable[tuple[str, bytes]]) -> str:
     return total.hexdigest()
 
 
-def _filesystem(path: str):
-    """(filesystem, path inside it) for a local path or an s3:// URI."""
-    from pyarrow import fs
-
-    if path.startswith("s3://"):
-        return fs.FileSystem.from_uri(path)
-    return fs.LocalFileSystem(), path
-
-
-def _expand(pattern: str) -> list[str]:
-    if not pattern.startswith("s3://"):
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    else:
-        from pyarrow import fs
-
-        filesystem, inner = _filesystem(pattern.split("*")[0].rpartition("/")[0] + "/")
-        listing = filesystem.get_file_info(fs.FileSelector(inner.rstrip("/"), recursive=True, allow_not_found=True))
-        names = ["s3://" + info.path for info in listing if info.type == fs.FileType.File]
-        found = sorted(fnmatch.filter(names, pattern))
-    if not found:
-        raise ValueError(f"corpus file {pattern}: does not exist")
-    return found
-
-
-def _total_bytes(files: list[str]) -> int:
-    return sum(filesystem.get_file_info(inner).size for filesystem, inner in map(_filesystem, files))
-
-
-def _read(path: str) -> bytes:
-    filesystem, inner = _filesystem(path)
-    with filesystem.open_input_stream(inner, compression=None) as stream:
-        return stream.read()
-
-
-def _file_digest(path: str) -> bytes:
-    filesystem, inner = _filesystem(path)
-    total = hashlib.sha256()
-    with filesystem.open_input_stream(inner, compression=None) as stream:
-        while chunk := stream.read(1 << 24):
-            total.update(chunk)
-    return total.digest()
-
-
 def _read_documents(path: str, field: str) -> Iterator[Document]:
     if path.endswith(".parquet"):
         yield from _parse_parquet(path, field)
     else:
-        yield from _parse(path, _read(path), field)
+        yield from _parse(path, read(path), field)
 
 
 def _parse(path: str, content: bytes, field: str) -> Iterator[Document]:
@@ -235,7 +196,7 @@ def _parse_parquet(path: str, field: str) -> Iterator[Document]:
     import pyarrow as arrow
     from pyarrow import parquet
 
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = filesystem_of(path)
     try:
         table = parquet.ParquetFile(filesystem.open_input_file(inner))
     except arrow.ArrowInvalid as error:

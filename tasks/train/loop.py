@@ -94,14 +94,7 @@ def fit(
 ) -> Totals:
     """Train to ``steps`` finished steps, from the newest checkpoint if there is one."""
     telemetry, totals = telemetry or Telemetry(), Totals()
-    run = Run(engine, steps)
-    if checkpoints and (restored := checkpoints.restore(engine)):
-        run.step, state, tensors = restored
-        totals.density_steps = state["density_steps"]
-        for index, hook in enumerate(hooks):
-            hook.load_state_dict(state["hooks"][index], _of_hook(tensors, index))
-    for hook in hooks:
-        hook.on_start(run)
+    run = _begin(engine, hooks, steps, totals, checkpoints)
     clock = _Clock(run.step)
     while run.step < steps:
         metrics = _accumulate(engine, sampler, objective, run.step, micro_batch)
@@ -123,6 +116,19 @@ def fit(
         if checkpoints and run.step < steps:
             checkpoints.save_if_due(engine, run.step, lambda: _state(hooks, totals))
     return totals
+
+
+def _begin(engine: Engine, hooks: Sequence[Hook], steps: int, totals: Totals, checkpoints: Checkpoints | None) -> Run:
+    """The run at its first step, or where the newest checkpoint left it."""
+    run = Run(engine, steps)
+    if checkpoints and (restored := checkpoints.restore(engine)):
+        run.step, state, tensors = restored
+        totals.density_steps = state["density_steps"]
+        for index, hook in enumerate(hooks):
+            hook.load_state_dict(state["hooks"][index], _of_hook(tensors, index))
+    for hook in hooks:
+        hook.on_start(run)
+    return run
 
 
 class _Clock:

@@ -82,7 +82,8 @@ def train(tmp_path):
         watch = Watch(hooks, crash)
         engine = TorchEngine(model, adamw(model), 1.0)
         checkpoints = None if attempt is None else Checkpoints(tmp_path / "checkpoints", 0.0, attempt, probe=1)
-        fit(engine, sampler, regime.objective(setting), [*hooks, watch], steps, LearningRate(1e-2, steps), checkpoints=checkpoints)
+        rate = LearningRate(1e-2, steps)
+        fit(engine, sampler, regime.objective(setting), [*hooks, watch], steps, rate, checkpoints=checkpoints)
         return {parameter: engine.read(parameter) for parameter, _ in model.named_parameters()}, watch
 
     return run

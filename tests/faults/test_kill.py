@@ -66,12 +66,12 @@ class Undertaking:
             "checkpoint_every_seconds": 1.0, "stages": {"pretrain": {"cpus": 1, "threads": 1}},
         }
         (self.root / "profile.yaml").write_text(yaml.safe_dump(profile))
-        self.command = [
-            sys.executable, "-m", "flows.cli", "run", str(home / "recipe.yaml"), "-p", str(self.root / "profile.yaml"), "--json",
-        ]
+        arguments = ["run", str(home / "recipe.yaml"), "-p", str(self.root / "profile.yaml"), "--json"]
+        self.command = [sys.executable, "-m", "flows.cli", *arguments]
 
     def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.command, env=environment(self.home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.command, env=environment(self.home), **pipes)
 
     def wait_for_checkpoint(self) -> None:
         deadline = time.monotonic() + 240

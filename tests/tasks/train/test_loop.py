@@ -104,8 +104,9 @@ def test_a_run_killed_after_a_snapshot_ends_like_the_undisturbed_one_bit_for_bit
 
 
 def test_the_accounting_of_density_is_what_the_schedule_says(sampler):
-    _, totals, hooks = train(sampler, {"gradual": {"sparsity": 0.6, "interval": 2}})
-    schedule, steps = hooks[0].schedule, build("regimes", {"gradual": {"sparsity": 0.6, "interval": 2}}).total_steps(DENSE_STEPS)
+    method = {"gradual": {"sparsity": 0.6, "interval": 2}}
+    _, totals, hooks = train(sampler, method)
+    schedule, steps = hooks[0].schedule, build("regimes", method).total_steps(DENSE_STEPS)
     assert totals.density_steps == pytest.approx(sum(1 - schedule.at(step) for step in range(steps)), rel=1e-3)
     assert totals.density_steps == pytest.approx(DENSE_STEPS, rel=0.1)
 

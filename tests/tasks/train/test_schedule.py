@@ -9,7 +9,12 @@ import pytest
 from tasks.train.schedule import ComputeWindow, ExponentialDensity, LearningRate
 
 # The Journey Matters (arXiv 2501.12486), C = 10 000 dense steps: final sparsity, total steps, end of window, mean density.
-JOURNEY = [(0.2, 11_204, 8_079, 0.8926), (0.4, 13_052, 8_885, 0.7662), (0.6, 16_386, 10_136, 0.6103), (0.8, 25_059, 12_559, 0.3991)]
+JOURNEY = [
+    (0.2, 11_204, 8_079, 0.8926),
+    (0.4, 13_052, 8_885, 0.7662),
+    (0.6, 16_386, 10_136, 0.6103),
+    (0.8, 25_059, 12_559, 0.3991),
+]
 
 
 def densities(schedule: ExponentialDensity, steps: int) -> list[float]:

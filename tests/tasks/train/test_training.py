@@ -60,7 +60,9 @@ def recover(**fields) -> Recover:
     return Recover.model_validate({**TRAINING, "method": {"masked": {"ce": 1, "kl": 0}}, **fields})
 
 
-@pytest.mark.parametrize(("wanted", "ranks", "expected"), [(None, 1, 12), (8, 1, 6), (5, 1, 4), (8, 2, 6), (4, 4, 3), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("wanted", "ranks", "expected"), [(None, 1, 12), (8, 1, 6), (5, 1, 4), (8, 2, 6), (4, 4, 3), (1, 1, 1)]
+)
 def test_the_micro_batch_divides_the_ranks_share(wanted, ranks, expected, data, tmp_path):
     assert pretrain(batch=12)._micro_batch(context(data, tmp_path, ranks=ranks, micro_batch=wanted)) == expected
 

@@ -1,0 +1,100 @@
+"""A training step under a held 50 % mask against the dense step of the same engine, model and batch.
+
+Masks save nothing on dense hardware, so they had better cost nothing: one product per gradient, and the accounting of
+the hook. A second line adds what deciding costs, an event of gradual pruning every ten steps (the quickstart's interval),
+which reads every weight and ranks them all. The three take turns on one engine; each ``fit`` times its own steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.train.hook import Hook
+from tests.bench import quickstart
+from tests.bench.measured import Measured, median, spread, take_turns
+
+if TYPE_CHECKING:
+    from tasks.train.engine import Engine
+
+STEPS, ROUNDS = 3, 12
+
+
+class Stopwatch(Hook):
+    """Times whole turns of the loop, from the end of one step to the end of the next; the last hook of its run."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def after_step(self, run: Any) -> None:
+        self.stamps.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        return statistics.median(after - before for before, after in zip(self.stamps, self.stamps[1:], strict=False))
+
+
+def measure() -> list[Measured]:
+    from cluster.engine import DeepSpeedEngine
+    from tasks.train.engine import TorchEngine, adamw
+
+    lines = []
+    for kind, build in {"torch": TorchEngine, "deepspeed": DeepSpeedEngine}.items():
+        model = quickstart.model()
+        engine = build(model, adamw(model), 1.0)        # DeepSpeed: ZeRO-1, one rank
+        lines += compare(kind, engine)
+    return lines
+
+
+def compare(kind: str, engine: Engine) -> list[Measured]:
+    from tasks.models.linears import find_linears
+    from tasks.train.masking import GradualMagnitude
+    from tasks.train.schedule import ExponentialDensity
+
+    linears, interval = find_linears(engine.module), quickstart.stage("pretrain")["method"]["gradual"]["interval"]
+    once = ExponentialDensity(0.5, start=0, end=0, interval=1)          # the event comes before the first step
+    always = ExponentialDensity(0.5, start=0, end=STEPS, interval=1)
+    with tempfile.TemporaryDirectory() as directory:
+        sampler = quickstart.sampler(Path(directory), STEPS)
+
+        def run(hook: Hook) -> float:
+            for name in linears:
+                engine.release(name)
+            return train(engine, sampler, hook)
+
+        rounds = take_turns(
+            {
+                "dense": lambda: run(Hook()),
+                "held": lambda: run(GradualMagnitude(linears, {}, once, "global")),
+                "event": lambda: run(GradualMagnitude(linears, {}, always, "global")),
+            },
+            ROUNDS,
+        )
+
+    def held(seconds: dict[str, float]) -> float:
+        return seconds["held"] / seconds["dense"]
+
+    def gradual(seconds: dict[str, float]) -> float:
+        return (seconds["held"] + (seconds["event"] - seconds["held"]) / interval) / seconds["dense"]
+
+    step, event = (1000 * median(rounds, lambda s, one=one, less=less: s[one] - s.get(less, 0.0))
+                   for one, less in (("dense", ""), ("event", "held")))
+    return [
+        Measured(f"sparse_step.{kind}", median(rounds, held), 1.05,
+                 f"50 % mask held / dense step of {step:.0f} ms; {spread(rounds, held)}"),
+        Measured(f"sparse_step.{kind}.gradual", median(rounds, gradual), None,
+                 f"the same with an event of {event:.0f} ms every {interval} steps / dense step"),
+    ]
+
+
+def train(engine: Engine, sampler: Any, hook: Hook) -> float:
+    """Median seconds of a step."""
+    from tasks.train.loop import fit
+    from tasks.train.objective import CrossEntropy
+    from tasks.train.schedule import LearningRate
+
+    watch = Stopwatch()
+    fit(engine, sampler, CrossEntropy(), [hook, watch], STEPS, LearningRate(1e-3, STEPS))
+    return watch.seconds()

@@ -1,0 +1,180 @@
+"""MLflow remembers each point once, whatever is replayed, and an MLflow that is away costs nothing but a warning."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.tracking import BATCH, EXPERIMENT, Tracking, artifact_location, flatten
+
+
+class Fake:
+    """An MLflow client that keeps what it is given; ``away`` makes it refuse the next calls."""
+
+    def __init__(self) -> None:
+        self.away, self.rows, self.batches, self.ended = 0, [], [], []
+
+    def log_batch(self, run, metrics=(), params=()):
+        if self.away:
+            self.away -= 1
+            raise ConnectionError("no answer")
+        self.batches.append(len(metrics))
+        self.rows += [(run, row.key, row.value, row.timestamp, row.step) for row in metrics]
+
+    def set_terminated(self, run, status):
+        self.ended.append((run, status))
+
+
+@pytest.fixture
+def tracking() -> Tracking:
+    return Tracking(Fake(), "1", "parent", {"a": "run-a", "b": "run-b"}, _flushed=float("inf"))
+
+
+def points(tracking: Tracking, id: str, steps: range) -> None:
+    for step in steps:
+        tracking.point(id, {"loss": float(step)}, step, 1000 + step)
+
+
+def test_points_are_written_in_batches_in_order(tracking):
+    points(tracking, "a", range(2 * BATCH + 5))
+    assert tracking.client.rows == []
+    tracking.flush()
+    assert tracking.client.batches == [BATCH, BATCH, 5]
+    assert [row[4] for row in tracking.client.rows] == list(range(2 * BATCH + 5))
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_every_flush_that_fails_keeps_its_points(tracking, failures, caplog):
+    points(tracking, "a", range(BATCH + 7))
+    points(tracking, "b", range(3))
+    for _ in range(failures):
+        tracking.client.away = 1
+        tracking.flush()
+        points(tracking, "b", range(3, 4))
+    assert tracking.client.rows == [] and "they are kept" in caplog.text
+    tracking.flush()
+    tracking.flush()
+    assert len(tracking.client.rows) == BATCH + 7 + 3 + failures
+
+
+def test_a_failure_in_the_middle_keeps_the_rest_and_repeats_nothing(tracking):
+    points(tracking, "a", range(3 * BATCH))
+    log, calls = tracking.client.log_batch, iter([False, True, False, False])
+
+    def sometimes(run, metrics):
+        if next(calls):
+            raise TimeoutError
+        log(run, metrics)
+
+    tracking.client.log_batch = sometimes
+    tracking.flush()
+    assert len(tracking.client.rows) == BATCH
+    tracking.flush()
+    assert [row[4] for row in tracking.client.rows] == list(range(3 * BATCH))
+
+
+def test_points_that_come_while_a_batch_is_on_its_way_are_not_lost(tracking):
+    """Each job's follower is a thread; one writes while another flushes."""
+    log = tracking.client.log_batch
+
+    def slow(run, metrics):
+        late = threading.Thread(target=points, args=(tracking, "a", range(100, 150)))
+        late.start()
+        late.join(0.2)
+        log(run, metrics)
+        tracking.client.log_batch = log
+
+    tracking.client.log_batch = slow
+    points(tracking, "a", range(5))
+    tracking.flush()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(5)
+    tracking.flush()
+    assert sorted(row[4] for row in tracking.client.rows) == [*range(5), *range(100, 150)]
+
+
+def test_a_point_flushes_by_itself_after_a_while(tracking):
+    tracking._flushed = 0.0
+    points(tracking, "a", range(1))
+    assert len(tracking.client.rows) == 1
+
+
+def test_what_was_never_taken_is_said_at_the_end(tracking, caplog):
+    points(tracking, "a", range(4))
+    tracking.client.away = 1
+    tracking.end(None, "FINISHED")
+    assert "never took 4 metric points" in caplog.text and tracking.client.ended == [("parent", "FINISHED")]
+
+
+def test_parameters_are_named_by_their_way():
+    assert flatten({"a": {"b": 1, "c": {"d": [1]}}, "e": {}, "f": None}) == {"a.b": 1, "a.c.d": [1], "e": {}}
+
+
+def test_artifacts_lie_beside_a_database_file_not_where_the_user_stands():
+    assert artifact_location("sqlite:////home/me/mlflow.db") == "file:///home/me/mlflow-artifacts"
+    assert artifact_location("http://127.0.0.1:5000") is None
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory):
+    """A run told twice, by a flow that was killed and by the one that attached to its jobs; the client and both."""
+    root = tmp_path_factory.mktemp("mlflow")
+    runs = []
+    for process in ("dead", "alive"):
+        run = Tracking.start(f"sqlite:///{root}/mlflow.db", "tiny", {"winnow.process": process}, {"prune": {"sparsity": 0.5}})
+        run.close_abandoned(lambda name, here=process: name == here)
+        run.child("prune", {"winnow.key": "abc"}, {"method": {"wanda": {}}})
+        for _ in range(2):      # the second telling is a replay: same steps, same times
+            points(run, "prune", range(1500))
+            run.flush()
+        runs.append(run)
+    last = runs[-1]
+    last.scalars("prune", {"sparsity": 0.5})
+    last.scalars(None, {"sparsity": 0.5}, "prune.")
+    last.model("prune", "prune-wanda-abc", {"winnow.address": "prune/wanda-abc"}, {"perplexity": 12.5})
+    last.text(None, "name: tiny", "recipe.yaml")
+    last.dataset("prune", "prepare", "d" * 64, "prepare/files-ddd")
+    last.end("prune", "FINISHED")
+    last.end(None, "FINISHED")
+    return SimpleNamespace(client=last.client, dead=runs[0], run=last, root=root)
+
+
+@pytest.mark.slow
+def test_a_replayed_curve_lands_on_the_same_points(remembered):
+    history = remembered.client.get_metric_history(remembered.run.run("prune"), "loss")
+    assert [(point.step, point.value) for point in history] == [(step, float(step)) for step in range(1500)]
+
+
+@pytest.mark.slow
+def test_parent_and_child_know_each_other_and_carry_their_numbers(remembered):
+    parent = remembered.client.get_run(remembered.run.parent)
+    child = remembered.client.get_run(remembered.run.run("prune"))
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id and child.data.tags["winnow.key"] == "abc"
+    assert parent.data.metrics["prune.sparsity"] == child.data.metrics["sparsity"] == 0.5
+    assert parent.data.params == {"prune.sparsity": "0.5"} and child.data.params == {"method.wanda": "{}"}
+    assert parent.info.status == child.info.status == "FINISHED"
+    assert child.inputs.dataset_inputs[0].dataset.name == "prepare"
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_gone_is_closed_as_killed_with_its_children(remembered):
+    for run in (remembered.dead.parent, remembered.dead.run("prune")):
+        assert remembered.client.get_run(run).info.status == "KILLED"
+    assert remembered.client.get_experiment_by_name(EXPERIMENT).experiment_id == remembered.run.experiment
+
+
+@pytest.mark.slow
+def test_a_model_is_logged_with_its_evaluation(remembered):
+    (model,) = remembered.client.search_logged_models([remembered.run.experiment])
+    assert model.name == "prune-wanda-abc" and model.status.name == "READY"
+    assert model.tags["winnow.address"] == "prune/wanda-abc" and model.source_run_id == remembered.run.run("prune")
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("perplexity", 12.5)]
+
+
+@pytest.mark.slow
+def test_artifacts_are_found_beside_the_database(remembered):
+    assert [found.name for found in remembered.root.rglob("recipe.yaml")] == ["recipe.yaml"]
+    assert (remembered.root / "mlflow-artifacts").is_dir()

@@ -1,0 +1,61 @@
+"""Figures draw the numbers they are given."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from dashboards.figures import quality_against_bytes, sparsity_heat_map, training_curves
+
+
+def drawn(figure) -> bytes:
+    """The figure as PNG: whatever is wrong with it shows at the latest here."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_training_curves_are_loss_and_sparsity_over_tokens():
+    history = [{"loss": 5.0, "tokens": 1e6, "sparsity": 0.0}, {"loss": 3.0, "tokens": 2e6, "sparsity": 0.5}]
+    figure = training_curves(history, "pretrain")
+    loss, sparsity = figure.axes
+    assert loss.lines[0].get_xydata().tolist() == [[1, 5], [2, 3]]
+    assert sparsity.lines[0].get_xydata().tolist() == [[1, 0], [2, 50]]
+    assert loss.get_title() == "pretrain" and drawn(figure).startswith(b"\x89PNG")
+
+
+def test_a_dense_run_has_one_curve():
+    assert len(training_curves([{"loss": 5.0, "tokens": 1e6}], "dense").axes) == 1
+
+
+NAMES = [      # of llama, gpt2 and fused experts
+    ("model.layers.{}.self_attn.q_proj.weight", "self_attn.q_proj"),
+    ("transformer.h.{}.mlp.c_fc.weight", "mlp.c_fc"),
+    ("model.layers.{}.mlp.experts.down_proj", "mlp.experts.down_proj"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), NAMES)
+def test_the_heat_map_has_a_column_a_block_in_order_and_a_row_a_kind(name, kind):
+    figure = sparsity_heat_map({name.format(block): 0.1 * block for block in (10, 2, 0)}, "prune")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [kind]
+    assert axes.images[0].get_array().tolist() == [[0, pytest.approx(0.2), 1]]
+    assert [text.get_text() for text in axes.texts] == ["0", "20", "100"] and drawn(figure)
+
+
+def test_quality_against_size_takes_the_models_that_have_both():
+    models = [
+        {"stage": "pretrain", "perplexity": 20.0, "bytes": 4e6}, {"stage": "prune", "bytes": 4e6},
+        {"stage": "quantize", "perplexity": 22.0, "bytes": 1e6},
+    ]
+    figure = quality_against_bytes(models)
+    axes = figure.axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[4, 20], [1, 22]]
+    assert [text.get_text() for text in axes.texts] == ["pretrain", "quantize"] and drawn(figure)
+
+
+def test_no_models_make_an_empty_figure():
+    assert drawn(quality_against_bytes([]))

@@ -1,0 +1,204 @@
+"""What counts as done is the store; a job that ends without its artifact has failed, and trying again starts another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.events import format_event
+from cluster.store import LocalStore
+from flows.conductor import Conductor, StageFailed
+from flows.plan import Step
+from tests.flows.recipes import plan, publish
+
+
+class Yard:
+    """Submitter and jobs in one, in memory: a job is a function of its steps and of ``say``."""
+
+    def __init__(self, *jobs: Callable) -> None:
+        self.scripts, self.submitted, self.stopped = list(jobs), [], []
+        self.jobs = self
+
+    def submit(self, steps: list[Step]) -> str:
+        self.submitted.append([step.id for step in steps])
+        self.steps = steps
+        return f"job-{len(self.submitted)}"
+
+    def follow(self, job: str, on_line: Callable[[str], None]) -> SimpleNamespace:
+        return SimpleNamespace(message=self.scripts[int(job[4:]) - 1](self.steps, on_line) or "ended")
+
+    def stop(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+class Watched:
+    def __init__(self) -> None:
+        self.seen: list[tuple] = []
+
+    def started(self, step) -> None:
+        self.seen.append(("started", step.id))
+
+    def event(self, step, event) -> None:
+        self.seen.append((event["event"], step.id))
+
+    def finished(self, step, record, overhead) -> None:
+        self.seen.append(("finished", step.id))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Build a conductor over a plan of which the data are there; it and the steps of pretraining."""
+    store = LocalStore(tmp_path / "store")
+    publish(store, plan(store).by_id["prepare"], tmp_path / "prepare")
+
+    def build(*jobs):
+        made = plan(store)
+        conductor = Conductor(made, store, Yard(*jobs), Watched())
+        return conductor, made.by_id["pretrain"], made.by_id["pretrain.evaluate"]
+
+    build.publish = lambda step: publish(store, step, tmp_path / step.id)
+    return build
+
+
+def said(event: str, step: Step | None = None, **more) -> str:
+    return f"(task pid=7) {format_event({'event': event, 'address': step.artifact.address if step else '', **more})}"
+
+
+def test_a_published_event_releases_whoever_waits_while_the_job_goes_on(stage):
+    over = threading.Event()
+
+    def job(steps, say):
+        say("some other line of the log")
+        say(said("progress", steps[0], done=1, total=2))
+        stage.publish(steps[0])
+        say(said("published", steps[0]))
+        assert over.wait(10)
+        stage.publish(steps[1])
+        say(said("published", steps[1]))
+
+    conductor, model, evaluation = stage(job)
+    assert conductor.make(model).key == model.artifact.key
+    assert not over.is_set()
+    over.set()
+    assert conductor.make(evaluation).key == evaluation.artifact.key
+    assert conductor.submitter.submitted == [["pretrain", "pretrain.evaluate", "pretrain.speed"]]
+    assert conductor.watcher.seen == [
+        ("started", "pretrain"), ("progress", "pretrain"), ("published", "pretrain"), ("finished", "pretrain"),
+        ("started", "pretrain.evaluate"), ("published", "pretrain.evaluate"), ("finished", "pretrain.evaluate"),
+    ]
+
+
+def test_several_waiters_share_one_job(stage):
+    ready = threading.Barrier(3)
+
+    def job(steps, say):
+        for step in steps:
+            stage.publish(step)
+            say(said("published", step))
+
+    def make(step):
+        ready.wait(10)
+        made.append(conductor.make(step).address)
+
+    conductor, model, evaluation = stage(job)
+    made: list[str] = []
+    threads = [threading.Thread(target=make, args=(step,)) for step in (model, evaluation, model)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(made) == 3 and len(conductor.submitter.submitted) == 1
+
+
+def test_a_job_that_ends_without_its_artifact_has_failed_with_its_last_words(stage):
+    conductor, model, _ = stage(lambda steps, say: "worker was killed (137)")
+    with pytest.raises(StageFailed, match="pretrain: worker was killed") as failed:
+        conductor.make(model)
+    assert not failed.value.final
+
+
+def test_the_stages_own_words_count_more_than_its_jobs(stage):
+    def job(steps, say):
+        say(said("failed", message="ValueError: corpus is too small\nwith a trace", final=True))
+        say(said("failed", message="RayTaskError: something", final=False))
+        return "exit code 1"
+
+    conductor, model, _ = stage(job)
+    with pytest.raises(StageFailed, match="^pretrain: ValueError: corpus is too small$") as failed:
+        conductor.make(model)
+    assert failed.value.final
+
+
+def test_a_failure_without_words_takes_its_jobs(stage):
+    def job(steps, say):
+        say(said("failed", message="", final=False))
+        return "exit code 1"
+
+    conductor, model, _ = stage(job)
+    with pytest.raises(StageFailed, match="^pretrain: exit code 1$"):
+        conductor.make(model)
+
+
+def test_a_second_try_submits_what_is_still_missing_and_forgets_the_first(stage):
+    def first(steps, say):
+        stage.publish(steps[0])
+        say(said("published", steps[0]))
+        say(said("failed", message="ValueError: no", final=True))
+
+    def second(steps, say):
+        stage.publish(steps[0])
+
+    conductor, model, evaluation = stage(first, second)
+    with pytest.raises(StageFailed, match="ValueError: no") as failed:
+        conductor.make(evaluation)
+    assert failed.value.final and conductor.make(model).key == model.artifact.key
+    assert conductor.make(evaluation).key == evaluation.artifact.key
+    assert conductor.submitter.submitted[1] == ["pretrain.evaluate", "pretrain.speed"]
+
+
+def test_an_artifact_that_is_there_without_an_event_counts(stage):
+    conductor, model, _ = stage(lambda steps, say: stage.publish(steps[0]) and None)
+    assert conductor.make(model).key == model.artifact.key
+
+
+def test_a_job_that_cannot_be_followed_or_submitted_is_a_failure_and_can_be_tried_again(stage):
+    def lost(steps, say):
+        raise ConnectionError("the cluster went away")
+
+    conductor, model, _ = stage(lost, lambda steps, say: stage.publish(steps[0]) and None)
+    with pytest.raises(StageFailed, match="ConnectionError: the cluster went away"):
+        conductor.make(model)
+    submit, conductor.submitter.submit = conductor.submitter.submit, lambda steps: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        conductor.make(model)
+    conductor.submitter.submit = submit
+    assert conductor.make(model).key == model.artifact.key
+
+
+def test_stopping_stops_jobs_in_flight_only(stage):
+    running, over = threading.Event(), threading.Event()
+
+    def job(steps, say):
+        running.set()
+        assert over.wait(10)
+
+    conductor, model, _ = stage(job)
+    failures: list[BaseException] = []
+
+    def make():
+        try:
+            conductor.make(model)
+        except StageFailed as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    assert running.wait(10)
+    conductor.stop()
+    over.set()
+    thread.join(10)
+    conductor.stop()
+    assert conductor.submitter.stopped == ["job-1"] and len(failures) == 1

@@ -1,0 +1,70 @@
+"""What is handed on is a plain Hugging Face directory with a card that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from flows.export import export_model
+from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
+
+ELSEWHERE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+print(model(**tokenizer("wheat", return_tensors="pt")).logits.shape[-1])
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workshop, its pruned model, and an evaluation of it."""
+    shop = Workshop(tmp_path_factory.mktemp("workshop"))
+    data = shop.data()
+    dense = shop.make("pretrain", {"model": LLAMA, **TRAINING, "tokens": 512}, data=data)
+    pruned = shop.make("prune", {"method": "magnitude", "pattern": "2:4", **CALIBRATION}, data=data, model=dense)
+    measured = shop.make("evaluate", {"evaluators": ["size"]}, data=data, model=pruned)
+    return shop, [data, dense, pruned], measured
+
+
+def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made, tmp_path):
+    shop, (_, _, pruned), _ = made
+    export_model(shop.store, pruned, tmp_path / "out")
+    names = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert names == {name for name in pruned.files if not name.startswith("report/")} | {"README.md"}
+    assert {"config.json", "tokenizer.json", "masks.safetensors"} <= names
+
+
+def test_it_loads_where_winnow_is_not(made, tmp_path):
+    shop, (_, _, pruned), _ = made
+    export_model(shop.store, pruned, tmp_path / "out")
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path / "out")], capture_output=True, text=True,
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, check=True)  # fmt: skip
+    assert done.stdout.strip() == "300"
+
+
+def test_the_card_tells_lineage_measures_and_parameters(made, tmp_path):
+    shop, chain, measured = made
+    export_model(shop.store, chain[-1], tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    places = [card.index(f"{number}. `{record.address}`") for number, record in enumerate(chain, 1)]
+    assert places == sorted(places)
+    for name in (*chain[-1].metrics, *measured.metrics):
+        assert f"| {name} |" in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+    assert json.loads(card.split("```json")[1].split("```")[0]) == chain[-1].params
+
+
+def test_what_is_no_model_and_a_directory_in_use_are_refused(made, tmp_path):
+    shop, (data, _, pruned), _ = made
+    with pytest.raises(ValueError, match=f"{data.address} is no model; choose one of the artifacts of"):
+        export_model(shop.store, data, tmp_path / "out")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(ValueError, match="is not empty; choose a new directory"):
+        export_model(shop.store, pruned, tmp_path / "used")

@@ -1,0 +1,142 @@
+"""Keys follow exactly what is computed; the plan says what is there, what will run, and why."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from cluster.profile import Profile, load_profile
+from cluster.store import LocalStore
+from flows.plan import forecast, prepare
+from flows.recipe import parse_recipe
+from tests.flows.recipes import BASE, plan, publish, recipe
+from tests.tasks import data_zoo
+
+CHAIN = ("prepare", "pretrain", "prune", "recover", "quantize")
+
+
+@pytest.fixture
+def store(tmp_path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def edited(position: int, **fields) -> list[dict]:
+    """BASE's stages with fields of one changed."""
+    stages = copy.deepcopy(BASE["stages"])
+    ((_, own),) = stages[position].items()
+    own.update(fields)
+    return stages
+
+
+def keys(plan) -> dict[str, str]:
+    return {step.id: step.artifact.key for step in plan.steps}
+
+
+def moved(store, *stages, **header) -> set[str]:
+    """Which of BASE's nodes get another key; evaluations apart."""
+    before, after = keys(plan(store)), keys(plan(store, *stages, **header))
+    return {id for id in CHAIN if before[id] != after[id]}
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_a_field_changes_its_stage_and_what_follows_and_nothing_before(position, store):
+    changes = [{"heldout": 0.1}, {"tokens": 20_000}, {"length": 128}, {"weight_decay": 0.0}, {"sequences": 64}]
+    assert moved(store, *edited(position, **changes[position])) == set(CHAIN[position:])
+
+
+def test_a_methods_name_and_fields_are_in_the_key(store):
+    assert moved(store, *edited(2, method="magnitude")) == set(CHAIN[2:])
+    assert moved(store, *edited(2, method="random")) == set(CHAIN[2:])
+    methods = ("magnitude", "random", {"random": {"seed": 1}})
+    assert len({keys(plan(store, *edited(2, method=method)))["prune"] for method in methods}) == 3
+
+
+def test_writing_a_default_out_changes_no_key(store):
+    assert moved(store, *edited(1, batch=32, method={"dense": {}}), description="said at length") == set()
+
+
+def test_evaluators_change_no_models_key_and_every_evaluations(store):
+    other = plan(store, evaluate={"size": {}, "speed": {"new": 8}})
+    assert moved(store, evaluate={"size": {}, "speed": {"new": 8}}) == set()
+    before, after = keys(plan(store)), keys(other)
+    assert before["prune.evaluate"] == after["prune.evaluate"] and before["prune.speed"] != after["prune.speed"]
+
+
+def test_the_name_of_a_recipe_and_the_ids_of_stages_are_no_part_of_a_key(store):
+    renamed = [{"id": "trained", **stage} if "pretrain" in stage else stage for stage in BASE["stages"]]
+    assert keys(plan(store, *renamed, name="other"))["quantize"] == keys(plan(store))["quantize"]
+
+
+def test_the_seed_is_in_every_key(store):
+    assert moved(store, seed=1) == set(CHAIN)
+
+
+def test_changed_text_changes_the_key_of_what_is_prepared_from_it(store, tmp_path):
+    texts = edited(0, corpus={"files": {"paths": [data_zoo.write_texts(tmp_path / "texts", 20)]}})
+    first = keys(plan(store, *texts))
+    assert keys(plan(store, *texts)) == first
+    (tmp_path / "texts" / "000.txt").write_text("changed")
+    assert not set(keys(plan(store, *texts)).values()) & set(first.values())
+
+
+def test_no_profile_changes_a_key(tmp_path, monkeypatch):
+    import yaml
+
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(BASE))
+    here = {"store": str(tmp_path / "store"), "scratch": str(tmp_path / "scratch")}
+    there = Profile(name="there", engine="torch", zero=0, ranks=4, precision="bfloat16", device="cpu", micro_batch=1, retries=0,
+                    max_failures=0, checkpoint_every_seconds=1, stages={"default": {"cpus": 2}}, **here)  # fmt: skip
+    plans = [prepare(str(tmp_path / "recipe.yaml"), profile)[0] for profile in (load_profile("local"), Profile(**here), there)]
+    assert keys(plans[0]) == keys(plans[1]) == keys(plans[2])
+
+
+def test_what_is_published_is_cached_and_the_rest_says_why_not(store, tmp_path):
+    first = plan(store)
+    assert first.by_id["prepare"].reason == "never run" and first.by_id["prune"].reason == "after prepare, pretrain"
+    for step in first.steps[:2]:
+        publish(store, step, tmp_path / step.id)
+    again = plan(store)
+    assert [step.id for step in again.steps if step.cached] == ["prepare", "pretrain"]
+    assert again.by_id["prune"].reason == "never run" and again.by_id["recover"].reason == "after prune"
+
+
+def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, tmp_path):
+    for step in plan(store).steps[:2]:
+        publish(store, step, tmp_path / step.id)
+    record = plan(store).by_id["pretrain"].record
+    changed = plan(store, *edited(1, learning_rate=0.5, batch=16))
+    assert changed.by_id["pretrain"].reason == f"params.batch, params.learning_rate differs from {record.address}"
+
+
+def test_a_job_is_a_stage_and_the_evaluations_of_its_model(store, tmp_path):
+    jobs = [[step.id for step in job] for job in plan(store).jobs()]
+    assert jobs == [["prepare"], *[[id, f"{id}.evaluate", f"{id}.speed"] for id in CHAIN[1:]]]
+    for step in plan(store).steps[:3]:     # prepare, pretrain and one of its two evaluations
+        publish(store, step, tmp_path / step.id)
+    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.speed"]
+
+
+def test_when_everything_is_there_nothing_is_due(store, tmp_path):
+    for step in plan(store).steps:
+        publish(store, step, tmp_path / step.id)
+    assert plan(store).due == [] and plan(store).jobs() == []
+
+
+def test_the_forecast_is_what_training_then_counts():
+    from tasks.models.accounting import shape_of_config
+
+    methods = ("dense", {"gradual": {"sparsity": 0.8, "interval": 1}})
+    recipes = [recipe(*edited(1, tokens=8_192_000, method=method)) for method in methods]
+    one, other = (forecast(made, made.node("pretrain")) for made in recipes)
+    shape = shape_of_config(recipes[0].node("pretrain").stage.model.architecture.config(300))
+    assert one["tokens"] == 8_192_000 and one["flops"] == shape.training_flops(8_192_000, 256)
+    assert other["tokens"] == pytest.approx(2.506 * one["tokens"], rel=0.01)
+    assert other["flops"] == pytest.approx(shape.training_flops(other["tokens"], 256, 0.3991), rel=0.01)
+    assert one["disk_bytes"] == 4 * shape.parameters and forecast(recipes[0], recipes[0].node("prepare")) == {}
+    assert forecast(recipes[0], recipes[0].node("prune"))["tokens"] == 128 * 256
+
+
+def test_the_text_of_a_recipe_is_kept():
+    assert parse_recipe(BASE, "as written").text == "as written"

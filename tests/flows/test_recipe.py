@@ -1,0 +1,127 @@
+"""A recipe becomes a graph: every role finds the ancestor that is meant, or the recipe is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.recipe import load_recipe
+from tests.flows.recipes import BASE, HUB, recipe
+
+PREPARE, PRETRAIN, PRUNE, RECOVER, QUANTIZE = BASE["stages"]
+
+
+def parents(*stages, **header) -> dict[str, dict[str, str]]:
+    """Parents by node, without the evaluations."""
+    return {node.id: node.parents for node in recipe(*stages, **header).nodes if not node.measures}
+
+
+def test_a_chain_needs_no_wiring():
+    assert parents() == {
+        "prepare": {},
+        "pretrain": {"data": "prepare"},
+        "prune": {"data": "prepare", "model": "pretrain"},
+        "recover": {"data": "prepare", "model": "prune", "teacher": "pretrain"},
+        "quantize": {"data": "prepare", "model": "recover"},
+    }
+
+
+def test_every_model_is_measured_speed_apart_from_the_rest():
+    nodes = {node.id: node for node in recipe().nodes if node.measures}
+    models = ("pretrain", "prune", "recover", "quantize")
+    assert list(nodes) == [f"{id}.{kind}" for id in models for kind in ("evaluate", "speed")]
+    assert nodes["prune.evaluate"].parents == {"model": "prune", "data": "prepare"}
+    assert nodes["prune.speed"].measures == "prune"
+    assert [evaluator.name for evaluator in nodes["prune.speed"].stage.evaluators] == ["speed"]
+    assert [evaluator.name for evaluator in nodes["prune.evaluate"].stage.evaluators] == ["size"]
+
+
+def test_without_evaluators_nothing_is_measured():
+    assert not any(node.measures for node in recipe(evaluate=[]).nodes)
+
+
+def test_a_fork_goes_on_from_where_it_says():
+    found = parents(PREPARE, PRETRAIN, PRUNE, {"id": "other", "from": "pretrain", **PRUNE}, {"id": "last", **RECOVER})
+    assert found["other"] == {"data": "prepare", "model": "pretrain"}
+    assert found["last"] == {"data": "prepare", "model": "other", "teacher": "pretrain"}
+
+
+def test_the_nearest_ancestor_fills_a_role_not_the_latest_stage():
+    fork, back = {"id": "fork", "from": "pretrain", **PRUNE}, {"id": "back", "from": "prune", **QUANTIZE}
+    found = parents(PREPARE, PRETRAIN, PRUNE, fork, back)
+    assert found["back"]["model"] == "prune"
+
+
+def test_a_list_of_origins_gives_each_role_its_nearest():
+    other = {"id": "texts", "from": [], "prepare": {"corpus": HUB, "tokenizer": {"train": 400}}}
+    one, two = {"from": ["pretrain", "texts"], **PRUNE}, {"id": "b", "from": ["texts", "pretrain"], **PRUNE}
+    found = parents(PREPARE, PRETRAIN, other, one, two)
+    assert found["prune"] == found["b"] == {"data": "texts", "model": "pretrain"}
+
+
+def test_roles_can_be_named():
+    named = {"from": {"model": "prune", "teacher": "second", "data": "prepare"}, **RECOVER}
+    found = parents(PREPARE, PRETRAIN, {"id": "second", "from": "prepare", **PRETRAIN}, {"from": "pretrain", **PRUNE}, named)
+    assert found["recover"] == {"data": "prepare", "model": "prune", "teacher": "second"}
+
+
+def test_the_teacher_is_what_went_into_the_last_pruning():
+    found = parents(PREPARE, PRETRAIN, PRUNE, RECOVER, {"id": "prune2", **PRUNE}, {"id": "recover2", **RECOVER})
+    assert found["recover2"] == {"data": "prepare", "model": "prune2", "teacher": "recover"}
+
+
+def test_who_learns_without_a_teacher_has_none():
+    alone = {"recover": {"tokens": 10, "method": {"masked": {"ce": 1, "kl": 0}}}}
+    assert "teacher" not in parents(PREPARE, PRETRAIN, PRUNE, alone)["recover"]
+    assert parents(PREPARE, PRETRAIN, alone)["recover"] == {"data": "prepare", "model": "pretrain"}
+
+
+def test_a_users_checkpoint_is_pruned_and_teaches():
+    found = recipe(PREPARE, PRUNE, RECOVER, model={"checkpoint": "/some/model"})
+    pruned, recovered = found.node("prune"), found.node("recover")
+    assert pruned.parents == {"data": "prepare"} and pruned.stage.model.checkpoint.path == "/some/model"
+    assert recovered.parents == {"data": "prepare", "model": "prune"}
+    assert recovered.stage.teacher.checkpoint.path == "/some/model" and recovered.stage.model is None
+
+
+def test_a_stages_own_checkpoint_counts_more_than_what_is_upstream():
+    own = {"prune": {**PRUNE["prune"], "model": {"checkpoint": "/some/model"}}}
+    assert parents(PREPARE, PRETRAIN, own)["prune"] == {"data": "prepare"}
+
+
+def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
+    nodes = recipe(PREPARE, {"pretrain": {**PRETRAIN["pretrain"], "seed": 3}}, PRUNE, seed=7).nodes
+    assert {node.id: node.stage.seed for node in nodes if not node.measures} == {"prepare": 7, "pretrain": 3, "prune": 7}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"prepare": "stdlib"}], r"recipe.stages\[0\].prepare: fields are needed, got 'stdlib'"),
+        ([PREPARE, {"from": 5, **PRETRAIN}], r"stages\[1\].from: an id, a list of ids, or {role: id} is needed, got 5"),
+        ([PREPARE, {"from": None, **PRETRAIN}], "from: an id, a list of ids"),
+        ([PREPARE, {"from": {"dta": "prepare"}, **PRETRAIN}], "from: no role 'dta'; choose one of data"),
+        ([PREPARE, {"from": {"model": "prepare"}, **PRUNE}], "prune: model needs model, and prepare makes tokens"),
+        ([PREPARE, PRETRAIN, {"from": "pretrain.evaluate", **PRUNE}], "no earlier stage 'pretrain.evaluate'"),
+        ([PREPARE, {"id": "a.b", **PRETRAIN}], "id: 'a.b' is no name"),
+        ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
+        ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),
+        ([PREPARE, PRETRAIN, RECOVER], r"no teacher \(model\) upstream; name it with from"),
+        ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),
+        ([PREPARE, {"pretrain": {"tokens": 10, "seed": -1}}], "pretrain.seed: input should be greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_be_wired_is_refused_in_one_line(stages, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        recipe(*stages)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_is_a_file_a_shipped_name_or_text(tmp_path):
+    import yaml
+
+    text = yaml.safe_dump(BASE)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_recipe(text).nodes == load_recipe(str(tmp_path / "mine.yaml")).nodes == recipe().nodes
+    assert load_recipe("quickstart").name == "quickstart"
+    with pytest.raises(ValueError, match="recipe nosuch: no such file; choose one of .*quickstart"):
+        load_recipe("nosuch")

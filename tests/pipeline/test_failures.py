@@ -1,0 +1,88 @@
+"""What a person sees when a run does not end well: one line, an honest exit code, nothing left running, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.pipeline import Done, Home, Ledger, made_home, pretrain, prune
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+LONG = 300
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with made_home(tmp_path_factory, "failures", checkpoint_every_seconds=0.5) as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def interrupted(home: Home) -> tuple[Done, float]:
+    """A run stopped by Ctrl-C in mid-training, and when that was."""
+    running = home.start("run", home.recipe("long", pretrain("dense", LONG)), "-p", home.profile, "--json")
+    deadline = time.monotonic() + 200
+    while len(list(home.directory.glob("scratch/pretrain/*/checkpoints/step-*/manifest.json"))) == 0:
+        assert time.monotonic() < deadline and running.process.poll() is None, "no checkpoint was written"
+        time.sleep(0.05)
+    moment = time.time()
+    os.killpg(running.process.pid, signal.SIGINT)       # what a terminal does
+    return running.wait(60), moment
+
+
+def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(home: Home, interrupted: tuple[Done, float]) -> None:
+    done, _ = interrupted
+    assert (done.code, done.out) == (130, "")
+    (line,) = done.err.splitlines()
+    assert "run the same command to go on" in line
+    assert len(done.seen) > 10 and done.survivors == [] and not (home.directory / "services.json").exists()
+    assert not list(home.directory.glob("store/pretrain/*"))
+    (parent,) = Ledger.of(home).parents("long")
+    assert parent.info.status == "KILLED"
+
+
+def test_the_same_command_goes_on_from_the_checkpoint(home: Home, interrupted: tuple[Done, float]) -> None:
+    _, moment = interrupted
+    done = home.run(home.recipe("long", pretrain("dense", LONG)))
+    assert [stage["cached"] for stage in done.summary["stages"]] == [True, False]
+    (history,) = home.directory.glob("store/pretrain/*/report/history.jsonl")
+    events = [json.loads(line) for line in history.read_text().splitlines()]
+    kept = [event["step"] for event in events if event["timestamp"] < 1000 * moment]
+    print(f"\nthe interrupted run brought {max(kept)} of {LONG} steps")
+    assert 0 < max(kept) < LONG and kept == [event["step"] for event in events][: len(kept)]
+    assert done.survivors == []
+
+
+@pytest.fixture(scope="module")
+def failed(home: Home) -> Done:
+    greedy = home.recipe("greedy", pretrain("dense", 10), prune(sequences=100_000))
+    return home.run(greedy, code=1)
+
+
+def test_a_stage_whose_input_is_at_fault_fails_with_one_line(home: Home, failed: Done) -> None:
+    assert failed.out == ""
+    (line,) = failed.err.splitlines()
+    assert line.startswith("winnow: prune: ValueError: corpus is too small: calibration wants 100000 sequences of 64 tokens")
+    assert len(failed.seen) > 10 and failed.survivors == []
+
+
+def test_and_is_not_tried_again(home: Home, failed: Done) -> None:
+    with sqlite3.connect(home.directory / "prefect" / "prefect.db") as database:
+        (attempts,) = database.execute("select run_count, state_type from task_run where name like 'prune/%'").fetchall()
+    assert attempts == (1, "FAILED")
+
+
+def test_and_mlflow_says_so_too(home: Home, failed: Done) -> None:
+    ledger = Ledger.of(home)
+    (parent,) = ledger.parents("greedy")
+    assert parent.info.status == "FAILED"
+    assert {id: run.info.status for id, run in ledger.children(parent).items()} == {
+        "prepare": "FINISHED", "pretrain": "FINISHED", "prune": "FAILED"
+    }

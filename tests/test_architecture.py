@@ -1,0 +1,212 @@
+"""The laws of the tree: which way imports point, where each library may appear, and how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tasks.methods import SHELVES, names
+from tasks.stage import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("flows", "tasks", "cluster", "dashboards")
+TOP = {
+    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CONTRIBUTING.md",
+    "flows", "tasks", "cluster", "dashboards", "infra", "tests",
+}  # fmt: skip
+FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
+LIBRARIES = {       # where a library may be imported: path prefixes
+    "ray": ("cluster/jobs.py", "cluster/workers.py", "cluster/services.py"),
+    "mlflow": ("cluster/tracking.py", "dashboards/"),
+    "deepspeed": ("cluster/engine.py", "cluster/zero.py"),
+    "boto3": ("cluster/s3.py", "cluster/store.py"),
+    "botocore": ("cluster/s3.py", "cluster/store.py"),
+    "prefect": ("flows/pipeline.py", "flows/deployments.py"),
+    "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
+    "matplotlib": ("dashboards/",),
+    "torch": ("tasks/", "cluster/engine.py", "cluster/zero.py", "cluster/targets.py", "cluster/profile.py", "flows/doctor.py"),
+}
+ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log handler is flushed before its server goes
+MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
+    "pruners": ("tasks.calibrate",),
+    "quantizers": ("tasks.calibrate",),
+    "allocators": ("tasks.calibrate",),
+    "regimes": ("tasks.train", "tasks.models.checkpoint"),
+    "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",
+                   "lm_eval", "datasets", "numpy", "yaml"),
+}
+LONGEST_FILE, LONGEST_FUNCTION = 250, 40
+# Exceptions may only shrink; one that is no longer needed is to be deleted.
+LONG_FILES: dict[str, int] = {}
+LONG_FUNCTIONS: dict[str, int] = {}
+
+
+@cache
+def sources(*tops: str) -> tuple[str, ...]:
+    return tuple(path.relative_to(ROOT).as_posix() for top in tops or OURS for path in sorted((ROOT / top).rglob("*.py")))
+
+
+@cache
+def tree(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(), path)
+
+
+def nodes(root: ast.AST) -> Iterator[ast.AST]:
+    """Everything that runs: what stands under ``if TYPE_CHECKING`` is left out."""
+    for child in ast.iter_child_nodes(root):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield child
+            yield from nodes(child)
+
+
+@cache
+def imports(path: str) -> frozenset[str]:
+    """The modules a file imports, lazily or not."""
+    found = set()
+    for node in nodes(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            package = node.module in _packages()
+            found |= {f"{node.module}.{alias.name}" if package else node.module for alias in node.names}
+    return frozenset(found)
+
+
+@cache
+def _packages() -> tuple[str, ...]:
+    """Our packages by dotted name: ``from tasks.formats import mask`` imports tasks.formats.mask."""
+    return tuple(path.removesuffix("/__init__.py").replace("/", ".") for path in sources() if path.endswith("/__init__.py"))
+
+
+def within(module: str, *roots: str) -> bool:
+    return any(module == root or module.startswith(f"{root}.") for root in roots)
+
+
+def ours(path: str) -> list[str]:
+    return [module for module in imports(path) if within(module, *OURS)]
+
+
+def offences(paths: tuple[str, ...], *allowed: str) -> list[str]:
+    """Imports of ours from outside the allowed packages."""
+    return [f"{path} imports {module}" for path in paths for module in ours(path) if not within(module, *allowed)]
+
+
+def test_flows_import_anything_of_ours_and_nothing_of_ours_imports_flows():
+    assert not [path for path in sources("tasks", "cluster", "dashboards") for module in ours(path) if within(module, "flows")]
+
+
+def test_tasks_know_neither_flows_nor_dashboards_and_only_the_job_knows_the_cluster():
+    files = tuple(path for path in sources("tasks") if path != "tasks/job.py")
+    assert offences(files, "tasks") == []
+    assert offences(("tasks/job.py",), "tasks", "cluster") == []
+
+
+def test_the_cluster_knows_nothing_of_ours():
+    """One exception: the DeepSpeed engine fills the training loop's protocol, and its shards are that protocol's."""
+    files = tuple(path for path in sources("cluster") if path not in ("cluster/zero.py", "cluster/engine.py"))
+    assert offences(files, "cluster") == []
+    assert offences(("cluster/zero.py", "cluster/engine.py"), "cluster", "tasks.train.engine") == []
+
+
+def test_dashboards_know_the_metrics_and_nothing_else_of_ours():
+    assert offences(sources("dashboards"), "dashboards", "cluster.tracking") == []
+
+
+def test_machinery_knows_neither_stages_nor_methods():
+    machinery = tuple(
+        path for folder in ("formats", "calibrate", "train", "models", "data") for path in sources(f"tasks/{folder}")
+    )
+    upper = [f"tasks.{name}" for name in (*STAGES, *SHELVES, "job")]
+    assert not [f"{path} imports {module}" for path in machinery for module in ours(path) if within(module, *upper)]
+
+
+def test_formats_are_pure_torch():
+    allowed = (*sys.stdlib_module_names, "torch", "safetensors", "tasks.formats")
+    found = {module: path for path in sources("tasks/formats") for module in imports(path)}
+    assert not {module: path for module, path in found.items() if not within(module, *allowed)}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_each_library_has_its_place(library):
+    found = [
+        f"{path} imports {module}" for path in sources() for module in imports(path)
+        if within(module, library) and not path.startswith(LIBRARIES[library]) and (path, module) not in ONE_LINE
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(("shelf", "name"), [(shelf, name) for shelf in SHELVES for name in names(shelf)])
+def test_a_method_is_one_class_with_a_paper_a_test_and_nothing_but_its_machinery(shelf, name):
+    path = f"tasks/{shelf}/{name}.py"
+    allowed = (*sys.stdlib_module_names, "torch", "pydantic", "tasks.formats", *MACHINERY[shelf])
+    assert not [module for module in imports(path) if not within(module, *allowed)]
+    papers = [
+        statement.value.value for node in tree(path).body if isinstance(node, ast.ClassDef) for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "paper"
+    ]
+    assert len(papers) == 1 and papers[0]
+    tests = [file for file in (ROOT / "tests").rglob("test_*.py") if file != Path(__file__)]
+    named = re.compile(rf"""["']{name}["']""")
+    assert any(file.stem == f"test_{name}" or named.search(file.read_text()) for file in tests), f"no test mentions {name}"
+
+
+@pytest.mark.parametrize("shelf", [shelf for shelf in SHELVES if shelf != "evaluators"])
+def test_a_method_opens_no_file_logs_nothing_and_asks_for_no_rank(shelf):
+    for path in (f"tasks/{shelf}/{name}.py" for name in names(shelf)):
+        assert not [module for module in imports(path) if within(module, "logging", "os", "io", "pathlib", "torch.distributed")]
+        called = {node.func.id for node in nodes(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not called & {"open", "print"}, path
+
+
+def test_the_top_level_is_exactly_the_plans():
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    found = {line.partition("/")[0] for line in listed.stdout.splitlines() if (ROOT / line.partition("/")[0]).exists()}
+    assert {name for name in found if not name.startswith(".")} == TOP
+
+
+def test_a_folders_readme_is_short():
+    for path in ROOT.glob("*/README.md"):
+        assert len(path.read_text().splitlines()) <= 20, path
+
+
+def test_no_file_is_named_after_nothing():
+    assert not [path for path in sources(*OURS, "tests") if Path(path).stem in FORBIDDEN_NAMES]
+
+
+def test_stages_are_verbs_and_every_file_has_a_thesis():
+    singles = {Path(path).stem for path in sources("tasks") if path.count("/") == 1}
+    assert singles == {*STAGES, "__init__", "stage", "methods", "job"}
+    assert not [path for path in sources() if (ROOT / path).read_text().strip() and not ast.get_docstring(tree(path))]
+
+
+def test_files_are_short():
+    sizes = {path: len((ROOT / path).read_text().splitlines()) for path in sources()}
+    assert not {path: size for path, size in sizes.items() if size > LONG_FILES.get(path, LONGEST_FILE)}
+    assert not [path for path in LONG_FILES if sizes.get(path, 0) <= LONGEST_FILE], "no longer needed: delete it"
+
+
+def test_functions_are_short():
+    sizes = {
+        f"{path}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in sources() for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: size for name, size in sizes.items() if size > LONG_FUNCTIONS.get(name, LONGEST_FUNCTION)}
+    assert not [name for name in LONG_FUNCTIONS if sizes.get(name, 0) <= LONGEST_FUNCTION], "no longer needed: delete it"
+
+
+def test_every_row_of_the_table_is_a_metric_of_the_vocabulary():
+    from cluster.tracking import VOCABULARY
+    from flows.display import ROWS
+
+    assert {name for name, _, _ in ROWS} <= VOCABULARY.keys()
