@@ -113,11 +113,11 @@ def mlflow_server(home: Path, temporary: Path) -> Launch:
         "--port": port,
         "--workers": 1,
         "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
-        "--artifacts-destination": artifacts,
+        "--default-artifact-root": artifacts,
         "--allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
         "--cors-allowed-origins": f"{url},http://localhost:{port}",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
     command += [str(word) for pair in options.items() for word in pair]
     environment = _inherited("MLFLOW_") | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

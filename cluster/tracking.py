@@ -86,10 +86,8 @@ class Tracking:
     _lock: Any = field(default_factory=threading.RLock, repr=False)     # every job in flight has a follower of its own
 
     @classmethod
-    def start(
-        cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any], artifacts: str | None = None
-    ) -> Tracking:
-        """Open the parent run. ``artifacts`` is where a new experiment keeps figures, if not where the server would."""
+    def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
+        """Open the parent run."""
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")     # stdout is the command's own
         from mlflow import MlflowClient
 

@@ -35,13 +35,11 @@ class Chronicle:
     @classmethod
     def open(cls, plan: Plan, store: Store, profile: Profile, tags: dict[str, str]) -> Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
-        uri, artifacts = profile.mlflow.tracking_uri, None
-        if uri is None:
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
-            artifacts = str(home() / "mlflow-artifacts")
+        standing = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+        uri = profile.mlflow.tracking_uri or standing
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
         tags = {**provenance(plan), **tags, "winnow.process": this_process()}
-        tracking = Tracking.start(uri, plan.recipe.name, tags, params, artifacts)
+        tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
         chronicle = cls(plan, store, tracking)

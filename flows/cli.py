@@ -29,16 +29,14 @@ def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
     _make_lazy("torch")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        errors.print("stopped. What was finished is kept; run the same command to go on.")
-        sys.exit(130)
+        code = app(standalone_mode=False)       # what typer.Exit carried, and 130 where typer caught a Ctrl-C
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except Exception as error:
         _fail(error)
+    if code == 130:
+        errors.print("stopped. What was finished is kept; run the same command to go on.")
+    sys.exit(code)
 
 
 def _fail(error: Exception) -> None:
@@ -185,7 +183,7 @@ def verify(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None
         load_model(directory)
         console.print(f"{len(masks)} masks keep their promises; the model loads", highlight=False)
     for problem in problems:
-        errors.print(f"{record.address}: {problem}", style="red", highlight=False, markup=False)
+        errors.print(f"{record.address}: {problem}", style="red", soft_wrap=True, highlight=False, markup=False)
     if problems:
         raise typer.Exit(1)
     console.print(f"{record.address}: {len(record.files)} files as recorded", highlight=False)

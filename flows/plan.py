@@ -101,7 +101,7 @@ def check(recipe: Recipe) -> None:
         source = _source(recipe, node)
         if node.measures or node.stage.yields != "model" or source is None:
             continue
-        facts = Facts(_vocabulary(recipe, node), source.widths())
+        facts = Facts(_vocabulary(recipe, node), source.positions(), source.widths())
         try:
             node.stage.check(facts)
         except ValueError as error:

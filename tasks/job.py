@@ -178,7 +178,7 @@ def main() -> int:
         first()
         _side_by_side(others)
     except Exception as error:
-        print_event(_failure(str(error), final=False))
+        print_event(_failure(f"{type(error).__name__}: {error}", final=False))
         return 1
     return 0
 

@@ -80,6 +80,11 @@ class ModelStage(Stage):
         sources = {name: getattr(self, name, None) for name in ("model", "teacher")}
         return {name: digest for name, source in sources.items() if source and (digest := source.fingerprint())}
 
+    def check(self, facts: Facts) -> None:
+        length = getattr(self, "length", 0)
+        if facts.positions and length > facts.positions:
+            raise ValueError(f"length {length} is more than the model's {facts.positions} positions")
+
     def incoming(self, context: Context) -> Path:
         """The directory of the model this stage starts from."""
         return context.inputs["model"] if "model" in context.inputs else self.model.checkpoint.fetch(context.scratch)
@@ -87,9 +92,10 @@ class ModelStage(Stage):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known before anything runs: the tokenizer's size, and the input widths of the model's matrices by name."""
+    """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name."""
 
     vocabulary: int | None
+    positions: int | None
     widths: dict[str, int]
 
 

@@ -27,6 +27,7 @@ class CalibratedStage(ModelStage):
         """Raise ValueError where the method cannot treat a matrix of this input width."""
 
     def check(self, facts: Facts) -> None:
+        super().check(facts)
         for name, width in facts.widths.items():
             try:
                 self.check_width(width)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ class Mask:
     def keep(self) -> torch.Tensor:
         return unpack(self.packed, self.shape)
 
-    @property
+    @cached_property
     def live(self) -> int:
         return int(self.keep.sum())
 

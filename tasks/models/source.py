@@ -152,6 +152,11 @@ class ModelSource(BaseModel):
         """The model's config as far as this machine knows it."""
         return self.architecture.config().to_dict() if self.architecture else self.checkpoint.config()
 
+    def positions(self) -> int | None:
+        """The longest sequence the model's positions allow, as far as the config tells."""
+        config = self.config()
+        return config.get("max_position_embeddings") or config.get("n_positions")
+
     def widths(self) -> dict[str, int]:
         """The input widths of the prunable matrices as far as the config tells them by name; for early checks."""
         config, aliases = self.config(), {"n_embd": "hidden_size"}

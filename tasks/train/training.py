@@ -68,6 +68,7 @@ class TrainStage(ModelStage):
         if self.batch % execution.ranks:
             raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
         model, masks = self.initial(context)
+        model.train()
         shape = shape_of(model)
         setting = Setting(
             find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context)

@@ -17,7 +17,7 @@ from tests.bench.measured import Measured, median, spread, take_turns
 if TYPE_CHECKING:
     import torch
 
-STEPS, ROUNDS = 3, 15
+STEPS, ROUNDS = 2, 16
 RATE, CLIPPING = 1e-3, 1.0
 
 

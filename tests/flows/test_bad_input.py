@@ -61,6 +61,7 @@ TABLE = [
     ("stages/1/pretrain/tokens", 0, "recipe.stages[1].pretrain.tokens: input should be greater than 0"),
     ("stages/1/pretrain/tokens", -5, "tokens: input should be greater than 0"),
     ("stages/1/pretrain/batch", 0, "pretrain.batch: input should be greater than 0"),
+    ("stages/1/pretrain/length", 4096, "length 4096 is more than the model's 2048 positions"),
     ("stages/1/pretrain/method", {"gradual": {"sparsity": 1.5}}, "gradual.sparsity: input should be less than 1"),
     ("stages/1/pretrain/method", {"gradual": {"start": 0.8, "end": 0.2}}, "start must come before end"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),

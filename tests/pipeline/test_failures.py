@@ -63,7 +63,7 @@ def test_the_same_command_goes_on_from_the_checkpoint(home: Home, interrupted: t
 @pytest.fixture(scope="module")
 def failed(home: Home) -> Done:
     greedy = home.recipe("greedy", pretrain("dense", 10), prune(sequences=100_000))
-    return home.run(greedy, code=1)
+    return home.run(greedy, code=2)
 
 
 def test_a_stage_whose_input_is_at_fault_fails_with_one_line(home: Home, failed: Done) -> None:
@@ -71,6 +71,21 @@ def test_a_stage_whose_input_is_at_fault_fails_with_one_line(home: Home, failed:
     (line,) = failed.err.splitlines()
     assert line.startswith("winnow: prune: ValueError: corpus is too small: calibration wants 100000 sequences of 64 tokens")
     assert len(failed.seen) > 10 and failed.survivors == []
+
+
+def test_a_damaged_artifact_fails_its_verification(home: Home, failed: Done) -> None:
+    (sound,) = home.directory.glob("store/prepare/*")
+    address = f"prepare/{sound.name}"
+    home.winnow("verify", address, "-p", home.profile)
+    tokens = sound / "heldout-00000.npy"
+    content = tokens.read_bytes()
+    try:
+        tokens.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        done = home.winnow("verify", address, "-p", home.profile, code=1)
+    finally:
+        tokens.write_bytes(content)
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"{address}: heldout-00000.npy")
 
 
 def test_and_is_not_tried_again(home: Home, failed: Done) -> None:

@@ -1,0 +1,80 @@
+"""Artifacts in a bucket: the same run, its store on S3 (moto's real server), its cache a thing that may be lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.pipeline import GRADUAL, LENGTH, Done, Home, made_home, pretrain, prune
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+STAGES = ("prepare", "pretrain", "pretrain.evaluate", "prune", "prune.evaluate")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(server: str):
+    session = boto3.session.Session("key", "secret", region_name="us-east-1")
+    bucket = session.resource("s3", endpoint_url=server).Bucket("artifacts")
+    bucket.create()
+    return bucket
+
+
+@pytest.fixture(scope="module")
+def home(server: str, bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """The credentials stand in the environment the servers start in: a job is never told a secret."""
+    with made_home(tmp_path_factory, "bucket", store="s3://artifacts/team/runs") as home:
+        home.variables |= {
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": server, "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
+        yield home
+
+
+@pytest.fixture(scope="module")
+def first(home: Home) -> Done:
+    return run(home)
+
+
+def run(home: Home) -> Done:
+    evaluate = {"perplexity": {"length": LENGTH, "tokens": 1024}, "pattern": {}}
+    return home.run(home.recipe("remote", pretrain(GRADUAL, 10), prune(), evaluate=evaluate))
+
+
+def test_every_artifact_is_in_the_bucket(first: Done, bucket) -> None:
+    assert [stage["id"] for stage in first.summary["stages"]] == list(STAGES)
+    keys = {entry.key for entry in bucket.objects.all()}
+    for stage in first.summary["stages"]:
+        assert f"team/runs/{stage['address']}/record.json" in keys
+    assert sum(key.endswith("/record.json") for key in keys) == len(STAGES)
+    assert first.summary["models"][-1]["pattern_holds"] == 1 and first.survivors == []
+
+
+def test_no_secret_is_written_anywhere_in_the_home(home: Home, first: Done) -> None:
+    files = [file for file in home.directory.rglob("*") if file.is_file()]
+    assert files and [file for file in files if b"AWS_SECRET_ACCESS_KEY" in file.read_bytes()] == []
+
+
+def test_a_run_that_lost_its_cache_is_cached_all_the_same(home: Home, first: Done) -> None:
+    shutil.rmtree(home.directory / "scratch")
+    done = run(home)
+    assert all(stage["cached"] for stage in done.summary["stages"]) and done.seen == set()
+    assert done.summary["models"] == first.summary["models"]
+
+
+def test_an_artifact_in_the_bucket_is_verified(home: Home, first: Done) -> None:
+    done = home.winnow("verify", first.summary["models"][-1]["address"], "-p", home.profile)
+    assert "14 masks keep their promises; the model loads" in done.out and "as recorded" in done.out
