@@ -53,6 +53,7 @@ class Conductor:
         self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}
         self.by_address = {step.artifact.address: step for step in plan.steps}
         self.changed = threading.Condition()
+        self.stopped = False
 
     def make(self, step: Step) -> Record:
         """Return when the step's artifact is published. Raises StageFailed; calling again tries again."""
@@ -60,6 +61,8 @@ class Conductor:
         self.watcher.started(step)
         while (record := self.store.record(step.artifact)) is None:
             with self.changed:
+                if self.stopped:
+                    raise StageFailed(f"{step.id}: stopped", final=True)
                 if not group.running:
                     self._start(group)
                 self.changed.wait_for(lambda: step.artifact.address in group.published or not group.running)
@@ -71,7 +74,8 @@ class Conductor:
         return record
 
     def stop(self) -> None:
-        """Stop every job in flight; what they had checkpointed stays."""
+        """Stop every job in flight, and start no other; what they had checkpointed stays."""
+        self.stopped = True
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.running and group.job:
                 self.submitter.jobs.stop(group.job)

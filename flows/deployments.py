@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prefect import serve
+
 from flows.pipeline import pipeline
 
 DEPLOYMENT = "pipeline"
@@ -9,13 +11,13 @@ DEPLOYMENT = "pipeline"
 
 def main() -> None:
     """Register the deployment and run what it is asked for, until stopped. ``winnow up`` starts this."""
-    pipeline.serve(
+    deployment = pipeline.to_deployment(
         name=DEPLOYMENT,
         description="Run a Winnow recipe: a path, the name of a shipped recipe, or YAML text.",
         tags=["winnow"],
-        print_starting_message=False,
-        limit=1,
     )
+    deployment.model_fields_set.discard("schedules")    # made in the UI; sent as the empty list, each start would delete them
+    serve(deployment, print_starting_message=False, limit=1)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def machine() -> str:
 def show(lines: list[Measured]) -> None:
     table = Table(title=machine())
     for title in ("bench", "measured", "bar", "meets", "compared"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("measured", "bar") else "left")
+        numbers = title in ("measured", "bar")
+        table.add_column(title, overflow="fold", no_wrap=title != "compared", justify="right" if numbers else "left")
     for line in lines:
         digits = ".3f" if line.unit == "x" else ".1f"
         bar = "" if line.bar is None else f"{line.bar:g} {line.unit}"

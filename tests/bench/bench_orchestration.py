@@ -2,7 +2,8 @@
 
 Every stage is the quickstart's, cut down until hardly any work is left, in a home of its own. Servers are what the
 command spends before and after its flow (imports, plan, Ray and Prefect up and down); a stage's overhead is the time
-from when it may start to its record, less the time inside its own run. The first stage also warms Ray up and is shown by
+from when it may start to its record, less the time inside its own run: waiting for cores that an evaluation holds is in
+it. The first stage also warms Ray up and is shown by
 itself; evaluations run beside the next stages and wait for cores, so they count in the total only. The total is all the
 wall time in which no stage was inside its run.
 """
@@ -30,7 +31,9 @@ SMALL = {
     "recover": {"tokens": 4 * 4096},
     "quantize": {"sequences": 16},
 }
-EVALUATE = {"perplexity": {"length": 128, "tokens": 4096}, "multiple_choice": {"items": 20}, "pattern": {}, "size": {}, "speed": {}}
+EVALUATE = {
+    "perplexity": {"length": 128, "tokens": 4096}, "multiple_choice": {"items": 20}, "pattern": {}, "size": {}, "speed": {},
+}
 
 
 def small() -> dict[str, Any]:
@@ -64,7 +67,7 @@ def measure() -> list[Measured]:
     evaluations = [seconds for id, seconds in overheads.items() if "." in id]
     each = ", ".join(f"{id} {overheads[id]:.1f}" for id in further)
     return [
-        Measured("orchestration.total", servers + cold["overhead_seconds"], 90, 
+        Measured("orchestration.total", servers + cold["overhead_seconds"], 90,
                  f"no stage inside its run, of {wall:.0f} s cold; {cold['overhead_seconds']:.1f} s of it in the flow", "s"),
         Measured("orchestration.servers", servers, 20, "cold command less its flow: imports, plan, servers up and down", "s"),
         Measured("orchestration.first", overheads[first], None, f"overhead of {first}, which warms Ray up", "s"),

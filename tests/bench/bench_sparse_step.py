@@ -74,8 +74,8 @@ def compare(kind: str, engine: Engine) -> list[Measured]:
     def gradual(seconds: dict[str, float]) -> float:
         return (seconds["held"] + (seconds["event"] - seconds["held"]) / interval) / seconds["dense"]
 
-    step, event = (1000 * median(rounds, lambda s, one=one, less=less: s[one] - s.get(less, 0.0))
-                   for one, less in (("dense", ""), ("event", "held")))
+    step = 1000 * median(rounds, lambda seconds: seconds["dense"])
+    event = 1000 * median(rounds, lambda seconds: seconds["event"] - seconds["held"])
     return [
         Measured(f"sparse_step.{kind}", median(rounds, held), 1.05,
                  f"50 % mask held / dense step of {step:.0f} ms; {spread(rounds, held)}"),

@@ -40,7 +40,8 @@ def model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
 
 
-def sampler(directory: Path, batches: int = 64) -> Sampler:
+def sampler(directory: Path, batches: int) -> Sampler:
+    """Data of this many different batches."""
     import numpy as np
 
     from tasks.data.tokens import Sampler, Tokens
