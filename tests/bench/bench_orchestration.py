@@ -3,9 +3,8 @@
 Every stage is the quickstart's, cut down until hardly any work is left, in a home of its own. Servers are what the
 command spends before and after its flow (imports, plan, Ray and Prefect up and down); a stage's overhead is the time
 from when it may start to its record, less the time inside its own run: waiting for cores that an evaluation holds is in
-it. The first stage also warms Ray up and is shown by
-itself; evaluations run beside the next stages and wait for cores, so they count in the total only. The total is all the
-wall time in which no stage was inside its run.
+it. The first stage also warms Ray up and is shown by itself; evaluations run beside the next stages and wait for cores,
+so they count in the total only. The total is all the wall time in which no stage was inside its run.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tests.pipeline import LENGTH, Home, Ledger, lives, made_home, pretrain, pru
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-OLD_PREFECT_ON_NEW_SQLALCHEMY = version("prefect").startswith("3.8.") and version("sqlalchemy").startswith("2.1.")
+NEW_SQLALCHEMY = version("prefect").startswith("3.8.") and version("sqlalchemy").startswith("2.1.")
 EVALUATE = {"perplexity": {"length": LENGTH, "tokens": 1024}}
 Answer = dict[str, Any]
 
@@ -119,7 +119,7 @@ def test_a_schedule_is_accepted(ui: Ui, deployment: str, schedule: str) -> None:
     assert (kept["id"], kept["active"]) == (schedule, True)
 
 
-@pytest.mark.xfail(OLD_PREFECT_ON_NEW_SQLALCHEMY, reason="Prefect 3.8 cannot insert scheduled runs on SQLAlchemy 2.1", strict=True)
+@pytest.mark.xfail(NEW_SQLALCHEMY, reason="Prefect 3.8 cannot insert scheduled runs on SQLAlchemy 2.1", strict=True)
 def test_a_schedule_plans_runs(ui: Ui, deployment: str, schedule: str) -> None:
     ui.ask("POST", f"/deployments/{deployment}/schedule", {"min_runs": 1, "end_time": "2100-01-01T00:00:00Z"})
     planned = ui.ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
