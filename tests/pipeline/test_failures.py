@@ -62,7 +62,7 @@ def test_the_same_command_goes_on_from_the_checkpoint(home: Home, interrupted: t
 
 @pytest.fixture(scope="module")
 def failed(home: Home) -> Done:
-    greedy = home.recipe("greedy", pretrain("dense", 10), prune(sequences=100_000))
+    greedy = home.recipe("greedy", pretrain("dense", LONG), prune(sequences=100_000))
     return home.run(greedy, code=2)
 
 
