@@ -14,6 +14,7 @@ PACKAGES = (
 )
 BAD_PAIRS = (
     ("prefect", "3.8", "fastapi", (0, 151), "the Prefect 3.8 server does not start with fastapi 0.151 or newer"),
+    ("prefect", "3.8", "sqlalchemy", (2, 1), "Prefect 3.8 cannot plan scheduled runs on sqlalchemy 2.1 or newer"),
 )
 
 
