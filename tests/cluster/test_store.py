@@ -20,7 +20,6 @@ import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 from urllib3 import HTTPResponse
 
 from cluster.artifacts import Artifact, CorruptArtifact, Record
@@ -29,15 +28,6 @@ from cluster.store import LocalStore, open_store, sha256_of
 
 ROOT = Path(__file__).parents[2]
 RACERS = 30
-
-
-@pytest.fixture(scope="module")
-def server():
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.pipeline import GRADUAL, LENGTH, Done, Home, made_home, pretrain, prune
 
@@ -15,15 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 SECRET = "only-the-environment-knows-this"
 STAGES = ("prepare", "pretrain", "pretrain.evaluate", "prune", "prune.evaluate")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
 
 
 @pytest.fixture(scope="module")
