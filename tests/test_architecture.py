@@ -37,8 +37,8 @@ ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log han
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
     "pruners": ("tasks.calibrate",),
     "quantizers": ("tasks.calibrate",),
-    "allocators": ("tasks.calibrate",),
-    "regimes": ("tasks.train", "tasks.models.checkpoint"),
+    "allocators": ("tasks.calibrate", "tasks.models.allocation"),
+    "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",
                    "lm_eval", "datasets", "numpy", "yaml"),
 }

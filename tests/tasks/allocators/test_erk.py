@@ -1,0 +1,22 @@
+"""ERK: the densities follow the sum of the sides, and the total is exact."""
+
+import pytest
+
+from tasks.methods import build
+from tasks.models.allocation import Scan
+
+LENET = Scan({"first": (300, 784), "second": (100, 300), "third": (10, 100)})
+
+
+@pytest.mark.parametrize(
+    ("overall", "expected"),
+    [(0.8, [0.8378, 0.5306, 0]), (0.9, [0.9204, 0.7698, 0]), (0.95, [0.9615, 0.8887, 0.0815])],
+)
+def test_the_figures_of_lenet(overall, expected):
+    found = build("allocators", "erk").allocate(LENET, overall)
+    assert list(found.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_power_zero_is_uniform():
+    found = build("allocators", {"erk": {"power": 0}}).allocate(LENET, 0.7)
+    assert found == pytest.approx(build("allocators", "uniform").allocate(LENET, 0.7))
