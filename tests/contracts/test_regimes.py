@@ -25,7 +25,9 @@ from tests.tasks import models_zoo as zoo
 
 DENSE_STEPS = 12
 # fields that let a regime act within twelve steps, where defaults do not
-QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")}
+QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | {
+    "sdgf_geometric": {"pattern": "1:2"}, "fst": {"refresh": 2, "dense": 0},
+}
 regimes = pytest.mark.parametrize("name", names("regimes"))
 
 
