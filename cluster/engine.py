@@ -16,6 +16,7 @@ import io
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -200,6 +201,14 @@ def join(device: str | torch.device) -> None:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())  # else gloo's threads may abort us
+
+
+def leave(code: int) -> None:
+    """End this rank at once. An interpreter that shuts down while gloo's threads still want it is aborted now and then
+    (``terminate called without an active exception``), and the exit code of a finished rank with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
