@@ -203,6 +203,7 @@ class _Graph:
 
 
 _REMEDY = {
+    "tokenizer": "put the prepare stage that trains it before this one",
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
     "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",
