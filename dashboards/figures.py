@@ -72,14 +72,13 @@ def quality_against_bytes(models: Iterable[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def predicted_against_measured(measured: Sequence[float], predicted: Mapping[str, Sequence[float]]) -> Figure:
-    """Held-out losses of runs against what laws make of them: a law that explains them puts every run on the diagonal."""
-    figure, axes = _axes(4.8, 4.2)
-    ends = min(measured), max(measured)
-    axes.plot(ends, ends, color=GRID, linewidth=1.0)
-    for (name, losses), color, marker in zip(predicted.items(), (ACCENT, SECOND, "#888888"), "o^s", strict=True):
-        axes.plot(measured, losses, marker, color=color, markersize=4, label=name)
-    axes.set(xlabel="measured loss (nats per token)", ylabel="fitted loss", title="which N explains the losses")
+def fit_errors(losses: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
+    """How far a law is off at each run, by what N stood for in it. ``errors`` are relative; losses are what was measured."""
+    figure, axes = _axes()
+    axes.axhline(0, color=GRID, linewidth=1.0)
+    for (name, values), color, marker in zip(errors.items(), (ACCENT, SECOND, "#888888"), "o^s", strict=True):
+        axes.plot(losses, [100 * value for value in values], marker, color=color, markersize=4, label=name)
+    axes.set(xlabel="held-out loss (nats per token)", ylabel="error of the fit (%)", title="which N explains the losses")
     axes.legend(frameon=False)
     return figure
 

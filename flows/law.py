@@ -116,18 +116,12 @@ def _recipe_line(outlook: Outlook) -> str:
 
 
 def _draw_fit(found: LawFile, path: Path) -> None:
-    import numpy as np
-
-    from dashboards.figures import predicted_against_measured
+    from dashboards.figures import fit_errors
     from tasks.train.scaling_law import log_errors
 
     runs = list(found.runs.values())
-    measured = np.array([run.loss for run in runs])
-    predicted = {
-        f"{count} N": (measured * np.exp(log_errors(quality.law, runs, count))).tolist()
-        for count, quality in found.counts.items()
-    }
-    predicted_against_measured(measured.tolist(), predicted).savefig(path)
+    errors = {f"{count} N": log_errors(quality.law, runs, count).tolist() for count, quality in found.counts.items()}
+    fit_errors([run.loss for run in runs], errors).savefig(path)
 
 
 def _draw_outlook(outlook: Outlook, path: Path) -> None:

@@ -7,8 +7,8 @@ import io
 import pytest
 
 from dashboards.figures import (
+    fit_errors,
     loss_over_sparsity,
-    predicted_against_measured,
     quality_against_bytes,
     sparsity_heat_map,
     training_curves,
@@ -67,10 +67,10 @@ def test_no_models_make_an_empty_figure():
     assert drawn(quality_against_bytes([]))
 
 
-def test_fitted_losses_stand_over_measured_ones():
-    figure = predicted_against_measured([2.0, 3.0], {"average N": [2.0, 3.0], "initial N": [2.5, 2.5], "final N": [3.0, 2.0]})
+def test_a_fit_has_an_error_at_every_run_for_every_count():
+    figure = fit_errors([2.0, 3.0], {"average N": [0.0, 0.01], "initial N": [0.1, -0.1], "final N": [0.05, 0.0]})
     _, *fits = figure.axes[0].lines
-    assert [line.get_xydata().tolist() for line in fits] == [[[2, 2], [3, 3]], [[2, 2.5], [3, 2.5]], [[2, 3], [3, 2]]]
+    assert [line.get_xydata().tolist() for line in fits] == [[[2, 0], [3, 1]], [[2, 10], [3, -10]], [[2, 5], [3, 0]]]
     assert drawn(figure)
 
 
