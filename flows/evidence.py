@@ -14,19 +14,21 @@ from flows.plan import make_plan
 from flows.recipe import load_recipe
 from tasks.methods import explain
 from tasks.stage import STAGES
-from tasks.train.scaling_law import COUNTS, Quality, Run, ScalingLaw, assess, check_runs, resample, verdict
+from tasks.train.scaling_law import COUNTS, Quality, Run, ScalingLaw, assess, check_runs, chosen, resample, verdict
 
 ARTIFACT = re.compile(rf"({'|'.join(STAGES)})/.*|[0-9a-f]{{8,64}}")        # anything else names a recipe
 
 
 class LawFile(BaseModel):
-    """A law with all that stands behind it: laws of resampled runs, how each count did, and the runs by address."""
+    """A law with all that stands behind it: how each count of weights did, in which share of resamples
+    it did best, laws of resampled runs for the bands, and the runs by address."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     law: ScalingLaw
     verdict: str
     counts: dict[str, Quality]
+    chosen: dict[str, float]
     resampled: list[ScalingLaw] = Field(min_length=1)
     runs: dict[str, Run] = Field(min_length=1)
 
@@ -46,9 +48,9 @@ def study(runs: Mapping[str, Run], resamples: int) -> LawFile:
     measured = list(runs.values())
     check_runs(measured)
     counts = {count: assess(measured, count) for count in COUNTS}
-    law = counts["average"].law
-    resampled = resample(measured, law, resamples)
-    return LawFile(law=law, verdict=verdict(counts), counts=counts, resampled=resampled, runs=dict(runs))
+    law, shares = counts["average"].law, chosen(measured, counts, resamples)
+    told, laws = verdict(counts, shares), resample(measured, law, resamples)
+    return LawFile(law=law, verdict=told, counts=counts, chosen=shares, resampled=laws, runs=dict(runs))
 
 
 def read_law(path: Path) -> LawFile:

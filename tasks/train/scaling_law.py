@@ -10,7 +10,7 @@ Shapes: R = runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from typing import Any
@@ -138,10 +138,10 @@ def fit(runs: Sequence[Run], count: str = "average") -> tuple[ScalingLaw, float]
     return points.fit(points.starts())
 
 
-def refit(runs: Sequence[Run], law: ScalingLaw, count: str = "average") -> ScalingLaw:
-    """The law of nearly the same runs: begun at ``law``."""
+def refit(runs: Sequence[Run], law: ScalingLaw, count: str = "average") -> tuple[ScalingLaw, float]:
+    """:func:`fit` of nearly the same runs: begun at ``law`` alone."""
     points = _Points(runs, count)
-    return points.fit([points.start(law)])[0]
+    return points.fit([points.start(law)])
 
 
 def assess(runs: Sequence[Run], count: str) -> Quality:
@@ -150,7 +150,7 @@ def assess(runs: Sequence[Run], count: str) -> Quality:
     losses_R = np.log([run.loss for run in runs])
     errors_R = log_errors(law, runs, count)
     left_out = [
-        abs(log_errors(refit([*runs[:index], *runs[index + 1 :]], law, count), [run], count)[0])
+        abs(log_errors(refit([*runs[:index], *runs[index + 1 :]], law, count)[0], [run], count)[0])
         for index, run in enumerate(runs)
     ]
     spread = float(((losses_R - losses_R.mean()) ** 2).sum())
@@ -165,21 +165,32 @@ def log_errors(law: ScalingLaw, runs: Sequence[Run], count: str) -> np.ndarray:
     return np.log(law.loss(parameters_R, tokens_R) / losses_R)
 
 
-def resample(runs: Sequence[Run], law: ScalingLaw, times: int, seed: int = 0) -> list[ScalingLaw]:
-    """Laws of runs drawn with replacement: the spread of their predictions is how sure the fit is.
-
-    A draw has at least as many different runs as there are constants.
-    """
-    generator, laws = np.random.default_rng(seed), []
-    while len(laws) < times:
+def draws(runs: Sequence[Run], times: int, seed: int = 0) -> Iterator[list[Run]]:
+    """The runs drawn anew with replacement; at least as many different ones as there are constants."""
+    generator = np.random.default_rng(seed)
+    while times:
         drawn = generator.integers(len(runs), size=len(runs))
-        if len(set(drawn.tolist())) >= len(astuple(law)):
-            laws.append(refit([runs[index] for index in drawn], law))
-    return laws
+        if len(set(drawn.tolist())) >= FEWEST - 1:
+            times -= 1
+            yield [runs[index] for index in drawn]
 
 
-def verdict(qualities: Mapping[str, Quality]) -> str:
-    """Which count explains the losses best, and by how much, in one line."""
+def resample(runs: Sequence[Run], law: ScalingLaw, times: int) -> list[ScalingLaw]:
+    """Laws of runs drawn anew: the spread of what they predict is how sure the fit is."""
+    return [refit(drawn, law)[0] for drawn in draws(runs, times)]
+
+
+def chosen(runs: Sequence[Run], qualities: Mapping[str, Quality], times: int) -> dict[str, float]:
+    """In which share of draws each count has the least Huber loss: how sure it is that one explains the losses best."""
+    best = [
+        min(qualities, key=lambda count, drawn=drawn: refit(drawn, qualities[count].law, count)[1])
+        for drawn in draws(runs, times)
+    ]
+    return {count: best.count(count) / times for count in qualities}
+
+
+def verdict(qualities: Mapping[str, Quality], shares: Mapping[str, float]) -> str:
+    """Which count explains the losses best, by how much and how surely, in one line. ``shares`` is what ``chosen`` gave."""
     best, *others = sorted(qualities, key=lambda count: qualities[count].objective)
     if qualities[best].objective == qualities[others[-1]].objective:
         return "the three counts explain the losses alike: no run was sparse"
@@ -188,4 +199,5 @@ def verdict(qualities: Mapping[str, Quality]) -> str:
     against = " and ".join(
         f"{error[count]} for {count} N (Huber loss {qualities[count].objective / least:.3g} times as large)" for count in others
     )
-    return f"{best} N explains the losses best: left-out error {error[best]}, against {against}"
+    told = f"{best} N explains the losses best: left-out error {error[best]}, against {against}"
+    return f"{told}; best in {100 * shares[best]:.0f} % of resamples"

@@ -87,7 +87,7 @@ def test_fit_prints_one_object_and_keeps_it(sweep, tmp_path, capsys):
     assert winnow("law", "fit", "sweep.yaml", "--json", "--output", "law.json", "--plot", "law.png", "--resamples", "5") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "law.json").read_text())
-    assert printed.keys() == {"law", "verdict", "counts", "resampled", "runs"}
+    assert printed.keys() == {"law", "verdict", "counts", "chosen", "resampled", "runs"}
     assert printed["law"] == printed["counts"]["average"]["law"] and printed["law"].keys() == asdict(LAW).keys()
     assert printed["counts"].keys() == {"average", "initial", "final"}
     assert len(printed["runs"]) == 9 and len(printed["resampled"]) == 5

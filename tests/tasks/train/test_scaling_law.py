@@ -7,7 +7,7 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 
-from tasks.train.scaling_law import COUNTS, Run, ScalingLaw, assess, check_runs, fit, log_errors, resample, verdict
+from tasks.train.scaling_law import COUNTS, Run, ScalingLaw, assess, check_runs, chosen, fit, log_errors, resample, verdict
 from tasks.train.schedule import ComputeWindow
 
 CHINCHILLA = ScalingLaw(1.69, 406.4, 0.34, 410.7, 0.28)
@@ -58,15 +58,18 @@ def test_the_count_that_made_the_losses_explains_them_best(made_by):
     assert all(found[made_by].left_out_error < other.left_out_error / 2 for other in others)
     assert found[made_by].r2 > max(other.r2 for other in others)
     assert found[made_by].mean_absolute_error == pytest.approx(np.abs(log_errors(found[made_by].law, runs, made_by)).mean())
-    assert verdict(found).startswith(f"{made_by} N explains the losses best: left-out error 0.")
+    shares = chosen(runs, found, 20)
+    assert sum(shares.values()) == 1 and shares[made_by] > 0.9
+    told = verdict(found, shares)
+    assert told.startswith(f"{made_by} N explains the losses best: left-out error 0.") and told.endswith("% of resamples")
 
 
 def test_dense_runs_alone_decide_nothing():
     runs = grid(noise=1e-3, sparsities=(0.0,))
-    assert "explain the losses alike" in verdict({count: assess(runs, count) for count in COUNTS})
+    assert "explain the losses alike" in verdict({count: assess(runs, count) for count in COUNTS}, {})
 
 
-def test_resampled_laws_lie_around_the_law_and_come_again_with_the_seed():
+def test_resampled_laws_lie_around_the_law_and_come_again():
     runs = grid(noise=5e-3)
     law, _ = fit(runs)
     laws = resample(runs, law, 40)
