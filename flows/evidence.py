@@ -48,9 +48,12 @@ def study(runs: Mapping[str, Run], resamples: int) -> LawFile:
     measured = list(runs.values())
     check_runs(measured)
     counts = {count: assess(measured, count) for count in COUNTS}
-    law, shares = counts["average"].law, chosen(measured, counts, resamples)
-    told, laws = verdict(counts, shares), resample(measured, law, resamples)
-    return LawFile(law=law, verdict=told, counts=counts, chosen=shares, resampled=laws, runs=dict(runs))
+    resampled = resample(measured, counts, resamples)
+    shares, laws = chosen(resampled), [fitted["average"][0] for fitted in resampled]
+    return LawFile(
+        law=counts["average"].law, verdict=verdict(counts, shares), counts=counts, chosen=shares, resampled=laws,
+        runs=dict(runs),
+    )
 
 
 def read_law(path: Path) -> LawFile:

@@ -29,7 +29,7 @@ def fit(
     as_json: JsonOption = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the law in this file")] = None,
     plot: PlotOption = None,
-    resamples: Annotated[int, typer.Option(min=1, help="bootstrap draws of the runs that the band is made of")] = 200,
+    resamples: Annotated[int, typer.Option(min=1, help="bootstrap draws of the runs that the band is made of")] = 100,
 ) -> None:
     """Fit L = E + A N^-alpha + B D^-beta, and say how well average, initial and final N explain the losses."""
     from flows.evidence import gather, study

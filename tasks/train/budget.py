@@ -4,6 +4,8 @@ Size, tokens and window are not free: with the final size N and the budget C fix
 first, the window of The Journey Matters (arXiv 2501.12486: pruning from 25 % to 75 % of the compute) gives their average, and
 C = 6 * average * tokens gives the tokens. So the plan is the lowest point of one curve over s. That count of C is the paper's:
 attention scores and the LM head are left out of it.
+
+Shapes: S = sparsities tried, L = laws.
 """
 
 from __future__ import annotations

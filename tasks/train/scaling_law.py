@@ -69,6 +69,9 @@ class Quality:
     left_out_error: float
 
 
+Fitted = tuple[ScalingLaw, float]       # a law and the Huber loss it leaves
+
+
 class _Points:
     """Runs on log axes, each centred: constants that are read off at the middle of the data hardly depend on each other."""
 
@@ -78,7 +81,7 @@ class _Points:
         self.losses_R = np.log([run.loss for run in runs])
         self.middle = self.parameters_R.mean(), self.tokens_R.mean()
 
-    def fit(self, starts: Iterable[np.ndarray]) -> tuple[ScalingLaw, float]:
+    def fit(self, starts: Iterable[np.ndarray]) -> Fitted:
         """The best law from several starts, and its Huber loss."""
         x_R, y_R = self.parameters_R - self.middle[0], self.tokens_R - self.middle[1]
         options = {"maxiter": 1_000, "ftol": 1e-12, "gtol": 1e-9}
@@ -132,14 +135,14 @@ def check_runs(runs: Sequence[Run]) -> None:
             raise ValueError(f"runs with 3 or more different {what} are needed to fit a law, got {different}")
 
 
-def fit(runs: Sequence[Run], count: str = "average") -> tuple[ScalingLaw, float]:
+def fit(runs: Sequence[Run], count: str = "average") -> Fitted:
     """The law of a count, and the Huber loss it is left with."""
     points = _Points(runs, count)
     return points.fit(points.starts())
 
 
-def refit(runs: Sequence[Run], law: ScalingLaw, count: str = "average") -> tuple[ScalingLaw, float]:
-    """:func:`fit` of nearly the same runs: begun at ``law`` alone."""
+def refit(runs: Sequence[Run], law: ScalingLaw, count: str = "average") -> Fitted:
+    """:func:`fit` of nearly the same runs, many times over: begun at ``law`` alone."""
     points = _Points(runs, count)
     return points.fit([points.start(law)])
 
@@ -175,18 +178,17 @@ def draws(runs: Sequence[Run], times: int, seed: int = 0) -> Iterator[list[Run]]
             yield [runs[index] for index in drawn]
 
 
-def resample(runs: Sequence[Run], law: ScalingLaw, times: int) -> list[ScalingLaw]:
-    """Laws of runs drawn anew: the spread of what they predict is how sure the fit is."""
-    return [refit(drawn, law)[0] for drawn in draws(runs, times)]
-
-
-def chosen(runs: Sequence[Run], qualities: Mapping[str, Quality], times: int) -> dict[str, float]:
-    """In which share of draws each count has the least Huber loss: how sure it is that one explains the losses best."""
-    best = [
-        min(qualities, key=lambda count, drawn=drawn: refit(drawn, qualities[count].law, count)[1])
-        for drawn in draws(runs, times)
+def resample(runs: Sequence[Run], qualities: Mapping[str, Quality], times: int) -> list[dict[str, Fitted]]:
+    """Every count fitted to runs drawn anew: how its predictions and its lead over the others spread is how sure they are."""
+    return [
+        {count: refit(drawn, quality.law, count) for count, quality in qualities.items()} for drawn in draws(runs, times)
     ]
-    return {count: best.count(count) / times for count in qualities}
+
+
+def chosen(resampled: Sequence[Mapping[str, Fitted]]) -> dict[str, float]:
+    """In which share of the draws each count has the least Huber loss."""
+    best = [min(fitted, key=lambda count, fitted=fitted: fitted[count][1]) for fitted in resampled]
+    return {count: best.count(count) / len(best) for count in resampled[0]}
 
 
 def verdict(qualities: Mapping[str, Quality], shares: Mapping[str, float]) -> str:

@@ -58,7 +58,7 @@ def test_the_count_that_made_the_losses_explains_them_best(made_by):
     assert all(found[made_by].left_out_error < other.left_out_error / 2 for other in others)
     assert found[made_by].r2 > max(other.r2 for other in others)
     assert found[made_by].mean_absolute_error == pytest.approx(np.abs(log_errors(found[made_by].law, runs, made_by)).mean())
-    shares = chosen(runs, found, 20)
+    shares = chosen(resample(runs, found, 20))
     assert sum(shares.values()) == 1 and shares[made_by] > 0.9
     told = verdict(found, shares)
     assert told.startswith(f"{made_by} N explains the losses best: left-out error 0.") and told.endswith("% of resamples")
@@ -71,12 +71,12 @@ def test_dense_runs_alone_decide_nothing():
 
 def test_resampled_laws_lie_around_the_law_and_come_again():
     runs = grid(noise=5e-3)
-    law, _ = fit(runs)
-    laws = resample(runs, law, 40)
-    predicted = [float(other.loss(1e8, 2e9)) for other in laws]
-    assert min(predicted) < law.loss(1e8, 2e9) < max(predicted)
+    found = {"average": assess(runs, "average")}
+    laws = [fitted["average"][0] for fitted in resample(runs, found, 40)]
+    predicted = [float(law.loss(1e8, 2e9)) for law in laws]
+    assert min(predicted) < found["average"].law.loss(1e8, 2e9) < max(predicted)
     assert 0 < np.std(predicted) < 0.05
-    assert resample(runs, law, 3) == laws[:3]
+    assert [fitted["average"][0] for fitted in resample(runs, found, 3)] == laws[:3]
 
 
 def test_a_fit_needs_more_runs_than_constants_and_runs_that_differ():
