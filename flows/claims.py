@@ -51,7 +51,8 @@ class Claim(BaseModel):
             raise ValueError(f"recipe.{where}.stage: no stage {self.stage!r} makes a model; choose one of {known}")
         for member in self.members():
             if member not in groups:
-                raise ValueError(f"recipe.{where}.order: no group {member!r}; choose some of {', '.join(dict.fromkeys(groups))}")
+                known = ", ".join(dict.fromkeys(groups))
+                raise ValueError(f"recipe.{where}.order: no group {member!r}; choose some of {known}")
         if self.metric not in VOCABULARY:
             raise ValueError(f"recipe.{where}.metric: no metric {self.metric!r}; choose one of {', '.join(VOCABULARY)}")
 

@@ -32,8 +32,8 @@ def main() -> None:
         _fail(error)
     if code == 130:
         errors.print("stopped. What was finished is kept; run the same command to go on.")
-    if "cluster.engine" in sys.modules:     # a rank of torchrun
-        sys.modules["cluster.engine"].leave(code or 0)
+    if "cluster.rank" in sys.modules:       # this process was one, with --here
+        sys.modules["cluster.rank"].leave(code or 0)
     sys.exit(code)
 
 

@@ -12,7 +12,8 @@ from flows.plan import Plan, Step
 
 
 def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str, float], begun: float) -> dict[str, Any]:
-    """``stages`` and ``models`` with their numbers, the verdict on each claim; ``overhead_seconds`` is wall time with no stage inside its own run.
+    """``stages`` and ``models`` with their numbers, the verdict on each claim; ``overhead_seconds`` is wall time with no
+    stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
@@ -28,7 +29,7 @@ def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str,
         "unigram_perplexity": unigram[0] if unigram else None,
         "stages": stages,
         "models": models,
-        "claims": [claim.judge(models) for claim in plan.recipe.claims] if len(models) == len(list(plan.recipe.models())) else [],
+        "claims": [claim.judge(models) for claim in plan.recipe.claims if len(models) == sum(1 for _ in plan.recipe.models())],
     }
 
 

@@ -31,7 +31,8 @@ LIBRARIES = {       # where a library may be imported: path prefixes
     "prefect": ("flows/pipeline.py", "flows/deployments.py"),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
-    "torch": ("tasks/", "cluster/engine.py", "cluster/zero.py", "cluster/targets.py", "cluster/profile.py", "flows/doctor.py"),
+    "torch": ("tasks/", "cluster/engine.py", "cluster/rank.py", "cluster/zero.py", "cluster/targets.py", "cluster/profile.py",
+              "flows/doctor.py"),
 }
 ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log handler is flushed before its server goes
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart

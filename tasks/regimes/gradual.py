@@ -1,9 +1,9 @@
 """Gradual magnitude pruning during pretraining, its window laid in compute (The Journey Matters).
 
 Sparse pretraining at a fixed compute budget sees more tokens than its dense twin: what a pruned step saves pays for
-further steps. Density decays (exponentially by default, by Zhu and Gupta's cubic, or all at once at ``start``) between ``start`` and ``end`` of the *compute*, weights ranked over all
-prunable matrices together. Embeddings and norms stay dense, and so does the LM head (the paper prunes it too; here later
-stages work on the decoder blocks only).
+further steps. Density decays (exponentially by default, by Zhu and Gupta's cubic, or all at once at ``start``) between
+``start`` and ``end`` of the *compute*, weights ranked over all prunable matrices together. Embeddings and norms stay
+dense, and so does the LM head (the paper prunes it too; here later stages work on the decoder blocks only).
 """
 
 from __future__ import annotations

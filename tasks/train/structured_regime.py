@@ -33,7 +33,7 @@ class NMRegime(Regime):
     def _phases(self) -> NMRegime:
         self.nm()
         if self.dense + self.hard >= 1:
-            raise ValueError(f"dense and hard are shares of the run that leave room between, got {self.dense:g} and {self.hard:g}")
+            raise ValueError(f"dense and hard must leave room between them, got {self.dense:g} and {self.hard:g}")
         return self
 
     def nm(self) -> NM:

@@ -1,0 +1,72 @@
+"""A tiny model under a regime, one step at a time: for worked examples of what a regime does to masks and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tasks.methods import build
+from tasks.models.linears import find_linears
+from tasks.train.engine import TorchEngine, adamw
+from tasks.train.hook import Run
+from tasks.train.objective import CrossEntropy
+from tasks.train.regime import Regime, Setting
+from tests.tasks import models_zoo as zoo
+
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+@dataclass
+class Gym:
+    """``step`` trains one batch; ``hook`` is the regime's first hook."""
+
+    regime: Regime
+    run: Run
+    hooks: list
+
+    @property
+    def hook(self):
+        return self.hooks[0]
+
+    @property
+    def engine(self) -> TorchEngine:
+        return self.run.engine
+
+    def weight(self, name: str) -> torch.Tensor:
+        return self.engine.module.get_parameter(name).detach()
+
+    def backward(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        loss, _ = CrossEntropy()(self.engine, zoo.batches()[0] if tokens is None else tokens)
+        self.engine.backward(loss)
+        return loss.detach()
+
+    def step(self, rate: float = 1e-2) -> torch.Tensor:
+        loss = self.backward()
+        for hook in self.hooks:
+            hook.after_backward(self.run)
+        self.engine.step(rate)
+        self.run.step += 1
+        for hook in self.hooks:
+            hook.after_step(self.run)
+        return loss
+
+    def train(self, steps: int) -> Gym:
+        for _ in range(steps):
+            self.step()
+        return self
+
+    def live(self) -> dict[str, int]:
+        return {name: mask.live for name, mask in self.hook.masks.items()}
+
+
+def enter(name: str, steps: int = 12, masks=None, architecture: str = "llama", seed: int = 0, sizes=None, **fields) -> Gym:
+    """A regime over a fresh tiny model (hidden 32, feed-forward 48), its hooks started."""
+    regime = build("regimes", {name: fields})
+    model = zoo.model(architecture, layers=1, **(sizes or {}))
+    setting = Setting(find_linears(model), masks or {}, steps, steps, "cpu", seed=seed)
+    run, hooks = Run(TorchEngine(model, adamw(model), 1.0), steps), regime.hooks(setting)
+    for hook in hooks:
+        hook.on_start(run)
+    return Gym(regime, run, hooks)
