@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.data.corpus import AnyCorpus, Document, split_of
+from tasks.data.corpus import SPLITS, AnyCorpus, Document, Split, split_of
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
+TASKS = "tasks.json"        # names of the tasks of a sequence, in order
 LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
 
 
@@ -77,23 +78,28 @@ class Prepare(Stage):
         tokenizer.save_pretrained(context.output / "tokenizer")
         return self._encode(tokenizer, context)
 
-    def _dealt(self, *splits: Literal["train", "calibration", "heldout"]) -> Iterable[tuple[str, Document]]:
-        for index, document in enumerate(self.corpus.documents()):
-            split = split_of(index, self.heldout, self.calibration)
-            if split in splits or not splits:
-                yield split, document
+    def _dealt(self, *splits: Split) -> Iterable[tuple[str, Document]]:
+        """(split, document); of a sequence of tasks the split carries the task's name too: ``train-first``."""
+        for task, corpus in self.corpus.parts().items():
+            for index, document in enumerate(corpus.documents()):
+                split = split_of(index, self.heldout, self.calibration)
+                if split in splits or not splits:
+                    yield (f"{split}-{task}" if task else split), document
 
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
         from tasks.data.tokens import TokenWriter
 
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")
-        writers = {split: TokenWriter(context.output, split, len(tokenizer)) for split in ("train", "calibration", "heldout")}
+        tasks = list(self.corpus.parts())
+        names = [f"{split}-{task}" if task else split for split in SPLITS for task in tasks]
+        writers = {name: TokenWriter(context.output, name, len(tokenizer)) for name in names}
+        (context.output / TASKS).write_text(json.dumps([task for task in tasks if task]))
         with (context.output / "heldout.jsonl").open("w") as heldout:
             for count, (split, document) in enumerate(self._dealt(), 1):
                 tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
                 writers[split].add([*tokens, tokenizer.eos_token_id])
-                if split == "heldout":
+                if split.startswith("heldout"):
                     heldout.write(json.dumps(document._asdict()) + "\n")
                 context.progress(count, 0, "documents")
         for split, writer in writers.items():
@@ -103,10 +109,12 @@ class Prepare(Stage):
                     f"(give at least {LEAST_DOCUMENTS} documents, or larger shares)"
                 )
             writer.flush()
+        of = {split: [writers[name] for name in names if name.startswith(split)] for split in SPLITS}
+        train, heldout = (sum(writer.counts for writer in of[split]) for split in ("train", "heldout"))
         return {
             "vocabulary": len(tokenizer),
-            "unigram_perplexity": unigram_perplexity(writers["train"].counts, writers["heldout"].counts),
-            **{f"{split}_tokens": writer.total for split, writer in writers.items()},
+            "unigram_perplexity": unigram_perplexity(train, heldout),
+            **{f"{split}_tokens": sum(writer.total for writer in of[split]) for split in SPLITS},
         }
 
 

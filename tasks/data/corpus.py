@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from tasks.data.files import expand, file_digest, filesystem_of, read, total_bytes
 
@@ -35,6 +36,10 @@ class Corpus(BaseModel):
 
     def documents(self) -> Iterator[Document]:
         raise NotImplementedError
+
+    def parts(self) -> dict[str, Corpus]:
+        """The corpora of a sequence of tasks by name; any other corpus is one part without a name."""
+        return {"": self}
 
     def fingerprint(self) -> str:
         """sha256 over names and content. Raises ValueError when the corpus cannot be read."""
@@ -124,7 +129,47 @@ class Hub(Corpus):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub}
+AnyCorpus = Annotated[
+    Corpus, BeforeValidator(lambda spec: build_corpus(spec)), PlainSerializer(lambda corpus: dump_corpus(corpus))
+]
+
+
+class Sequence(Corpus):
+    """Corpora to be learned one after the other, by name: ``sequence: {first: ..., second: ...}``."""
+
+    tasks: dict[str, AnyCorpus] = Field(min_length=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, spec: Any) -> Any:
+        return spec if isinstance(spec, dict) and spec.keys() == {"tasks"} else {"tasks": spec}
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: dict[str, Corpus]) -> dict[str, Corpus]:
+        for name, corpus in tasks.items():
+            if not re.fullmatch(r"[a-z0-9_]+", name):
+                raise ValueError(f"task {name!r} is no name; use lower-case letters, digits and _")
+            if isinstance(corpus, Sequence):
+                raise ValueError(f"task {name}: a sequence inside a sequence")
+        return tasks
+
+    @property
+    def at_hand(self) -> bool:
+        return all(corpus.at_hand for corpus in self.tasks.values())
+
+    def parts(self) -> dict[str, Corpus]:
+        return dict(self.tasks)
+
+    def documents(self) -> Iterator[Document]:
+        for corpus in self.tasks.values():
+            yield from corpus.documents()
+
+    def fingerprint(self) -> str:
+        return _digest((name, corpus.fingerprint().encode()) for name, corpus in self.tasks.items())
+
+
+CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub, "sequence": Sequence}
 
 
 def build_corpus(spec: Any) -> Corpus:
@@ -138,13 +183,13 @@ def build_corpus(spec: Any) -> Corpus:
     return CORPORA[name].model_validate(values or {})
 
 
-def _dump(corpus: Corpus) -> dict[str, Any]:
+def dump_corpus(corpus: Corpus) -> dict[str, Any]:
     name = next(name for name, kind in CORPORA.items() if type(corpus) is kind)
     return {name: corpus.model_dump(mode="json")}
 
 
-AnyCorpus = Annotated[Corpus, BeforeValidator(build_corpus), PlainSerializer(_dump)]
 Split = Literal["train", "calibration", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "calibration", "heldout")
 
 
 def split_of(index: int, heldout: float, calibration: float) -> Split:

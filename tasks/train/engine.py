@@ -67,6 +67,9 @@ class Engine(Protocol):
     def release(self, name: str) -> None:
         """Stop holding a mask: dead weights are zero, with zero moments, and may grow again."""
 
+    def focus(self, name: str, keep: torch.Tensor | None) -> None:
+        """From now on only gradients where ``keep`` is True count, for the norm too; None is all of them again."""
+
     def restart(self, name: str, born: torch.Tensor) -> None:
         """Weights where ``born`` is True start at zero with zero moments."""
 
@@ -115,6 +118,7 @@ class TorchEngine:
         self._optimizer, self._clipping, self._precision = optimizer, gradient_clipping, precision
         self._parameters = dict(module.named_parameters())
         self._held: dict[str, torch.Tensor] = {}
+        self._focused: dict[str, torch.Tensor] = {}
         for parameter in self._trainable().values():
             zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             optimizer.state[parameter] = {"step": torch.zeros((), device=self.device), **zeros}
@@ -129,7 +133,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
-        for name, keep in self._held.items():
+        for name, keep in (*self._held.items(), *self._focused.items()):
             if (gradient := self._parameters[name].grad) is not None:
                 gradient.mul_(keep)
         gradients = [parameter.grad for parameter in self._trainable().values() if parameter.grad is not None]
@@ -161,6 +165,11 @@ class TorchEngine:
 
     def release(self, name: str) -> None:
         self._held.pop(name, None)
+
+    def focus(self, name: str, keep: torch.Tensor | None) -> None:
+        self._focused.pop(name, None)
+        if keep is not None:
+            self._focused[name] = keep.to(self.device, torch.uint8)
 
     @torch.no_grad()
     def restart(self, name: str, born: torch.Tensor) -> None:

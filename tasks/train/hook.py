@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from tasks.data.tokens import Sampler
     from tasks.train.engine import Engine
+    from tasks.train.objective import Objective
 
 
 @dataclass
@@ -22,6 +24,14 @@ class Run:
 
 class Hook:
     """Does nothing; a method overrides what it needs. Every rank calls every hook at the same moments."""
+
+    def sampler(self, sampler: Sampler) -> Sampler:
+        """What the run draws its batches from, given what it would draw them from without this hook."""
+        return sampler
+
+    def objective(self, objective: Objective) -> Objective:
+        """What the run minimises, given what it would minimise without this hook."""
+        return objective
 
     def on_start(self, run: Run) -> None:
         """Before the first step, also after a restore (state is loaded by then)."""

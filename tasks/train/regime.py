@@ -24,7 +24,7 @@ class Setting:
     """What a regime is given: the model's prunable matrices, the masks it came with, its length, its other parents.
 
     ``dense_steps`` is the compute budget in dense steps, ``steps`` what the regime made of it. ``seed`` is for what a
-    regime draws at random.
+    regime draws at random, ``data`` the directory of its tokens.
     """
 
     linears: Mapping[str, Linear]
@@ -34,6 +34,7 @@ class Setting:
     device: str
     teacher: Path | None = None
     seed: int = 0
+    data: Path | None = None
 
 
 class Regime(Method):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
@@ -75,7 +76,7 @@ class TrainStage(ModelStage):
         shape = shape_of(model)
         setting = Setting(
             find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context),
-            self.seed,
+            self.seed, context.inputs["data"],
         )
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
@@ -101,8 +102,12 @@ class TrainStage(ModelStage):
         wanted = min(context.execution.micro_batch or share, share)
         return next(size for size in range(wanted, 0, -1) if share % size == 0)
 
-    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+    def _sampler(self, context: Context) -> Sampler:
         from tasks.data.tokens import Sampler, Tokens
+
+        return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
+
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
 
@@ -112,10 +117,13 @@ class TrainStage(ModelStage):
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
         )
+        sampler, objective = self._sampler(context), self.method.objective(setting)
+        for hook in hooks:
+            sampler, objective = hook.sampler(sampler), hook.objective(objective)
         return fit(
             engine,
-            Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed),
-            self.method.objective(setting),
+            sampler,
+            objective,
             hooks,
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
