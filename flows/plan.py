@@ -142,7 +142,8 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
     source = _source(recipe, node)
     if node.stage.yields != "model" or source is None or source.architecture is None:
         return {}
-    config = source.architecture.config(_vocabulary(recipe, node))
+    vocabulary = _vocabulary(recipe, node)
+    config = source.initial_config(vocabulary)
     shape = shape_of_config(config)
     stage, costs = node.stage, {"disk_bytes": shape.parameters * (2 if source.architecture.dtype == "bfloat16" else 4)}
     if hasattr(stage, "tokens"):
@@ -153,6 +154,8 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
             "flops": shape.training_flops(seen, stage.length, stage.dense_steps / stage.steps),
             "memory_bytes": 16 * shape.parameters + activations,
         }
+        if source.transform:
+            costs["iso_sparsity"] = source.iso_sparsity(vocabulary, stage.length)
     else:
         calibration = stage.sequences * stage.length
         block = 4 * shape.prunable // max(1, shape.layers)

@@ -26,28 +26,36 @@ class Pretrain(TrainStage):
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.model.architecture:
-            self.model.architecture.config(facts.vocabulary)
+            self.model.initial_config(facts.vocabulary)
+            self._check_iso(facts)
         elif facts.vocabulary and facts.vocabulary > self.model.config().get("vocab_size", facts.vocabulary):
             raise ValueError(
                 f"the tokenizer has {facts.vocabulary} tokens, more than the model's vocab_size "
                 f"{self.model.config()['vocab_size']}; take the checkpoint's tokenizer"
             )
 
+    def _check_iso(self, facts: Facts) -> None:
+        """A transform sets the sizes, the regime the sparsity; they agree to a thousandth of the FLOPs or are refused."""
+        iso, given = self.model.iso_sparsity(facts.vocabulary, self.length), getattr(self.method, "sparsity", None)
+        if iso is not None and given is not None and abs(given - iso) > 1e-3 * (1 - iso):
+            raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
+                             f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
+
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
         import torch
-        from transformers import AutoModelForCausalLM
 
         from tasks.data.tokenizer import load_tokenizer
         from tasks.models.checkpoint import load_model
+        from tasks.models.transform import builder
 
         if self.model.checkpoint:
             return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
-        config = self.model.architecture.config(len(tokenizer))
+        config = self.model.initial_config(len(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in
         torch.manual_seed(self.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = builder(config).from_config(config, dtype=torch.float32)
         model.config.dtype = dtype
         return model, {}
