@@ -119,7 +119,9 @@ class _Graph:
             fields["model"] = self.header.model
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
             fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
-        stage = validate(kind, fields, path)
+        data = self._nearest(stated.values(), "tokens")
+        vocabulary = next(node for node in self.nodes if node.id == data).stage.tokenizer.train if data else None
+        stage = validate(kind, kind.settle(fields, vocabulary, path), path)
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         self.nodes.append(Node(id, stage, self._parents(id, stage, stated, path)))
         self.previous = (id,)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tasks.methods import of
+from tasks.methods import of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Facts, Kind
 from tasks.train.training import TrainStage
@@ -16,12 +16,35 @@ if TYPE_CHECKING:
 
 
 class Pretrain(TrainStage):
-    """``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more."""
+    """``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more.
+
+    A transform of the model sets sizes, the regime the sparsity. ``sparsity: iso`` asks for the one at which the transformed
+    model costs what its architecture costs dense; a number must be that one.
+    """
 
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource
     method: of("regimes") = "dense"
+
+    @classmethod
+    def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
+        spec = fields.get("method")
+        methods = spec.items() if isinstance(spec, dict) else ()
+        found = [name for name, own in methods if isinstance(own, dict) and own.get("sparsity") == "iso"]
+        if not found:
+            return fields
+
+        def given(sparsity: float) -> dict[str, Any]:
+            return {**fields, "method": {**spec, found[0]: {**spec[found[0]], "sparsity": sparsity}}}
+
+        stage = validate(cls, given(0.5), where)        # so that whatever else is wrong is said first
+        try:
+            if (iso := stage.model.iso_sparsity(vocabulary, stage.length)) is None:
+                raise ValueError("iso needs a model with a transform; give a number")
+        except ValueError as error:
+            raise ValueError(f"{where}.method.{found[0]}.sparsity: {error}") from None
+        return given(round(iso, 6))
 
     def check(self, facts: Facts) -> None:
         super().check(facts)

@@ -164,6 +164,8 @@ class ModelSource(BaseModel):
 
         if self.transform is None:
             return None
+        if vocabulary is None and "vocab_size" not in self.architecture.overrides:
+            raise ValueError("a transform needs the size of the vocabulary before anything runs; set vocab_size")
         return iso_sparsity(self.architecture.config(vocabulary), self.transform, length)
 
     def config(self) -> dict[str, Any]:

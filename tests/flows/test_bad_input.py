@@ -83,6 +83,8 @@ TABLE = [
     ("model/transform", {"wide": {"sparsity": -0.1}}, "wide.sparsity: input should be greater than or equal to 0"),
     ("model/transform", {"wide": {"sparsty": 0.5}}, "wide.sparsty: no such field; choose one of sparsity"),
     ("model/transform", {"parallel": {"activation": "tanh"}}, "parallel.activation: input should be 'relu' or 'identity'"),
+    ("stages/1/pretrain/method", {"gradual": {"sparsity": "iso"}},
+     "recipe.stages[1].pretrain.method.gradual.sparsity: iso needs a model with a transform; give a number"),
     ("model", {"checkpoint": "/nosuch", "transform": "wide"}, "a transform needs an architecture"),
     ("model", {"architecture": {"model_type": "mixtral"}, "transform": "doped"}, "is a fused stack of experts; choose wide"),
     ("model", {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
