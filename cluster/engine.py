@@ -16,6 +16,7 @@ import io
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -107,6 +108,14 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters([self._parameters[name]], enabled=self._stage == 3):
             return self._parameters[name].detach().to(torch.float32, copy=True)
 
+    @torch.no_grad()
+    def write(self, name: str, weight: torch.Tensor) -> None:
+        shard, flat = self._shards[name], weight.to(self.device).flatten()
+        for tensor in (shard.master, *shard.copies):
+            tensor.copy_(flat[shard.start : shard.start + shard.numel])
+        if (whole := self._whole(name)) is not None:
+            whole.copy_(flat)
+
     def grad(self, name: str) -> torch.Tensor:
         return self._gathered(name, self._layout.gradient(self._parameters[name], self._shards[name]))
 
@@ -138,12 +147,9 @@ class DeepSpeedEngine:
     def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
         for name, shard in self._shards.items():
             full, piece = values[name], slice(shard.start, shard.start + shard.numel)
-            for tensor in (shard.master, *shard.copies):
-                tensor.copy_(full["master"][piece])
+            self.write(name, full["master"])
             for moment, tensor in shard.moments.items():
                 tensor.copy_(full[moment][piece]) if moment in full else tensor.zero_()
-            if (whole := self._whole(name)) is not None:
-                whole.copy_(full["master"])
         for state in self._optimizer.state.values():
             state["step"].fill_(step)
         self._held.clear()
@@ -195,6 +201,14 @@ def join(device: str | torch.device) -> None:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())  # else gloo's threads may abort us
+
+
+def leave(code: int) -> None:
+    """End this rank at once. An interpreter that shuts down while gloo's threads still want it is aborted now and then
+    (``terminate called without an active exception``), and the exit code of a finished rank with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:

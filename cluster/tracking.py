@@ -57,6 +57,8 @@ VOCABULARY: dict[str, Metric] = {
     "loss": Metric("nats/token", "lower", "cross-entropy on the training batch"),
     "kl": Metric("nats/token", "lower", "KL divergence to the teacher, times temperature squared"),
     "gradient_norm": Metric("1", "neither", "global norm before clipping"),
+    "in_time_overparameterisation": Metric("share", "neither", "masked weights that have been alive at any time"),
+    "flip_rate": Metric("share", "neither", "weights whose mask changed since the step before"),
     "learning_rate": Metric("1", "neither", "learning rate of the step"),
     "tokens": Metric("token", "neither", "tokens seen so far"),
     "tokens_per_second": Metric("token/s", "higher", "training throughput"),

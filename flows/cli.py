@@ -36,6 +36,8 @@ def main() -> None:
         _fail(error)
     if code == 130:
         errors.print("stopped. What was finished is kept; run the same command to go on.")
+    if "cluster.engine" in sys.modules:     # a rank of torchrun
+        sys.modules["cluster.engine"].leave(code or 0)
     sys.exit(code)
 
 
@@ -80,11 +82,13 @@ def run(
 
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
-    from flows.display import models_table
+    from flows.display import claims_table, models_table
 
     if not plan.due:
         console.print("everything is done already; nothing ran", highlight=False)
     console.print(models_table(summary["models"], summary["unigram_perplexity"]))
+    if summary["claims"]:
+        console.print(claims_table(summary["claims"]))
     console.print(
         f"{summary['seconds']:.0f} s, of which {summary['overhead_seconds']:.0f} s outside the stages", highlight=False
     )

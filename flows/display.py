@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from cluster.artifacts import Record
+from flows.claims import verdict
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
@@ -97,11 +98,22 @@ ROWS = (
 PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), ("disk_bytes", "bytes"))
 
 
+MOST_COLUMNS = 6
+
+
 def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> Table:
-    """What each stage did to quality, size and speed: a column a model, so that a chain of stages fits a terminal."""
+    """What each stage did to quality, size and speed: a column a model, so that a chain of stages fits a terminal; a row
+    a model where a sweep made many."""
     caption = f"a unigram model scores perplexity {unigram:.1f}" if unigram else None
     table = Table(caption=caption, caption_justify="left")
     table.add_column("")
+    if len(models) > MOST_COLUMNS:
+        rows = [(name, title, form) for name, title, form in ROWS if any(model.get(name) is not None for model in models)]
+        for _, title, _ in rows:
+            table.add_column(title, justify="right")
+        for model in models:
+            table.add_row(model["stage"], *(_cell(model.get(name), form) for name, _, form in rows))
+        return table
     for model in models:
         label, _, key = model["address"].partition("/")[2].rpartition("-")
         table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right")
@@ -109,6 +121,19 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> 
         cells = [_cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
+    return table
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
+    """Claim, numbers (mean and standard deviation over seeds), verdict."""
+    table = Table()
+    for title in ("claim", "mean ± std over seeds", "verdict"):
+        table.add_column(title, overflow="fold")
+    for claim in claims:
+        groups = [f"{name} {group['mean']:.4g} ± {group['std']:.2g}" for name, group in claim["groups"].items()]
+        said = verdict(claim)
+        colour = "green" if claim["holds"] else "red" if claim["clear"] else "yellow"
+        table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), f"[{colour}]{said}[/{colour}]")
     return table
 
 

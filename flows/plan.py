@@ -120,6 +120,8 @@ def _source(recipe: Recipe, node: Node) -> ModelSource | None:
 
 def _vocabulary(recipe: Recipe, node: Node) -> int | None:
     data = node.parents.get("data")
+    while data and "tokenizer" in (parents := recipe.node(data).parents):
+        data = parents["tokenizer"]
     return recipe.node(data).stage.tokenizer.train if data else None
 
 

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
+from flows.claims import Claim
+from flows.sweep import RESERVED, Branch, Entry, Sweep
 from tasks.evaluate import Evaluate
 from tasks.methods import validate
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, stage_class
 
-ENTRY_FIELDS = ("id", "from")
 NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
 
 
 class Header(BaseModel):
-    """The recipe's own fields. ``evaluate`` lists the evaluators that measure every model; ``model`` is where it starts."""
+    """The recipe's own fields. ``evaluate`` lists the evaluators that measure every model; ``model`` is where it starts;
+    ``claims`` say what its models should show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,16 +37,22 @@ class Header(BaseModel):
     model: ModelSource | None = None
     evaluate: Any = ()
     stages: list[dict[str, Any]] = Field(min_length=1)
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
 class Node:
-    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it."""
+    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it.
+
+    ``branch`` says which values of a sweep it has, by axis; ``base`` is its id without them.
+    """
 
     id: str
     stage: Stage
     parents: dict[str, str]
     measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
+    branch: Branch = field(default_factory=dict)
+    base: str = ""
 
     @property
     def name(self) -> str:
@@ -57,6 +65,7 @@ class Recipe:
     description: str
     nodes: tuple[Node, ...]
     text: str
+    claims: tuple[Claim, ...] = ()
 
     def node(self, id: str) -> Node:
         return next(node for node in self.nodes if node.id == id)
@@ -82,10 +91,13 @@ def parse_recipe(document: Any, text: str) -> Recipe:
     if not isinstance(document, dict):
         raise ValueError("recipe: a mapping with name and stages is needed")
     header = validate(Header, document, "recipe")
-    graph = _Graph(header)
-    for position, entry in enumerate(header.stages):
-        graph.add(entry, f"stages[{position}]")
-    return Recipe(header.name, header.description, tuple(graph.nodes), text)
+    graph, sweep = _Graph(header), Sweep(document.get("model"))
+    for position, stated in enumerate(header.stages):
+        for entry in sweep.expand(stated, f"stages[{position}]"):
+            graph.add(entry)
+    for position, claim in enumerate(header.claims):
+        claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
+    return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
 
 
 class _Graph:
@@ -98,8 +110,9 @@ class _Graph:
         self.previous: tuple[str, ...] = ()
         self.evaluators = validate(Evaluate, {"evaluators": header.evaluate}, "recipe.evaluate").evaluators
 
-    def add(self, entry: dict[str, Any], where: str) -> None:
-        names = [key for key in entry if key not in ENTRY_FIELDS]
+    def add(self, made: Entry) -> None:
+        entry, where = made.document, made.where
+        names = [key for key in entry if key not in RESERVED]
         if len(names) != 1:
             raise ValueError(f"recipe.{where}: name exactly one stage, got {names}; choose one of {', '.join(STAGES)}")
         try:
@@ -123,7 +136,8 @@ class _Graph:
         vocabulary = next(node for node in self.nodes if node.id == data).stage.tokenizer.train if data else None
         stage = validate(kind, kind.settle(fields, vocabulary, path), path)
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
-        self.nodes.append(Node(id, stage, self._parents(id, stage, stated, path)))
+        parents = self._parents(id, stage, stated, path)
+        self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))
         self.previous = (id,)
         if stage.yields == "model":
             self._measure(id)
@@ -191,6 +205,7 @@ class _Graph:
 
 
 _REMEDY = {
+    "tokenizer": "put the prepare stage that trains it before this one",
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
     "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",

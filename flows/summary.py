@@ -12,7 +12,7 @@ from flows.plan import Plan, Step
 
 
 def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str, float], begun: float) -> dict[str, Any]:
-    """``stages`` and ``models`` with their numbers; ``overhead_seconds`` is wall time with no stage inside its own run.
+    """``stages`` and ``models`` with their numbers, the verdict on each claim; ``overhead_seconds`` is wall time with no stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
@@ -28,6 +28,7 @@ def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str,
         "unigram_perplexity": unigram[0] if unigram else None,
         "stages": stages,
         "models": models,
+        "claims": [claim.judge(models) for claim in plan.recipe.claims] if len(models) == len(list(plan.recipe.models())) else [],
     }
 
 
@@ -63,4 +64,5 @@ def _model(plan: Plan, step: Step, records: Mapping[str, Record]) -> dict[str, A
         if other.node.measures == step.id and other.id in records:
             measured |= records[other.id].metrics
     record = records[step.id]
-    return {"stage": step.id, "address": record.address, "key": record.key, "seconds": record.seconds, **measured}
+    place = {"stage": step.id, "base": step.node.base, "branch": step.node.branch}
+    return {**place, "address": record.address, "key": record.key, "seconds": record.seconds, **measured}

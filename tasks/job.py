@@ -158,13 +158,19 @@ def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
 def environment(work: Payload) -> dict[str, Any]:
     """Where and with what an artifact was made; for people, never part of a key."""
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:        # a GPU box without Ray runs stages in-process
+            return "absent"
 
     packages = ("torch", "transformers", "deepspeed", "compressed-tensors", "ray")
     return {
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: of(name) for name in packages},
         "execution": work["execution"],
         **work.get("provenance", {}),
     }

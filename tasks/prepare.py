@@ -17,21 +17,29 @@ LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
 
 
 class Tokenizer(BaseModel):
-    """``{train: VOCABULARY}`` trains a byte-level BPE on the train split; ``{checkpoint: PATH}`` takes an existing one."""
+    """``{train: VOCABULARY}`` trains a byte-level BPE on the train split; ``{checkpoint: PATH}`` takes an existing one,
+    ``earlier`` that of the prepare stage this one comes from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: int | None = Field(None, ge=257, le=1 << 20)
     checkpoint: Checkpoint | None = None
+    earlier: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, spec: Any) -> Any:
+        return {"earlier": True} if spec == "earlier" else spec
 
     @model_validator(mode="after")
     def _one_kind(self) -> Tokenizer:
-        if (self.train is None) == (self.checkpoint is None):
-            raise ValueError("a tokenizer names either train (a vocabulary size) or checkpoint")
+        if sum([self.train is not None, self.checkpoint is not None, self.earlier]) != 1:
+            raise ValueError("a tokenizer names either train (a vocabulary size) or checkpoint, or is 'earlier'")
         return self
 
 
 class Prepare(Stage):
+    needs: ClassVar[dict[str, Kind]] = {"tokenizer": "tokens"}
     yields: ClassVar[Kind] = "tokens"
 
     corpus: AnyCorpus
@@ -42,6 +50,9 @@ class Prepare(Stage):
     @property
     def label(self) -> str:
         return type(self.corpus).__name__.lower()
+
+    def roles(self) -> dict[str, Kind]:
+        return dict(self.needs) if self.tokenizer.earlier else {}
 
     def fingerprints(self) -> dict[str, Any]:
         fingerprints = {"corpus": self.corpus.fingerprint()}
@@ -59,6 +70,8 @@ class Prepare(Stage):
         if self.tokenizer.train:
             texts = (document.text for _, document in self._dealt("train"))
             tokenizer = train_tokenizer(texts, self.tokenizer.train)
+        elif self.tokenizer.earlier:
+            tokenizer = load_tokenizer(context.inputs["tokenizer"] / "tokenizer")
         else:
             tokenizer = load_tokenizer(self.tokenizer.checkpoint.fetch(context.scratch))
         tokenizer.save_pretrained(context.output / "tokenizer")

@@ -85,10 +85,18 @@ class ModelStage(Stage):
         sources = {name: getattr(self, name, None) for name in ("model", "teacher")}
         return {name: digest for name, source in sources.items() if source and (digest := source.fingerprint())}
 
+    def check_width(self, width: int) -> None:
+        """Raise ValueError where the method cannot treat a matrix of this input width."""
+
     def check(self, facts: Facts) -> None:
         length = getattr(self, "length", 0)
         if facts.positions and length > facts.positions:
             raise ValueError(f"length {length} is more than the model's {facts.positions} positions")
+        for name, width in facts.widths.items():
+            try:
+                self.check_width(width)
+            except ValueError as error:
+                raise ValueError(f"{error} ({name})") from None
 
     def incoming(self, context: Context) -> Path:
         """The directory of the model this stage starts from."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks.stage import REPORT, Context, Facts, ModelStage
+from tasks.stage import REPORT, Context, ModelStage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,17 +22,6 @@ class CalibratedStage(ModelStage):
     sequences: int = Field(128, gt=0)
     length: int = Field(256, ge=2)
     batch: int = Field(16, gt=0)
-
-    def check_width(self, width: int) -> None:
-        """Raise ValueError where the method cannot treat a matrix of this input width."""
-
-    def check(self, facts: Facts) -> None:
-        super().check(facts)
-        for name, width in facts.widths.items():
-            try:
-                self.check_width(width)
-            except ValueError as error:
-                raise ValueError(f"{error} ({name})") from None
 
     def walk(self, context: Context, output: Path, **choices: Any) -> dict[str, float]:
         """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`."""

@@ -42,12 +42,22 @@ class Corpus(BaseModel):
 
 
 class Stdlib(Corpus):
-    """The source text of this Python's standard library, tests and vendored packages left out."""
+    """The source text of this Python's standard library, tests and vendored packages left out.
+
+    ``only`` and ``without`` name packages and modules of it (``asyncio``, ``ast``): the ones to read, or to leave out.
+    """
+
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "_vendor", "ensurepip"}
-        return sorted(path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts))
+        found = sorted(path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts))
+        tops = {path: path.relative_to(root).parts[0].removesuffix(".py") for path in found}
+        if unknown := {*self.only, *self.without} - set(tops.values()):
+            raise ValueError(f"corpus stdlib: no package or module {min(unknown)!r} in this Python's standard library")
+        return [path for path in found if (not self.only or tops[path] in self.only) and tops[path] not in self.without]
 
     def documents(self) -> Iterator[Document]:
         root = Path(sysconfig.get_paths()["stdlib"])

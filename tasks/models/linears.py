@@ -9,7 +9,7 @@ Shapes: B = batch, T = tokens, E = experts, O = output features, I = input featu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,11 +17,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Linear:
-    """One prunable parameter. ``shape`` is that of its matrix view, [O, I] or [E, O, I], whatever the storage."""
+    """One prunable parameter. ``shape`` is that of its matrix view, [O, I] or [E, O, I], whatever the storage.
+
+    ``feed_forward`` tells the matrices of the feed-forward part from those of the attention.
+    """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
+    feed_forward: bool = True
 
     def matrix(self, stored: torch.Tensor) -> torch.Tensor:
         """The parameter as stored -> its [..., O, I] view."""
@@ -74,13 +78,15 @@ def find_linears(model: nn.Module) -> dict[str, Linear]:
     linears, owners = {}, {}
     for index, block in enumerate(blocks):
         routers = _routers(block)
+        attention = tuple(path for path, module in block.named_modules() if "Attention" in type(module).__name__)
         for path, module in block.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
                 name = ".".join(filter(None, (prefix, str(index), path, key)))
                 if owners.setdefault(id(parameter), name) != name:
                     raise ValueError(f"unsupported: {name} is the same parameter as {owners[id(parameter)]}")
                 if id(parameter) not in routers and (linear := _linear(name, module, key, parameter)):
-                    linears[name] = linear
+                    inside = any(path == outer or path.startswith(f"{outer}.") for outer in attention)
+                    linears[name] = replace(linear, feed_forward=not inside)
     return linears
 
 

@@ -1,7 +1,7 @@
 """Gradual magnitude pruning during pretraining, its window laid in compute (The Journey Matters).
 
 Sparse pretraining at a fixed compute budget sees more tokens than its dense twin: what a pruned step saves pays for
-further steps. Density decays exponentially between ``start`` and ``end`` of the *compute*, weights ranked over all
+further steps. Density decays (exponentially by default, by Zhu and Gupta's cubic, or all at once at ``start``) between ``start`` and ``end`` of the *compute*, weights ranked over all
 prunable matrices together. Embeddings and norms stay dense, and so does the LM head (the paper prunes it too; here later
 stages work on the decoder blocks only).
 """
@@ -16,7 +16,6 @@ from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
-    from tasks.train.schedule import ComputeWindow
 
 
 class Gradual(Regime):
@@ -27,27 +26,32 @@ class Gradual(Regime):
     end: float = Field(0.75, ge=0, le=1)
     interval: int = Field(100, gt=0)
     scope: Literal["global", "layer", "row"] = "global"
+    schedule: Literal["exponential", "cubic", "one_shot"] = "exponential"
+    budget: Literal["compute", "tokens"] = "compute"
 
     @model_validator(mode="after")
-    def _window(self) -> Gradual:
-        if self.start >= self.end:
+    def _ordered(self) -> Gradual:
+        if self.schedule != "one_shot" and self.start >= self.end:
             raise ValueError(f"start must come before end, got start {self.start:g} and end {self.end:g}")
         return self
 
-    def _compute_window(self) -> ComputeWindow:
+    def _window(self, dense_steps: int) -> tuple[int, int, int]:
+        """(start, end, total) in steps."""
         from tasks.train.schedule import ComputeWindow
 
-        return ComputeWindow(self.sparsity, self.start, self.end)
+        end = self.start if self.schedule == "one_shot" else self.end
+        window = ComputeWindow(self.sparsity, self.start, end, self.schedule)
+        return window.steps(dense_steps / window.stretch if self.budget == "tokens" else dense_steps, self.interval)
 
     def total_steps(self, dense_steps: int) -> int:
-        return self._compute_window().steps(dense_steps, self.interval)[2]
+        return dense_steps if self.budget == "tokens" else self._window(dense_steps)[2]
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.masking import GradualMagnitude, Masking
-        from tasks.train.schedule import ExponentialDensity
+        from tasks.train.schedule import SCHEDULES
 
         if self.sparsity == 0:
             return [Masking(setting.linears, setting.masks)]
-        start, end, _ = self._compute_window().steps(setting.dense_steps, self.interval)
-        schedule = ExponentialDensity(self.sparsity, start, end, self.interval)
+        start, end, _ = self._window(setting.dense_steps)
+        schedule = SCHEDULES[self.schedule](self.sparsity, start, end, self.interval)
         return [GradualMagnitude(setting.linears, setting.masks, schedule, self.scope)]

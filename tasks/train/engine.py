@@ -55,6 +55,9 @@ class Engine(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """The full float32 weight, equal on every rank, in memory of its own. A collective."""
 
+    def write(self, name: str, weight: torch.Tensor) -> None:
+        """Set the full weight, given equal on every rank; its moments stay."""
+
     def grad(self, name: str) -> torch.Tensor:
         """The full dense gradient, averaged over ranks; only between the last backward and step. A collective."""
 
@@ -142,6 +145,10 @@ class TorchEngine:
 
     def read(self, name: str) -> torch.Tensor:
         return self._parameters[name].detach().to(torch.float32, copy=True)
+
+    @torch.no_grad()
+    def write(self, name: str, weight: torch.Tensor) -> None:
+        self._parameters[name].copy_(weight)
 
     def grad(self, name: str) -> torch.Tensor:
         parameter = self._parameters[name]

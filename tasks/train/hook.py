@@ -39,6 +39,14 @@ class Hook:
         """Live share of the prunable weights, for the accounting; None where the hook does not decide it."""
         return None
 
+    def compute(self) -> float | None:
+        """FLOPs of the step just taken on the prunable weights over those of a dense step; by default the density."""
+        return self.density()
+
+    def results(self) -> dict[str, float]:
+        """Scalars that the finished run leaves in its record."""
+        return {}
+
     def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(JSON values, tensors) that a checkpoint must carry."""
         return {}, {}

@@ -34,9 +34,10 @@ class Telemetry:
 
 @dataclass
 class Totals:
-    """What the accounting needs of a run: density summed over steps, and the last logged values."""
+    """What the accounting needs of a run: density and compute summed over steps, and the last logged values."""
 
     density_steps: float = 0.0
+    compute_steps: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
 
 
@@ -103,7 +104,8 @@ def fit(
         gradient_norm = engine.step(learning_rate.at(run.step))
         if not math.isfinite(gradient_norm):
             raise FloatingPointError(f"the gradient norm is {gradient_norm} at step {run.step}; nothing was updated")
-        totals.density_steps += _density(hooks)
+        totals.density_steps += _share([hook.density() for hook in hooks])
+        totals.compute_steps += _share([hook.compute() for hook in hooks])
         run.step += 1
         for hook in hooks:
             hook.after_step(run)
@@ -123,7 +125,7 @@ def _begin(engine: Engine, hooks: Sequence[Hook], steps: int, totals: Totals, ch
     run = Run(engine, steps)
     if checkpoints and (restored := checkpoints.restore(engine)):
         run.step, state, tensors = restored
-        totals.density_steps = state["density_steps"]
+        totals.density_steps, totals.compute_steps = state["density_steps"], state["compute_steps"]
         for index, hook in enumerate(hooks):
             hook.load_state_dict(state["hooks"][index], _of_hook(tensors, index))
     for hook in hooks:
@@ -157,8 +159,9 @@ def _accumulate(engine: Engine, sampler: Sampler, objective: Objective, step: in
     return sums
 
 
-def _density(hooks: Sequence[Hook]) -> float:
-    decided = [density for hook in hooks if (density := hook.density()) is not None]
+def _share(shares: Sequence[float | None]) -> float:
+    """What the last hook that decides it says; dense where none does."""
+    decided = [share for share in shares if share is not None]
     return decided[-1] if decided else 1.0
 
 
@@ -178,7 +181,8 @@ def _measure(engine: Engine, metrics: dict, hooks: Sequence[Hook], norm: float, 
 
 def _state(hooks: Sequence[Hook], totals: Totals) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     states = [hook.state_dict() for hook in hooks]
-    values = {"hooks": [values for values, _ in states], "density_steps": totals.density_steps}
+    values = {"hooks": [values for values, _ in states]}
+    values |= {"density_steps": totals.density_steps, "compute_steps": totals.compute_steps}
     return values, {f"{index}:{name}": tensor for index, (_, own) in enumerate(states) for name, tensor in own.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -57,6 +58,18 @@ class Masking(Hook):
             name: Mask(tensors[name], tuple(shape), pattern, sparsity)
             for name, (shape, pattern, sparsity) in values["promises"].items()
         }
+
+
+def draw_mask(linear: Linear, sparsity: float, seed: int, inside: Mask | None = None) -> Mask:
+    """A random mask with an exact count per matrix; each linear draws by its name, so their order changes nothing."""
+    pattern = Unstructured("layer")
+    generator = torch.Generator().manual_seed(crc32(f"{seed}/{linear.name}".encode()))
+    score = torch.rand(linear.shape, generator=generator)
+    if inside is not None:
+        score.masked_fill_(~inside.keep, pattern.dead_score)
+    matrices = [pattern.keep(matrix, sparsity) for matrix in score.view(-1, *linear.shape[-2:])]
+    keep = torch.stack(matrices).view(linear.shape)
+    return Mask.of(keep if inside is None else keep & inside.keep, pattern, sparsity)
 
 
 class GradualMagnitude(Masking):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tasks.methods import Method
+from pydantic import ConfigDict, Field
+
+from tasks.methods import Method, of
+from tasks.models.allocation import Scan
 
 if TYPE_CHECKING:
-    from tasks.formats.mask import Masks
+    from tasks.formats.mask import Mask, Masks
     from tasks.models.linears import Linear
     from tasks.train.hook import Hook
     from tasks.train.objective import Objective
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 class Setting:
     """What a regime is given: the model's prunable matrices, the masks it came with, its length, its other parents.
 
-    ``dense_steps`` is the compute budget in dense steps, ``steps`` what the regime made of it.
+    ``dense_steps`` is the compute budget in dense steps, ``steps`` what the regime made of it. ``seed`` is for what a
+    regime draws at random.
     """
 
     linears: Mapping[str, Linear]
@@ -29,6 +33,7 @@ class Setting:
     steps: int
     device: str
     teacher: Path | None = None
+    seed: int = 0
 
 
 class Regime(Method):
@@ -43,6 +48,9 @@ class Regime(Method):
     def needs_teacher(self) -> bool:
         return False
 
+    def check_width(self, width: int) -> None:
+        """Raise ValueError where the regime cannot treat a matrix of this input width."""
+
     def objective(self, setting: Setting) -> Objective:
         from tasks.train.objective import CrossEntropy
 
@@ -52,3 +60,62 @@ class Regime(Method):
         from tasks.train.masking import Masking
 
         return [Masking(setting.linears, setting.masks)]
+
+
+class SparseRegime(Regime):
+    """Root of the regimes that fix each matrix's sparsity before the first step, by an allocator.
+
+    ``budget`` says what ``tokens`` of the stage means: compute in dense tokens, so that a sparser run sees more of
+    them (the dense parts of the model left out of the sum), or the very tokens to train on.
+    """
+
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    allocator: of("allocators") = "uniform"
+    budget: Literal["compute", "tokens"] = "compute"
+
+    model_config = ConfigDict(validate_default=True)
+
+    def total_steps(self, dense_steps: int) -> int:
+        return dense_steps if self.budget == "tokens" else round(dense_steps / (1 - self.sparsity))
+
+    def levels(self, setting: Setting) -> dict[str, float]:
+        """The sparsity of each linear."""
+        shapes = {name: linear.shape for name, linear in setting.linears.items()}
+        return self.allocator.allocate(Scan(shapes), self.sparsity)
+
+    def random_masks(self, setting: Setting) -> dict[str, Mask]:
+        """A mask for every linear, drawn at random with exact counts; inside the mask the linear came with, if any."""
+        from tasks.train.masking import draw_mask
+
+        return {
+            name: draw_mask(linear, self.levels(setting)[name], setting.seed, setting.masks.get(name))
+            for name, linear in setting.linears.items()
+        }
+
+    def starting_masks(self, setting: Setting) -> dict[str, Mask]:
+        """The masks that linears came with, random ones for the others."""
+        return {**self.random_masks(setting), **setting.masks}
+
+
+class DynamicRegime(SparseRegime):
+    """Root of the regimes that prune and grow: every ``interval`` steps before the share ``end`` of the run, a cosine
+    from ``fraction`` to ``final_fraction`` says how many of a matrix's live weights move."""
+
+    keeps_masks: ClassVar[bool] = False
+    grow: ClassVar[Literal["random", "gradient"]]
+    keep_regrown: ClassVar[bool] = True
+    at_least: ClassVar[bool] = False
+
+    fraction: float = Field(0.3, gt=0, le=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    interval: int = Field(100, gt=0)
+    end: float = Field(0.75, gt=0, le=1)
+
+    def hooks(self, setting: Setting) -> list[Hook]:
+        from tasks.train.dynamic import Moves, PruneAndGrow
+        from tasks.train.schedule import CosineFraction
+
+        end = round(self.end * setting.steps)
+        cosine = CosineFraction(self.fraction, self.final_fraction, end)
+        moves = Moves(self.interval, end, cosine, self.grow, self.keep_regrown, self.at_least)
+        return [PruneAndGrow(setting.linears, self.starting_masks(setting), moves, setting.seed)]

@@ -51,6 +51,9 @@ class TrainStage(ModelStage):
     def keeps_masks(self) -> bool:
         return self.method.keeps_masks
 
+    def check_width(self, width: int) -> None:
+        self.method.check_width(width)
+
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
         """The model before training, in float32 on the CPU, and the masks it came with."""
         raise NotImplementedError
@@ -71,7 +74,8 @@ class TrainStage(ModelStage):
         model.train()
         shape = shape_of(model)
         setting = Setting(
-            find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context)
+            find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context),
+            self.seed,
         )
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
@@ -80,14 +84,14 @@ class TrainStage(ModelStage):
         )
         totals = self._fit(context, engine, hooks, setting)
         self._write(context, engine, hooks, model)
-        density = totals.density_steps / setting.steps
         seen = setting.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
         return {
             "training_tokens": seen,
-            "training_flops": shape.training_flops(seen, self.length, density) + teacher,
-            "average_parameters": shape.prunable * density,
+            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / setting.steps) + teacher,
+            "average_parameters": shape.prunable * totals.density_steps / setting.steps,
             "training_loss": totals.last["loss"],
+            **{name: value for hook in hooks for name, value in hook.results().items()},
         }
 
     def _micro_batch(self, context: Context) -> int:

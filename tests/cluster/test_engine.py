@@ -219,3 +219,6 @@ def test_settings_that_do_not_exist_are_refused_by_name(options, message):
 if __name__ == "__main__":
     check_stage(int(sys.argv[1]), Path(sys.argv[2]))
     check_bf16(int(sys.argv[1]), Path(sys.argv[2]))
+    from cluster.engine import leave
+
+    leave(0)

@@ -24,7 +24,10 @@ from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
 DENSE_STEPS = 12
-QUICK = {"gradual": {"interval": 2}}        # fields that let a regime act within twelve steps, where defaults do not
+# fields that let a regime act within twelve steps, where defaults do not
+QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | {
+    "sdgf_geometric": {"pattern": "1:2"}, "fst": {"refresh": 2, "dense": 0},
+}
 regimes = pytest.mark.parametrize("name", names("regimes"))
 
 
@@ -77,7 +80,7 @@ def train(tmp_path):
         for linear, mask in (masks or {}).items():
             model.get_parameter(linear).data.mul_(mask.keep)
         steps = regime.total_steps(DENSE_STEPS)
-        setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, "cpu", teacher)
+        setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, "cpu", teacher, seed=0)
         hooks = regime.hooks(setting)
         watch = Watch(hooks, crash)
         engine = TorchEngine(model, adamw(model), 1.0)

@@ -1,0 +1,115 @@
+"""Claims: what the models of a recipe should show, and whether they do.
+
+    claims:
+      - says: RigL is at least as good as SET, SET as static masks
+        stage: pretrain
+        order: [rigl, set, static]
+
+``order`` names groups of models from best to worst, each by the labels of its branch but for the seed; the models of a
+group differ by seed only. A member may be a list, which means the best of it, and ``slack`` is how much worse (as a
+share) the better one may be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the best.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.sweep import Branch
+
+SEED = "seed"
+Numbers = dict[str, float]      # of one group: seed label -> value
+
+
+def group_of(branch: Branch) -> str:
+    """The labels of a branch but for its seed."""
+    return "-".join(label for axis, label in branch.items() if axis != SEED)
+
+
+class Claim(BaseModel):
+    """``stage`` is the id of the stage whose models are compared; ``metric`` any metric of the vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    says: str
+    stage: str
+    order: list[str | list[str]] = Field(min_length=2)
+    metric: str = "perplexity"
+    slack: float = Field(0.0, ge=0)
+
+    def check(self, models: Sequence[tuple[str, Branch]], where: str) -> None:
+        """Raise ValueError where the recipe makes no such models."""
+        from cluster.tracking import VOCABULARY
+
+        groups = [group_of(branch) for base, branch in models if base == self.stage]
+        if not groups:
+            known = ", ".join(dict.fromkeys(base for base, _ in models))
+            raise ValueError(f"recipe.{where}.stage: no stage {self.stage!r} makes a model; choose one of {known}")
+        for member in self.members():
+            if member not in groups:
+                raise ValueError(f"recipe.{where}.order: no group {member!r}; choose some of {', '.join(dict.fromkeys(groups))}")
+        if self.metric not in VOCABULARY:
+            raise ValueError(f"recipe.{where}.metric: no metric {self.metric!r}; choose one of {', '.join(VOCABULARY)}")
+
+    def members(self) -> list[str]:
+        return [name for member in self.order for name in ([member] if isinstance(member, str) else member)]
+
+    def judge(self, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The verdict on summaries of models, each with its ``base``, ``branch`` and metrics."""
+        from cluster.tracking import VOCABULARY
+
+        sign = -1.0 if VOCABULARY[self.metric].better == "higher" else 1.0
+        groups = {name: self._numbers(models, name) for name in self.members()}
+        pairs = [
+            _compare(groups, sign, self.slack, better, worse) for better, worse in zip(self.order, self.order[1:], strict=False)
+        ]
+        return {
+            "says": self.says,
+            "metric": self.metric,
+            "groups": {name: _describe(numbers) for name, numbers in groups.items()},
+            "pairs": pairs,
+            "holds": all(pair["holds"] for pair in pairs),
+            "clear": all(pair["clear"] for pair in pairs),
+        }
+
+    def _numbers(self, models: Sequence[Mapping[str, Any]], group: str) -> Numbers:
+        return {
+            model["branch"].get(SEED, ""): model[self.metric]
+            for model in models
+            if model["base"] == self.stage and group_of(model["branch"]) == group
+        }
+
+
+def _describe(numbers: Numbers) -> dict[str, Any]:
+    values = list(numbers.values())
+    return {
+        "mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "values": numbers
+    }
+
+
+def _compare(
+    groups: Mapping[str, Numbers], sign: float, slack: float, better: str | list[str], worse: str | list[str]
+) -> dict[str, Any]:
+    """One inequality, judged on the differences of equal seeds; clear where the mean is two standard errors from zero."""
+    left, right = (_best(groups, sign, member) for member in (better, worse))
+    shared = groups[left].keys() & groups[right].keys()
+    differences = [sign * (groups[left][seed] - groups[right][seed] * (1 + sign * slack)) for seed in sorted(shared)]
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+    return {"better": left, "worse": right, "difference": mean, "error": error if math.isfinite(error) else None,
+            "holds": mean <= 0, "clear": abs(mean) > 2 * error}  # fmt: skip
+
+
+def _best(groups: Mapping[str, Numbers], sign: float, member: str | list[str]) -> str:
+    names = [member] if isinstance(member, str) else member
+    return min(names, key=lambda name: sign * statistics.fmean(groups[name].values()))
+
+
+def verdict(judged: Mapping[str, Any]) -> str:
+    """In words."""
+    said = "holds" if judged["holds"] else "does not hold"
+    return said if judged["clear"] else f"{said}, within noise"

@@ -1,0 +1,156 @@
+"""Sweeps: one entry of a recipe with a ``grid`` stands for a stage per combination of its values.
+
+    - pretrain:
+        method: static
+        tokens: 600_000
+      grid:
+        seed: [0, 1, 2]
+        method: [static, {rigl: {interval: 50}}]
+        method.sparsity: {half: 0.5, most: 0.9}
+        case: {wide: {length: 256, batch: 16}, narrow: {length: 64, batch: 64}}
+
+An axis is a field of the stage by its dotted path, with a list of values or values by label; ``method.FIELD`` means the
+field of whichever method it is, and ``model...`` edits the recipe's model for this stage. The axis ``case`` sets several
+fields at once. A later entry follows every branch of what it comes from, and may split further. Pure text work: what
+comes out is an ordinary list of stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+CASE = "case"
+Branch = dict[str, str]     # axis -> label
+RESERVED = ("id", "from", "grid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage to be: its document (stage name, ``id``, ``from``), where it stands in the recipe, its branch."""
+
+    document: dict[str, Any]
+    where: str
+    branch: Branch = field(default_factory=dict)
+    base: str = ""          # the id before any branch was added to it
+
+
+class Sweep:
+    """Expands entries in order, and remembers the branches of each."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.branches: dict[str, list[tuple[str, Branch]]] = {}     # base id -> (id, branch) of what it became
+        self.previous = ""
+
+    def expand(self, document: dict[str, Any], where: str) -> Iterator[Entry]:
+        names = [key for key in document if key not in RESERVED]
+        base = str(document.get("id", names[0] if len(names) == 1 else ""))
+        combinations = list(self._combinations(document.get("grid"), f"recipe.{where}.grid"))
+        plain = {key: value for key, value in document.items() if key != "grid"}
+        made = []
+        for origin, branch in self._origins(document):
+            for chosen in combinations:
+                whole = {**branch, **{axis: label for axis, label, _ in chosen}}
+                id = "-".join([base, *whole.values()])
+                entry = copy.deepcopy(plain)
+                for axis, _, value in chosen:
+                    self._set(entry, names, axis, value, f"recipe.{where}.grid")
+                entry |= {"id": id} if whole else {}
+                entry |= {"from": origin} if whole and origin else {}
+                made.append((id, whole))
+                yield Entry(entry, where, whole, base)
+        self.branches[base], self.previous = made, base
+
+    def _combinations(self, grid: Any, where: str) -> Iterator[tuple[tuple[str, str, Any], ...]]:
+        """Every choice of one (axis, label, value) per axis."""
+        if grid is None:
+            return iter([()])
+        if not isinstance(grid, dict) or not grid:
+            raise ValueError(f"{where}: {{field: [values]}} is needed, got {grid!r}")
+        return product(*([(axis, label, value) for label, value in _labelled(axis, values, f"{where}.{axis}")]
+                         for axis, values in grid.items()))  # fmt: skip
+
+    def _origins(self, document: dict[str, Any]) -> list[tuple[Any, Branch]]:
+        """(what ``from`` becomes, the branch it stands on) for every branch of what an entry comes from."""
+        stated = document.get("from", self.previous)
+        if not isinstance(stated, (str, list, dict)):
+            return [(stated, {})]       # for the graph to refuse
+        ids = [stated] if isinstance(stated, str) else list(stated.values() if isinstance(stated, dict) else stated)
+        splits = [self.branches.get(str(id)) or [(str(id), {})] for id in ids]
+        leading = max(splits, key=len, default=[("", {})])
+        found = []
+        for _, branch in leading:
+            here = {str(id): _along(branch, split) for id, split in zip(ids, splits, strict=True)}
+            if isinstance(stated, str):
+                origin: Any = here[stated]
+            elif isinstance(stated, dict):
+                origin = {role: here[str(id)] for role, id in stated.items()}
+            else:
+                origin = [here[str(id)] for id in stated]
+            found.append((origin, branch))
+        return found
+
+    def _set(self, entry: dict[str, Any], names: list[str], axis: str, value: Any, where: str) -> None:
+        if axis == CASE:
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}.{CASE}: {{label: {{field: value}}}} is needed, got {value!r}")
+            for path, inner in value.items():
+                self._set(entry, names, path, inner, where)
+            return
+        place = entry[names[0]] = entry[names[0]] or {}
+        if axis.startswith("model.") and "model" not in place and self.model is not None:
+            place["model"] = copy.deepcopy(self.model)
+        *way, last = axis.split(".")
+        for part in way:
+            place = _step(place, part)
+        if way and way[-1] == "method" and last not in place:
+            place = next(iter(place.values()))
+        place[last] = copy.deepcopy(value)
+
+
+def _step(place: dict[str, Any], part: str) -> dict[str, Any]:
+    """One step along a dotted path, making room where there is none; a method given by name gets room for fields."""
+    inner = place.get(part)
+    if isinstance(inner, str):
+        inner = {inner: {}}
+    elif isinstance(inner, dict) and part == "method":
+        inner = {name: fields or {} for name, fields in inner.items()}
+    place[part] = inner if isinstance(inner, dict) else {}
+    return place[part]
+
+
+def _along(branch: Branch, split: list[tuple[str, Branch]]) -> str:
+    """The id, among those that one stage became, that stands on this branch."""
+    for id, other in split:
+        if other.items() <= branch.items():
+            return id
+    raise ValueError(f"recipe: the branches {', '.join(id for id, _ in split)} have nothing in common with {branch}")
+
+
+def _labelled(axis: str, values: Any, where: str) -> list[tuple[str, Any]]:
+    """(label, value) of each value of an axis."""
+    if isinstance(values, Mapping) and values:
+        pairs = list(values.items())
+    elif isinstance(values, list) and values:
+        pairs = [(_label(axis, value), value) for value in values]
+    else:
+        raise ValueError(f"{where}: a list of values, or values by label, is needed, got {values!r}")
+    labels = [label for label, _ in pairs]
+    for label in labels:
+        if not re.fullmatch(r"[a-z0-9_]+", str(label)):
+            raise ValueError(f"{where}: {label!r} is no label; give values by label: lower-case letters, digits and _")
+        if labels.count(label) > 1:
+            raise ValueError(f"{where}: {label!r} stands for two values; give them by label")
+    return [(str(label), value) for label, value in pairs]
+
+
+def _label(axis: str, value: Any) -> str:
+    if isinstance(value, dict) and len(value) == 1:
+        return str(next(iter(value)))
+    plain = str(value).lower().replace(".", "_").replace(":", "_").replace("-", "m")
+    return plain if isinstance(value, str) else f"{axis.rpartition('.')[2]}{plain}"

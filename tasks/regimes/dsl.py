@@ -1,0 +1,25 @@
+"""DSL: a constant budget per tensor that moves all the way to the end, half of it at first, next to nothing at last.
+
+The number that moves is rounded up, and weights are born where the dense gradient is largest, at zero even where one
+died in the same update. Made for recommenders, where embedding tables are masked too; here it covers the matrices of
+the decoder blocks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.train.regime import DynamicRegime
+
+
+class Dsl(DynamicRegime):
+    paper: ClassVar[str] = "DSL (arXiv 2402.02855)"
+    grow: ClassVar[Literal["random", "gradient"]] = "gradient"
+    keep_regrown: ClassVar[bool] = False
+    at_least: ClassVar[bool] = True
+
+    fraction: float = Field(0.5, gt=0, le=1)
+    final_fraction: float = Field(0.005, ge=0, le=1)
+    end: float = Field(1.0, gt=0, le=1)

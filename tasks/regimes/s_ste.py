@@ -1,0 +1,31 @@
+"""S-STE: 2:4 by a continuous threshold, with no mask to flip and nothing to tune.
+
+Each group of four is shrunk by its second-smallest magnitude and the matrix scaled back by a factor fixed at the start;
+gradients pass unchanged. ``mvue`` estimates the output's gradients 2:4 sparsely for the weight gradient. FFN only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tasks.train.regime import Regime, Setting
+
+if TYPE_CHECKING:
+    from tasks.train.hook import Hook
+
+
+class SSte(Regime):
+    paper: ClassVar[str] = "S-STE (arXiv 2409.09099)"
+
+    mvue: bool = True
+
+    def check_width(self, width: int) -> None:
+        from tasks.train.semi_structured import PATTERN
+
+        PATTERN.check(PATTERN.sparsity, width)
+
+    def hooks(self, setting: Setting) -> list[Hook]:
+        from tasks.train.semi_structured import SoftThreshold
+        from tasks.train.structured_regime import treated
+
+        return [SoftThreshold(setting.linears, setting.masks, treated(setting, "ffn"), self.mvue)]

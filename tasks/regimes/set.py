@@ -1,0 +1,16 @@
+"""SET: the smallest live weights die, and as many are born at random.
+
+As in RigL's comparison the smallest go by magnitude, whatever their sign. The update comes after the step, so no dense
+gradient is ever needed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from tasks.train.regime import DynamicRegime
+
+
+class Set(DynamicRegime):
+    paper: ClassVar[str] = "SET (arXiv 1707.04780)"
+    grow: ClassVar[Literal["random", "gradient"]] = "random"

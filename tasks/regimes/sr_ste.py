@@ -1,0 +1,21 @@
+"""SR-STE: straight-through N:M with a pull to zero on what lies outside the mask, so that masks settle.
+
+``decay`` times the weight is added to the gradient of each weight outside the mask.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from tasks.train.structured_regime import NMRegime
+
+
+class SrSte(NMRegime):
+    paper: ClassVar[str] = "SR-STE (arXiv 2102.04010)"
+
+    decay: float = Field(2e-4, ge=0)
+
+    def flow(self) -> dict[str, float | bool]:
+        return {"decay": self.decay}

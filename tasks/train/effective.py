@@ -1,0 +1,123 @@
+"""Forward passes that read a function of a weight instead of the weight: dense storage, sparse use.
+
+The engine keeps and updates the stored weights as ever; while a module runs, what it multiplies with is ``effective``
+of them. Only the module's own look-up is changed, so this works on any module, under gradient checkpointing (it runs
+again) and under ZeRO-3 (the parameter is whole while its module runs).
+
+Shapes: O = output features, I = input features, T = tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tasks.formats.semi_structured import SIDE, sparse_estimate
+from tasks.models.linears import Linear
+
+Effective = Callable[[str, torch.Tensor], torch.Tensor]     # name and stored weight -> weight to compute with, as stored
+
+
+class Scaled(torch.autograd.Function):
+    """Weights outside ``keep`` count for ``share`` of themselves; what flows back to them is the caller's choice.
+
+    ``straight``: the gradient passes as it is, else it is scaled like the weight. ``decay`` times the weight is added
+    to the gradient outside ``keep``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight, keep, share: float, straight: bool, decay: float) -> torch.Tensor:
+        ctx.share, ctx.straight, ctx.decay = share, straight, decay
+        ctx.save_for_backward(*([weight] if decay else []), *([keep] if decay or not straight else []))
+        return torch.where(keep, weight, weight * share if share else 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor):
+        *weights, keep = ctx.saved_tensors or (None,)
+        if not ctx.straight:
+            gradient = torch.where(keep, gradient, gradient * ctx.share)
+        for weight in weights:
+            gradient = gradient + torch.where(keep, 0.0, ctx.decay * weight)
+        return gradient, None, None, None, None
+
+
+class Straight(torch.autograd.Function):
+    """Computes with ``effective``, and gives the weight its gradient unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, effective: torch.Tensor) -> torch.Tensor:
+        return effective.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor):
+        return gradient, None
+
+
+class SparseGradientLinear(torch.autograd.Function):
+    """A linear map whose weight gradient comes from a 2:4 estimate of the output's gradient along the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, input_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input_TI, weight_OI)
+        return input_TI @ weight_OI.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TO: torch.Tensor):
+        input_TI, weight_OI = ctx.saved_tensors
+        padded_TO = functional.pad(gradient_TO, (0, 0, 0, -len(gradient_TO) % SIDE))
+        estimate_OT = sparse_estimate(padded_TO.T.contiguous())[:, : len(gradient_TO)]
+        return gradient_TO @ weight_OI, estimate_OT.to(input_TI.dtype) @ input_TI
+
+
+def substitute(model: nn.Module, linears: Mapping[str, Linear], effective: Effective, sparse_gradients: bool = False) -> None:
+    """From now on ``model`` computes with ``effective`` of these parameters, which stay as they are.
+
+    ``sparse_gradients`` sends them through :class:`SparseGradientLinear`; only plain matrices can.
+    """
+    owners: dict[nn.Module, dict[str, str]] = {}
+    for name, linear in linears.items():
+        if sparse_gradients and len(linear.shape) != 2:
+            raise ValueError(f"unsupported: 2:4 gradient estimates of {name}, a fused stack of experts; set mvue to false")
+        path, _, key = name.rpartition(".")
+        owners.setdefault(model.get_submodule(path), {})[key] = name
+    for module, names in owners.items():
+        if not sparse_gradients:
+            module.forward = _Swap(module, names, effective)
+        for key, name in names.items() if sparse_gradients else ():
+            module.forward = _Map(module, key, linears[name], effective)
+
+
+class _Swap:
+    """A module's forward pass with some of its parameters replaced for its duration."""
+
+    def __init__(self, module: nn.Module, names: Mapping[str, str], effective: Effective) -> None:
+        self.module, self.names, self.effective = module, names, effective
+        self.forward = type(module).forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        parameters = self.module._parameters
+        stored = {key: parameters[key] for key in self.names}
+        try:
+            for key, name in self.names.items():
+                parameters[key] = self.effective(name, stored[key])
+            return self.forward(self.module, *args, **kwargs)
+        finally:
+            for key, parameter in stored.items():
+                parameters[key] = parameter
+
+
+class _Map:
+    """A linear module's forward pass through :class:`SparseGradientLinear`."""
+
+    def __init__(self, module: nn.Module, key: str, linear: Linear, effective: Effective) -> None:
+        self.module, self.key, self.linear, self.effective = module, key, linear, effective
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        weight = self.effective(self.linear.name, getattr(self.module, self.key))
+        output = SparseGradientLinear.apply(value.flatten(0, -2), self.linear.matrix(weight))
+        bias = getattr(self.module, "bias", None)
+        return (output if bias is None else output + bias).view(*value.shape[:-1], -1)

@@ -1,0 +1,100 @@
+"""What the regimes that train towards N:M have in common: the pattern, the matrices, the phases of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.train.regime import Regime, Setting
+
+if TYPE_CHECKING:
+    from tasks.formats.pattern import NM
+    from tasks.models.linears import Linear
+    from tasks.train.hook import Hook
+    from tasks.train.structured import Frame
+
+
+def treated(setting: Setting, location: str) -> dict[str, Linear]:
+    """The linears at a location: ``ffn`` or ``all``."""
+    return {name: linear for name, linear in setting.linears.items() if location == "all" or linear.feed_forward}
+
+
+class NMRegime(Regime):
+    """Keeps N of every M consecutive inputs. A share ``dense`` of the run comes before the first mask, and in the last
+    share ``hard`` the pattern is exact whatever came before."""
+
+    pattern: str = "2:4"
+    location: Literal["ffn", "all"] = "all"
+    dense: float = Field(0.0, ge=0, lt=1)
+    hard: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _phases(self) -> NMRegime:
+        self.nm()
+        if self.dense + self.hard >= 1:
+            raise ValueError(f"dense and hard are shares of the run that leave room between, got {self.dense:g} and {self.hard:g}")
+        return self
+
+    def nm(self) -> NM:
+        """The pattern the run ends in."""
+        from tasks.formats.pattern import NM, parse_pattern
+
+        pattern = parse_pattern(self.pattern)
+        if not isinstance(pattern, NM):
+            raise ValueError(f"pattern is N:M (like 2:4) in this method, got {self.pattern}")
+        return pattern
+
+    def check_width(self, width: int) -> None:
+        self.nm().check(self.nm().sparsity, width)
+
+    def between(self, step: int, steps: int) -> Frame:
+        """What holds at ``step`` of the ``steps`` between the dense and the hard phase."""
+        from tasks.train.structured import Frame
+
+        return Frame(self.nm())
+
+    def frame(self, step: int, total: int) -> Frame | None:
+        """What holds at a step of a run of ``total``; None while it is dense."""
+        from tasks.train.structured import Frame
+
+        first, last = round(self.dense * total), total - round(self.hard * total)
+        if step < first:
+            return None
+        return Frame(self.nm()) if step >= last else self.between(step - first, last - first)
+
+    def flow(self) -> dict[str, float | bool]:
+        """What flows back to the weights outside the mask, as arguments of ``Structured``."""
+        return {}
+
+    def hooks(self, setting: Setting) -> list[Hook]:
+        from tasks.train.structured import Structured
+
+        chosen = treated(setting, self.location)
+        return [
+            Structured(setting.linears, setting.masks, chosen, lambda step: self.frame(step, setting.steps), **self.flow())
+        ]
+
+
+class DecayingRegime(NMRegime):
+    """Weights outside the mask fade instead of being cut: they count for a share that falls from 1 to 0.
+
+    ``backward``: ``ste`` passes their gradient whole, as the authors' code does, ``decay`` scales it like the weight.
+    """
+
+    location: Literal["ffn", "all"] = "ffn"
+    hard: float = Field(0.1, ge=0, lt=1)
+    rate: float | None = Field(None, gt=0)
+    backward: Literal["ste", "decay"] = "ste"
+
+    def share(self, step: int, steps: int) -> float:
+        """What weights outside the mask count for."""
+        raise NotImplementedError
+
+    def between(self, step: int, steps: int) -> Frame:
+        from tasks.train.structured import Frame
+
+        return Frame(self.nm(), self.share(step, steps))
+
+    def flow(self) -> dict[str, float | bool]:
+        return {"straight": self.backward == "ste"}
