@@ -15,8 +15,10 @@ from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.checkpoint import check_masks, load_extras, load_model, save_model, validate
 from tasks.models.linears import find_linears
 from tasks.models.quantized import export_compressed
+from tasks.models.source import ModelSource
 from tasks.models.transform import FIELD, builder, iso_sparsity
 from tests.tasks import models_zoo as zoo
+from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 LENGTH = 16
 transforms = pytest.mark.parametrize("name", names("transforms"))
@@ -129,3 +131,22 @@ def test_fused_experts_are_refused_in_one_line(name):
 def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
     method = build("transforms", name)
     assert dump(method).keys() == {name} and build("transforms", dump(method)) == method and method.paper
+
+
+@transforms
+def test_a_life_under_masks_runs_through_every_stage(name, tmp_path):
+    """Pretrained at the iso-FLOP sparsity for what dense training costs, pruned further, recovered and measured."""
+    shop = Workshop(tmp_path)
+    data = shop.data()
+    source = ModelSource.model_validate({**LLAMA, "transform": {name: {"sparsity": 0.5}}})
+    iso = source.iso_sparsity(300, TRAINING["length"])
+    static = {"static": {"sparsity": iso, "budget": "tokens"}}
+    sparse = shop.make("pretrain", {"model": source.model_dump(mode="json", exclude_none=True), "method": static, **TRAINING},
+                       data=data)  # fmt: skip
+    dense = shop.make("pretrain", {"model": LLAMA, **TRAINING}, data=data)
+    assert sparse.metrics["training_tokens"] == dense.metrics["training_tokens"]
+    assert sparse.metrics["training_flops"] == pytest.approx(dense.metrics["training_flops"], rel=1e-3)
+    pruned = shop.make("prune", {"method": "magnitude", "sparsity": 0.8, **CALIBRATION}, data=data, model=sparse)
+    again = shop.make("recover", TRAINING, data=data, model=pruned, teacher=sparse)
+    measured = shop.make("evaluate", {"evaluators": {"size": {}, "perplexity": {"length": 32}}}, data=data, model=again)
+    assert measured.metrics["live_parameters"] < measured.metrics["parameters"] and again.metrics["training_loss"] < 6
