@@ -146,7 +146,7 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
         activations = stage.batch * stage.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
         costs |= {
             "tokens": seen,
-            "flops": shape.training_flops(seen, stage.length, stage.dense_steps / stage.steps),
+            "flops": shape.training_flops(seen, stage.length, stage.method.expected_density(stage.dense_steps)),
             "memory_bytes": 16 * shape.parameters + activations,
         }
         if source.transform:
