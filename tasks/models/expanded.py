@@ -4,7 +4,8 @@ A layer is built from the one it replaces: its bias, its type and place, and the
 start at the dense layer's mean square, whatever initialisation the architecture has. On the meta device nothing starts.
 That is before masks: a mask drawn at initialisation takes its share of the mean square, as it does in a dense layer.
 
-Names: U, V = the factors of a low-rank product, theta = a matrix of the dense layer's shape.
+Names: U, V = the factors of a product of two matrices, theta = a matrix of the dense layer's shape.
+Shapes: B = batch, T = tokens, I = input features, O = output features.
 """
 
 from __future__ import annotations

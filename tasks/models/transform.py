@@ -24,7 +24,7 @@ FIELD = "winnow_transform"
 
 class Transform(Method):
     """Root of the transforms. ``sparsity`` sets the sizes. Sizes are whole numbers, so the sparsity at which the model
-    costs what the dense one costs is another, near it: :func:`iso_sparsity`. Sparsity 0 changes no layer but factorized's."""
+    costs what the dense one costs is another, near it: :func:`iso_sparsity`. At 0 only factorized replaces anything."""
 
     sparsity: float = Field(0.75, ge=0, lt=1)
 

@@ -98,6 +98,13 @@ def test_saving_and_loading_gives_the_same_logits_and_the_same_promises(name, ar
 
 
 @transforms
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_attention_and_feed_forward_are_still_told_apart(name, architecture):
+    linears = find_linears(made(name, 0.5, architecture)).values()
+    assert all(linear.feed_forward == (".mlp." in linear.name) for linear in linears)
+
+
+@transforms
 def test_a_wrong_field_in_a_config_is_refused_in_one_line(name, tmp_path):
     zoo.save("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {FIELD: {name: {"sparsity": 2}}}
