@@ -48,6 +48,7 @@ VOCABULARY: dict[str, Metric] = {
     "parameters": Metric("1", "lower", "parameters, dead ones included"),
     "live_parameters": Metric("1", "lower", "parameters that are not masked"),
     "bits_per_parameter": Metric("bit", "lower", "weight bytes per parameter"),
+    "prunable_parameters": Metric("1", "neither", "prunable weights, dead ones included"),
     "average_parameters": Metric("1", "neither", "live prunable weights, averaged over training"),
     "prefill_tokens_per_second": Metric("token/s", "higher", "measured prompt speed in transformers"),
     "decode_tokens_per_second": Metric("token/s", "higher", "measured greedy decoding speed in transformers"),

@@ -1,4 +1,4 @@
-"""Figures of a run: curves over tokens, sparsity by layer, quality against bytes."""
+"""Figures of runs: curves over tokens, sparsity by layer, quality against bytes, and what a scaling law makes of them."""
 
 from __future__ import annotations
 
@@ -69,4 +69,31 @@ def quality_against_bytes(models: Iterable[Mapping[str, Any]]) -> Figure:
     axes.set(xlabel="weights on disk (MB)", ylabel="held-out perplexity", title="quality against size")
     axes.grid(color=GRID, linewidth=0.6)
     axes.margins(x=0.15, y=0.15)
+    return figure
+
+
+def fit_errors(losses: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
+    """How far a law is off at each run, by what N stood for in it. ``errors`` are relative; losses are what was measured."""
+    figure, axes = _axes()
+    axes.axhline(0, color=GRID, linewidth=1.0)
+    for (name, values), color, marker in zip(errors.items(), (ACCENT, SECOND, "#888888"), "o^s", strict=True):
+        axes.plot(losses, [100 * value for value in values], marker, color=color, markersize=4, label=name)
+    axes.set(xlabel="held-out loss (nats per token)", ylabel="error of the fit (%)", title="which N explains the losses")
+    axes.legend(frameon=False)
+    return figure
+
+
+def loss_over_sparsity(
+    sparsities: Sequence[float], losses: Sequence[float], band: tuple[Sequence[float], Sequence[float]],
+    chosen: tuple[float, float],
+) -> Figure:
+    """Predicted loss at one budget and final size, with its band and the sparsity that was chosen."""
+    figure, axes = _axes()
+    percent = [100 * sparsity for sparsity in sparsities]
+    axes.fill_between(percent, *band, color=ACCENT, alpha=0.2, linewidth=0, label="90 % band")
+    axes.plot(percent, losses, color=ACCENT, linewidth=1.2)
+    axes.plot(100 * chosen[0], chosen[1], "o", color=SECOND, label=f"{chosen[0]:.1%}")
+    axes.set(xlabel="sparsity (%)", ylabel="predicted loss (nats per token)", title="one budget, one final size")
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.legend(frameon=False)
     return figure

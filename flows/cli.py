@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from flows import law
+from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
 
 app = typer.Typer(
     name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
     help="Sparse language models: pretrain, prune, recover, quantize, evaluate - one recipe.",
 )
-console = Console()
-errors = Console(stderr=True)
-
-RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
-ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+app.add_typer(law.app, name="law")
 
 
 def main() -> None:
@@ -208,11 +204,7 @@ def export(
 
 
 def _find(artifact: str, profile: str) -> tuple[Any, Any]:
-    from cluster.profile import load_profile
-    from cluster.store import open_store
-
-    where = load_profile(profile)
-    store = open_store(where.store, Path(where.scratch) / "cache")
+    store = store_of(profile)
     return store.find(artifact), store
 
 

@@ -87,6 +87,7 @@ class TrainStage(ModelStage):
         seen = setting.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
         return {
+            "prunable_parameters": shape.prunable,
             "training_tokens": seen,
             "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / setting.steps) + teacher,
             "average_parameters": shape.prunable * totals.density_steps / setting.steps,

@@ -6,7 +6,13 @@ import io
 
 import pytest
 
-from dashboards.figures import quality_against_bytes, sparsity_heat_map, training_curves
+from dashboards.figures import (
+    fit_errors,
+    loss_over_sparsity,
+    quality_against_bytes,
+    sparsity_heat_map,
+    training_curves,
+)
 
 
 def drawn(figure) -> bytes:
@@ -59,3 +65,17 @@ def test_quality_against_size_takes_the_models_that_have_both():
 
 def test_no_models_make_an_empty_figure():
     assert drawn(quality_against_bytes([]))
+
+
+def test_a_fit_has_an_error_at_every_run_for_every_count():
+    figure = fit_errors([2.0, 3.0], {"average N": [0.0, 0.01], "initial N": [0.1, -0.1], "final N": [0.05, 0.0]})
+    _, *fits = figure.axes[0].lines
+    assert [line.get_xydata().tolist() for line in fits] == [[[2, 0], [3, 1]], [[2, 10], [3, -10]], [[2, 5], [3, 0]]]
+    assert drawn(figure)
+
+
+def test_a_plan_is_the_lowest_point_of_a_curve_in_its_band():
+    figure = loss_over_sparsity([0.0, 0.5], [3.0, 2.0], ([2.5, 1.5], [3.5, 2.5]), (0.5, 2.0))
+    curve, chosen = figure.axes[0].lines
+    assert curve.get_xydata().tolist() == [[0, 3], [50, 2]] and chosen.get_xydata().tolist() == [[50, 2]]
+    assert drawn(figure)

@@ -39,8 +39,8 @@ def plan(store: LocalStore, *stages: dict[str, Any], **header: Any) -> Plan:
     return make_plan(recipe(*stages, **header), store)
 
 
-def publish(store: LocalStore, step: Step, source: Path, seconds: float = 1.0) -> Record:
+def publish(store: LocalStore, step: Step, source: Path, seconds: float = 1.0, **metrics: float) -> Record:
     """The artifact of a step, with one file in it and nothing computed."""
     source.mkdir(parents=True, exist_ok=True)
     (source / "file").write_text(step.id)
-    return store.publish(step.artifact, source, {}, seconds, step.parent_addresses, {})
+    return store.publish(step.artifact, source, metrics, seconds, step.parent_addresses, {})

@@ -202,7 +202,8 @@ def test_help_needs_no_heavy_import() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"torch", "torch._C", "ray", "prefect", "mlflow", "transformers", "deepspeed", "pydantic"}
+    heavy = {"torch", "torch._C", "ray", "prefect", "mlflow", "transformers", "deepspeed", "pydantic", "numpy", "scipy"}
+    assert not imported & heavy
 
 
 @pytest.mark.parametrize(("given", "iso"), [(0.75, None), (0.5, "0.75"), (0, "0.75")])

@@ -84,6 +84,7 @@ def test_a_sparse_run_costs_what_the_dense_run_costs_and_sees_more(data, tmp_pat
     assert dense["training_tokens"] == 6_400 < sparse["training_tokens"]
     budget = dense["average_parameters"] * dense["training_tokens"]
     assert sparse["average_parameters"] * sparse["training_tokens"] == pytest.approx(budget, rel=0.02)
+    assert dense["prunable_parameters"] == dense["average_parameters"] == sparse["prunable_parameters"]
     assert load_masks(tmp_path / "sparse" / "masks.safetensors").keys() == find_linears(load_model(tmp_path / "sparse")).keys()
 
 

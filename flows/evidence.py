@@ -1,0 +1,111 @@
+"""What finished runs say about the scaling law: which runs are meant, what they measured, and the file the law is kept in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.artifacts import Record, canonical_json
+from cluster.store import Store
+from flows.plan import make_plan
+from flows.recipe import load_recipe
+from tasks.methods import explain
+from tasks.stage import STAGES
+from tasks.train.scaling_law import COUNTS, Quality, Run, ScalingLaw, assess, check_runs, chosen, resample, verdict
+
+ARTIFACT = re.compile(rf"({'|'.join(STAGES)})/.*|[0-9a-f]{{8,64}}")        # anything else names a recipe
+
+
+class LawFile(BaseModel):
+    """A law with all that stands behind it: how each count of weights did, in which share of resamples
+    it did best, laws of resampled runs for the bands, and the runs by address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    law: ScalingLaw
+    verdict: str
+    counts: dict[str, Quality]
+    chosen: dict[str, float]
+    resampled: list[ScalingLaw] = Field(min_length=1)
+    runs: dict[str, Run] = Field(min_length=1)
+
+    def beyond(self, average_parameters: float, tokens: float) -> list[str]:
+        """What lies outside the fitted runs, so that its loss is extrapolated."""
+        wanted = {"average": average_parameters, "tokens": tokens}
+        known = {name: [getattr(run, name) for run in self.runs.values()] for name in wanted}
+        return [
+            f"{wanted[name]:.3g} {what}, the runs had {min(known[name]):.3g} to {max(known[name]):.3g}"
+            for name, what in (("average", "average parameters"), ("tokens", "tokens"))
+            if not min(known[name]) <= wanted[name] <= max(known[name])
+        ]
+
+
+def study(runs: Mapping[str, Run], resamples: int) -> LawFile:
+    """Fit the law and what it is compared to."""
+    measured = list(runs.values())
+    check_runs(measured)
+    counts = {count: assess(measured, count) for count in COUNTS}
+    resampled = resample(measured, counts, resamples)
+    shares, laws = chosen(resampled), [fitted["average"][0] for fitted in resampled]
+    return LawFile(
+        law=counts["average"].law, verdict=verdict(counts, shares), counts=counts, chosen=shares, resampled=laws,
+        runs=dict(runs),
+    )
+
+
+def read_law(path: Path) -> LawFile:
+    if not path.is_file():
+        raise ValueError(f"law {path}: no such file; make it with winnow law fit RUNS --output {path}")
+    try:
+        return LawFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(explain(error, LawFile, f"law {path}")) from None
+
+
+def gather(names: Sequence[str], store: Store) -> dict[str, Run]:
+    """The runs that addresses and recipes name, with what they measured."""
+    records = {record.key: record for name in names for record in _finished(name, store)}
+    losses = _losses(records, store)
+    return {record.address: _run(record, losses[record.key]) for record in records.values()}
+
+
+def _finished(name: str, store: Store) -> Iterable[Record]:
+    if ARTIFACT.fullmatch(name) and not Path(name).is_file():
+        record = store.find(name)
+        if record.stage != "pretrain":
+            raise ValueError(f"{record.address} is no run of pretrain; a law is fitted to pretraining alone")
+        return [record]
+    steps = [step for step in make_plan(load_recipe(name), store).steps if step.node.name == "pretrain"]
+    if due := [step.id for step in steps if not step.cached]:
+        raise ValueError(f"recipe {name}: {due[0]} is not finished ({len(due)} of {len(steps)}); winnow run {name} first")
+    return [step.record for step in steps]
+
+
+def _losses(records: Mapping[str, Record], store: Store) -> dict[str, float]:
+    """Held-out loss by the key of the model, all by one measurement: the same evaluator on the same text."""
+    measurements: dict[str, dict[str, float]] = {}
+    for evaluation in store.records("evaluate"):
+        model = evaluation.parents.get("model")
+        if model in records and "heldout_loss" in evaluation.metrics:
+            how = canonical_json([evaluation.params["evaluators"]["perplexity"], evaluation.parents["data"]])
+            measurements.setdefault(how, {})[model] = evaluation.metrics["heldout_loss"]
+    for key, record in records.items():
+        if not any(key in losses for losses in measurements.values()):
+            raise ValueError(f"{record.address} has no heldout_loss; put perplexity into evaluate of its recipe")
+    shared = [how for how, losses in measurements.items() if len(losses) == len(records)]
+    if records and not shared:
+        raise ValueError("the runs were measured differently; evaluate them all with one perplexity on one prepared corpus")
+    return measurements[min(shared)] if shared else {}
+
+
+def _run(record: Record, loss: float) -> Run:
+    metrics = record.metrics
+    needed = ("prunable_parameters", "average_parameters", "sparsity", "training_tokens")
+    if missing := [name for name in needed if name not in metrics]:
+        raise ValueError(f"{record.address} does not tell its {missing[0]}: an older Winnow made it; run it anew")
+    initial = metrics["prunable_parameters"]
+    final = initial * (1 - metrics["sparsity"])
+    return Run(initial, metrics["average_parameters"], final, metrics["training_tokens"], loss)

@@ -1,0 +1,28 @@
+"""What the commands share: their common arguments, the two consoles, and the store that a profile names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from cluster.store import Store
+
+console = Console()
+errors = Console(stderr=True)
+
+RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
+ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+
+
+def store_of(profile: str) -> Store:
+    from cluster.profile import load_profile
+    from cluster.store import open_store
+
+    where = load_profile(profile)
+    return open_store(where.store, Path(where.scratch) / "cache")
