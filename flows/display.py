@@ -149,6 +149,8 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
             continue
         costs = (_cell(row.get(name), form) for name, form in PLANNED)
         state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"
+        if "iso_sparsity" in row:
+            state += f"; costs what the dense model costs at sparsity {row['iso_sparsity']:.6g}"
         table.add_row(f"{row['id']}\n[dim]{row['address'].partition('/')[2]}[/dim]", state, *costs)
     return table
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.artifacts import Record
 from cluster.store import Store
+from tasks.models.transform import FIELD
 
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
@@ -17,6 +18,9 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; choose a new directory")
     source = store.fetch(record)
+    if transform := json.loads((source / "config.json").read_text()).get(FIELD):
+        raise ValueError(f"{record.address} has {', '.join(transform)} layers, which plain transformers does not load; "
+                         "choose a model with transform wide or none")  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     for name in record.files:
         if not name.startswith("report/"):

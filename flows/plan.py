@@ -10,7 +10,7 @@ from typing import Any
 from cluster.artifacts import Artifact, Record, nearest
 from cluster.profile import Profile
 from cluster.store import Store, open_store
-from flows.recipe import Node, Recipe, load_recipe
+from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
 from tasks.stage import Facts
 
@@ -101,7 +101,7 @@ def check(recipe: Recipe) -> None:
         source = _source(recipe, node)
         if node.measures or node.stage.yields != "model" or source is None:
             continue
-        facts = Facts(_vocabulary(recipe, node), source.positions(), source.widths())
+        facts = Facts(vocabulary(recipe.nodes, node.parents.get("data")), source.positions(), source.widths())
         try:
             node.stage.check(facts)
         except ValueError as error:
@@ -116,13 +116,6 @@ def _source(recipe: Recipe, node: Node) -> ModelSource | None:
         if "model" not in node.parents:
             return None
         node = recipe.node(node.parents["model"])
-
-
-def _vocabulary(recipe: Recipe, node: Node) -> int | None:
-    data = node.parents.get("data")
-    while data and "tokenizer" in (parents := recipe.node(data).parents):
-        data = parents["tokenizer"]
-    return recipe.node(data).stage.tokenizer.train if data else None
 
 
 def describe(plan: Plan, step: Step) -> dict[str, Any]:
@@ -144,7 +137,8 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
     source = _source(recipe, node)
     if node.stage.yields != "model" or source is None or source.architecture is None:
         return {}
-    config = source.architecture.config(_vocabulary(recipe, node))
+    tokenizer = vocabulary(recipe.nodes, node.parents.get("data"))
+    config = source.initial_config(tokenizer)
     shape = shape_of_config(config)
     stage, costs = node.stage, {"disk_bytes": shape.parameters * (2 if source.architecture.dtype == "bfloat16" else 4)}
     if hasattr(stage, "tokens"):
@@ -152,9 +146,11 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
         activations = stage.batch * stage.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
         costs |= {
             "tokens": seen,
-            "flops": shape.training_flops(seen, stage.length, stage.dense_steps / stage.steps),
+            "flops": shape.training_flops(seen, stage.length, stage.method.expected_density(stage.dense_steps)),
             "memory_bytes": 16 * shape.parameters + activations,
         }
+        if source.transform:
+            costs["iso_sparsity"] = source.iso_sparsity(tokenizer, stage.length)
     else:
         calibration = stage.sequences * stage.length
         block = 4 * shape.prunable // max(1, shape.layers)

@@ -100,6 +100,14 @@ def parse_recipe(document: Any, text: str) -> Recipe:
     return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
 
 
+def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:
+    """The size of the tokenizer behind a node of tokens, where the recipe says it."""
+    known = {node.id: node for node in nodes}
+    while data and "tokenizer" in (parents := known[data].parents):
+        data = parents["tokenizer"]
+    return known[data].stage.tokenizer.train if data else None
+
+
 class _Graph:
     """Builds the nodes of a recipe, resolving each role to the nearest ancestor that yields what it needs."""
 
@@ -132,7 +140,8 @@ class _Graph:
             fields["model"] = self.header.model
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
             fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
-        stage = validate(kind, fields, path)
+        size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
+        stage = validate(kind, kind.settle(fields, size, path), path)
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         parents = self._parents(id, stage, stated, path)
         self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
-SHELVES = ("regimes", "pruners", "allocators", "quantizers", "evaluators")
+SHELVES = ("transforms", "regimes", "pruners", "allocators", "quantizers", "evaluators")
 
 
 class Method(BaseModel):

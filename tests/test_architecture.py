@@ -39,6 +39,7 @@ MACHINERY = {       # what the methods of a shelf stand on, formats, torch and p
     "pruners": ("tasks.calibrate",),
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.models.allocation"),
+    "transforms": ("tasks.models.transform", "tasks.models.expanded"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",
                    "lm_eval", "datasets", "numpy", "yaml"),

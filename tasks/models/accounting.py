@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from tasks.train.schedule import ExponentialDensity
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers the formulas need. ``prunable`` weights in all, ``active`` of them used by one token (experts)."""
+    """The numbers the formulas need. ``prunable`` weights in all, ``active`` of them used by one token (experts);
+    ``unpruned`` ones in the matrices beside them that stay dense (the low rank of a doped layer)."""
 
     parameters: int
     prunable: int
@@ -29,15 +30,21 @@ class Shape:
     attention_width: int
     hidden: int
     vocabulary: int
+    unpruned: int = 0
 
     def forward_flops(self, length: int, density: float = 1.0) -> float:
         """FLOPs per token of a forward pass over sequences of ``length`` tokens at a density of the prunable weights."""
         attention = 4 * length * self.attention_width * self.layers
-        return 2 * self.active * density + attention + 2 * self.hidden * self.vocabulary
+        return 2 * (self.active * density + self.unpruned) + attention + 2 * self.hidden * self.vocabulary
 
     def training_flops(self, tokens: float, length: int, density: float = 1.0) -> float:
         """FLOPs of training on ``tokens`` tokens at a mean ``density``."""
         return 3 * self.forward_flops(length, density) * tokens
+
+    def iso_sparsity(self, dense: Shape, length: int) -> float:
+        """The sparsity at which a token costs what it costs in ``dense``: the formula is linear in the density, so no search
+        is needed. 1 or more where no mask makes this model as cheap."""
+        return 1 - (dense.forward_flops(length) - self.forward_flops(length, 0)) / (2 * self.active)
 
     def dense_bytes(self, value_bytes: int = 2) -> float:
         """Every weight written out, dead ones as zeros."""
@@ -71,7 +78,7 @@ def average_parameters(prunable: int, schedule: ExponentialDensity, steps: int) 
 
 def shape_of(model: nn.Module) -> Shape:
     """Read off a model, which may live on the meta device."""
-    from tasks.models.linears import find_linears
+    from tasks.models.linears import Unpruned, find_linears
 
     config = model.config.get_text_config()
     prunable = active = 0
@@ -92,13 +99,20 @@ def shape_of(model: nn.Module) -> Shape:
         attention_width=heads * head_width,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
+        unpruned=sum(module.weight.numel() for module in model.modules() if isinstance(module, Unpruned)),
     )
 
 
 def shape_of_config(config: PretrainedConfig) -> Shape:
     """The shape of a model that is not built: nothing is allocated."""
+    return shape_of(on_meta(config))
+
+
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The modules of a config's model, without memory."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from tasks.models.transform import builder
 
     with torch.device("meta"):
-        return shape_of(AutoModelForCausalLM.from_config(config))
+        return builder(config).from_config(config)

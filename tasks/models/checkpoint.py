@@ -44,6 +44,7 @@ def validate(directory: Path) -> None:
         raise ValueError(f"{directory} brings its own code (auto_map), which is never run; choose a model type that "
                          "transformers implements")  # fmt: skip
     _validate_type(config.get("model_type"))
+    _validate_transform(directory, config)
     if not any(directory.glob("*.safetensors")):
         pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)]
         found = f"only pickled ones ({pickles[0]}), which are never opened" if pickles else "none at all"
@@ -60,12 +61,23 @@ def _validate_type(model_type: str | None) -> None:
                          f"or another of transformers' {len(choices)}")  # fmt: skip
 
 
+def _validate_transform(directory: Path, config: dict[str, Any]) -> None:
+    from tasks.models.transform import FIELD, transform_of
+
+    try:
+        transform_of(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {FIELD}: {error}") from None
+
+
 def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTrainedModel:
     """The whole model in memory, in its own dtype unless told. Weights that are missing are an error, not random."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from tasks.models.transform import builder
 
     validate(Path(directory))
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = builder(AutoConfig.from_pretrained(directory, trust_remote_code=False)).from_pretrained(
         directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     for problem in ("missing_keys", "mismatched_keys"):
@@ -76,14 +88,16 @@ def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTr
 
 def skeleton(directory: Path) -> PreTrainedModel:
     """The model without memory, on the meta device, its experts multiplied one by one where they can be observed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from tasks.models.transform import builder
 
     validate(directory)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+        return builder(config).from_config(config, experts_implementation="eager").eval()
 
 
 def module_named(directory: Path, model: PreTrainedModel, scratch: Path) -> TensorFiles:

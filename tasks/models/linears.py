@@ -4,7 +4,7 @@ Found by structure, never by the model's name: a new architecture needs no new l
 its matrices transposed, experts lie fused in one 3-D parameter), so a :class:`Linear` remembers how to see its
 parameter as [O, I] and back, and nothing above this file has to know. What is not understood is refused, not skipped.
 
-Shapes: E = experts, O = output features, I = input features.
+Shapes: B = batch, T = tokens, E = experts, O = output features, I = input features.
 """
 
 from __future__ import annotations
@@ -41,6 +41,20 @@ class Linear:
         if len(self.shape) == 2:
             return {self.name: None}
         return {f"{self.name}[{expert}]": expert for expert in range(self.shape[0])}
+
+
+class Unpruned(nn.Module):
+    """A matrix that every token pays for and no mask or grid touches: the dense part of a layer that is sparse besides.
+
+    No nn.Linear, because what looks for those (compressed-tensors) is to leave it alone.
+    """
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_OI)
+
+    def forward(self, value_BTI: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(value_BTI, self.weight)
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -85,7 +99,7 @@ def _linear(name: str, module: nn.Module, key: str, parameter: nn.Parameter) -> 
     if experts and len(shape) == 3:
         transposed = module.is_transposed
         return Linear(name, (shape[0], shape[2], shape[1]) if transposed else shape, transposed)
-    known = isinstance(module, (nn.Embedding, nn.modules.conv._ConvNd))
+    known = isinstance(module, (Unpruned, nn.Embedding, nn.modules.conv._ConvNd))
     if len(shape) < 2 or known or (experts and len(shape) == 2):  # norms and biases; an expert bias is [E, O]
         return None
     hint = " (fused experts that do not say their orientation)" if len(shape) == 3 else ""

@@ -94,9 +94,7 @@ def _write(model: torch.nn.Module, dtype: torch.dtype, output: Path) -> None:
 
 
 def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> dict[str, float]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(output, dtype="auto").eval()
+    model = load_model(output)
     with torch.no_grad():
         after = model(tokens_BT, use_cache=False).logits
     difference = float((after.double() - before.double()).abs().max())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from tasks.methods import of
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -132,25 +134,43 @@ class Checkpoint(BaseModel):
 
 
 class ModelSource(BaseModel):
-    """``{architecture: {...}}`` or ``{checkpoint: PATH}``."""
+    """``{architecture: {...}}``, with a ``transform`` of it if wanted, or ``{checkpoint: PATH}``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Architecture | None = None
+    transform: of("transforms") | None = None
     checkpoint: Checkpoint | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelSource:
         if (self.architecture is None) == (self.checkpoint is None):
             raise ValueError("a model names either architecture or checkpoint")
+        if self.transform and self.checkpoint:
+            raise ValueError("a transform needs an architecture: the layers it makes are initialised, not read")
         return self
 
     def fingerprint(self) -> str | None:
         return self.checkpoint.fingerprint() if self.checkpoint else None
 
+    def initial_config(self, vocabulary: int | None = None) -> PretrainedConfig:
+        """The config of the model to initialise, after its transform."""
+        config = self.architecture.config(vocabulary)
+        return self.transform.resize(config) if self.transform else config
+
+    def iso_sparsity(self, vocabulary: int | None, length: int) -> float | None:
+        """The sparsity that makes the transformed model cost what its architecture costs dense; None without transform."""
+        from tasks.models.transform import iso_sparsity
+
+        if self.transform is None:
+            return None
+        if vocabulary is None and "vocab_size" not in self.architecture.overrides:
+            raise ValueError("a transform needs the size of the vocabulary before anything runs; set vocab_size")
+        return iso_sparsity(self.architecture.config(vocabulary), self.transform, length)
+
     def config(self) -> dict[str, Any]:
         """The model's config as far as this machine knows it."""
-        return self.architecture.config().to_dict() if self.architecture else self.checkpoint.config()
+        return self.initial_config().to_dict() if self.architecture else self.checkpoint.config()
 
     def positions(self) -> int | None:
         """The longest sequence the model's positions allow, as far as the config tells."""
@@ -160,8 +180,16 @@ class ModelSource(BaseModel):
     def widths(self) -> dict[str, int]:
         """The input widths of the prunable matrices as far as the config tells them by name; for early checks."""
         config, aliases = self.config(), {"n_embd": "hidden_size"}
+        if self.transform:      # its ranks stand in no field
+            return self._built_widths()
         return {
             aliases.get(name, name): config[name]
             for name in (*WIDTHS, *aliases)
             if isinstance(config.get(name), int)
         }
+
+    def _built_widths(self) -> dict[str, int]:
+        from tasks.models.accounting import on_meta
+        from tasks.models.linears import find_linears
+
+        return {name: linear.shape[-1] for name, linear in find_linears(on_meta(self.initial_config())).items()}

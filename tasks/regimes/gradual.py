@@ -16,6 +16,7 @@ from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
+    from tasks.train.schedule import ComputeWindow
 
 
 class Gradual(Regime):
@@ -35,16 +36,22 @@ class Gradual(Regime):
             raise ValueError(f"start must come before end, got start {self.start:g} and end {self.end:g}")
         return self
 
-    def _window(self, dense_steps: int) -> tuple[int, int, int]:
-        """(start, end, total) in steps."""
+    def _compute_window(self) -> ComputeWindow:
         from tasks.train.schedule import ComputeWindow
 
         end = self.start if self.schedule == "one_shot" else self.end
-        window = ComputeWindow(self.sparsity, self.start, end, self.schedule)
+        return ComputeWindow(self.sparsity, self.start, end, self.schedule)
+
+    def _window(self, dense_steps: int) -> tuple[int, int, int]:
+        """(start, end, total) in steps."""
+        window = self._compute_window()
         return window.steps(dense_steps / window.stretch if self.budget == "tokens" else dense_steps, self.interval)
 
     def total_steps(self, dense_steps: int) -> int:
         return dense_steps if self.budget == "tokens" else self._window(dense_steps)[2]
+
+    def expected_density(self, dense_steps: int) -> float:
+        return 1 / self._compute_window().stretch
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.masking import GradualMagnitude, Masking

@@ -46,6 +46,10 @@ class Regime(Method):
         """Steps that cost what ``dense_steps`` dense steps cost."""
         return dense_steps
 
+    def expected_density(self, dense_steps: int) -> float:
+        """The share of the prunable weights that a step computes with, averaged over the run, for a plan of its cost."""
+        return dense_steps / self.total_steps(dense_steps)
+
     def needs_teacher(self) -> bool:
         return False
 
@@ -78,6 +82,9 @@ class SparseRegime(Regime):
 
     def total_steps(self, dense_steps: int) -> int:
         return dense_steps if self.budget == "tokens" else round(dense_steps / (1 - self.sparsity))
+
+    def expected_density(self, dense_steps: int) -> float:
+        return 1 - self.sparsity
 
     def levels(self, setting: Setting) -> dict[str, float]:
         """The sparsity of each linear."""

@@ -22,7 +22,7 @@ assert "transformers" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("shelf", ["pruners", "quantizers"])
+@pytest.mark.parametrize("shelf", ["pruners", "quantizers", "transforms"])
 def test_methods_are_built_and_dumped_without_torch(shelf):
     done = subprocess.run([sys.executable, "-c", SCRIPT, shelf, *names(shelf)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

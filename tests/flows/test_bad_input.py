@@ -78,6 +78,17 @@ TABLE = [
     ("model", {"checkpoint": {"hub": "a/b"}}, "a hub checkpoint needs a revision"),
     ("model", {}, "a model names either architecture or checkpoint"),
     ("model", "!", "pretrain.model"),
+    ("model/transform", "narrow", "no method 'narrow' in tasks.transforms; choose one of doped, factorized, parallel, wide"),
+    ("model/transform", {"wide": {"sparsity": 1}}, "recipe.model.transform: wide.sparsity: input should be less than 1"),
+    ("model/transform", {"wide": {"sparsity": -0.1}}, "wide.sparsity: input should be greater than or equal to 0"),
+    ("model/transform", {"wide": {"sparsty": 0.5}}, "wide.sparsty: no such field; choose one of sparsity"),
+    ("model/transform", {"parallel": {"activation": "tanh"}}, "parallel.activation: input should be 'relu' or 'identity'"),
+    ("stages/1/pretrain/method", {"gradual": {"sparsity": "iso"}},
+     "recipe.stages[1].pretrain.method.gradual.sparsity: iso needs a model with a transform; give a number"),
+    ("model", {"checkpoint": "/nosuch", "transform": "wide"}, "a transform needs an architecture"),
+    ("model", {"architecture": {"model_type": "mixtral"}, "transform": "doped"}, "is a fused stack of experts; choose wide"),
+    ("model", {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
+     "transform wide: what stays dense at sparsity 0.99 alone costs more than the dense model"),
     ("evaluate", ["nosuch"], "no method 'nosuch' in tasks.evaluators; choose one of"),
     ("name", "Bad Name", "recipe.name"),
     ("seed", -1, "recipe.seed: input should be greater than or equal to 0"),
@@ -193,3 +204,16 @@ def test_help_needs_no_heavy_import() -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     heavy = {"torch", "torch._C", "ray", "prefect", "mlflow", "transformers", "deepspeed", "pydantic", "numpy", "scipy"}
     assert not imported & heavy
+
+
+@pytest.mark.parametrize(("given", "iso"), [(0.75, None), (0.5, "0.75"), (0, "0.75")])
+def test_a_sparsity_that_does_not_pay_for_the_transform_is_refused_with_the_one_that_does(given, iso, home: Path) -> None:
+    recipe = edited("model/transform", {"parallel": {"sparsity": 0.75}})
+    recipe["stages"] = [recipe["stages"][0], {"pretrain": {"method": {"gradual": {"sparsity": given}}, "tokens": 1000}}]
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    if iso is None:
+        assert prepare(str(home / "recipe.yaml"), load_profile("local"))[0].due
+        return
+    message = refusal(recipe, home)
+    assert message == (f"recipe.pretrain: method.gradual.sparsity: {given:g} does not make the model cost what it costs dense; "
+                       f"with transform parallel choose {iso}")

@@ -68,3 +68,15 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(made, tmp_path):
     (tmp_path / "used" / "file").touch()
     with pytest.raises(ValueError, match="is not empty; choose a new directory"):
         export_model(shop.store, pruned, tmp_path / "used")
+
+
+def test_a_model_that_plain_transformers_would_load_wrong_is_not_exported(made, tmp_path):
+    shop, (data, _, _), _ = made
+    fields = {**TRAINING, "tokens": 512}
+    parallel, wide = (shop.make("pretrain", {"model": {**LLAMA, "transform": name}, **fields}, data=data)
+                      for name in ("parallel", "wide"))  # fmt: skip
+    with pytest.raises(ValueError, match=f"{parallel.address} has parallel layers, which plain transformers does not load"):
+        export_model(shop.store, parallel, tmp_path / "parallel")
+    assert not (tmp_path / "parallel").exists()
+    export_model(shop.store, wide, tmp_path / "wide")
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["hidden_size"] == 64

@@ -140,3 +140,14 @@ def test_the_forecast_is_what_training_then_counts():
 
 def test_the_text_of_a_recipe_is_kept():
     assert parse_recipe(BASE, "as written").text == "as written"
+
+
+def test_the_forecast_tells_the_sparsity_a_transform_needs_and_that_it_then_costs_what_dense_costs():
+    models = {name: {**BASE["model"], "transform": {name: {"sparsity": 0.5}}} for name in ("wide", "parallel")}
+    static = edited(1, method={"static": {"sparsity": "iso", "budget": "tokens"}})
+    made = {name: recipe(*static, model=model) for name, model in models.items()} | {"dense": recipe()}
+    costs = {name: forecast(found, found.node("pretrain")) for name, found in made.items()}
+    assert "iso_sparsity" not in costs["dense"] and costs["parallel"]["iso_sparsity"] == 0.5 < costs["wide"]["iso_sparsity"] < 1
+    assert [costs[name]["tokens"] for name in models] == 2 * [costs["dense"]["tokens"]]
+    assert [costs[name]["flops"] for name in models] == pytest.approx(2 * [costs["dense"]["flops"]], rel=1e-4)
+    assert costs["dense"]["disk_bytes"] < min(costs["wide"]["disk_bytes"], costs["parallel"]["disk_bytes"])

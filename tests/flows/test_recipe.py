@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from flows.plan import check
 from flows.recipe import load_recipe
+from tasks.methods import names
 from tests.flows.recipes import BASE, HUB, recipe
 
+ROOT = Path(__file__).resolve().parents[2]
 PREPARE, PRETRAIN, PRUNE, RECOVER, QUANTIZE = BASE["stages"]
 
 
@@ -125,3 +130,17 @@ def test_a_recipe_is_a_file_a_shipped_name_or_text(tmp_path):
     assert load_recipe("quickstart").name == "quickstart"
     with pytest.raises(ValueError, match="recipe nosuch: no such file; choose one of .*quickstart"):
         load_recipe("nosuch")
+
+
+@pytest.mark.parametrize("name", names("transforms"))
+def test_the_iso_sparsity_of_a_transform_is_a_number_in_the_fields(name):
+    model = {**BASE["model"], "transform": {name: {"sparsity": 0.5}}}
+    pretrain = {"pretrain": {"method": {"gradual": {"sparsity": "iso"}}, "tokens": 10_000}}
+    stage = recipe(PREPARE, pretrain, model=model).node("pretrain").stage
+    assert stage.method.sparsity == pytest.approx(stage.model.iso_sparsity(300, stage.length), abs=1e-6)
+    assert 0 < stage.method.sparsity < 1 and stage.model_dump(mode="json")["model"]["transform"].keys() == {name}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flows" / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_accepted(path):
+    check(load_recipe(str(path)))
