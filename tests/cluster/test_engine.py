@@ -161,15 +161,15 @@ def check_bf16(stage: int, directory: Path) -> None:
     assert_same(state(resumed), state(engine))
 
 
-def ranks(count: int, *arguments: str, environment: dict[str, str]) -> list[str]:
-    """Run this file as that many ranks on this machine; what each printed."""
+def ranks(count: int, *arguments: str, environment: dict[str, str], module: str = __name__) -> list[str]:
+    """Run a test file as that many ranks on this machine; what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.test_engine", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env={**os.environ, **environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,

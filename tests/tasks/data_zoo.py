@@ -50,3 +50,13 @@ def write_heldout(directory: Path, texts: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps({"name": str(number), "text": content}) for number, content in enumerate(texts)]
     (directory / "heldout.jsonl").write_text("".join(f"{row}\n" for row in rows))
+
+
+def write_sequence(directory: Path, length: int, tasks: tuple[str, ...] = ("first", "second")) -> Path:
+    """A prepared sequence of tasks that contradict each other: the same tokens upwards, then downwards, and so on."""
+    for number, task in enumerate(tasks):
+        for split, count in (("train", 40), ("heldout", 8)):
+            tokens = periodic(length * count)
+            write_tokens(directory, f"{split}-{task}", tokens[::-1].copy() if number % 2 else tokens)
+    (directory / "tasks.json").write_text(json.dumps(list(tasks)))
+    return directory

@@ -1,0 +1,63 @@
+"""A claim is judged on the differences of equal seeds, and says when they are noise."""
+
+import pytest
+
+from flows.claims import Claim, verdict
+from tests.flows.recipes import recipe
+from tests.flows.test_sweep import PREPARE
+
+
+def models(metric="perplexity", **groups):
+    return [
+        {"base": "pretrain", "branch": {"method": name, "seed": f"seed{seed}"}, metric: value}
+        for name, values in groups.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def judge(order, found, **fields):
+    return Claim(says="so", stage="pretrain", order=order, **fields).judge(found)
+
+
+def test_lower_is_better_for_perplexity_and_higher_for_accuracy():
+    assert judge(["a", "b"], models(a=[1, 2, 3], b=[2, 3, 4]))["holds"]
+    assert not judge(["b", "a"], models(a=[1, 2, 3], b=[2, 3, 4]))["holds"]
+    assert judge(["b", "a"], models("task_accuracy", a=[0.1], b=[0.2]), metric="task_accuracy")["holds"]
+
+
+def test_seeds_are_paired_so_a_small_steady_difference_is_clear():
+    steady = judge(["a", "b"], models(a=[10, 20, 30], b=[11, 21, 31.1]))
+    assert steady["clear"] and verdict(steady) == "holds"
+    noisy = judge(["a", "b"], models(a=[10, 20, 30], b=[9, 22, 30]))
+    assert not noisy["clear"] and verdict(noisy) == "holds, within noise"
+    assert verdict(judge(["b", "a"], models(a=[10, 20, 30], b=[11, 21, 31.1]))) == "does not hold"
+
+
+def test_a_chain_holds_where_every_link_does():
+    found = models(a=[1, 1], b=[2, 2], c=[1.5, 1.5])
+    assert [pair["holds"] for pair in judge(["a", "b", "c"], found)["pairs"]] == [True, False]
+
+
+def test_near_the_best_of_several_within_a_slack():
+    found = models(ours=[101, 101], x=[100, 100], y=[120, 120])
+    assert not judge(["ours", ["x", "y"]], found)["holds"]
+    assert judge(["ours", ["x", "y"]], found, slack=0.02)["holds"]
+
+
+def test_one_seed_is_never_clear():
+    found = judge(["a", "b"], models(a=[1], b=[2]))
+    assert found["holds"] and not found["clear"] and found["pairs"][0]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"stage": "nosuch", "order": ["a", "b"]}, r"recipe.claims\[0\].stage: no stage 'nosuch' makes a model; choose"),
+        ({"stage": "pretrain", "order": ["dense", "rigl"]}, r"recipe.claims\[0\].order: no group 'rigl'; choose some of dense"),
+        ({"stage": "pretrain", "order": ["dense"]}, "recipe.claims.0.order"),
+        ({"stage": "pretrain", "order": ["dense", "dense"], "metric": "x"}, r"recipe.claims\[0\].metric: no metric 'x'"),
+    ],
+)
+def test_a_claim_about_nothing_is_refused_before_any_work(claim, message):
+    grid = {"pretrain": {"tokens": 10_000}, "grid": {"method": ["dense"], "seed": [0, 1]}}
+    with pytest.raises(ValueError, match=message):
+        recipe(PREPARE, grid, claims=[{"says": "so", **claim}])

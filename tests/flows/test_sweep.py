@@ -1,0 +1,90 @@
+"""A grid stands for one stage per combination, later stages follow every branch, and nothing else of a recipe changes."""
+
+import pytest
+
+from flows.sweep import Sweep
+from tests.flows.recipes import recipe
+
+HUB = {"hub": {"dataset": "d", "revision": "r", "documents_at_most": 5}}
+PREPARE = {"prepare": {"corpus": HUB, "tokenizer": {"train": 300}}}
+
+
+def expand(*entries, model=None):
+    sweep = Sweep(model)
+    return [entry for number, entry in enumerate(entries) for entry in sweep.expand(entry, f"stages[{number}]")]
+
+
+def test_without_a_grid_entries_stay_as_they_are():
+    entries = [PREPARE, {"id": "a", "prune": {"method": "wanda"}}, {"from": "a", "quantize": None}]
+    assert [entry.document for entry in expand(*entries)] == entries
+
+
+def test_every_combination_is_a_stage_of_its_own_named_by_its_labels():
+    made = expand({"pretrain": {"method": "static", "tokens": 9}, "grid": {"seed": [0, 1], "method.sparsity": {"half": 0.5}}})
+    assert [entry.document for entry in made] == [
+        {"id": f"pretrain-seed{seed}-half", "pretrain": {"method": {"static": {"sparsity": 0.5}}, "tokens": 9, "seed": seed}}
+        for seed in (0, 1)
+    ]
+    assert made[1].branch == {"seed": "seed1", "method.sparsity": "half"} and made[1].base == "pretrain"
+
+
+def test_later_stages_follow_each_branch_and_may_split_further():
+    made = expand(
+        PREPARE,
+        {"pretrain": {"tokens": 9}, "grid": {"seed": [0, 1]}},
+        {"prune": {"sparsity": 0.5}, "grid": {"method": ["wanda"]}},
+        {"id": "q", "quantize": {}},
+        {"id": "other", "from": {"data": "prepare", "model": "pretrain"}, "recover": {"tokens": 9}},
+    )
+    links = {entry.document["id"]: entry.document["from"] for entry in made if "from" in entry.document}
+    assert links == {
+        "pretrain-seed0": "prepare", "pretrain-seed1": "prepare",
+        "prune-seed0-wanda": "pretrain-seed0", "prune-seed1-wanda": "pretrain-seed1",
+        "q-seed0-wanda": "prune-seed0-wanda", "q-seed1-wanda": "prune-seed1-wanda",
+        "other-seed0": {"data": "prepare", "model": "pretrain-seed0"},
+        "other-seed1": {"data": "prepare", "model": "pretrain-seed1"},
+    }  # fmt: skip
+
+
+def test_a_case_sets_several_fields_and_a_model_axis_edits_a_copy_of_the_recipes_model():
+    model = {"architecture": {"model_type": "llama", "hidden_size": 64}}
+    case = {"small": {"model.architecture.hidden_size": 32, "tokens": 5}, "same": {}}
+    made = expand({"pretrain": {"tokens": 9}, "grid": {"case": case}}, model=model)
+    assert made[0].document["pretrain"] == {"tokens": 5, "model": {"architecture": {"model_type": "llama", "hidden_size": 32}}}
+    assert made[1].document["pretrain"] == {"tokens": 9} and model["architecture"]["hidden_size"] == 64
+
+
+def test_a_methods_field_is_set_whichever_method_it_is():
+    made = expand({"pretrain": {}, "grid": {"method": {"a": "rigl", "b": {"set": {"interval": 5}}}, "method.sparsity": [0.9]}})
+    assert [entry.document["pretrain"]["method"] for entry in made] == [
+        {"rigl": {"sparsity": 0.9}}, {"set": {"interval": 5, "sparsity": 0.9}}
+    ]
+
+
+def test_in_a_recipe_branches_share_what_comes_before_them():
+    made = recipe(PREPARE, {"pretrain": {"method": "dense", "tokens": 10_000}, "grid": {"seed": [0, 1]}}, {"recover": {
+        "method": {"masked": {"ce": 1, "kl": 0}}, "tokens": 9}})  # fmt: skip
+    parents = {node.id: node.parents for node in made.nodes if not node.measures}
+    assert parents["recover-seed1"] == {"data": "prepare", "model": "pretrain-seed1"}
+    assert [made.node(f"pretrain-seed{seed}").stage.seed for seed in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([1], r"recipe.stages\[0\].grid: {field: \[values\]} is needed"),
+        ({"seed": 3}, r"recipe.stages\[0\].grid.seed: a list of values, or values by label, is needed, got 3"),
+        ({"seed": []}, "a list of values"),
+        ({"seed": [1, 1]}, "'seed1' stands for two values"),
+        ({"corpus": [["x"]]}, "is no label; give values by label"),
+        ({"case": {"a": 1}}, r"recipe.stages\[0\].grid.case: {label: {field: value}} is needed, got 1"),
+    ],
+)
+def test_a_bad_grid_is_refused_in_one_line(grid, message):
+    with pytest.raises(ValueError, match=message):
+        expand({"pretrain": {}, "grid": grid})
+
+
+def test_a_field_that_a_grid_invents_is_refused_like_any_other():
+    with pytest.raises(ValueError, match=r"recipe.stages\[1\].pretrain.tokns: no such field"):
+        recipe(PREPARE, {"pretrain": {"method": "dense", "tokens": 10}, "grid": {"tokns": [1]}})
