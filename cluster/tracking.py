@@ -6,6 +6,7 @@ attached to a running job, a cached stage) lands on the same points: MLflow keep
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}     # opens on the run table, not on traces
+CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"     # verdicts of a recipe that claims something; how many hold
 BATCH = 900
 FLUSH_SECONDS = 3.0
 
@@ -183,6 +185,12 @@ class Tracking:
     def figures(self, id: str | None, figures: Iterable[tuple[str, Figure]]) -> None:
         for name, figure in figures:
             self.client.log_figure(self.run(id), figure, f"figures/{name}.png")
+
+    def claims(self, judged: list[dict[str, Any]]) -> None:
+        """The verdicts of a recipe's claims, on the parent."""
+        self.text(None, json.dumps(judged), CLAIMS)
+        held = sum(claim["holds"] for claim in judged)
+        self.client.set_tag(self.parent, CLAIMS_TAG, f"{held} of {len(judged)} hold")
 
     def text(self, id: str | None, text: str, file: str) -> None:
         self.client.log_text(self.run(id), text, file)

@@ -35,6 +35,19 @@ def training_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     return figure
 
 
+def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
+    """A row a group: a dot a seed, a bar at the mean."""
+    figure, axes = _axes(4.2, 0.9 + 0.32 * len(groups))
+    for row, values in enumerate(reversed(groups.values())):
+        axes.plot(values, [row] * len(values), "o", color=ACCENT, markersize=4, alpha=0.7)
+        axes.plot([sum(values) / len(values)], [row], "|", color=SECOND, markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(groups)), list(reversed(groups)), fontsize=8)
+    axes.set_xlabel(metric)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.margins(y=0.2)
+    return figure
+
+
 def sparsity_heat_map(sparsities: Mapping[str, float], title: str) -> Figure:
     """Rows are the kinds of matrices, columns the decoder blocks; numbers in the cells are percent."""
     cells: dict[tuple[str, int], float] = {}

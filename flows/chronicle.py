@@ -35,8 +35,7 @@ class Chronicle:
     @classmethod
     def open(cls, plan: Plan, store: Store, profile: Profile, tags: dict[str, str]) -> Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
-        standing = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
-        uri = profile.mlflow.tracking_uri or standing
+        uri = profile.mlflow.tracking_uri or tracking_uri()
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
         tags = {**provenance(plan), **tags, "winnow.process": this_process()}
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
@@ -79,8 +78,8 @@ class Chronicle:
         self.tracking.figures(step.id, self._figures(step, record, history))
         self.tracking.end(step.id, "FINISHED")
 
-    def close(self, models: list[dict[str, Any]], status: str) -> None:
-        """The parent gets every stage's scalars, and the last model's by their plain names."""
+    def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
+        """The parent gets every stage's scalars, the last model's by their plain names, and the verdicts on claims."""
         from dashboards.figures import quality_against_bytes
 
         for step, record in self._finished():
@@ -93,6 +92,8 @@ class Chronicle:
             numbers = {name: value for name, value in model.items() if isinstance(value, (int, float))}
             tags = {"winnow.address": model["address"], "winnow.key": model["key"]}
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), tags, numbers)
+        if claims:
+            self.tracking.claims(claims)
         for id in set(self.tracking.children) - set(self.records):
             self.tracking.end(id, status)
         self.tracking.end(None, status)
@@ -114,6 +115,11 @@ class Chronicle:
             yield "training_curves", training_curves(rows, step.id)
         if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):
             yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
+
+
+def tracking_uri() -> str:
+    """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
 
 
 def provenance(plan: Plan) -> dict[str, str]:

@@ -13,12 +13,14 @@ from rich.table import Table
 
 from flows import law
 from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
+from flows.proof import claims
 
 app = typer.Typer(
     name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
     help="Sparse language models: pretrain, prune, recover, quantize, evaluate - one recipe.",
 )
 app.add_typer(law.app, name="law")
+app.command()(claims)
 
 
 def main() -> None:

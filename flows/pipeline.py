@@ -61,7 +61,7 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
         raise
     finally:
         summary = summarise(plan, chronicle.records, watcher.overheads, begun)
-        chronicle.close(summary["models"], status)
+        chronicle.close(summary["models"], summary["claims"], status)
     return summary
 
 
