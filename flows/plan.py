@@ -101,7 +101,9 @@ def check(recipe: Recipe) -> None:
         source = _source(recipe, node)
         if node.measures or node.stage.yields != "model" or source is None:
             continue
-        facts = Facts(vocabulary(recipe.nodes, node.parents.get("data")), source.positions(), source.widths())
+        data = node.parents.get("data")
+        tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
+        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks)
         try:
             node.stage.check(facts)
         except ValueError as error:

@@ -105,11 +105,13 @@ class ModelStage(Stage):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name."""
+    """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name, how
+    many tasks the corpus is."""
 
     vocabulary: int | None
     positions: int | None
     widths: dict[str, int]
+    tasks: int = 1
 
 
 @dataclass

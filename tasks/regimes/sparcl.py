@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Sparcl(SparseRegime):
     paper: ClassVar[str] = "SparCL (arXiv 2209.09476)"
     keeps_masks: ClassVar[bool] = False
+    needs_sequence: ClassVar[bool] = True
 
     sparsity: float = Field(0.75, ge=0, lt=1)
     swap: float = Field(0.01, ge=0, lt=0.5)

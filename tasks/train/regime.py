@@ -41,6 +41,7 @@ class Regime(Method):
     """Root of the regimes. The default trains every weight on cross-entropy and holds the masks it was given."""
 
     keeps_masks: ClassVar[bool] = True      # what was dead before training is dead after it
+    needs_sequence: ClassVar[bool] = False      # learns a sequence of corpora
 
     def total_steps(self, dense_steps: int) -> int:
         """Steps that cost what ``dense_steps`` dense steps cost."""

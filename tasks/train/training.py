@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from tasks.stage import Context, ModelStage
+from tasks.stage import Context, Facts, ModelStage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,12 @@ class TrainStage(ModelStage):
     @property
     def keeps_masks(self) -> bool:
         return self.method.keeps_masks
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if self.method.needs_sequence and facts.tasks < 2:
+            raise ValueError(f"{self.method.name} learns a sequence of corpora, and corpus is one; write corpus: "
+                             "{sequence: {NAME: CORPUS, ...}}")  # fmt: skip
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)

@@ -64,6 +64,13 @@ TABLE = [
     ("stages/1/pretrain/length", 4096, "length 4096 is more than the model's 2048 positions"),
     ("stages/1/pretrain/method", {"gradual": {"sparsity": 1.5}}, "gradual.sparsity: input should be less than 1"),
     ("stages/1/pretrain/method", {"gradual": {"start": 0.8, "end": 0.2}}, "start must come before end"),
+    ("stages/0/prepare/corpus", {"stdlib": {"only": ["nosuch"]}}, "corpus stdlib: no package or module 'nosuch'"),
+    ("stages/0/prepare/corpus", {"sequence": {"one": "stdlib"}}, "at least 2 items"),
+    ("stages/0/prepare/corpus", {"sequence": {"A": "stdlib", "b": "stdlib"}}, "task 'A' is no name"),
+    ("stages/0/prepare/tokenizer", "earlier", "no tokenizer (tokens) upstream; put the prepare stage that trains it before"),
+    ("stages/1/pretrain/method", "sparcl", "sparcl learns a sequence of corpora, and corpus is one"),
+    ("stages/1/grid", {"method.sparsty": [0.5]}, "no such field"),
+    ("claims", [{"says": "x", "stage": "pretrain", "order": ["a", "b"]}], "recipe.claims[0].order: no group 'a'"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
     ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),
     ("stages/0/prepare/corpus", {"files": {"paths": ["/nosuch/*.txt"]}}, "corpus file /nosuch/*.txt: does not exist"),
@@ -99,6 +106,32 @@ TABLE = [
 ]
 
 
+REGIMES = [
+    ("static", {"sparsity": 1.0}, "static.sparsity: input should be less than 1"),
+    ("static", {"allocator": "erkk"}, "no method 'erkk' in tasks.allocators; choose one of"),
+    ("static", {"budget": "steps"}, "static.budget: input should be 'compute' or 'tokens'"),
+    ("rigl", {"interval": 0}, "rigl.interval: input should be greater than 0"),
+    ("rigl", {"fraction": 1.5}, "rigl.fraction: input should be less than or equal to 1"),
+    ("set", {"end": 0}, "set.end: input should be greater than 0"),
+    ("dsl", {"final_fraction": -1}, "dsl.final_fraction: input should be greater than or equal to 0"),
+    ("gradual", {"schedule": "linear"}, "gradual.schedule: input should be 'exponential', 'cubic' or 'one_shot'"),
+    ("ste", {"pattern": "unstructured"}, "pattern is N:M (like 2:4) in this method, got unstructured"),
+    ("ste", {"pattern": "4:2"}, "0 < N < M"),
+    ("sr_ste", {"pattern": "3:7"}, "pattern 3:7 needs an input width divisible by 7"),
+    ("sr_ste", {"decay": -1}, "sr_ste.decay: input should be greater than or equal to 0"),
+    ("ste", {"location": "head"}, "ste.location: input should be 'ffn' or 'all'"),
+    ("mdgf_linear", {"dense": 0.6, "hard": 0.5}, "dense and hard must leave room between them"),
+    ("mdgf_exponential", {"backward": "none"}, "mdgf_exponential.backward: input should be 'ste' or 'decay'"),
+    ("mdgf_exponential", {"rate": 0}, "mdgf_exponential.rate: input should be greater than 0"),
+    ("sdgf_geometric", {"pattern": "2:16"}, "first frame 16:128 of pattern 2:16 needs an input width divisible by 128"),
+    ("fst", {"refresh": 0}, "fst.refresh: input should be greater than 0"),
+    ("fst", {"dense": 1}, "fst.dense: input should be less than 1"),
+    ("s_ste", {"mvue": "maybe"}, "s_ste.mvue: input should be a valid boolean"),
+    ("sparcl", {"removed": 1}, "sparcl.removed: input should be less than 1"),
+    ("sparcl", {"replay": 0}, "sparcl.replay: input should be greater than 0"),
+]
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
@@ -122,6 +155,13 @@ def test_the_good_recipe_is_accepted(home: Path) -> None:
 @pytest.mark.parametrize(("path", "value", "expected"), TABLE, ids=[f"{path}={value}"[:60] for path, value, _ in TABLE])
 def test_a_bad_field_is_refused_in_one_line(path: str, value: object, expected: str, home: Path) -> None:
     message = refusal(edited(path, value), home)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("method", "fields", "expected"), REGIMES, ids=[f"{name}={fields}" for name, fields, _ in REGIMES])
+def test_a_bad_field_of_a_regime_is_refused_in_one_line(method: str, fields: dict, expected: str, home: Path) -> None:
+    message = refusal(edited("stages/1/pretrain/method", {method: fields}), home)
     assert expected in message
     assert "\n" not in message
 

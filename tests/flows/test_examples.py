@@ -1,0 +1,31 @@
+"""The shipped examples run as they are, every regime of the shelf among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.launch import launch
+from flows.recipe import load_recipe
+from tasks.methods import names
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "flows" / "recipes" / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_example_runs_from_text_to_numbers(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    _, summary = launch(str(path), "local", Console(quiet=True), quiet=True, here=True)
+    assert all(stage["done"] for stage in summary["stages"])
+    for model in summary["models"]:
+        assert model["perplexity"] < summary["unigram_perplexity"] * 2, model["stage"]
+        assert model.get("pattern_holds", 1.0) == 1.0, model["stage"]
+
+
+def test_every_regime_of_the_shelf_has_an_example():
+    shown = {node.stage.method.name for path in EXAMPLES.glob("*.yaml") for node in load_recipe(str(path)).models()}
+    assert shown >= set(names("regimes")) - {"masked"}      # the quickstart shows that one
