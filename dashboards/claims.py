@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ td { padding: .1rem .8rem .1rem 0; font-variant-numeric: tabular-nums } p { marg
 
 def read(uri: str) -> list[dict[str, Any]]:
     """Claims of the newest run of each recipe: [{recipe, run, commit, claims}]."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
     from mlflow.artifacts import load_text
 

@@ -21,8 +21,9 @@ def test_an_example_runs_from_text_to_numbers(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     _, summary = launch(str(path), "local", Console(quiet=True), quiet=True, here=True)
     assert all(stage["done"] for stage in summary["stages"])
+    vocabulary = summary["stages"][0]["metrics"]["vocabulary"]
     for model in summary["models"]:
-        assert model["perplexity"] < summary["unigram_perplexity"] * 2, model["stage"]
+        assert model["perplexity"] < 1.1 * vocabulary, model["stage"]      # not worse than guessing
         assert model.get("pattern_holds", 1.0) == 1.0, model["stage"]
 
 
