@@ -1,14 +1,15 @@
 # make quickstart   install, then run the default recipe from text to a sparse, quantized, evaluated model
 # make test         install, then every test; make test-fast leaves out clusters, servers and faults
 # make bench        speed and memory, as ratios of two things measured in the same run
-# make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (about an hour)
+# make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (about an hour);
+# make claims-prune      the same of the pruning methods
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast bench claims-pretrain lint lock install clean
+.PHONY: quickstart test test-fast bench claims-pretrain claims-prune lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -25,6 +26,9 @@ bench: install
 
 claims-pretrain: install
 	$(BIN)/winnow claims --here --page claims-pretrain.html $(addprefix flows/recipes/claims/,dynamic.yaml windows.yaml structured.yaml sparse_ift.yaml spdf.yaml)
+
+claims-prune: install
+	$(BIN)/winnow claims --here --page claims-prune.html flows/recipes/claims/prune.yaml
 
 lint: install
 	$(BIN)/ruff check .

@@ -80,7 +80,8 @@ class Chronicle:
 
     def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, and the verdicts on claims."""
-        from dashboards.figures import quality_against_bytes
+        from dashboards.figures import groups_figure, quality_against_bytes
+        from flows.claims import groups_of
 
         for step, record in self._finished():
             self.tracking.scalars(None, record.metrics, f"{step.id}.")
@@ -88,6 +89,8 @@ class Chronicle:
             last = {name: value for name, value in models[-1].items() if isinstance(value, (int, float))}
             self.tracking.scalars(None, last)
             self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
+        if groups := groups_of(models):
+            self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])
         for model in models:
             numbers = {name: value for name, value in model.items() if isinstance(value, (int, float))}
             tags = {"winnow.address": model["address"], "winnow.key": model["key"]}

@@ -30,6 +30,16 @@ def group_of(branch: Branch) -> str:
     return "-".join(label for axis, label in branch.items() if axis != SEED)
 
 
+def groups_of(models: Sequence[Mapping[str, Any]], metric: str = "perplexity") -> dict[str, list[float]]:
+    """The models of a sweep by group, best first; empty where there is no sweep."""
+    groups: dict[str, list[float]] = {}
+    for model in models:
+        if model["branch"] and metric in model:
+            name = "-".join(filter(None, (model["base"], group_of(model["branch"]))))
+            groups.setdefault(name, []).append(model[metric])
+    return dict(sorted(groups.items(), key=lambda group: statistics.fmean(group[1])))
+
+
 class Claim(BaseModel):
     """``stage`` is the id of the stage whose models are compared; ``metric`` any metric of the vocabulary."""
 
