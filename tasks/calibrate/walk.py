@@ -191,7 +191,8 @@ def _new_masks(
         if keeps and all(keep_OI is not None for keep_OI in keeps):
             assert len(keeps) == len(linear.matrices), f"{name}: some of its experts got a mask and some did not"
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
-            masks[name] = Mask.of(keep.cpu(), pattern, levels[name])
+            promise = next(edits[matrix].promise for matrix in linear.matrices) or (pattern, levels[name])
+            masks[name] = Mask.of(keep.cpu(), *promise)
     return masks
 
 
