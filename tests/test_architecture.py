@@ -35,7 +35,7 @@ LIBRARIES = {       # where a library may be imported: path prefixes
 }
 ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log handler is flushed before its server goes
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
-    "pruners": ("tasks.calibrate",),
+    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.structure"),
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.models.allocation"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),

@@ -49,6 +49,32 @@ class InputNorms:
         self.squares_I = torch.ones_like(self.squares_I, device=device)
 
 
+class Moments(InputNorms):
+    """Sum and sum of squares of each input feature: its mean and variance over all tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.sum_I = torch.zeros(width, dtype=torch.float64)
+
+    def add(self, input_TI: torch.Tensor) -> None:
+        super().add(input_TI)
+        self.sum_I = self.sum_I.to(input_TI.device) + input_TI.sum(0, dtype=torch.float64)
+
+    def merge(self, other: Moments) -> None:
+        super().merge(other)
+        self.sum_I += other.sum_I.to(self.sum_I.device)
+
+    @property
+    def mean_I(self) -> torch.Tensor:
+        return (self.sum_I / max(1, self.count)).float()
+
+    @property
+    def variance_I(self) -> torch.Tensor:
+        """Never negative."""
+        mean_I = self.sum_I / max(1, self.count)
+        return (self.squares_I / max(1, self.count) - mean_I.square()).clamp(min=0).float()
+
+
 class Hessian:
     """X^T X: the second derivative of the squared output error by the weights, up to a factor."""
 
@@ -92,7 +118,38 @@ class Hessian:
         return self.factors[percent_damp]
 
 
-Observer = InputNorms | Hessian
+class Both:
+    """Two observers of the same inputs: a method's own, and that of the method it builds on (None where that needs none)."""
+
+    def __init__(self, own: Any, other: Any) -> None:
+        self.own, self.other = own, other
+
+    @property
+    def parts(self) -> list[Any]:
+        return [part for part in (self.own, self.other) if part is not None]
+
+    def add(self, input_TI: torch.Tensor) -> None:
+        for part in self.parts:
+            part.add(input_TI)
+
+    def merge(self, other: Both) -> None:
+        for part, theirs in zip(self.parts, other.parts, strict=True):
+            part.merge(theirs)
+
+    @property
+    def finite(self) -> bool:
+        return all(part.finite for part in self.parts)
+
+    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
+        for part in self.parts:
+            part.assume_nothing(device)
+
+    @property
+    def norm_I(self) -> torch.Tensor:
+        return self.own.norm_I
+
+
+Observer = InputNorms | Hessian | Both
 
 # Which argument of a product is the input and which the weight; F.linear reads the weight as [O, I], the rest [I, O].
 _PRODUCTS: dict[Callable, tuple[int, int]] = {

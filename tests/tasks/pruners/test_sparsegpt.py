@@ -80,7 +80,8 @@ def test_alike_independent_inputs_give_magnitude_pruning_without_updates():
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_it_reconstructs_better_than_wanda_and_wanda_better_than_magnitude(pattern):
     weight_OI, hessian_II = problem(rows=64, width=64, tokens=400)
-    losses = []
+    scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    hessian_II, losses = scale_I[:, None] * hessian_II * scale_I, []
     for name in ("magnitude", "wanda", "sparsegpt"):
         method = build("pruners", name)
         edit = method.solve_linear(weight_OI, statistics(hessian_II), 0.5, parse_pattern(pattern, method.scope))
