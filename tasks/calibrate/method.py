@@ -41,12 +41,14 @@ class Edit:
 class BlockView:
     """One block as a method sees it. All dictionaries are by matrix name; nothing in here may be changed in place.
 
-    ``matrices`` are in the dtype they are stored in. ``keep`` has the masks the model came with. ``statistics`` are
-    the observers' sums over the still-dense block, fed by the compressed blocks before it. ``run()`` gives the block's
-    outputs batch by batch, ``inputs`` are its hidden states; few methods need more than the matrices.
+    ``prefix`` is what the names of its parameters begin with. ``matrices`` are in the dtype they are stored in. ``keep``
+    has the masks the model came with. ``statistics`` are the observers' sums over the still-dense block, fed by the
+    compressed blocks before it. ``run()`` gives the block's outputs batch by batch, ``inputs`` are its hidden states;
+    few methods need more than the matrices.
     """
 
     index: int
+    prefix: str
     linears: dict[str, Linear]
     matrices: dict[str, torch.Tensor]
     keep: dict[str, torch.Tensor]

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
-from tasks.calibrate.observe import Watch
+from tasks.calibrate.watch import Watch
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, parse_pattern
 from tasks.models.blocks import Extras, ResidentBlocks
@@ -121,7 +121,7 @@ def _treat(
     matrices, keep = _matrices(linears, parameters, masks)
     sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
     run = partial(flow.run, block, index)
-    view = BlockView(index, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
+    view = BlockView(index, prefix, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
     edits = method.solve(view)
     method.check(view, edits)
     masks |= _new_masks(linears, edits, levels, pattern)

@@ -62,11 +62,14 @@ def _validate_type(model_type: str | None) -> None:
 
 def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTrainedModel:
     """The whole model in memory, in its own dtype unless told. Weights that are missing are an error, not random."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tasks.models.narrow import model_class
 
     validate(Path(directory))
-    model, found = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    kind = model_class(AutoConfig.from_pretrained(directory, trust_remote_code=False)) or AutoModelForCausalLM
+    model, found = kind.from_pretrained(
+        directory, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
     )
     for problem in ("missing_keys", "mismatched_keys"):
         if found[problem]:
@@ -78,11 +81,16 @@ def skeleton(directory: Path) -> PreTrainedModel:
     """The model without memory, on the meta device, its experts multiplied one by one where they can be observed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from tasks.models.narrow import model_class
+
     validate(directory)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    kind = model_class(config)
     with torch.device("meta"):
+        if kind:
+            return kind(config).eval()
         return AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
 
 
