@@ -132,6 +132,7 @@ class Execution:
     micro_batch: int | None = None
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
+    activation_bytes: int = 8 << 30     # of calibration activations in host memory; the rest lies on the scratch disk
 
 
 def stage_class(name: str) -> type[Stage]:

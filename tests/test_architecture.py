@@ -37,7 +37,7 @@ ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log han
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
     "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.structure"),
     "quantizers": ("tasks.calibrate",),
-    "allocators": ("tasks.calibrate", "tasks.models.allocation"),
+    "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",
                    "lm_eval", "datasets", "numpy", "yaml"),
