@@ -1,13 +1,14 @@
 # make quickstart   install, then run the default recipe from text to a sparse, quantized, evaluated model
 # make test         install, then every test; make test-fast leaves out clusters, servers and faults
 # make bench        speed and memory, as ratios of two things measured in the same run
+# make bench-peers  the walker against llm-compressor
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast bench lint lock install clean
+.PHONY: quickstart test test-fast bench bench-peers lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -21,6 +22,16 @@ test-fast: install lint
 
 bench: install
 	$(BIN)/python -m tests.bench
+
+# llm-compressor in an environment of its own: it pins other versions of what we use
+bench-peers: install build/peers/.installed
+	$(BIN)/python -m tests.bench --only peers
+
+build/peers/.installed:
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install -q torch==2.13.0 numpy
+	build/peers/bin/python -m pip install -q llmcompressor==0.14.0
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

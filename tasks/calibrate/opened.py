@@ -7,7 +7,7 @@ Shapes: B = batch, T = tokens, D = hidden features, O = output features, I = inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from tasks.calibrate.method import BlockView
-from tasks.calibrate.watch import Watch
+from tasks.calibrate.shares import Follower, merge
+from tasks.calibrate.watch import Watch, settle
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern
 from tasks.models.activations import Activations, Held
@@ -37,18 +38,44 @@ class Opened:
 
 
 def open_block(
-    stream: ResidentBlocks, index: int, flow: Activations, observe: Observe, levels: Mapping[str, float], pattern: Pattern
+    stream: ResidentBlocks,
+    index: int,
+    flow: Activations,
+    make: Observe,
+    levels: Mapping[str, float],
+    pattern: Pattern,
+    followers: Sequence[Follower] = (),
 ) -> Opened:
-    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter."""
+    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter; ``followers`` run their own
+    shares of the data meanwhile."""
+    pending = [follower.call("observe", index) for follower in followers]
     block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
     prefix = f"{stream.prefix}.{index}."
     parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
-    statistics, unseen, dense = _observe(block, index, flow, linears, parameters, observe)
+    own, dense = observe(block, index, flow, linears, stream.prefix, make)
+    statistics = merge([own, *(share.result() for share in pending)])
+    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
+    unseen = settle(statistics, watched, make, stream.device)
     matrices, keep = _matrices(linears, parameters, masks)
     sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
     run = partial(flow.run, block, index)
     view = BlockView(index, prefix, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
     return Opened(view, parameters, masks, dense, unseen)
+
+
+def observe(
+    block: torch.nn.Module, index: int, flow: Activations, linears: dict[str, Linear], prefix: str, make: Observe
+) -> tuple[dict[str, Any], Held]:
+    """Run the dense block: the observers' statistics, and the outputs."""
+    outputs = Held(flow.hidden.room)
+    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
+    parameters = {f"{prefix}.{index}.{name}": parameter.data for name, parameter in block.named_parameters()}
+    watch = Watch(watched, parameters, make)
+    with watch if watched else torch.no_grad():
+        for output_BTD in flow.run(block, index):
+            outputs.append(output_BTD)
+            watch.next_batch()
+    return watch.statistics, outputs
 
 
 def _matrices(
@@ -63,22 +90,3 @@ def _matrices(
             if mask is not None:
                 keep[matrix] = (mask if expert is None else mask[expert]).to(whole.device)
     return matrices, keep
-
-
-def _observe(
-    block: torch.nn.Module,
-    index: int,
-    flow: Activations,
-    linears: dict[str, Linear],
-    parameters: dict[str, torch.Tensor],
-    observe: Observe,
-) -> tuple[dict, list[str], Held]:
-    """Run the dense block: the observers' statistics, what no token reached, and the outputs."""
-    outputs = Held(flow.hidden.room)
-    watched = {name: linear for name, linear in linears.items() if observe(linear) is not None}
-    watch = Watch(watched, parameters, observe)
-    with watch if watched else torch.no_grad():
-        for output_BTD in flow.run(block, index):
-            outputs.append(output_BTD)
-            watch.next_batch()
-    return watch.statistics, watch.unseen() if watched else [], outputs

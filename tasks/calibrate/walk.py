@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
 
 from tasks.calibrate.ledger import claim, identity
 from tasks.calibrate.method import BlockMethod, Edit
-from tasks.calibrate.opened import Opened, open_block
+from tasks.calibrate.opened import open_block
 from tasks.calibrate.report import BlockReport, WalkReport
+from tasks.calibrate.shares import Follower, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, parse_pattern
-from tasks.models.activations import Activations, Room
+from tasks.models.activations import Activations, Held, Room
 from tasks.models.blocks import Extras, ResidentBlocks
 from tasks.models.linears import Linear
 
@@ -33,12 +34,14 @@ def walk(
     sparsity: float | Mapping[str, float] = 0.0,
     pattern: Pattern | str = "unstructured",
     room: Room | None = None,
+    followers: Sequence[Follower] = (),
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> WalkReport:
     """Run ``method`` over every block of ``stream``; ``batches`` are tokens int64 [B, T].
 
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
-    no error is measured. ``room`` is the memory the activations may take.
+    no error is measured. ``room`` is the memory the activations may take. ``followers`` hold further shares of the data,
+    dealt by :func:`tasks.calibrate.shares.deal`; ``batches`` are then this process's own.
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern, getattr(method, "scope", "layer"))
@@ -54,21 +57,32 @@ def walk(
         flow = stream.capture(batches, room)
         for index in range(stream.depth):
             if index < len(report.blocks):
-                _pass(stream, index, flow)
+                _pass(stream, index, flow, followers)
             else:
-                report.blocks.append(_treat(stream, index, flow, method, levels, pattern))
+                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, followers))
             on_block(report.blocks[index])
         flow.hidden.clear()
         stream.finish()
     return report
 
 
-def _pass(stream: ResidentBlocks, index: int, flow: Activations) -> None:
+def _pass(stream: ResidentBlocks, index: int, flow: Activations, followers: Sequence[Follower]) -> None:
     """Feed the next block through one that is finished."""
     block = stream.read_finished(index)
-    for batch, output_BTD in enumerate(flow.run(block, index)):
-        flow.hidden[batch] = output_BTD
+    _advance(block, index, flow, Held(), followers)
     stream.release(block)
+
+
+def _advance(
+    block: torch.nn.Module, index: int, flow: Activations, dense: Held, followers: Sequence[Follower]
+) -> float | None:
+    """Replace everybody's hidden states by the block's output; its relative squared error against ``dense``."""
+    state = {name: value.cpu() for name, value in block.state_dict().items()} if followers else {}
+    pending = [follower.call("advance", index, state) for follower in followers]
+    measured = len(dense) > 0
+    parts = [propagate(flow, block, index, dense), *(share.result() for share in pending)]
+    change, total = (sum(part[side] for part in parts) for side in (0, 1))
+    return change / max(total, 1e-300) if measured else None
 
 
 def _levels(linears: Mapping[str, Linear], sparsity: float | Mapping[str, float]) -> dict[str, float]:
@@ -87,16 +101,17 @@ def _treat(
     method: BlockMethod,
     levels: Mapping[str, float],
     pattern: Pattern,
+    followers: Sequence[Follower],
 ) -> BlockReport:
     started = time.perf_counter()
-    opened = open_block(stream, index, flow, method.observer, levels, pattern)
+    opened = open_block(stream, index, flow, method.observer, levels, pattern, followers)
     view, block = opened.view, opened.view.module
     edits = method.solve(view)
     method.check(view, edits)
     masks = opened.masks | _new_masks(view.linears, edits, levels, pattern)
     extras = _extras(view.linears, edits)
     _assign(opened.parameters, view.matrices, edits)
-    error = _propagate(opened, flow)
+    error = _advance(block, index, flow, opened.dense, followers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
     peak, seconds = _peak_bytes(stream.device), time.perf_counter() - started
@@ -109,19 +124,6 @@ def _peak_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _propagate(opened: Opened, flow: Activations) -> float | None:
-    """Replace the hidden states by the edited block's output; returns its relative squared error."""
-    change = total = 0.0
-    for batch, output_BTD in enumerate(opened.view.run()):
-        dense_BTD = opened.dense[batch].to(output_BTD.device).float()
-        change += float((output_BTD - dense_BTD).square().sum(dtype=torch.float64))
-        total += float(dense_BTD.square().sum(dtype=torch.float64))
-        flow.hidden[batch] = output_BTD
-    measured = len(opened.dense) > 0
-    opened.dense.clear()
-    return change / max(total, 1e-300) if measured else None
 
 
 def _new_masks(

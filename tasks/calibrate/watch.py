@@ -30,7 +30,7 @@ class Watch(TorchFunctionMode):
     """Feeds an observer per distinct input of the given linears while a block runs inside it.
 
     ``statistics`` maps matrix names to observers, shared where inputs are. :meth:`next_batch` must be called between
-    batches; :meth:`unseen` settles what got no input.
+    batches; :meth:`unseen` tells what got no input.
     """
 
     def __init__(self, linears: dict[str, Linear], parameters: dict[str, torch.Tensor], make: Callable[[Linear], Any]):
@@ -58,20 +58,8 @@ class Watch(TorchFunctionMode):
         self._fresh.clear()
 
     def unseen(self) -> list[str]:
-        """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error."""
-        missing = []
-        for name, linear in self._linears.items():
-            absent = [matrix for matrix in linear.matrices if matrix not in self.statistics]
-            if len(absent) == len(linear.matrices):
-                raise ValueError(f"unsupported: no input of {name} was seen while its block ran")
-            for matrix in absent:
-                self.statistics[matrix] = self._make(linear)
-                self.statistics[matrix].assume_nothing(self._parameters[name].device)
-            missing += absent
-        for matrix, statistic in self.statistics.items():
-            if not statistic.finite:
-                raise ValueError(f"the inputs of {matrix} are not finite (NaN or infinity)")
-        return missing
+        """What :func:`settle` finds of this watch."""
+        return settle(self.statistics, self._linears, self._make, next(iter(self._parameters.values())).device)
 
     def _see(self, value: Any, weight: Any) -> None:
         if not (isinstance(value, torch.Tensor) and isinstance(weight, torch.Tensor)) or weight.is_meta:
@@ -100,3 +88,23 @@ class Watch(TorchFunctionMode):
             self.statistics[matrix] = self._make(linear)
         with torch._C.DisableTorchFunction():
             self.statistics[matrix].add(value.reshape(-1, value.shape[-1]))
+
+
+def settle(
+    statistics: dict[str, Any], linears: dict[str, Linear], make: Callable[[Linear], Any], device: torch.device | str
+) -> list[str]:
+    """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error, and so are
+    inputs that are not finite."""
+    missing = []
+    for name, linear in linears.items():
+        absent = [matrix for matrix in linear.matrices if matrix not in statistics]
+        if len(absent) == len(linear.matrices):
+            raise ValueError(f"unsupported: no input of {name} was seen while its block ran")
+        for matrix in absent:
+            statistics[matrix] = make(linear)
+            statistics[matrix].assume_nothing(device)
+        missing += absent
+    for matrix, statistic in statistics.items():
+        if not statistic.finite:
+            raise ValueError(f"the inputs of {matrix} are not finite (NaN or infinity)")
+    return missing
