@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tasks.methods import dump
 from tasks.stage import REPORT, Context, Facts, ModelStage
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.calibrate.report import BlockReport
+    from tasks.calibrate.shares import Follower
     from tasks.models.activations import Room
 
 
@@ -72,7 +74,11 @@ class CalibratedStage(ModelStage):
         stream = BlockStream(
             self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / "parts"
         )
-        report = walk(stream, self.batches(context), self.method, room=self.room(context), on_block=tell, **choices)
+        batches = self.batches(context)
+        followers = self._followers(context, batches)
+        report = walk(
+            stream, batches, self.method, room=self.room(context), followers=followers, on_block=tell, **choices
+        )
         _link(made, output)
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)
@@ -82,6 +88,26 @@ class CalibratedStage(ModelStage):
             "reconstruction_error": sum(errors) / max(1, len(errors)),
             "peak_memory_bytes": float(max(block.peak_bytes for block in report.blocks)),
         }
+
+    def _followers(self, context: Context, batches: list[torch.Tensor]) -> list[Follower]:
+        """Workers for all shares of the sequences but the first."""
+        from tasks.calibrate.shares import deal
+
+        shelf = type(self.method).__module__.split(".")[1]
+        shared = {
+            "model": str(self.incoming(context)),
+            "device": context.execution.device,
+            "activation_bytes": context.execution.activation_bytes,
+            "method": (shelf, dump(self.method)),
+        }
+        _, *others = deal(batches, context.execution.workers)
+        return context.hire(
+            "tasks.calibrate.shares:Share",
+            [
+                {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}
+                for number, share in enumerate(others, 1)
+            ],
+        )
 
 
 def _link(source: Path, target: Path) -> None:

@@ -105,7 +105,7 @@ def merge(shares: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """One set of statistics out of those of all shares, in their order. Matrices that share a statistic still do."""
     merged: dict[str, Any] = {}
     for statistics in shares:
-        added = {id(statistic) for statistic in merged.values()} & {id(statistic) for statistic in statistics.values()}
+        added: set[int] = set()
         for name, statistic in statistics.items():
             if name not in merged:
                 merged[name] = statistic

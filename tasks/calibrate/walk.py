@@ -18,7 +18,7 @@ from tasks.calibrate.ledger import claim, identity
 from tasks.calibrate.method import BlockMethod, Edit
 from tasks.calibrate.opened import open_block
 from tasks.calibrate.report import BlockReport, WalkReport
-from tasks.calibrate.shares import Follower, propagate
+from tasks.calibrate.shares import Follower, deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, parse_pattern
 from tasks.models.activations import Activations, Held, Room
@@ -40,8 +40,8 @@ def walk(
     """Run ``method`` over every block of ``stream``; ``batches`` are tokens int64 [B, T].
 
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
-    no error is measured. ``room`` is the memory the activations may take. ``followers`` hold further shares of the data,
-    dealt by :func:`tasks.calibrate.shares.deal`; ``batches`` are then this process's own.
+    no error is measured. ``room`` is the memory the activations may take. ``followers`` hold the further shares that
+    :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern, getattr(method, "scope", "layer"))
@@ -54,7 +54,7 @@ def walk(
         claim(stream.parts, identity(stream.source, batches, method, levels, pattern))
     report = WalkReport([BlockReport(**note) for note in stream.finished()])
     with torch.no_grad():
-        flow = stream.capture(batches, room)
+        flow = stream.capture(deal(batches, 1 + len(followers))[0], room)
         for index in range(stream.depth):
             if index < len(report.blocks):
                 _pass(stream, index, flow, followers)
