@@ -3,13 +3,14 @@
 # make bench        speed and memory, as ratios of two things measured in the same run
 # make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (about an hour);
 # make claims-prune      the same of the pruning methods
+# make bench-peers  the walker against llm-compressor
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast bench claims-pretrain claims-prune lint lock install clean
+.PHONY: quickstart test test-fast bench bench-peers claims-pretrain claims-prune lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -29,6 +30,16 @@ claims-pretrain: install
 
 claims-prune: install
 	$(BIN)/winnow claims --here --page claims-prune.html flows/recipes/claims/prune.yaml
+
+# llm-compressor in an environment of its own: it pins other versions of what we use
+bench-peers: install build/peers/.installed
+	$(BIN)/python -m tests.bench --only peers
+
+build/peers/.installed:
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install -q torch==2.13.0 numpy
+	build/peers/bin/python -m pip install -q llmcompressor==0.14.0
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -51,13 +51,16 @@ class MlflowTarget(_Section):
 
 
 class Resources(_Section):
-    """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares out the cores."""
+    """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares out the cores.
+
+    `workers` share out the sequences of a stage that calibrates; each gets as much."""
 
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
     gpus: float = Field(0, ge=0, le=64)
     memory: int | None = Field(None, gt=0)
     ranks: int | None = Field(None, ge=1, le=4096)
     threads: int | None = Field(None, ge=1, le=1024)
+    workers: int = Field(1, ge=1, le=4096)
 
     @field_validator("cpus", mode="before")
     @classmethod
@@ -91,6 +94,7 @@ class Profile(_Section):
     retries: int = Field(2, ge=0, le=100)
     max_failures: int = Field(3, ge=0, le=1000)
     checkpoint_every_seconds: float = Field(60, gt=0)
+    activation_bytes: int = Field(8 << 30, ge=0)
     stages: dict[str, Resources] = {}
 
     @field_validator("store", "scratch")

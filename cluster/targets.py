@@ -48,6 +48,22 @@ def run_target(target: str, payload: dict, settings: dict[str, str]) -> tuple[bo
         sys.stderr.flush()
 
 
+class Host:
+    """Keeps an object on a worker and calls its methods; failures come home as those of a target do."""
+
+    def __init__(self, target: str, payload: dict, settings: dict[str, str]) -> None:
+        _prepare(settings)
+        self._target, self._payload, self._kept = target, payload, None
+
+    def call(self, method: str, arguments: tuple) -> tuple[bool, Any]:
+        try:
+            if self._kept is None:      # here and not above, so that its failure has a caller to go to
+                self._kept = load(self._target)(self._payload)
+            return False, getattr(self._kept, method)(*arguments)
+        except Exception as error:
+            return True, {"mistake": isinstance(error, MISTAKES), "text": _text(error)}
+
+
 def run_single_rank(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
     """Runs on the worker, which ends with it and so gives back what torch holds."""
     import torch.distributed

@@ -2,20 +2,20 @@
 
 A task is tried once (`max_retries=0`), because who retries is decided in one place, the flow. A rank that dies takes
 its group with it, and the group is started again up to `max_failures` times; what it resumes from is the target's
-business.
-Targets are import strings, so the driver imports neither torch nor the work.
+business. Targets are import strings, so the driver imports neither torch nor the work.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.targets import THREADS, Mistake, TargetFailed, run_rank, run_single_rank, run_target
+from cluster.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR", "MALLOC_MMAP_THRESHOLD_")
 TRAIN_SETTINGS = {
@@ -89,6 +89,34 @@ def start_task(
 def run_task(target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, **options: Any) -> Any:
     """The result of `module:function(payload)`, run on a worker."""
     return start_task(target, payload, cpus, gpus, **options).result()
+
+
+class Actor:
+    """An object that lives on a worker until this handle is gone."""
+
+    def __init__(self, handle: Any, target: str) -> None:
+        self._handle, self._target = handle, target
+
+    def call(self, method: str, *arguments: Any) -> Running:
+        """Begin one of its methods; they run in the order they were called."""
+        return Running(self._handle.call.remote(method, arguments), f"{self._target}.{method}")
+
+
+def start_actor(
+    target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, env: Mapping[str, str] | None = None
+) -> Actor:
+    """Make `module:Class(payload)` on a worker that has these resources. It is not made again if the worker dies."""
+    connect()
+    import ray
+
+    _check_room(1, cpus, gpus)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Host).remote
+    return Actor(remote(target, dict(payload), _settings(cpus, env)), target)
+
+
+def on_cluster() -> bool:
+    """Whether this process is a worker, or the driver, of a cluster."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def run_group(

@@ -52,6 +52,8 @@ class Submitter:
             "micro_batch": self.profile.micro_batch,
             "checkpoint_every_seconds": self.profile.checkpoint_every_seconds,
             "threads": resources.threads,
+            "workers": resources.workers,
+            "activation_bytes": self.profile.activation_bytes,
         }
         work = payload(
             step.node.stage, step.artifact, step.parent_addresses, execution, self.profile.store, self.profile.scratch

@@ -24,6 +24,7 @@ from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
 HISTORY = "history.jsonl"
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}       # freed blocks go back at once
 Payload = dict[str, Any]
 
 
@@ -61,7 +62,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     history = History(scratch / HISTORY, artifact.address, tell)
     report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
-    context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution))
+    context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
     started = time.monotonic()
     metrics = stage.run(context)
     seconds = time.monotonic() - started
@@ -140,6 +141,19 @@ def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: flo
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
 
 
+def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[Any]:
+    """An object of ``target`` per payload on workers of the cluster, each with the stage's own share of the machine; in
+    this process where it is on no cluster."""
+    from cluster.workers import on_cluster, start_actor
+
+    if not on_cluster():
+        from tasks.calibrate.shares import Nearby
+
+        return [Nearby(given) for given in payloads]
+    resources = work["resources"]
+    return [start_actor(target, given, resources["cpus"], resources["gpus"], MEMORY) for given in payloads]
+
+
 def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:
     """The seam between stages: every promise of the masks, counted on the stored weights, or the stage fails."""
     from tasks.formats.mask import density, load_masks
@@ -205,10 +219,10 @@ def _launch(work: Payload) -> None:
     """Run one payload on the cluster: as a Ray task, or as a Ray Train group where the stage wants ranks."""
     from cluster.workers import run_group, run_task
 
-    resources, variables = work["resources"], {"MALLOC_MMAP_THRESHOLD_": "131072"}      # freed blocks go back at once
+    resources = work["resources"]
     if not stage_class(work["artifact"]["stage"]).distributed:
         run_task(
-            "tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=variables
+            "tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=MEMORY
         )
         return
     work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}

@@ -91,6 +91,13 @@ def dump(method: Method) -> dict[str, Any]:
     return {method.name: method.model_dump(mode="json")}
 
 
-def of(shelf: str) -> Any:
-    """The annotation of a stage's field that holds a method of one shelf."""
-    return Annotated[Method, BeforeValidator(lambda spec: build(shelf, spec)), PlainSerializer(dump)]
+def of(shelf: str, optional: bool = False) -> Any:
+    """The annotation of a field that holds a method of one shelf, or with ``optional`` none."""
+
+    def read(spec: Any) -> Method | None:
+        return None if spec is None and optional else build(shelf, spec)
+
+    def write(method: Method | None) -> dict[str, Any] | None:
+        return None if method is None else dump(method)
+
+    return Annotated[Method | None if optional else Method, BeforeValidator(read), PlainSerializer(write)]

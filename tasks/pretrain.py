@@ -68,8 +68,8 @@ class Pretrain(TrainStage):
         import torch
 
         from tasks.data.tokenizer import load_tokenizer
+        from tasks.models.building import builder
         from tasks.models.checkpoint import load_model
-        from tasks.models.transform import builder
 
         if self.model.checkpoint:
             return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}

@@ -2,39 +2,126 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, model_validator
 
 from tasks.calibrate.calibration import CalibratedStage
-from tasks.methods import of
-from tasks.stage import Context
+from tasks.methods import build, of
+from tasks.stage import REPORT, Context
+
+if TYPE_CHECKING:
+    from tasks.formats.pattern import Pattern
+    from tasks.models.allocation import Allocator
+
+ESSENTIAL = "essential"
+
+
+def _sane(sparsity: float | str | None) -> float | str | None:
+    if sparsity is None or sparsity == ESSENTIAL:
+        return sparsity
+    if isinstance(sparsity, str):
+        raise ValueError(f"input should be a number or {ESSENTIAL}, got {sparsity!r}")
+    if sparsity >= 1:
+        raise ValueError(f"input should be less than 1, got {sparsity:g}")
+    if sparsity < 0:
+        raise ValueError(f"input should be greater than or equal to 0, got {sparsity:g}")
+    return sparsity
 
 
 class Prune(CalibratedStage):
-    """``pattern`` is unstructured, N:M, block:SIZE or channel; an N:M pattern says its sparsity by itself."""
+    """``pattern`` is unstructured, N:M, block:SIZE, group:ROWS, channel or neuron; an N:M pattern says its sparsity by
+    itself, and sparsity ``essential`` looks for the highest one that costs next to nothing. ``allocator`` shares the
+    sparsity out over the matrices; without one the method's own does."""
 
     method: of("pruners")
     pattern: str = "unstructured"
-    sparsity: float | None = Field(None, ge=0, lt=1)
+    sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None
+    allocator: of("allocators", optional=True) = None
 
     @model_validator(mode="after")
-    def _pattern_and_sparsity(self) -> Prune:
-        if self.sparsity is None and not hasattr(self._pattern(), "sparsity"):
+    def _agree(self) -> Prune:
+        pattern = self._pattern()
+        fixed = hasattr(pattern, "sparsity")
+        if self.sparsity is None and not fixed:
             raise ValueError(f"sparsity is needed with pattern {self.pattern}")
-        self._pattern().check(self.target, self._pattern().width_multiple)
+        self.method.suit(pattern)
+        if fixed and self.sparsity == ESSENTIAL:
+            raise ValueError(f"sparsity {ESSENTIAL} is looked for, and pattern {pattern} fixes it; choose unstructured")
+        if fixed and self._allocator().name != "uniform":
+            raise ValueError(f"pattern {pattern} fixes the sparsity of every matrix, and allocator {self._allocator().name} "
+                             "would vary it; choose unstructured")  # fmt: skip
+        if self.sparsity != ESSENTIAL:
+            pattern.check(self.target, pattern.width_multiple)
         return self
 
-    def _pattern(self):
+    def _pattern(self) -> Pattern:
         from tasks.formats.pattern import parse_pattern
 
         return parse_pattern(self.pattern, self.method.scope)
 
+    def _allocator(self) -> Allocator:
+        return self.allocator or build("allocators", self.method.allocator)
+
     @property
     def target(self) -> float:
-        """The sparsity asked for, in so many words or by the pattern."""
+        """The sparsity asked for, in so many words or by the pattern; 0 while it is looked for."""
+        if self.sparsity == ESSENTIAL:
+            return 0.0
         return self._pattern().sparsity if self.sparsity is None else self.sparsity
 
     def check_width(self, width: int) -> None:
         self._pattern().check(self.target, width)
 
     def run(self, context: Context) -> dict[str, float]:
-        return self.walk(context, context.output, pattern=self._pattern(), sparsity=self.target)
+        report = context.output / REPORT
+        report.mkdir(parents=True, exist_ok=True)
+        sparsity = self.target
+        if self.sparsity == ESSENTIAL:
+            from tasks.calibrate.essential import search
+
+            sparsity, curve = search(lambda level: self._loss(context, level))
+            (report / "essential.json").write_text(json.dumps(curve))
+        return self._prune(context, sparsity, context.output)
+
+    def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
+        """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
+        place = f"walk-{sparsity:g}"
+        table = self._allocate(context, sparsity, place)
+        if not getattr(self.method, "shrink", False):
+            return self.walk(context, output, place, pattern=self._pattern(), sparsity=table)
+        from tasks.models.narrow import shrink
+
+        masked = context.scratch / place / "masked"
+        metrics = self.walk(context, masked, place, pattern=self._pattern(), sparsity=table)
+        shrink(masked, output)
+        return metrics
+
+    def _allocate(self, context: Context, sparsity: float, place: str) -> dict[str, float]:
+        """The table of sparsities by linear, made once; in the report for people to read, edit and give back."""
+        import yaml
+
+        from tasks.calibrate.scan import scan
+        from tasks.models.blocks import BlockStream
+
+        made = context.scratch / place / "allocation.json"
+        if not made.exists():
+            stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
+            table = self._allocator().allocate(scan(stream, self.batches(context), self.room(context)), sparsity)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.with_suffix(".half").write_text(json.dumps(table))
+            made.with_suffix(".half").replace(made)
+        table = json.loads(made.read_text())
+        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+        return table
+
+    def _loss(self, context: Context, sparsity: float) -> float:
+        """Next-token loss on the calibration text at one sparsity; of the dense model at 0."""
+        from tasks.calibrate.essential import loss
+
+        directory = self.incoming(context)
+        if sparsity:
+            directory = context.scratch / f"walk-{sparsity:g}" / "tried"
+            self._prune(context, sparsity, directory)
+        return loss(directory, self.batches(context), context.execution.device)

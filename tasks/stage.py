@@ -124,6 +124,7 @@ class Context:
     execution: Execution
     report: Callable[[Event], None] = lambda event: None
     make_engine: Callable[..., Any] | None = None
+    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = lambda target, payloads: []
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
@@ -147,6 +148,8 @@ class Execution:
     micro_batch: int | None = None
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
+    workers: int = 1        # share out the calibration sequences
+    activation_bytes: int = 8 << 30     # of calibration activations in host memory; the rest lies on the scratch disk
 
 
 def stage_class(name: str) -> type[Stage]:

@@ -36,9 +36,9 @@ LIBRARIES = {       # where a library may be imported: path prefixes
 }
 ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log handler is flushed before its server goes
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
-    "pruners": ("tasks.calibrate",),
+    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.structure"),
     "quantizers": ("tasks.calibrate",),
-    "allocators": ("tasks.calibrate", "tasks.models.allocation"),
+    "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "transforms": ("tasks.models.transform", "tasks.models.expanded"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",

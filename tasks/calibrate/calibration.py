@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tasks.methods import dump
 from tasks.stage import REPORT, Context, ModelStage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tasks.calibrate.walk import BlockReport
+    import torch
+
+    from tasks.calibrate.report import BlockReport
+    from tasks.calibrate.shares import Follower
+    from tasks.models.activations import Room
 
 
 class CalibratedStage(ModelStage):
@@ -23,22 +30,45 @@ class CalibratedStage(ModelStage):
     length: int = Field(256, ge=2)
     batch: int = Field(16, gt=0)
 
-    def walk(self, context: Context, output: Path, **choices: Any) -> dict[str, float]:
-        """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`."""
+    def batches(self, context: Context) -> list[torch.Tensor]:
+        """The calibration sequences as tokens int64 [B, T]."""
         import torch
 
-        from tasks.calibrate.walk import walk
         from tasks.data.tokens import calibration_batches
+
+        drawn = calibration_batches(context.inputs["data"], self.sequences, self.length, self.batch, self.seed)
+        return [torch.from_numpy(tokens_BT) for tokens_BT in drawn]
+
+    def room(self, context: Context) -> Room:
+        """The memory that the activations may take; what is left over from an attempt that died is cleared."""
+        from tasks.models.activations import Room
+
+        folder = context.scratch / "activations"
+        shutil.rmtree(folder, ignore_errors=True)
+        return Room(context.execution.activation_bytes, folder)
+
+    def walk(self, context: Context, output: Path, place: str = "walk", **choices: Any) -> dict[str, float]:
+        """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`.
+
+        The walk is kept in scratch, in ``place``, where an attempt that follows a crash takes it up.
+        """
+        from tasks.calibrate.walk import walk
         from tasks.models.blocks import BlockStream
 
         def tell(block: BlockReport) -> None:
             note = "" if block.error is None else f"error {block.error:.4f}"
             context.progress(block.index + 1, block.depth, "blocks", note)
 
-        drawn = calibration_batches(context.inputs["data"], self.sequences, self.length, self.batch, self.seed)
-        batches = [torch.from_numpy(tokens_BT) for tokens_BT in drawn]
-        stream = BlockStream(self.incoming(context), output, context.execution.device, context.scratch)
-        report = walk(stream, batches, self.method, on_block=tell, **choices)
+        made = context.scratch / place / "model"
+        stream = BlockStream(
+            self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / "parts"
+        )
+        batches = self.batches(context)
+        followers = self._followers(context, batches)
+        report = walk(
+            stream, batches, self.method, room=self.room(context), followers=followers, on_block=tell, **choices
+        )
+        _link(made, output)
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)
         (context.output / REPORT / "walk.json").write_text(json.dumps(rows))
@@ -47,3 +77,34 @@ class CalibratedStage(ModelStage):
             "reconstruction_error": sum(errors) / max(1, len(errors)),
             "peak_memory_bytes": float(max(block.peak_bytes for block in report.blocks)),
         }
+
+    def _followers(self, context: Context, batches: list[torch.Tensor]) -> list[Follower]:
+        """Workers for all shares of the sequences but the first."""
+        from tasks.calibrate.shares import deal
+
+        shelf = type(self.method).__module__.split(".")[1]
+        shared = {
+            "model": str(self.incoming(context)),
+            "device": context.execution.device,
+            "activation_bytes": context.execution.activation_bytes,
+            "method": (shelf, dump(self.method)),
+        }
+        _, *others = deal(batches, context.execution.workers)
+        return context.hire(
+            "tasks.calibrate.shares:Share",
+            [
+                {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}
+                for number, share in enumerate(others, 1)
+            ],
+        )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files in another folder; a copy where the disk is another."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        (target / file.name).unlink(missing_ok=True)
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copyfile(file, target / file.name)

@@ -27,24 +27,28 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Edit:
     """What shall become of one matrix. ``keep_OI`` None leaves its mask, if it has one, as it is. ``extras`` are stored
-    beside the model, ``notes`` go to the report."""
+    beside the model, ``notes`` go to the report. ``promise`` is the pattern and sparsity of the mask where they are not
+    those the walk asked for."""
 
     weight_OI: torch.Tensor
     keep_OI: torch.Tensor | None = None
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
+    promise: tuple[Pattern, float] | None = None
 
 
 @dataclass
 class BlockView:
     """One block as a method sees it. All dictionaries are by matrix name; nothing in here may be changed in place.
 
-    ``matrices`` are in the dtype they are stored in. ``keep`` has the masks the model came with. ``statistics`` are
-    the observers' sums over the still-dense block, fed by the compressed blocks before it. ``run()`` gives the block's
-    outputs batch by batch, ``inputs`` are its hidden states; few methods need more than the matrices.
+    ``prefix`` is what the names of its parameters begin with. ``matrices`` are in the dtype they are stored in. ``keep``
+    has the masks the model came with. ``statistics`` are the observers' sums over the still-dense block, fed by the
+    compressed blocks before it. ``run()`` gives the block's outputs batch by batch, ``inputs`` are its hidden states;
+    few methods need more than the matrices.
     """
 
     index: int
+    prefix: str
     linears: dict[str, Linear]
     matrices: dict[str, torch.Tensor]
     keep: dict[str, torch.Tensor]
@@ -54,6 +58,12 @@ class BlockView:
     module: torch.nn.Module
     inputs: list[torch.Tensor]
     run: Callable[[], Iterator[torch.Tensor]]
+
+    def each(self, solve_one: Callable[[str], Edit]) -> dict[str, Edit]:
+        """One edit per matrix, solved side by side; an error names the matrix."""
+        from tasks.calibrate.parallel import side_by_side
+
+        return side_by_side(solve_one, self.matrices, self.statistics)
 
 
 class BlockMethod(Method):
@@ -92,12 +102,38 @@ class BlockMethod(Method):
                 raise BrokenMask(name, f"{self.name} revived dead weights")
 
 
-class Pruner(BlockMethod):
-    """Decides which weights live. ``scope`` is what an unstructured pattern ranks together, unless told otherwise."""
+def select(
+    score_OI: torch.Tensor, sparsity: float, pattern: Pattern, keep_OI: torch.Tensor | None = None, first_column: int = 0
+) -> torch.Tensor:
+    """The mask a pattern selects by a score. ``keep_OI`` is the mask so far: what is dead there stays dead."""
+    if bool(score_OI.isnan().any()):
+        raise ValueError("a score is not a number")
+    if keep_OI is None:
+        return pattern.keep(score_OI, sparsity, first_column)
+    return keep_OI & pattern.keep(score_OI.masked_fill(~keep_OI, pattern.dead_score), sparsity, first_column)
 
-    scope: ClassVar[Literal["row", "layer"]] = "layer"
+
+class Pruner(BlockMethod):
+    """Decides which weights live.
+
+    ``scope`` is what an unstructured pattern ranks together: each row, or the whole matrix. ``patterns`` are the kinds
+    of pattern the method can keep; ``allocator`` shares the sparsity out where the recipe names none.
+    """
+
+    scope: ClassVar[Literal["row", "layer"]]
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M", "block", "group", "channel", "neuron")
+
+    @property
+    def allocator(self) -> str:
+        return "uniform"
+
+    def suit(self, pattern: Pattern) -> None:
+        """Raise ValueError when the method makes no sense with a pattern."""
+        if pattern.kind not in self.patterns:
+            raise ValueError(f"{self.name} cannot keep pattern {pattern}; choose one of {', '.join(self.patterns)}")
 
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+        self.suit(pattern)
         for name, linear in linears.items():
             try:
                 pattern.check(sparsity[name], linear.shape[-1], linear.shape[-2])
@@ -117,23 +153,16 @@ class Pruner(BlockMethod):
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
         """Prune one matrix. ``keep_OI`` is the mask it came with: what is dead there stays dead."""
-        score_OI = self.score(weight_OI, statistics)
-        if bool(score_OI.isnan().any()):
-            raise ValueError(f"{self.name} gave a score that is not a number")
-        if keep_OI is not None:
-            score_OI = score_OI.masked_fill(~keep_OI, pattern.dead_score)
-        chosen_OI = pattern.keep(score_OI, sparsity)
-        if keep_OI is not None:
-            chosen_OI &= keep_OI
+        chosen_OI = select(self.score(weight_OI, statistics), sparsity, pattern, keep_OI)
         return Edit(weight_OI.masked_fill(~chosen_OI, 0), chosen_OI)
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
-        return {
-            name: self.solve_linear(
-                weight_OI, view.statistics.get(name), view.sparsity[name], view.pattern, view.keep.get(name)
+        def solve_one(name: str) -> Edit:
+            return self.solve_linear(
+                view.matrices[name], view.statistics.get(name), view.sparsity[name], view.pattern, view.keep.get(name)
             )
-            for name, weight_OI in view.matrices.items()
-        }
+
+        return view.each(solve_one)
 
     def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
         from tasks.formats.mask import BrokenMask
@@ -141,12 +170,13 @@ class Pruner(BlockMethod):
         super().check(view, edits)
         for name in view.matrices:
             keep_OI = edits[name].keep_OI if name in edits else None
-            if keep_OI is None and view.sparsity[name] == 0:
+            pattern, sparsity = (edits[name].promise if name in edits else None) or (view.pattern, view.sparsity[name])
+            if keep_OI is None and sparsity == 0:
                 continue
             if keep_OI is None:
                 raise BrokenMask(name, f"{self.name} gave it no mask")
-            if not view.pattern.holds(keep_OI, view.sparsity[name]):
-                raise BrokenMask(name, f"{self.name} broke {view.pattern} at sparsity {view.sparsity[name]:g}")
+            if not pattern.holds(keep_OI, sparsity):
+                raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
 
 
 class Quantizer(BlockMethod):
@@ -179,7 +209,7 @@ class Quantizer(BlockMethod):
         raise NotImplementedError
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
-        return {
-            name: self.solve_linear(weight_OI, view.keep.get(name), view.statistics.get(name), self.grid)
-            for name, weight_OI in view.matrices.items()
-        }
+        def solve_one(name: str) -> Edit:
+            return self.solve_linear(view.matrices[name], view.keep.get(name), view.statistics.get(name), self.grid)
+
+        return view.each(solve_one)

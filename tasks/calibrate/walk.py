@@ -2,67 +2,28 @@
 
 Statistics come from the still-dense block fed by the already compressed prefix. Only this file assigns weights; what
 a method returns is checked against its promise first. The masks a model comes with are handed to the method and kept.
+A stream with durable parts resumes: blocks that an interrupted walk finished are only run, to feed those that follow.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 
-from tasks.calibrate.method import BlockMethod, BlockView, Edit
-from tasks.calibrate.observe import Watch
+from tasks.calibrate.ledger import claim, identity
+from tasks.calibrate.method import BlockMethod, Edit
+from tasks.calibrate.opened import open_block
+from tasks.calibrate.report import BlockReport, WalkReport
+from tasks.calibrate.shares import Follower, deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, parse_pattern
+from tasks.models.activations import Activations, Held, Room
 from tasks.models.blocks import Extras, ResidentBlocks
-from tasks.models.capture import Activations
 from tasks.models.linears import Linear
-
-
-@dataclass(frozen=True)
-class BlockReport:
-    """``error``: squared change of the block's output over the output's squares; None without data.
-
-    ``unseen``: matrices that no token reached, solved as if all inputs were alike. ``notes``: what a method had to
-    say of a matrix, such as the damping it needed.
-    """
-
-    index: int
-    depth: int
-    sparsity: dict[str, float]
-    error: float | None
-    seconds: float
-    peak_bytes: int
-    unseen: list[str] = field(default_factory=list)
-    notes: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-@dataclass
-class WalkReport:
-    blocks: list[BlockReport] = field(default_factory=list)
-
-    @property
-    def sparsity(self) -> dict[str, float]:
-        return {name: value for block in self.blocks for name, value in block.sparsity.items()}
-
-    @property
-    def unseen(self) -> list[str]:
-        return [name for block in self.blocks for name in block.unseen]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The walk in scalars."""
-        errors = [block.error for block in self.blocks if block.error is not None]
-        return {
-            "walk/seconds": sum(block.seconds for block in self.blocks),
-            "walk/peak_bytes": float(max((block.peak_bytes for block in self.blocks), default=0)),
-            "walk/unseen": float(len(self.unseen)),
-            **({"walk/mean_error": sum(errors) / len(errors)} if errors else {}),
-        }
 
 
 def walk(
@@ -72,12 +33,15 @@ def walk(
     *,
     sparsity: float | Mapping[str, float] = 0.0,
     pattern: Pattern | str = "unstructured",
+    room: Room | None = None,
+    followers: Sequence[Follower] = (),
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> WalkReport:
     """Run ``method`` over every block of ``stream``; ``batches`` are tokens int64 [B, T].
 
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
-    no error is measured.
+    no error is measured. ``room`` is the memory the activations may take. ``followers`` hold the further shares that
+    :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern, getattr(method, "scope", "layer"))
@@ -86,14 +50,39 @@ def walk(
     batches = list(batches)
     if not batches and any(method.observer(linear) is not None for linear in stream.linears.values()):
         raise ValueError(f"{method.name} needs calibration data, and there is none")
-    report = WalkReport()
+    if stream.durable:
+        claim(stream.parts, identity(stream.source, batches, method, levels, pattern))
+    report = WalkReport([BlockReport(**note) for note in stream.finished()])
     with torch.no_grad():
-        flow = stream.capture(batches)
+        flow = stream.capture(deal(batches, 1 + len(followers))[0], room)
         for index in range(stream.depth):
-            report.blocks.append(_treat(stream, index, flow, method, levels, pattern))
-            on_block(report.blocks[-1])
+            if index < len(report.blocks):
+                _pass(stream, index, flow, followers)
+            else:
+                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, followers))
+            on_block(report.blocks[index])
+        flow.hidden.clear()
         stream.finish()
     return report
+
+
+def _pass(stream: ResidentBlocks, index: int, flow: Activations, followers: Sequence[Follower]) -> None:
+    """Feed the next block through one that is finished."""
+    block = stream.read_finished(index)
+    _advance(block, index, flow, Held(), followers)
+    stream.release(block)
+
+
+def _advance(
+    block: torch.nn.Module, index: int, flow: Activations, dense: Held, followers: Sequence[Follower]
+) -> float | None:
+    """Replace everybody's hidden states by the block's output; its relative squared error against ``dense``."""
+    state = {name: value.cpu() for name, value in block.state_dict().items()} if followers else {}
+    pending = [follower.call("advance", index, state) for follower in followers]
+    measured = len(dense) > 0
+    parts = [propagate(flow, block, index, dense), *(share.result() for share in pending)]
+    change, total = (sum(part[side] for part in parts) for side in (0, 1))
+    return change / max(total, 1e-300) if measured else None
 
 
 def _levels(linears: Mapping[str, Linear], sparsity: float | Mapping[str, float]) -> dict[str, float]:
@@ -112,73 +101,29 @@ def _treat(
     method: BlockMethod,
     levels: Mapping[str, float],
     pattern: Pattern,
+    followers: Sequence[Follower],
 ) -> BlockReport:
     started = time.perf_counter()
-    block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
-    prefix = f"{stream.prefix}.{index}."
-    parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
-    statistics, unseen, dense = _observe(block, index, flow, linears, parameters, method)
-    matrices, keep = _matrices(linears, parameters, masks)
-    sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
-    run = partial(flow.run, block, index)
-    view = BlockView(index, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
+    opened = open_block(stream, index, flow, method.observer, levels, pattern, followers)
+    view, block = opened.view, opened.view.module
     edits = method.solve(view)
     method.check(view, edits)
-    masks |= _new_masks(linears, edits, levels, pattern)
-    extras = _extras(linears, edits)
-    _assign(parameters, matrices, edits)
-    error = _propagate(block, index, flow, dense)
+    masks = opened.masks | _new_masks(view.linears, edits, levels, pattern)
+    extras = _extras(view.linears, edits)
+    _assign(opened.parameters, view.matrices, edits)
+    error = _advance(block, index, flow, opened.dense, followers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
-    stream.write(index, block, masks, extras)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = time.perf_counter() - started
-    return BlockReport(index, stream.depth, densities, error, seconds, peak, unseen, notes)
+    peak, seconds = _peak_bytes(stream.device), time.perf_counter() - started
+    report = BlockReport(index, stream.depth, densities, error, seconds, peak, opened.unseen, notes)
+    stream.write(index, block, masks, extras, asdict(report))
+    return report
 
 
-def _matrices(
-    linears: dict[str, Linear], parameters: dict[str, torch.Tensor], masks: Mapping[str, Mask]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The block's matrices as [O, I] views of its parameters, and the masks of those that have one."""
-    matrices, keep = {}, {}
-    for name, linear in linears.items():
-        whole, mask = linear.matrix(parameters[name]), masks[name].keep if name in masks else None
-        for matrix, expert in linear.matrices.items():
-            matrices[matrix] = whole if expert is None else whole[expert]
-            if mask is not None:
-                keep[matrix] = (mask if expert is None else mask[expert]).to(whole.device)
-    return matrices, keep
-
-
-def _observe(
-    block: torch.nn.Module,
-    index: int,
-    flow: Activations,
-    linears: dict[str, Linear],
-    parameters: dict[str, torch.Tensor],
-    method: BlockMethod,
-) -> tuple[dict, list[str], list[torch.Tensor]]:
-    """Run the dense block: the observers' statistics, what no token reached, and the outputs."""
-    watched = {name: linear for name, linear in linears.items() if method.observer(linear) is not None}
-    if not watched:
-        return {}, [], list(flow.run(block, index))
-    watch, outputs = Watch(watched, parameters, method.observer), []
-    with watch:
-        for output_BTD in flow.run(block, index):
-            outputs.append(output_BTD)
-            watch.next_batch()
-    return watch.statistics, watch.unseen(), outputs
-
-
-def _propagate(block: torch.nn.Module, index: int, flow: Activations, dense: list[torch.Tensor]) -> float | None:
-    """Replace the hidden states by the edited block's output; returns its relative squared error."""
-    change = total = 0.0
-    for batch, output_BTD in enumerate(flow.run(block, index)):
-        reference_BTD = dense[batch].double()
-        change += float((output_BTD.double() - reference_BTD).square().sum())
-        total += float(reference_BTD.square().sum())
-        dense[batch] = flow.hidden[batch] = output_BTD
-    return change / max(total, 1e-300) if dense else None
+def _peak_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _new_masks(
@@ -191,7 +136,8 @@ def _new_masks(
         if keeps and all(keep_OI is not None for keep_OI in keeps):
             assert len(keeps) == len(linear.matrices), f"{name}: some of its experts got a mask and some did not"
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
-            masks[name] = Mask.of(keep.cpu(), pattern, levels[name])
+            promise = next(edits[matrix].promise for matrix in linear.matrices) or (pattern, levels[name])
+            masks[name] = Mask.of(keep.cpu(), *promise)
     return masks
 
 

@@ -1,8 +1,8 @@
 """Sparsity patterns: which weights may live together.
 
-Methods score, patterns select. Every selection by rank in Winnow happens here, so that 50 % means the same
-50 % everywhere, to the last weight: a pattern prunes ``floor(sparsity * count)`` weights of each group it compares,
-and where a matrix is solved a few columns at a time the quota is carried across the column groups.
+Methods score, patterns select, so that 50 % means the same 50 % everywhere, to the last weight: a pattern prunes
+``floor(sparsity * count)`` weights of each group it compares, and where a matrix is solved a few columns at a time the
+quota is carried across the column groups.
 
 Shapes: O = output rows, I = input columns, G = the columns at hand. Masks are boolean, True = keep.
 """
@@ -16,54 +16,21 @@ from typing import Literal
 
 import torch
 
+from tasks.formats.selection import keep_highest, quota
+
 Scope = Literal["row", "layer"]
-
-
-def quota(count: int, sparsity: float) -> int:
-    """How many of ``count`` weights are pruned at ``sparsity``. The epsilon absorbs 0.7 * 10 == 6.999..."""
-    return math.floor(count * sparsity + 1e-9)
-
-
-_NARROW = 16  # up to this width comparing all pairs beats sorting a row or selecting its threshold (5x at width 4)
-
-
-def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
-    """:func:`keep_highest` of short rows: an entry lives when ``pruned`` others or more rank below it."""
-    columns = score.T.contiguous()
-    below = torch.zeros(columns.shape, dtype=torch.uint8, device=score.device)
-    for later in range(1, len(columns)):
-        for earlier in range(later):
-            higher = columns[later] >= columns[earlier]
-            below[later] += higher
-            below[earlier] += ~higher
-    return (below >= pruned).T.contiguous()
-
-
-def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
-    """Keep all but the ``pruned`` lowest entries of each row of a 2-D score; ties fall to the lower index first."""
-    if pruned <= 0:
-        return torch.ones_like(score, dtype=torch.bool)
-    if score.shape[-1] <= _NARROW:
-        return _keep_highest_by_pairs(score, pruned)
-    # Selecting the threshold is several times faster than sorting (7x on one row of 4 million), with the same result.
-    threshold = score.kthvalue(pruned, dim=-1, keepdim=True).values
-    keep = score > threshold
-    surplus = score.shape[-1] - pruned - keep.sum(-1, keepdim=True)
-    if bool((surplus > 0).any()):
-        tied = score == threshold
-        fallen = tied.sum(-1, keepdim=True) - surplus
-        keep |= tied & (tied.cumsum(-1, dtype=torch.int32) > fallen)
-    return keep
 
 
 @dataclass(frozen=True)
 class Pattern:
     """What a mask promises.
 
-    ``width_multiple`` is the number that must divide the input width. ``dead_score`` is what a weight that is already
-    dead scores: where weights are ranked one by one it goes before any live one, where scores are summed it adds none.
+    ``kind`` is its name without numbers. ``width_multiple`` is the number that must divide the input width.
+    ``dead_score`` is what a weight that is already dead scores: where weights are ranked one by one it goes before any
+    live one, where scores are summed it adds none.
     """
 
+    kind = ""
     width_multiple = 1
     dead_score = -math.inf
 
@@ -91,6 +58,7 @@ class Pattern:
 class Unstructured(Pattern):
     """Any weight may go. ``scope`` says what is ranked together: each output row, or the whole matrix."""
 
+    kind = "unstructured"
     scope: Scope = "layer"
 
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
@@ -116,6 +84,7 @@ class Unstructured(Pattern):
 class NM(Pattern):
     """Keep N of every M consecutive input columns."""
 
+    kind = "N:M"
     n: int = 2
     m: int = 4
 
@@ -154,6 +123,7 @@ class NM(Pattern):
 class Block(Pattern):
     """Square blocks of ``size`` x ``size`` weights live or die together; blocks are ranked over the matrix."""
 
+    kind = "block"
     size: int = 16
     dead_score = 0.0
 
@@ -193,6 +163,7 @@ class Block(Pattern):
 class Channel(Pattern):
     """Whole input columns live or die together."""
 
+    kind = "channel"
     dead_score = 0.0
 
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
@@ -209,27 +180,69 @@ class Channel(Pattern):
         return "channel"
 
 
-CHOICES = "unstructured, unstructured:row, N:M (like 2:4), block:SIZE, channel"
+@dataclass(frozen=True)
+class Neuron(Pattern):
+    """Whole output rows live or die together. No quota can be carried over column groups: all columns decide at once."""
+
+    kind = "neuron"
+    dead_score = 0.0
+
+    def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
+        assert first_column == 0, "rows are decided once, over all columns"
+        kept = Unstructured("layer").keep(score_OG.double().sum(1)[None], sparsity)
+        return kept[0, :, None].expand_as(score_OG).clone()
+
+    def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
+        return bool((keep_OI == keep_OI[:, :1]).all()) and Unstructured("layer").holds(keep_OI[:, :1], sparsity)
+
+    def partners(self, column: int, width: int) -> torch.Tensor:
+        return torch.ones(width, dtype=torch.bool)
+
+    def __str__(self) -> str:
+        return "neuron"
 
 
-def parse_pattern(text: str, scope: Scope = "layer") -> Pattern:
-    """'unstructured', '2:4', 'block:16' or 'channel'. ``scope`` is the method's comparison group if unstructured."""
+@dataclass(frozen=True)
+class Group(Pattern):
+    """Every ``rows`` consecutive output rows share the columns they keep; each group of rows keeps equally many."""
+
+    kind = "group"
+    dead_score = 0.0
+    rows: int = 4
+
+    def check(self, sparsity: float, width: int, rows: int | None = None) -> None:
+        super().check(sparsity, width, rows)
+        if rows is not None and rows % self.rows:
+            raise ValueError(f"pattern {self} needs an output width divisible by {self.rows}, got {rows}")
+
+    def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
+        group_scores = score_OG.double().unflatten(0, (-1, self.rows)).sum(1)
+        return Unstructured("row").keep(group_scores, sparsity, first_column).repeat_interleave(self.rows, 0)
+
+    def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
+        grouped = keep_OI.unflatten(0, (-1, self.rows))
+        return bool((grouped == grouped[:, :1]).all()) and Unstructured("row").holds(grouped[:, 0], sparsity)
+
+    def partners(self, column: int, width: int) -> torch.Tensor:
+        return torch.ones(width, dtype=torch.bool)
+
+    def __str__(self) -> str:
+        return f"group:{self.rows}"
+
+
+CHOICES = "unstructured, unstructured:row, N:M (like 2:4), block:SIZE, group:ROWS, channel, neuron"
+_PLAIN = {"unstructured:row": Unstructured("row"), "channel": Channel(), "neuron": Neuron()}
+
+
+def parse_pattern(text: str, scope: str = "layer") -> Pattern:
+    """'unstructured', '2:4', 'block:16', ... ``scope`` is the method's comparison group if unstructured; a ``global``
+    one ranks within a matrix too, once the shares of the matrices are known."""
     if text == "unstructured":
-        return Unstructured(scope)
-    if text == "unstructured:row":
-        return Unstructured("row")
-    if text == "channel":
-        return Channel()
-    if match := re.fullmatch(r"block:([1-9]\d*)", text):
-        return Block(int(match[1]))
+        return Unstructured("row" if scope == "row" else "layer")
+    if text in _PLAIN:
+        return _PLAIN[text]
+    if match := re.fullmatch(r"(block|group):([1-9]\d*)", text):
+        return (Block if match[1] == "block" else Group)(int(match[2]))
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
     raise ValueError(f"no pattern {text!r}; choose one of {CHOICES}")
-
-
-def keep_global(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
-    """Rank all tensors together (any shapes) and prune the lowest ``floor(sparsity * total)`` entries of the union."""
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    kept = keep_highest(flat[None], quota(flat.numel(), sparsity))[0]
-    pieces = kept.split([score.numel() for score in scores.values()])
-    return {name: piece.reshape(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}

@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import torch
 
-from tasks.formats.pattern import keep_highest
+from tasks.formats.selection import keep_highest
 
 SIDE = 4
 KEPT = 2

@@ -112,7 +112,7 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """The modules of a config's model, without memory."""
     import torch
 
-    from tasks.models.transform import builder
+    from tasks.models.building import builder
 
     with torch.device("meta"):
         return builder(config).from_config(config)

@@ -18,15 +18,29 @@ import torch
 from torch import nn
 
 from tasks.formats.mask import Mask, load_masks, save_masks
-from tasks.models.capture import Activations, capture
+from tasks.models.activations import Activations, Room
+from tasks.models.capture import capture
 from tasks.models.linears import Linear, decoder_blocks, find_linears
-from tasks.models.shards import EXTRAS, INDEX, MASKS, copy_companions, merge_parts, splice
+from tasks.models.shards import (
+    EXTRAS,
+    INDEX,
+    MASKS,
+    TensorFiles,
+    copy_companions,
+    header,
+    merge_parts,
+    splice,
+    write_durably,
+    write_tensors,
+)
 
 Extras = dict[str, dict[str, torch.Tensor]]
 
 
 class ResidentBlocks:
     """The blocks of a model in memory, edited in place."""
+
+    durable = False     # whether blocks that were written outlive the process
 
     def __init__(self, model: nn.Module, masks: dict[str, Mask] | None = None, device: str = "cpu") -> None:
         self.model, self.device = model.eval(), device
@@ -49,26 +63,44 @@ class ResidentBlocks:
             parameter.data = parameter.data.clone()
         return self.blocks[index]
 
-    def write(self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras) -> None:
+    def release(self, block: nn.Module) -> None:
+        """Drop a block that was read and shall not be written."""
+
+    def write(
+        self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras, note: dict | None = None
+    ) -> None:
+        """Take back an edited block; ``note`` is what :meth:`finished` shall tell of it."""
         self.masks |= masks
         self.extras |= extras
 
     def finish(self) -> None:
         pass
 
-    def capture(self, batches: Iterable[torch.Tensor]) -> Activations:
+    def capture(self, batches: Iterable[torch.Tensor], room: Room | None = None) -> Activations:
         """Run the tokens int64 [B, T] of each batch up to the first block."""
-        return capture(self.model, self.blocks, batches, self.device)
+        return capture(self.model, self.blocks, batches, self.device, room)
+
+    def finished(self) -> list[dict]:
+        """What was noted of each block that an interrupted walk has written already."""
+        return []
 
 
 class BlockStream(ResidentBlocks):
     """The blocks of a model directory; each is read when its turn comes and written to ``output`` before the next.
 
     ``output`` becomes a model directory of its own: one shard per block, an index, config and tokenizer, and the masks
-    and extras beside them. Without ``output`` the stream only reads.
+    and extras beside them. Without ``output`` the stream only reads. With ``parts``, a folder that outlives the process,
+    a block that was written stays written, whatever happens next.
     """
 
-    def __init__(self, directory: Path, output: Path | None = None, device: str = "cpu", scratch: Path | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        output: Path | None = None,
+        device: str = "cpu",
+        scratch: Path | None = None,
+        parts: Path | None = None,
+    ) -> None:
         from tasks.models.checkpoint import module_named, skeleton
 
         if scratch:
@@ -79,6 +111,8 @@ class BlockStream(ResidentBlocks):
         if "quantization_config" in json.loads((self.source / "config.json").read_text()):
             raise ValueError(f"{directory} is quantized; choose the model it was made from")
         self.files = module_named(self.source, self.model, self.scratch)
+        self.parts, self.durable = parts or self.scratch, parts is not None
+        self.parts.mkdir(parents=True, exist_ok=True)
         self._mask_file = self.source / MASKS
         self._shards: dict[str, list[str]] = {}
         if output:
@@ -87,39 +121,55 @@ class BlockStream(ResidentBlocks):
     def masks_of(self, index: int) -> dict[str, Mask]:
         return load_masks(self._mask_file, self.linears_of(index))
 
-    def capture(self, batches: Iterable[torch.Tensor]) -> Activations:
+    def capture(self, batches: Iterable[torch.Tensor], room: Room | None = None) -> Activations:
         outer = [module for name, module in self.model.named_modules() if not self._inside(f"{name}.")]
         head = self.model.get_output_embeddings()
         names = [name for name in self.model.state_dict() if not self._inside(name) and name in self.files]
         skipped = {f"{name}." for name, module in self.model.named_modules() if module is head}
         try:
             self._rebuild_buffers(outer)
-            self._load(self.model, "", [name for name in names if not name.startswith(tuple(skipped))])
-            return super().capture(batches)
+            self._load(self.model, "", [name for name in names if not name.startswith(tuple(skipped))], self.files)
+            return super().capture(batches, room)
         finally:
             for module in outer:
                 _to_meta(module)
 
     def read(self, index: int) -> nn.Module:
-        block, prefix = self.blocks[index], f"{self.prefix}.{index}."
-        self._rebuild_buffers(list(block.modules()))
-        self._load(block, prefix, [prefix + name for name in block.state_dict()])
-        return block
+        return self._read(index, self.files)
 
-    def write(self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras) -> None:
-        from safetensors.torch import save_file
+    def finished(self) -> list[dict]:
+        notes = []
+        for index in range(self.depth if self.output else 0):
+            note, shard = self.parts / f"done-{index:05d}", self.output / self._shard(index + 1)
+            if not (note.exists() and shard.exists()):
+                break
+            self._shards[shard.name] = list(header(shard)[0])
+            notes.append(json.loads(note.read_text()))
+        return notes
 
+    def read_finished(self, index: int) -> nn.Module:
+        """A block as it was written; :meth:`release` it after use."""
+        return self._read(index, TensorFiles(self.output, self._shard(index + 1)))
+
+    def write(
+        self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras, note: dict | None = None
+    ) -> None:
         prefix = f"{self.prefix}.{index}."
         if self.output:
             state = {prefix + name: value.cpu().contiguous() for name, value in block.state_dict().items()}
-            save_file(state, self.output / self._shard(index + 1), {"format": "pt"})
+            write_tensors(state, self.output / self._shard(index + 1))
             self._shards[self._shard(index + 1)] = list(state)
             if masks:
-                save_masks(masks, self.scratch / f"masks-{index:05d}")
+                save_masks(masks, self.parts / f"masks-{index:05d}")
             if extras:
                 flat = {f"{name}:{key}": value.cpu().contiguous() for name, tensors in extras.items()
                         for key, value in tensors.items()}  # fmt: skip
-                save_file(flat, self.scratch / f"extras-{index:05d}")
+                write_tensors(flat, self.parts / f"extras-{index:05d}")
+            # Last, since it says that the rest is there.
+            write_durably(json.dumps(note or {}).encode(), self.parts / f"done-{index:05d}")
+        self.release(block)
+
+    def release(self, block: nn.Module) -> None:
         for module in block.modules():
             _to_meta(module)
 
@@ -129,12 +179,12 @@ class BlockStream(ResidentBlocks):
             splice(self.files.pieces(outer), self.output / self._shard(0), {"format": "pt"})
             self._shards[self._shard(0)] = outer
             size = sum((self.output / shard).stat().st_size for shard in self._shards)
-            weight_map = {name: shard for shard, names in sorted(self._shards.items()) for name in names}
+            weight_map = dict(sorted((name, shard) for shard, names in self._shards.items() for name in names))
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (self.output / INDEX).write_text(json.dumps(index, indent=1))
             copy_companions(self.source, self.output)
-            merge_parts(sorted(self.scratch.glob("masks-*")), self.output / MASKS)
-            merge_parts(sorted(self.scratch.glob("extras-*")), self.output / EXTRAS)
+            merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
+            merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
         self._temporary.cleanup()
 
     def _shard(self, number: int) -> str:
@@ -147,9 +197,15 @@ class BlockStream(ResidentBlocks):
         number = name[len(self.prefix) + 1 :].partition(".")[0]
         return number.isdecimal() and int(number) < self.depth
 
-    def _load(self, module: nn.Module, prefix: str, names: list[str]) -> None:
+    def _read(self, index: int, files: TensorFiles) -> nn.Module:
+        block, prefix = self.blocks[index], f"{self.prefix}.{index}."
+        self._rebuild_buffers(list(block.modules()))
+        self._load(block, prefix, [prefix + name for name in block.state_dict()], files)
+        return block
+
+    def _load(self, module: nn.Module, prefix: str, names: list[str], files: TensorFiles) -> None:
         wanted = module.state_dict()
-        tensors = self.files.read(names, self.device)
+        tensors = files.read(names, self.device)
         state = {}
         while tensors:
             name, tensor = tensors.popitem()

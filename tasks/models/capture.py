@@ -9,27 +9,13 @@ Shapes: B = batch, T = tokens, D = hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-
-@dataclass
-class Activations:
-    """What flows between the blocks: hidden states per batch, and per batch and block whatever else the block gets."""
-
-    hidden: list[torch.Tensor]
-    calls: list[list[tuple[tuple, dict[str, Any]]]]
-
-    def run(self, block: nn.Module, index: int) -> Iterator[torch.Tensor]:
-        """The block's output, batch by batch, from the hidden states as they are now."""
-        for hidden_BTD, calls in zip(self.hidden, self.calls, strict=True):
-            args, kwargs = calls[index]
-            output = block(hidden_BTD, *args, **kwargs)
-            yield output if isinstance(output, torch.Tensor) else output[0]
+from tasks.models.activations import Activations, Held, Room
 
 
 class _Captured(Exception):
@@ -56,16 +42,18 @@ class _Recorder(nn.Module):
         return (hidden_BTD,) if self.as_tuple else hidden_BTD
 
 
-def capture(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Tensor], device: str) -> Activations:
+def capture(
+    model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Tensor], device: str, room: Room | None = None
+) -> Activations:
     """Run the tokens int64 [B, T] of each batch up to the first of ``blocks``, which are part of ``model``."""
     batches = list(batches)
     whole = blocks._modules
     try:
-        return _capture(model, blocks, batches, device, as_tuple=False)
+        return _capture(model, blocks, batches, device, room, as_tuple=False)
     except _BrokenChain:  # some architectures' blocks return a tuple, and the model takes its first element
         blocks._modules = whole
         try:
-            return _capture(model, blocks, batches, device, as_tuple=True)
+            return _capture(model, blocks, batches, device, room, as_tuple=True)
         except _BrokenChain as broken:
             raise ValueError(f"unsupported: {type(model).__name__}, {broken}") from None
     finally:
@@ -73,9 +61,9 @@ def capture(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Ten
 
 
 def _capture(
-    model: nn.Module, blocks: nn.ModuleList, batches: list[torch.Tensor], device: str, as_tuple: bool
+    model: nn.Module, blocks: nn.ModuleList, batches: list[torch.Tensor], device: str, room: Room | None, as_tuple: bool
 ) -> Activations:
-    flow = Activations([], [])
+    flow = Activations(Held(room), [], device)
     known: dict[tuple, list[torch.Tensor]] = {}
     depth, calls, entered = len(blocks), [], []
 

@@ -74,7 +74,7 @@ def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTr
     """The whole model in memory, in its own dtype unless told. Weights that are missing are an error, not random."""
     from transformers import AutoConfig
 
-    from tasks.models.transform import builder
+    from tasks.models.building import builder
 
     validate(Path(directory))
     model, found = builder(AutoConfig.from_pretrained(directory, trust_remote_code=False)).from_pretrained(
@@ -90,7 +90,7 @@ def skeleton(directory: Path) -> PreTrainedModel:
     """The model without memory, on the meta device, its experts multiplied one by one where they can be observed."""
     from transformers import AutoConfig
 
-    from tasks.models.transform import builder
+    from tasks.models.building import builder
 
     validate(directory)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)

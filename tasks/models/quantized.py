@@ -17,6 +17,7 @@ import torch
 from tasks.formats.grid import Grid
 from tasks.models.checkpoint import check_masks, load_model, skeleton
 from tasks.models.linears import find_linears
+from tasks.models.narrow import WIDTHS
 from tasks.models.shards import MASKS, TensorFiles, copy_companions
 
 Scales = Mapping[str, Mapping[str, torch.Tensor]]
@@ -49,6 +50,9 @@ def _refuse_unsupported(directory: Path, scales: Scales, grid: Grid) -> None:
         if linear.transposed or len(linear.shape) != 2:
             kind = "a transposed Conv1D matrix" if linear.transposed else "a fused stack of experts"
             raise ValueError(f"unsupported: compressed-tensors packs nn.Linear only, and {name} is {kind}")
+    if WIDTHS in json.loads((directory / "config.json").read_text()):
+        raise ValueError(f"unsupported: {directory} has feed-forward networks of different widths, and no other program loads "
+                         "such a model; prune with cfsp: {shrink: false} before quantizing")  # fmt: skip
     if not grid.symmetric:
         raise ValueError("unsupported: compressed-tensors 0.20 does not read its packed asymmetric weights back; "
                          "choose symmetric")  # fmt: skip

@@ -7,6 +7,7 @@ touches (embeddings, heads, finished masks) move from file to file as bytes and 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,11 +22,13 @@ _CHUNK = 1 << 22
 
 
 class TensorFiles:
-    """The weights of a model directory."""
+    """The weights of a model directory, or of one ``file`` in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, file: str | None = None) -> None:
         self.directory = directory
-        if (directory / INDEX).exists():
+        if file:
+            self.files = dict.fromkeys(header(directory / file)[0], directory / file)
+        elif (directory / INDEX).exists():
             self.files = {
                 name: directory / file
                 for name, file in json.loads((directory / INDEX).read_text())["weight_map"].items()
@@ -97,6 +100,25 @@ def _copy(path: Path, start: int, length: int, output) -> None:
             assert chunk, f"{path} is shorter than its header says"
             output.write(chunk)
             length -= len(chunk)
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file that is either not there or whole, even after a crash."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path.with_suffix(".half"), {"format": "pt"})
+    _settle(path.with_suffix(".half"), path)
+
+
+def write_durably(content: bytes, path: Path) -> None:
+    path.with_suffix(".half").write_bytes(content)
+    _settle(path.with_suffix(".half"), path)
+
+
+def _settle(half: Path, path: Path) -> None:
+    with half.open("rb") as file:
+        os.fsync(file.fileno())
+    half.replace(path)
 
 
 def merge_parts(parts: list[Path], output: Path) -> None:

@@ -59,28 +59,6 @@ def transform_of(config: PretrainedConfig | Mapping[str, Any]) -> Transform | No
     return build("transforms", spec) if spec else None
 
 
-def builder(config: PretrainedConfig) -> Any:
-    """What builds a config's model, by ``from_config`` or ``from_pretrained``: transformers' own class, or a subclass of it
-    that replaces layers as soon as they stand. The subclass keeps the name, so that nothing of it is left in files."""
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    transform = transform_of(config)
-    if transform is None:
-        return AutoModelForCausalLM
-    plain = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-    def initialise(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        plain.__init__(self, config, *args, **kwargs)
-        transform.apply(self)
-
-    def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
-        return cls._from_config(config, **kwargs)
-
-    body = {"__init__": initialise, "__module__": plain.__module__, "from_config": classmethod(from_config)}
-    return type(plain.__name__, (plain,), body)
-
-
 def iso_sparsity(dense: PretrainedConfig, transform: Transform, length: int) -> float:
     """The sparsity of the prunable matrices at which a token of the transformed model costs what it costs in the dense one,
     attention and LM head included, which a wide model makes dearer too."""

@@ -1,18 +1,37 @@
-"""Magnitude: the smallest weights of each matrix go. Needs no data; the baseline every other pruner has to beat."""
+"""Magnitude: the smallest weights go. Needs no data; the baseline every other pruner has to beat.
+
+What is compared differs between papers and matters: within a row (as Wanda does), within a matrix, or over the whole
+model at once, which is what essential sparsity (arXiv 2306.03805) means by one-shot magnitude pruning.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from tasks.calibrate.method import Pruner
 
+if TYPE_CHECKING:
+    from tasks.formats.pattern import Pattern
+
 
 class Magnitude(Pruner):
-    """No hyper-parameters. Each matrix is ranked by itself, not row by row and not the whole model together."""
+    """``scope`` is what is ranked together. A global ranking is an allocation: the matrices' shares of the smallest
+    weights of the model are counted first, by the allocator of that name."""
 
     paper: ClassVar[str] = "magnitude pruning; essential sparsity (arXiv 2306.03805)"
+
+    scope: Literal["row", "layer", "global"] = "layer"
+
+    @property
+    def allocator(self) -> str:
+        return "magnitude" if self.scope == "global" else "uniform"
+
+    def suit(self, pattern: Pattern) -> None:
+        super().suit(pattern)
+        if self.scope == "global" and pattern.kind != "unstructured":
+            raise ValueError(f"scope global ranks single weights of the whole model, not {pattern}; choose unstructured")
 
     def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
         return weight_OI.abs()

@@ -2,6 +2,10 @@
 
 Large inputs make small weights matter. Weights compete within their output row, and those that stay do not change.
 
+The adaptive variant takes from each row the smallest weights up to one common share of the row's whole score, so rows
+whose score sits in few weights lose more. The paper looks for that share by bisection; ranking the cumulative shares
+over the matrix finds it at once, and hits the sparsity to the weight.
+
 Shapes: O = output features, I = input features.
 """
 
@@ -14,14 +18,25 @@ import torch
 from tasks.calibrate.method import Pruner
 
 if TYPE_CHECKING:
+    from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
 
 class Wanda(Pruner):
-    """No hyper-parameters."""
+    """``adaptive`` lets the rows of a matrix differ in sparsity."""
 
     paper: ClassVar[str] = "Wanda (arXiv 2306.11695)"
-    scope: ClassVar[Literal["row", "layer"]] = "row"
+
+    adaptive: bool = False
+
+    @property
+    def scope(self) -> Literal["row", "layer"]:
+        return "layer" if self.adaptive else "row"
+
+    def suit(self, pattern: Pattern) -> None:
+        super().suit(pattern)
+        if self.adaptive and pattern.kind != "unstructured":
+            raise ValueError(f"adaptive moves sparsity between rows, which {pattern} fixes; choose unstructured")
 
     def observer(self, linear: Linear) -> Any:
         from tasks.calibrate.observe import InputNorms
@@ -29,4 +44,7 @@ class Wanda(Pruner):
         return InputNorms(linear.shape[-1])
 
     def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
-        return weight_OI.abs() * statistics.norm_I
+        from tasks.formats.selection import cumulative_share
+
+        score_OI = weight_OI.abs() * statistics.norm_I
+        return cumulative_share(score_OI) if self.adaptive else score_OI

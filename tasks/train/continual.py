@@ -12,7 +12,8 @@ from zlib import crc32
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack, unpack
-from tasks.formats.pattern import Unstructured, keep_highest, quota
+from tasks.formats.pattern import Unstructured
+from tasks.formats.selection import keep_highest, quota
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
 from tasks.train.masking import Masking

@@ -16,7 +16,7 @@ from zlib import crc32
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack
-from tasks.formats.pattern import keep_highest
+from tasks.formats.selection import keep_highest
 from tasks.models.linears import Linear
 from tasks.train.hook import Run
 from tasks.train.masking import Masking

@@ -12,7 +12,8 @@ from zlib import crc32
 import torch
 
 from tasks.formats.mask import Mask, Masks
-from tasks.formats.pattern import Pattern, Unstructured, keep_global
+from tasks.formats.pattern import Pattern, Unstructured
+from tasks.formats.selection import keep_global
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
 from tasks.train.schedule import ExponentialDensity

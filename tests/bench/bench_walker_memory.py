@@ -1,8 +1,9 @@
-"""Peak memory of a walk at 24 layers against 6, each in a process of its own.
+"""Peak memory of a walk at 48 layers against 6, each in a process of its own.
 
 One block and its activations are all a walk may hold, whatever the depth. What counts is the resident set that the
 kernel saw, interpreter and torch included, since "one block in memory" was true of the code long before it was of the
-process. Weights are wide enough for 18 more layers to show; the growth by walking alone is told beside the ratio.
+process. Weights are wide enough for 42 more layers to show, and the activations have a budget that is a fraction of
+them and of the checkpoint, so most lie on disk; the growth by walking alone is told beside the ratio.
 
     python -m tests.bench.bench_walker_memory LAYERS WIDTH      one walk: MiB before, MiB at the peak, MiB of the model
 """
@@ -19,7 +20,8 @@ from tests.bench.measured import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}      # the first as stages run
-WIDTH, SHALLOW, DEEP = 512, 6, 24
+WIDTH, SHALLOW, DEEP = 512, 6, 48
+BUDGET = 4 << 20
 
 
 def measure() -> list[Measured]:
@@ -31,7 +33,8 @@ def measure() -> list[Measured]:
         Measured(
             "walker_memory", peak[DEEP] / peak[SHALLOW], 1.15,
             f"peak RSS at {DEEP} / {SHALLOW} layers, {peak[DEEP]:.0f} / {peak[SHALLOW]:.0f} MiB; walking adds "
-            f"{growth[DEEP]:.0f} / {growth[SHALLOW]:.0f}, the models weigh {size[DEEP]:.0f} / {size[SHALLOW]:.0f}",
+            f"{growth[DEEP]:.0f} / {growth[SHALLOW]:.0f}, the models weigh {size[DEEP]:.0f} / {size[SHALLOW]:.0f}, the "
+            f"activations' budget is {BUDGET >> 20}",
         )
     ]
 
@@ -51,17 +54,19 @@ def walk_once(layers: int, width: int) -> None:
         child("build", str(layers), str(width), str(source))
         prune(zoo.save("llama", warm, layers=1), zoo.batches())
         before = peak_mebibytes()
-        output = prune(source, zoo.batches(count=4, rows=2, length=64))
+        output = prune(source, zoo.batches(count=16, rows=8, length=64))
         print(before, peak_mebibytes(), sum(file.stat().st_size for file in output.glob("*.safetensors")) / 2**20)
 
 
 def prune(source: Path, batches: list) -> Path:
     from tasks.calibrate.walk import walk
     from tasks.methods import build
+    from tasks.models.activations import Room
     from tasks.models.blocks import BlockStream
 
     output = source.with_name(f"{source.name}-out")
-    walk(BlockStream(source, output), batches, build("pruners", "wanda"), sparsity=0.5)
+    room = Room(BUDGET, source.with_name(f"{source.name}-activations"))
+    walk(BlockStream(source, output), batches, build("pruners", "wanda"), sparsity=0.5, room=room)
     return output
 
 

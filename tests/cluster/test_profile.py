@@ -42,7 +42,8 @@ def test_local_profile_gives_training_all_cores_and_others_one():
 def test_all_cores_are_shared_out_between_ranks(tmp_path):
     profile = load_profile(write(tmp_path, "ranks: 2\nstages: {pretrain: {cpus: all}, prune: {ranks: 1, cpus: 3}}"))
     assert profile.resources("pretrain").cpus == max(1, cores() // 2)
-    assert profile.resources("prune").model_dump() == {"cpus": 3, "gpus": 0, "memory": None, "ranks": 1, "threads": 3}
+    resolved = {"cpus": 3, "gpus": 0, "memory": None, "ranks": 1, "threads": 3, "workers": 1}
+    assert profile.resources("prune").model_dump() == resolved
 
 
 def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
@@ -62,7 +63,7 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("micro_batch: many", "micro_batch: should be a valid integer"),
         ("retries: -1", "retries: should be greater"),
         ("checkpoint_every_seconds: 0", "checkpoint_every_seconds: should be greater than 0"),
-        ("sparsity: 0.5", "no field 'sparsity'; choose one of checkpoint_every_seconds, device"),
+        ("sparsity: 0.5", "no field 'sparsity'; choose one of activation_bytes, checkpoint_every_seconds, device"),
         ("ray: {adress: x}", "no field 'ray.adress'; choose one of address"),
         ("ray: {address: 'ray://head:10001'}", "ray.address: "),
         ("prefect: {api_url: 'http://me:secret@host/api'}", "prefect.api_url: "),

@@ -32,6 +32,14 @@ def fail(payload):
 def die(payload):
     os.kill(os.getpid(), signal.SIGKILL)
 
+class Counter:
+    def __init__(self, payload):
+        self.total = payload["start"]
+
+    def add(self, number):
+        self.total += number
+        return self.total, os.environ["OMP_NUM_THREADS"], os.getpid() != os.getppid()
+
 def rank(payload):
     import torch, torch.distributed
     total = torch.ones(1) * (torch.distributed.get_rank() + 1)
@@ -54,7 +62,7 @@ def rank(payload):
 
 DRIVER = '''
 import json, os, sys, time
-from cluster.workers import run_group, run_task, start_task
+from cluster.workers import on_cluster, run_group, run_task, start_actor, start_task
 from targets import event
 
 def attempt(name, call):
@@ -73,6 +81,11 @@ else:
     attempt("die", lambda: run_task("targets:die", {}))
     attempt("typo", lambda: run_task("targets:ecko", {}))
     attempt("large", lambda: run_task("targets:echo", {}, cpus=1000))
+    counter = start_actor("targets:Counter", {"start": 1})
+    attempt("counter", lambda: [pending.result()[:2] for pending in [counter.call("add", 2), counter.call("add", 3)]])
+    attempt("counter-fails", lambda: counter.call("subtract", 2).result())
+    event(kind="on-cluster", value=on_cluster())
+    del counter
     begun = time.time()
     naps = [start_task("targets:nap", {"seconds": 3}, cpus=0.5) for _ in range(2)]
     attempt("naps", lambda: [nap.result() - begun for nap in naps])
@@ -121,6 +134,9 @@ def test_tasks_return_fail_and_run_side_by_side(drive):
     assert "targets:die: WorkerCrashedError" in of(events, "die")[0]["error"]
     assert "AttributeError: module 'targets' has no attribute 'ecko'" in of(events, "typo")[0]["error"]
     assert "1 x 1000 CPU were asked for, this machine has" in of(events, "large")[0]["error"]
+    assert of(events, "counter")[0]["result"] == [[3, "1"], [6, "1"]]
+    assert "targets:Counter.subtract: AttributeError" in of(events, "counter-fails")[0]["error"]
+    assert of(events, "on-cluster")[0]["value"]
     assert max(of(events, "naps")[0]["result"]) < 6 + 3
 
 

@@ -2,23 +2,59 @@
 
 import pytest
 
+from tasks.calibrate.scan import scan
 from tasks.methods import build, dump, names
-from tasks.models.allocation import Scan
+from tasks.models.blocks import ResidentBlocks
+from tests.contracts.test_methods_without_torch import SCRIPT
+from tests.tasks import models_zoo as zoo
 
-MODEL = Scan({"q": (64, 64), "k": (16, 64), "up": (172, 64), "down": (64, 172), "experts": (4, 24, 64)})
 allocators = pytest.mark.parametrize("name", names("allocators"))
 
 
+def look(architecture="llama", layers=3):
+    model = zoo.model(architecture, layers=layers)
+    if architecture == "mixtral":
+        model.set_experts_implementation("eager")
+    return model, scan(ResidentBlocks(model), zoo.batches())
+
+
 @allocators
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 @pytest.mark.parametrize("overall", [0, 0.1, 0.33, 0.5, 0.7, 0.95])
-def test_the_total_is_exact_and_no_matrix_is_left_out(name, overall):
-    found = build("allocators", name).allocate(MODEL, overall)
-    assert found.keys() == MODEL.shapes.keys() and all(0 <= sparsity < 1 for sparsity in found.values())
-    dead = sum(sparsity * MODEL.size(linear) for linear, sparsity in found.items())
-    assert dead == pytest.approx(overall * sum(map(MODEL.size, MODEL.shapes)), abs=1e-6)
+def test_the_total_is_exact_to_the_weight_and_no_matrix_is_left_out(name, architecture, overall):
+    _, scanned = look(architecture, layers=2)
+    found = build("allocators", name).allocate(scanned, overall)
+    assert found.keys() == scanned.shapes.keys() and all(0 <= sparsity < 1 for sparsity in found.values())
+    dead = sum(sparsity * scanned.size(linear) for linear, sparsity in found.items())
+    assert dead == pytest.approx(overall * sum(map(scanned.size, scanned.shapes)), abs=1)
+
+
+@allocators
+def test_looking_changes_no_weight_and_the_same_look_gives_the_same_table(name):
+    model, scanned = look()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tables = [build("allocators", name).allocate(scanned, 0.6) for _ in range(2)]
+    assert tables[0] == tables[1]
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+
+@allocators
+def test_the_table_comes_back_through_table(name):
+    _, scanned = look()
+    found = build("allocators", name).allocate(scanned, 0.6)
+    assert build("allocators", {"table": {"sparsities": found}}).allocate(scanned, 0.1) == found
 
 
 @allocators
 def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
     method = build("allocators", name)
     assert dump(method).keys() == {name} and build("allocators", dump(method)) == method and method.paper
+
+
+def test_methods_are_built_and_dumped_without_torch():
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-c", SCRIPT, "allocators", *names("allocators")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -11,16 +11,20 @@ from tasks.models.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
+EXAMPLES = {"unstructured": "unstructured", "N:M": "2:4", "block": "block:4", "group": "group:4", "channel": "channel",
+            "neuron": "neuron"}  # fmt: skip
+PATTERNS = {name: build("pruners", name).patterns for name in names("pruners")}
 pruners = pytest.mark.parametrize("name", names("pruners"))
+single = pytest.mark.parametrize("name", [name for name in PATTERNS if "unstructured" in PATTERNS[name]])
 
 
-def prune(model, name, sparsity=0.5, pattern="unstructured", masks=None):
-    resident = ResidentBlocks(model, masks)
+def prune(model, name, sparsity=0.5, pattern=None, masks=None):
+    resident, pattern = ResidentBlocks(model, masks), pattern or EXAMPLES[PATTERNS[name][0]]
     report = walk(resident, zoo.batches(), build("pruners", name), sparsity=sparsity, pattern=pattern)
     return resident, report
 
 
-@pruners
+@single
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_the_pattern_holds_at_odd_widths(name, sparsity, tiny):
     resident, _ = prune(tiny(odd=True), name, sparsity)
@@ -33,7 +37,7 @@ def test_the_pattern_holds_at_odd_widths(name, sparsity, tiny):
             assert mask.keep.all()
 
 
-@pruners
+@single
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_n_of_m_holds_and_a_contradicting_sparsity_is_refused(name, pattern, tiny):
     resident, _ = prune(tiny(), name, 0.5, pattern)
@@ -57,7 +61,7 @@ def test_a_dead_input_feature_yields_no_nan(name, tiny):
     assert report.blocks[0].error == report.blocks[0].error
 
 
-@pruners
+@single
 def test_what_is_dead_stays_dead(name, tiny):
     first, _ = prune(tiny(), "random", 0.3)
     parents = {linear: mask.keep for linear, mask in first.masks.items()}
@@ -66,7 +70,37 @@ def test_what_is_dead_stays_dead(name, tiny):
     assert all(abs(mask.live / mask.numel - 0.5) < 0.02 for mask in second.masks.values())
 
 
-@pytest.mark.parametrize("name", [name for name in names("pruners") if name != "random"])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in PATTERNS for kind in EXAMPLES])
+def test_every_pattern_that_makes_sense_is_kept_and_the_rest_refused_before_any_work(name, kind, tiny):
+    model = tiny()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if kind in PATTERNS[name]:
+        resident, _ = prune(model, name, 0.5, EXAMPLES[kind])
+        assert resident.masks and all(mask.broken() is None for mask in resident.masks.values())
+        assert any(0.4 < 1 - mask.live / mask.numel < 0.6 for mask in resident.masks.values())
+        return
+    with pytest.raises(ValueError, match=f"{name} cannot keep pattern .*; choose one of {PATTERNS[name][0]}"):
+        prune(model, name, 0.5, EXAMPLES[kind])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "qwen3", "gemma", "mixtral"])
+@pruners
+def test_every_architecture_is_pruned_or_refused_in_one_line(name, architecture):
+    model = zoo.model(architecture)
+    if architecture == "mixtral":
+        model.set_experts_implementation("eager")
+    try:
+        resident, _ = prune(model, name, 0.5)
+    except ValueError as refusal:
+        assert architecture == "mixtral" and str(refusal).startswith("unsupported: ") and "\n" not in str(refusal)
+        return
+    assert resident.masks and all(mask.broken() is None for mask in resident.masks.values())
+    with torch.no_grad():
+        assert model(zoo.batches()[0]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name != "random" and "unstructured" in PATTERNS[name]])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_it_beats_chance_on_anisotropic_inputs(name, pattern, tiny):
     _, ours = prune(tiny(), name, 0.5, pattern)
@@ -84,7 +118,8 @@ def test_wanda_beats_magnitude_on_anisotropic_inputs(tiny):
 def test_streamed_equals_resident(name, tmp_path):
     source, output = zoo.save("llama", tmp_path / "in"), tmp_path / "out"
     resident, _ = prune(zoo.model("llama"), name)
-    walk(BlockStream(source, output), zoo.batches(), build("pruners", name), sparsity=0.5)
+    pattern = EXAMPLES[PATTERNS[name][0]]
+    walk(BlockStream(source, output), zoo.batches(), build("pruners", name), sparsity=0.5, pattern=pattern)
     masks = load_masks(output / "masks.safetensors")
     assert masks.keys() == resident.masks.keys()
     assert all(torch.equal(mask.packed, resident.masks[linear].packed) for linear, mask in masks.items())

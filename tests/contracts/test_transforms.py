@@ -12,11 +12,12 @@ from tasks.formats.mask import Mask, load_masks
 from tasks.methods import build, dump, names
 from tasks.models.accounting import shape_of, shape_of_config
 from tasks.models.blocks import BlockStream, ResidentBlocks
+from tasks.models.building import builder
 from tasks.models.checkpoint import check_masks, load_extras, load_model, save_model, validate
 from tasks.models.linears import find_linears
 from tasks.models.quantized import export_compressed
 from tasks.models.source import ModelSource
-from tasks.models.transform import FIELD, builder, iso_sparsity
+from tasks.models.transform import FIELD, iso_sparsity
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 

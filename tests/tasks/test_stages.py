@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from cluster.events import parse_event
@@ -224,3 +225,46 @@ def test_transposed_and_expert_matrices_are_pretrained_sparse(shop, chain, archi
     made = shop.make("pretrain", {"model": model, "method": method, **TRAINING, "tokens": 2_560}, data=chain["prepare"])
     assert made.metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
     assert load_model(shop.path(made)).config.vocab_size == 300
+
+
+def made_with(shop, chain, **fields):
+    record = shop.make("prune", {**CALIBRATION, **fields}, data=chain["prepare"], model=chain["pretrain"])
+    return record, shop.path(record)
+
+
+def test_an_allocators_table_is_an_artifact_that_can_be_fed_back(shop, chain):
+    owl, directory = made_with(shop, chain, method="sparsegpt", sparsity=0.6, allocator={"owl": {"outlier": 2}})
+    table = yaml.safe_load((directory / "report" / "allocation.yaml").read_text())
+    assert len(set(table.values())) > 1 and owl.metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    back, again = made_with(shop, chain, method="sparsegpt", sparsity=0.6, allocator={"table": {"sparsities": table}})
+    assert back.key != owl.key and (again / "masks.safetensors").read_bytes() == (directory / "masks.safetensors").read_bytes()
+    rows = json.loads((again / "report" / "walk.json").read_text())
+    assert len(rows) == 2 and all(note["damping"] == 0.01 for note in rows[0]["notes"].values())
+    assert all(row["error"] > 0 and row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+def test_a_global_ranking_is_made_by_its_allocator(shop, chain):
+    record, directory = made_with(shop, chain, method={"magnitude": {"scope": "global"}}, sparsity=0.5)
+    sparsities = json.loads((directory / "report" / "sparsity.json").read_text())
+    assert record.metrics["sparsity"] == pytest.approx(0.5, abs=1e-4) and len(set(sparsities.values())) > 1
+
+
+def test_a_model_made_smaller_goes_through_the_rest_of_its_life(shop, tmp_path, chain):
+    source = {"checkpoint": str(zoo.save("llama", tmp_path, vocab_size=300))}
+    fields = {"model": source, **CALIBRATION}
+    cfsp = {"method": {"cfsp": {"multiple": 4}}, "pattern": "channel", "sparsity": 0.3}
+    small = shop.make("prune", {**fields, **cfsp}, data=chain["prepare"])
+    sparse = shop.make("prune", {**PRUNE, "method": {"dsnot": {}}}, data=chain["prepare"], model=small)
+    recovered = shop.make("recover", {**TRAINING, "tokens": 512, "teacher": source}, data=chain["prepare"], model=sparse)
+    measured = shop.make("evaluate", {"evaluators": EVALUATORS}, data=chain["prepare"], model=recovered).metrics
+    dense = sum(parameter.numel() for parameter in zoo.model("llama", vocab_size=300).parameters())
+    assert measured["parameters"] < dense and measured["pattern_holds"] == 1
+
+
+def test_essential_sparsity_is_looked_for_within_the_stage(shop, chain):
+    record, directory = made_with(shop, chain, method={"magnitude": {"scope": "global"}}, sparsity="essential")
+    curve = json.loads((directory / "report" / "essential.json").read_text())
+    (*within, last), dense = curve["perplexity"], curve["perplexity"][0][1]
+    assert all(perplexity <= 1.01 * dense for _, perplexity in within) and last[1] > 1.01 * dense
+    assert record.metrics["sparsity"] == pytest.approx(within[-1][0], abs=1e-4)
+    assert curve["essential_sparsity"] == within[-1][0]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.calibrate.observe import Hessian, InputNorms, Watch
+from tasks.calibrate.observe import Hessian, InputNorms
+from tasks.calibrate.watch import Watch
 from tasks.models.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 

@@ -146,3 +146,30 @@ def test_experts_are_pruned_saved_and_reloaded(architecture, tmp_path):
         matrix = stream.linears[name].matrix(after[name])
         assert mask.shape == tuple(matrix.shape) and ((matrix != 0) == mask.keep).all()
     assert any(len(mask.shape) == 3 for mask in check_masks(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])
+def test_statistics_of_a_bfloat16_model_are_sums_in_full_precision(name):
+    model = zoo.model("llama", dtype=torch.bfloat16)
+    kinds = set()
+
+    class Note(type(build("pruners", name))):
+        @property
+        def name(self):
+            return name
+
+        def solve_linear(self, weight_OI, statistics, *rest):
+            own = getattr(statistics, "own", statistics)
+            kinds.update(value.dtype for value in vars(own).values() if isinstance(value, torch.Tensor))
+            return super().solve_linear(weight_OI, statistics, *rest)
+
+    walk(ResidentBlocks(model), zoo.batches(), Note(), sparsity=0.5)
+    assert kinds and kinds <= {torch.float32, torch.float64} and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])
+def test_inputs_that_are_not_finite_are_named_by_their_layer(name):
+    model = zoo.model("llama")
+    model.model.layers[1].input_layernorm.weight.data[3] = torch.nan
+    with pytest.raises(ValueError, match=r"inputs of model\.layers\.1\.self_attn\.\w+_proj\.weight are not finite"):
+        walk(ResidentBlocks(model), zoo.batches(), build("pruners", name), sparsity=0.5)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.formats.pattern import Block, Channel, Unstructured, keep_global, keep_highest, parse_pattern, quota
+from tasks.formats.pattern import Block, Channel, Group, Unstructured, parse_pattern
+from tasks.formats.selection import cumulative_share, keep_global, keep_highest, quota
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
 
@@ -84,3 +85,23 @@ def test_a_row_wise_promise_survives_its_text():
 def test_global_ranking_counts_over_the_union():
     kept = keep_global({"a": torch.rand(3, 5), "b": torch.rand(7)}, 0.5)
     assert sum(int((~mask).sum()) for mask in kept.values()) == 11
+
+
+def test_rows_of_a_group_share_their_columns_worked_by_hand():
+    # Columns of the first group weigh 5 2 4, of the second 1 7 3: one of three goes in each.
+    score = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 1.0], [1.0, 5.0, 0.0], [0.0, 2.0, 3.0]])
+    keep = parse_pattern("group:2").keep(score, 0.34)
+    assert keep.int().tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]]
+    assert Group(2).holds(keep, 0.34) and not Group(4).holds(keep, 0.34)
+    with pytest.raises(ValueError, match="output width divisible by 3, got 4"):
+        parse_pattern("group:3").check(0.5, 6, rows=4)
+
+
+def test_neurons_fall_whole():
+    keep = parse_pattern("neuron").keep(torch.tensor([[3.0, 1.0], [0.0, 1.0], [2.0, 1.0]]), 0.34)
+    assert keep.int().tolist() == [[1, 1], [0, 0], [1, 1]] and parse_pattern("neuron").holds(keep, 0.34)
+
+
+def test_cumulative_share_worked_by_hand():
+    share = cumulative_share(torch.tensor([[1.0, 6.0, 3.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(share, torch.tensor([[0.1, 1.0, 0.4], [1 / 3, 2 / 3, 1.0]], dtype=torch.float64))

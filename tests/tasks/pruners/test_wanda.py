@@ -82,3 +82,23 @@ def test_batches_may_come_in_any_cut():
     for piece in input_TI.split(7):
         cut.add(piece)
     torch.testing.assert_close(cut.norm_I, norms(input_TI).norm_I)
+
+
+def by_bisection(score_OI, sparsity):
+    """The paper's variant: the largest prefix of each row within one share of the row's score, the share looked for."""
+    ascending_OI, order_OI = score_OI.double().sort(dim=1, stable=True)
+    share_OI = ascending_OI.cumsum(1) / ascending_OI.sum(1, keepdim=True)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (share_OI <= middle).double().mean() < sparsity else (low, middle)
+    return torch.zeros_like(score_OI, dtype=torch.bool).scatter_(1, order_OI, share_OI > high)
+
+
+def test_the_adaptive_variant_finds_what_bisection_finds():
+    torch.manual_seed(0)
+    weight_OI, input_TI = torch.randn(16, 40) * torch.rand(16, 1), torch.randn(50, 40) * torch.logspace(-1, 1, 40)
+    edit = Wanda(adaptive=True).solve_linear(weight_OI, norms(input_TI), 0.5, Unstructured("layer"))
+    assert torch.equal(edit.keep_OI, by_bisection(weight_OI.abs() * norms(input_TI).norm_I, 0.5))
+    assert len({int(row.sum()) for row in edit.keep_OI}) > 1
+    assert Wanda(adaptive=True).scope == "layer" and Wanda().scope == "row"

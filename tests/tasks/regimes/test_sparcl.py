@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tasks.data.tokens import Sampler
-from tasks.formats.pattern import quota
+from tasks.formats.selection import quota
 from tasks.methods import build
 from tasks.models.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks.formats.mask import Mask
-from tasks.formats.pattern import quota
+from tasks.formats.selection import quota
 from tasks.models.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Run

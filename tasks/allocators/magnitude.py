@@ -1,0 +1,58 @@
+"""Magnitude: each matrix loses as many weights as it has among the smallest of the whole model.
+
+With magnitude pruning inside the matrices this is the global ranking of essential sparsity (arXiv 2306.03805), without
+holding all weights at once: non-negative floats are ordered like their bits, so the threshold is found to the last bit
+by counting twice, first the upper halves of the bits, then the lower halves of those that tie.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from tasks.models.allocation import Allocator, Scan
+
+_HALF = 16
+
+
+class Magnitude(Allocator):
+    """No hyper-parameters."""
+
+    paper: ClassVar[str] = "essential sparsity (arXiv 2306.03805), global one-shot magnitude"
+
+    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
+        from tasks.formats.selection import quota
+
+        left = quota(sum(map(scan.size, scan.shapes)), overall)
+        upper = self._count(scan, None)
+        top, below = _reach(sum(upper.values()), left)
+        lower = self._count(scan, top)
+        bottom, under = _reach(sum(lower.values()), left - below)
+        ties, found = left - below - under, {}
+        for name in scan.shapes:
+            dead = int(upper[name][:top].sum() + lower[name][:bottom].sum())
+            tied = min(ties, int(lower[name][bottom]))
+            ties -= tied
+            # The hair above the count outlasts the product with the size, which is rounded.
+            found[name] = (dead + tied + 1e-7) / scan.size(name) if dead + tied else 0.0
+        return found
+
+    @staticmethod
+    def _count(scan: Scan, top: int | None) -> dict[str, torch.Tensor]:
+        """How many weights have each upper half, or with ``top`` as that half, each lower half; by linear."""
+        counts = {name: torch.zeros(1 << _HALF, dtype=torch.int64) for name in scan.shapes}
+        for view in scan.blocks():
+            for name, linear in view.linears.items():
+                for matrix in linear.matrices:
+                    bits = view.matrices[matrix].float().abs().flatten().view(torch.int32).cpu()
+                    part = bits >> _HALF if top is None else (bits[bits >> _HALF == top] & ((1 << _HALF) - 1))
+                    counts[name] += torch.bincount(part, minlength=1 << _HALF)
+        return counts
+
+
+def _reach(counts: torch.Tensor, wanted: int) -> tuple[int, int]:
+    """The bin in which the ``wanted``-th smallest lies, and how many lie in the bins below it."""
+    running = counts.cumsum(0)
+    place = min(int((running < wanted).sum()), len(counts) - 1)
+    return place, int(running[place] - counts[place])

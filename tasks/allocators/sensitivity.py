@@ -1,0 +1,94 @@
+"""Sensitivity: measure once what pruning each linear does to its block, then solve for the cheapest way to a budget.
+
+Every linear is pruned alone at a few sparsities by a cheap pruner, and the relative squared error of the block's output
+is noted. Taking errors to add up, the best allocation minimises their sum under the budget. With each curve replaced by
+its lower convex hull that is a linear programme, and spending the budget on the flattest pieces first solves it exactly.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from tasks.methods import of
+from tasks.models.allocation import MOST, Allocator, Scan
+
+Curve = list[tuple[float, float]]       # (sparsity, error), ascending
+
+
+class Sensitivity(Allocator):
+    """``levels`` are measured with ``pruner`` on about ``sequences`` sequences. No linear strays further than ``spread``
+    from the overall sparsity, since errors add up only where they are small."""
+
+    paper: ClassVar[str] = "layer-wise sensitivity analysis (arXiv 1608.08710), solved as a linear programme"
+
+    pruner: of("pruners") = Field("wanda", validate_default=True)
+    levels: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+    sequences: int = Field(16, gt=0)
+    spread: float = Field(0.2, gt=0, le=1)
+
+    @field_validator("levels")
+    @classmethod
+    def _ascending(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if not levels or list(levels) != sorted(set(levels)) or not 0 < levels[0] <= levels[-1] < 1:
+            raise ValueError("levels must be ascending sparsities in (0, 1)")
+        return levels
+
+    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
+        low, high = max(0.0, overall - self.spread), min(MOST, overall + self.spread)
+        sizes = {name: scan.size(name) for name in scan.shapes}
+        return cheapest(self.curves(scan), sizes, overall, low, high)
+
+    def curves(self, scan: Scan) -> dict[str, Curve]:
+        """The error of each linear at the levels, and none at 0."""
+        from tasks.calibrate.scan import trial_error
+        from tasks.formats.pattern import parse_pattern
+
+        pattern, curves = parse_pattern("unstructured", self.pruner.scope), {}
+        for view in scan.blocks(self.pruner.observer):
+            if not len(view.inputs):
+                raise ValueError("allocator sensitivity needs calibration data, and there is none")
+            batches = -(-self.sequences // len(view.inputs[0]))
+            dense = list(view.run(batches))
+            for name, linear in view.linears.items():
+                curves[name] = [(0.0, 0.0)]
+                for level in self.levels:
+                    edits = {
+                        matrix: self.pruner.solve_linear(
+                            view.matrices[matrix], view.statistics.get(matrix), level, pattern, view.keep.get(matrix)
+                        )
+                        for matrix in linear.matrices
+                    }
+                    curves[name].append((level, trial_error(view, edits, dense)))
+        return curves
+
+
+def cheapest(curves: dict[str, Curve], sizes: dict[str, int], overall: float, low: float, high: float) -> dict[str, float]:
+    """Sparsities in [low, high] whose mean by size is ``overall`` and whose summed errors are least."""
+    found = dict.fromkeys(curves, low)
+    pieces = []
+    for name, curve in curves.items():
+        hull = _hull(curve)
+        for (start, low_error), (end, high_error) in zip(hull, [*hull[1:], (1.0, float("inf"))], strict=False):
+            length = min(end, high) - max(start, low)
+            if length > 0:
+                pieces.append(((high_error - low_error) / (end - start) / sizes[name], name, length))
+    left = sum(sizes.values()) * (overall - low)
+    for _, name, length in sorted(pieces, key=lambda piece: piece[0]):      # stable: a linear's own pieces stay in order
+        taken = min(length, left / sizes[name])
+        found[name] += taken
+        left -= taken * sizes[name]
+    return found
+
+
+def _hull(curve: Curve) -> Curve:
+    """The lower convex hull."""
+    hull: Curve = []
+    for sparsity, error in curve:
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (sparsity - hull[-2][0]) >= (error - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((sparsity, error))
+    return hull

@@ -1,0 +1,46 @@
+"""Essential sparsity (arXiv 2306.03805): the most a model can lose in one shot before its quality begins to fall.
+
+The paper's rule: going up a grid, the last sparsity whose drop is within 1 %, and the first beyond it ends the search.
+Its scores are of tasks after finetuning; here the score is perplexity on the calibration text, right after pruning, so
+the value is a lower bound of what recovery makes of it. It depends on grid and tolerance, which stand beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GRID = tuple(step / 20 for step in range(1, 20))
+TOLERANCE = 0.01
+
+
+def search(loss_at: Callable[[float], float], grid: Iterable[float] = GRID) -> tuple[float, dict[str, Any]]:
+    """The essential sparsity, 0 where already the first of the grid costs too much, and the curve up to it."""
+    losses = {0.0: loss_at(0.0)}
+    found = 0.0
+    for sparsity in grid:
+        losses[sparsity] = loss_at(sparsity)
+        if math.exp(losses[sparsity] - losses[0.0]) - 1 > TOLERANCE:
+            break
+        found = sparsity
+    perplexities = [[sparsity, math.exp(loss)] for sparsity, loss in losses.items()]
+    return found, {"essential_sparsity": found, "tolerance": TOLERANCE, "perplexity": perplexities}
+
+
+def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:
+    """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
+    from tasks.models.checkpoint import load_model
+
+    model = load_model(directory, device=device)
+    total = count = 0.0
+    with torch.inference_mode():
+        for tokens_BT in batches:
+            tokens_BT = tokens_BT.to(device)
+            logits_NV = model(input_ids=tokens_BT, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+            total += float(torch.nn.functional.cross_entropy(logits_NV, tokens_BT[:, 1:].flatten(), reduction="sum"))
+            count += tokens_BT[:, 1:].numel()
+    return total / count

@@ -1,0 +1,92 @@
+"""A block on the table: its matrices, the masks it came with, and what its observers saw while it ran dense.
+
+The walker opens blocks to edit them, an allocation's scan only to look.
+
+Shapes: B = batch, T = tokens, D = hidden features, O = output features, I = input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from tasks.calibrate.method import BlockView
+from tasks.calibrate.shares import Follower, merge
+from tasks.calibrate.watch import Watch, settle
+from tasks.formats.mask import Mask
+from tasks.formats.pattern import Pattern
+from tasks.models.activations import Activations, Held
+from tasks.models.blocks import ResidentBlocks
+from tasks.models.linears import Linear
+
+Observe = Callable[[Linear], Any]
+
+
+@dataclass
+class Opened:
+    """``dense`` are the outputs of the block as it came; ``unseen`` the matrices that no token reached."""
+
+    view: BlockView
+    parameters: dict[str, torch.Tensor]
+    masks: dict[str, Mask]
+    dense: Held
+    unseen: list[str]
+
+
+def open_block(
+    stream: ResidentBlocks,
+    index: int,
+    flow: Activations,
+    make: Observe,
+    levels: Mapping[str, float],
+    pattern: Pattern,
+    followers: Sequence[Follower] = (),
+) -> Opened:
+    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter; ``followers`` run their own
+    shares of the data meanwhile."""
+    pending = [follower.call("observe", index) for follower in followers]
+    block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
+    prefix = f"{stream.prefix}.{index}."
+    parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
+    own, dense = observe(block, index, flow, linears, stream.prefix, make)
+    statistics = merge([own, *(share.result() for share in pending)])
+    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
+    unseen = settle(statistics, watched, make, stream.device)
+    matrices, keep = _matrices(linears, parameters, masks)
+    sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
+    run = partial(flow.run, block, index)
+    view = BlockView(index, prefix, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
+    return Opened(view, parameters, masks, dense, unseen)
+
+
+def observe(
+    block: torch.nn.Module, index: int, flow: Activations, linears: dict[str, Linear], prefix: str, make: Observe
+) -> tuple[dict[str, Any], Held]:
+    """Run the dense block: the observers' statistics, and the outputs."""
+    outputs = Held(flow.hidden.room)
+    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
+    parameters = {f"{prefix}.{index}.{name}": parameter.data for name, parameter in block.named_parameters()}
+    watch = Watch(watched, parameters, make)
+    with watch if watched else torch.no_grad():
+        for output_BTD in flow.run(block, index):
+            outputs.append(output_BTD)
+            watch.next_batch()
+    return watch.statistics, outputs
+
+
+def _matrices(
+    linears: dict[str, Linear], parameters: dict[str, torch.Tensor], masks: Mapping[str, Mask]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The block's matrices as [O, I] views of its parameters, and the masks of those that have one."""
+    matrices, keep = {}, {}
+    for name, linear in linears.items():
+        whole, mask = linear.matrix(parameters[name]), masks[name].keep if name in masks else None
+        for matrix, expert in linear.matrices.items():
+            matrices[matrix] = whole if expert is None else whole[expert]
+            if mask is not None:
+                keep[matrix] = (mask if expert is None else mask[expert]).to(whole.device)
+    return matrices, keep

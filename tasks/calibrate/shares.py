@@ -1,0 +1,123 @@
+"""The calibration sequences shared out: every worker runs its own through the same blocks, statistics add up.
+
+The walker keeps the first share itself and solves; the others only run blocks. A worker reads each dense block from the
+model's files, and is sent the edited one. What was added in another order differs in the last bits of a statistic and
+in nothing else, and the order is always that of the shares, so a run with as many workers gives the same bits again.
+
+Shapes: B = batch, T = tokens, D = hidden features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from tasks.calibrate.method import BlockMethod
+from tasks.models.activations import Activations, Held, Room
+
+State = dict[str, torch.Tensor]
+
+
+class Pending(Protocol):
+    """What a worker was asked for and may not have finished."""
+
+    def result(self) -> Any: ...
+
+
+class Follower(Protocol):
+    """A worker with a share: :class:`Share` somewhere else."""
+
+    def call(self, method: str, *arguments: Any) -> Pending: ...
+
+
+class Share:
+    """One worker's share of the sequences, between two blocks. ``payload``: model (a directory), scratch, device,
+    activation_bytes, method ({name: fields} with its shelf), tokens (batches of token lists)."""
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        from tasks.methods import build
+        from tasks.models.blocks import BlockStream
+
+        scratch = Path(payload["scratch"])
+        self.method: BlockMethod = build(*payload["method"])
+        self.stream = BlockStream(Path(payload["model"]), None, payload["device"], scratch)
+        room = Room(payload["activation_bytes"], scratch / "activations")
+        with torch.no_grad():
+            self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], room)
+        self.dense = Held(room)
+
+    def observe(self, index: int) -> dict[str, Any]:
+        """Run the dense block: the statistics of this share."""
+        from tasks.calibrate.opened import observe
+
+        with torch.no_grad():
+            block, linears = self.stream.read(index), self.stream.linears_of(index)
+            statistics, self.dense = observe(block, index, self.flow, linears, self.stream.prefix, self.method.observer)
+        return statistics
+
+    def advance(self, index: int, state: State) -> tuple[float, float]:
+        """Run the edited block, given by its tensors, to feed the next; (squared change, squares) of its output."""
+        with torch.no_grad():
+            block = self.stream.blocks[index]
+            if next(block.parameters()).is_meta:
+                block = self.stream.read(index)
+            block.load_state_dict({name: value.to(self.stream.device) for name, value in state.items()}, assign=True)
+            measured = propagate(self.flow, block, index, self.dense)
+            self.stream.release(block)
+        return measured
+
+
+class Nearby:
+    """A follower in this process, which does at once what it is asked for: for tests, and to see what sharing costs."""
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        self.share = Share(payload)
+
+    def call(self, method: str, *arguments: Any) -> Pending:
+        return _Done(getattr(self.share, method)(*arguments))
+
+
+class _Done:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def result(self) -> Any:
+        return self.value
+
+
+def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Held) -> tuple[float, float]:
+    """Replace the hidden states by the block's output; (squared change against ``dense``, squares of that)."""
+    change = total = 0.0
+    for batch, output_BTD in enumerate(flow.run(block, index)):
+        if len(dense):
+            dense_BTD = dense[batch].to(output_BTD.device).float()
+            change += float((output_BTD - dense_BTD).square().sum(dtype=torch.float64))
+            total += float(dense_BTD.square().sum(dtype=torch.float64))
+        flow.hidden[batch] = output_BTD
+    dense.clear()
+    return change, total
+
+
+def merge(shares: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One set of statistics out of those of all shares, in their order. Matrices that share a statistic still do."""
+    merged: dict[str, Any] = {}
+    for statistics in shares:
+        added: set[int] = set()
+        for name, statistic in statistics.items():
+            if name not in merged:
+                merged[name] = statistic
+                added.add(id(statistic))
+            elif id(merged[name]) not in added:
+                merged[name].merge(statistic)
+                added.add(id(merged[name]))
+    return merged
+
+
+def deal(batches: Sequence[torch.Tensor], workers: int) -> list[list[torch.Tensor]]:
+    """Consecutive batches to each worker, as evenly as they go; no more shares than batches."""
+    workers = max(1, min(workers, len(batches)))
+    bounds = [round(worker * len(batches) / workers) for worker in range(workers + 1)]
+    return [list(batches[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]

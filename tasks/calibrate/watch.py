@@ -1,0 +1,110 @@
+"""See what every matrix of a block is multiplied with while the block runs, and feed it to observers.
+
+A linear is where its weight is multiplied, so the products are followed, whatever module makes them, and an expert in a
+fused 3-D parameter is a matrix like any other.
+
+Shapes: T = tokens, I = input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from tasks.models.linears import Linear
+
+# Which argument of a product is the input and which the weight; F.linear reads the weight as [O, I], the rest [I, O].
+_PRODUCTS: dict[Callable, tuple[int, int]] = {
+    functional.linear: (0, 1),
+    torch.addmm: (1, 2),
+    **dict.fromkeys((torch.matmul, torch.mm, torch.bmm), (0, 1)),
+    **dict.fromkeys((torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm), (0, 1)),
+}
+
+
+class Watch(TorchFunctionMode):
+    """Feeds an observer per distinct input of the given linears while a block runs inside it.
+
+    ``statistics`` maps matrix names to observers, shared where inputs are. :meth:`next_batch` must be called between
+    batches; :meth:`unseen` tells what got no input.
+    """
+
+    def __init__(self, linears: dict[str, Linear], parameters: dict[str, torch.Tensor], make: Callable[[Linear], Any]):
+        super().__init__()
+        self.statistics: dict[str, Any] = {}
+        self._linears, self._make, self._parameters = linears, make, parameters
+        self._matrices: dict[int, tuple[str, Linear]] = {}
+        self._stacks: dict[int, Linear] = {}
+        self._fresh: dict[tuple, tuple[str, torch.Tensor]] = {}
+        for name, linear in linears.items():
+            stored = parameters[name]
+            if len(linear.shape) == 3:
+                self._stacks[stored.data_ptr()] = linear
+            for matrix, expert in linear.matrices.items():
+                address = (stored if expert is None else stored[expert]).data_ptr()
+                self._matrices[address] = (matrix, linear)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        positions = _PRODUCTS.get(function)
+        if positions and len(args) > positions[1]:
+            self._see(args[positions[0]], args[positions[1]])
+        return function(*args, **(kwargs or {}))
+
+    def next_batch(self) -> None:
+        self._fresh.clear()
+
+    def unseen(self) -> list[str]:
+        """What :func:`settle` finds of this watch."""
+        return settle(self.statistics, self._linears, self._make, next(iter(self._parameters.values())).device)
+
+    def _see(self, value: Any, weight: Any) -> None:
+        if not (isinstance(value, torch.Tensor) and isinstance(weight, torch.Tensor)) or weight.is_meta:
+            return
+        address = weight.data_ptr()
+        if weight.ndim == 3 and value.ndim == 3 and address in self._stacks:
+            for expert, matrix in enumerate(self._stacks[address].matrices):
+                self._feed(matrix, self._stacks[address], value[expert])
+        elif weight.ndim == 2 and address in self._matrices:
+            matrix, linear = self._matrices[address]
+            if weight.shape.numel() == linear.shape[-1] * linear.shape[-2]:
+                self._feed(matrix, linear, value)
+
+    def _feed(self, matrix: str, linear: Linear, value: torch.Tensor) -> None:
+        assert value.shape[-1] == linear.shape[-1], f"{matrix}: the input has {value.shape[-1]} features, not its own"
+        identity = (value.data_ptr(), value.shape, value.stride(), value._version)
+        if identity in self._fresh:
+            shared = self.statistics[self._fresh[identity][0]]
+            known = self.statistics.setdefault(matrix, shared)
+            assert known is shared, f"{matrix} shares its input in one batch and not in another"
+            return
+        if value.numel() == 0:
+            return
+        self._fresh[identity] = (matrix, value)  # holding the tensor keeps its address from being used again
+        if matrix not in self.statistics:
+            self.statistics[matrix] = self._make(linear)
+        with torch._C.DisableTorchFunction():
+            self.statistics[matrix].add(value.reshape(-1, value.shape[-1]))
+
+
+def settle(
+    statistics: dict[str, Any], linears: dict[str, Linear], make: Callable[[Linear], Any], device: torch.device | str
+) -> list[str]:
+    """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error, and so are
+    inputs that are not finite."""
+    missing = []
+    for name, linear in linears.items():
+        absent = [matrix for matrix in linear.matrices if matrix not in statistics]
+        if len(absent) == len(linear.matrices):
+            raise ValueError(f"unsupported: no input of {name} was seen while its block ran")
+        for matrix in absent:
+            statistics[matrix] = make(linear)
+            statistics[matrix].assume_nothing(device)
+        missing += absent
+    for matrix, statistic in statistics.items():
+        if not statistic.finite:
+            raise ValueError(f"the inputs of {matrix} are not finite (NaN or infinity)")
+    return missing

@@ -1,0 +1,69 @@
+"""Selection by rank: how many go, and which. The only sorts of scores in Winnow are here; patterns say what is compared.
+
+Ties fall to the lower index first, so the same scores give the same mask on every machine.
+
+Shapes: O = output rows, I = input columns. Masks are boolean, True = keep.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def quota(count: int, sparsity: float) -> int:
+    """How many of ``count`` weights are pruned at ``sparsity``. The epsilon absorbs 0.7 * 10 == 6.999..."""
+    return math.floor(count * sparsity + 1e-9)
+
+
+_NARROW = 16  # up to this width comparing all pairs beats sorting a row or selecting its threshold (5x at width 4)
+
+
+def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
+    """:func:`keep_highest` of short rows: an entry lives when ``pruned`` others or more rank below it."""
+    columns = score.T.contiguous()
+    below = torch.zeros(columns.shape, dtype=torch.uint8, device=score.device)
+    for later in range(1, len(columns)):
+        for earlier in range(later):
+            higher = columns[later] >= columns[earlier]
+            below[later] += higher
+            below[earlier] += ~higher
+    return (below >= pruned).T.contiguous()
+
+
+def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
+    """Keep all but the ``pruned`` lowest entries of each row of a 2-D score; ties fall to the lower index first."""
+    if pruned <= 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    if score.shape[-1] <= _NARROW:
+        return _keep_highest_by_pairs(score, pruned)
+    # Selecting the threshold is several times faster than sorting (7x on one row of 4 million), with the same result.
+    threshold = score.kthvalue(pruned, dim=-1, keepdim=True).values
+    keep = score > threshold
+    surplus = score.shape[-1] - pruned - keep.sum(-1, keepdim=True)
+    if bool((surplus > 0).any()):
+        tied = score == threshold
+        fallen = tied.sum(-1, keepdim=True) - surplus
+        keep |= tied & (tied.cumsum(-1, dtype=torch.int32) > fallen)
+    return keep
+
+
+def keep_global(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
+    """Rank all tensors together (any shapes) and prune the lowest ``floor(sparsity * total)`` entries of the union."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    kept = keep_highest(flat[None], quota(flat.numel(), sparsity))[0]
+    pieces = kept.split([score.numel() for score in scores.values()])
+    return {name: piece.reshape(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
+
+
+def cumulative_share(score_OI: torch.Tensor) -> torch.Tensor:
+    """For each weight: the share of its row's whole score that it and all smaller ones of the row make up, in (0, 1].
+
+    Rows whose score sits in a few weights have many weights of a small share, so ranking shares over the matrix takes
+    more from them. A row without any score counts as if its weights were all equal.
+    """
+    score_OI = torch.where(score_OI.sum(1, keepdim=True) > 0, score_OI, torch.ones_like(score_OI)).double()
+    ascending_OI, order_OI = score_OI.sort(dim=1, stable=True)
+    share_OI = ascending_OI.cumsum(1) / ascending_OI.sum(1, keepdim=True)
+    return torch.empty_like(share_OI).scatter_(1, order_OI, share_OI)

@@ -1,0 +1,109 @@
+"""The hidden states of the calibration set between two blocks: in memory as far as they fit, else in files.
+
+128 sequences of 2048 tokens of a large model are gigabytes, twice over while a block is compared with its dense self.
+A budget bounds what of that is held; the rest is written through a memory map and read back batch by batch, and the map
+is dropped at once, so the pages do not stay with the process.
+
+Shapes: B = batch, T = tokens, D = hidden features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Room:
+    """How many bytes of memory lists of tensors may take together; what does not fit lies in files of ``folder``."""
+
+    def __init__(self, budget: int | None = None, folder: Path | None = None) -> None:
+        assert budget is None or folder is not None, "a budget needs a folder for what does not fit"
+        self.budget, self.used, self.folder = budget, 0, folder
+        self._numbers = itertools.count()
+
+    def claim(self, size: int) -> bool:
+        if self.budget is not None and self.used + size > self.budget:
+            return False
+        self.used += size
+        return True
+
+    def file(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{next(self._numbers):08d}"
+
+
+@dataclass(frozen=True)
+class _Filed:
+    path: Path
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self) -> torch.Tensor:
+        mapped = torch.from_file(str(self.path), shared=False, size=self.shape.numel(), dtype=self.dtype)
+        return mapped.view(self.shape).clone()
+
+
+class Held:
+    """A list of tensors on the host, in the memory and the files of a :class:`Room`."""
+
+    def __init__(self, room: Room | None = None) -> None:
+        self.room, self._items = room or Room(), []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item = self._items[index]
+        return item.read() if isinstance(item, _Filed) else item
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def append(self, tensor: torch.Tensor) -> None:
+        self._items.append(None)
+        self[len(self) - 1] = tensor
+
+    def __setitem__(self, index: int, tensor: torch.Tensor) -> None:
+        self._drop(index)
+        tensor = tensor.to("cpu")
+        if self.room.claim(tensor.nbytes):
+            self._items[index] = tensor
+            return
+        filed = _Filed(self.room.file(), tensor.shape, tensor.dtype)
+        mapped = torch.from_file(str(filed.path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        mapped.view(tensor.shape).copy_(tensor)
+        self._items[index] = filed
+
+    def clear(self) -> None:
+        for index in range(len(self)):
+            self._drop(index)
+        self._items.clear()
+
+    def _drop(self, index: int) -> None:
+        item, self._items[index] = self._items[index], None
+        if isinstance(item, _Filed):
+            item.path.unlink()
+        elif item is not None:
+            self.room.used -= item.nbytes
+
+
+@dataclass
+class Activations:
+    """What flows between the blocks: hidden states per batch, and per batch and block whatever else the block gets."""
+
+    hidden: Held
+    calls: list[list[tuple[tuple, dict[str, Any]]]]
+    device: str = "cpu"
+
+    def run(self, block: nn.Module, index: int, first: int | None = None) -> Iterator[torch.Tensor]:
+        """The block's output, batch by batch (of the ``first`` batches only), from the hidden states as they are now."""
+        for batch in range(len(self.hidden))[:first]:
+            args, kwargs = self.calls[batch][index]
+            output = block(self.hidden[batch].to(self.device), *args, **kwargs)
+            yield output if isinstance(output, torch.Tensor) else output[0]

@@ -1,0 +1,97 @@
+"""Models whose blocks have feed-forward networks of different widths: how one is made, and how it is loaded again.
+
+transformers' configs know one width for all blocks. Ours adds a list, ``ffn_widths``; a model of such a config is the
+stock class, its matrices cut to those widths before weights are loaded, so nothing needs code from elsewhere.
+
+Shapes: D = hidden features, F = channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tasks.formats.mask import load_masks
+from tasks.models.linears import Linear, find_linears
+from tasks.models.shards import INDEX, MASKS, TensorFiles, copy_companions
+from tasks.models.structure import FeedForward, by_block, feed_forward
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+WIDTHS = "ffn_widths"
+
+
+def narrowing(config: PretrainedConfig) -> Callable[[nn.Module], None] | None:
+    """What cuts a fresh model of this config to its widths; None where all blocks have the stock one."""
+    widths = getattr(config, WIDTHS, None)
+    return partial(narrow, widths=widths) if widths else None
+
+
+def narrow(model: nn.Module, widths: Sequence[int]) -> None:
+    """Cut the feed-forward networks of a model without weights to ``widths``."""
+    linears = find_linears(model)
+    networks = _networks(linears)
+    if len(networks) != len(widths):
+        raise ValueError(f"{WIDTHS} gives {len(widths)} widths for {len(networks)} blocks")
+    for network, width in zip(networks, widths, strict=True):
+        for name in (*network.ups, network.down):
+            module, axis = model.get_submodule(name.rpartition(".")[0]), int(name == network.down)
+            shape = list(linears[name].shape)
+            shape[axis] = width
+            stored = linears[name].stored(torch.empty(shape, dtype=module.weight.dtype, device=module.weight.device))
+            module.weight = nn.Parameter(stored.contiguous())
+            if axis == 0 and module.bias is not None:
+                module.bias = nn.Parameter(module.bias.data.new_empty(width))
+            side = {("Linear", 0): "out_features", ("Linear", 1): "in_features", ("Conv1D", 0): "nf", ("Conv1D", 1): "nx"}
+            setattr(module, side[type(module).__name__, axis], width)
+
+
+def shrink(directory: Path, output: Path) -> list[int]:
+    """Write the model in ``directory``, whose masks take whole channels, without those channels; the widths left."""
+    from tasks.models.checkpoint import skeleton
+
+    linears, masks, files = find_linears(skeleton(directory)), load_masks(directory / MASKS), TensorFiles(directory)
+    live: dict[str, tuple[torch.Tensor, int]] = {}      # by tensor: the channels that live, and the axis they are on
+    widths = []
+    for network in _networks(linears):
+        channels = masks[network.down].keep.any(0).nonzero()[:, 0]
+        widths.append(len(channels))
+        for name in (*network.ups, network.down):
+            live[name] = channels, int(name == network.down) ^ linears[name].transposed
+        live |= {f"{name.rpartition('.')[0]}.bias": (channels, 0) for name in network.ups}
+    _rewrite(files, live, output)
+    copy_companions(directory, output, skip={"config.json"})
+    config = json.loads((directory / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps({**config, WIDTHS: widths}, indent=2))
+    return widths
+
+
+def _rewrite(files: TensorFiles, live: dict[str, tuple[torch.Tensor, int]], output: Path) -> None:
+    """File by file, so that no more than one is in memory."""
+    from safetensors.torch import save_file
+
+    output.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for path in sorted(set(files.files.values())):
+        state = files.read([name for name, file in files.files.items() if file == path])
+        for name in state.keys() & live.keys():
+            channels, axis = live[name]
+            state[name] = state[name].index_select(axis, channels).contiguous()
+        save_file(state, output / path.name, {"format": "pt"})
+        total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    weight_map = {name: path.name for name, path in files.files.items()}
+    (output / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
+
+
+def _networks(linears: dict[str, Linear]) -> list[FeedForward]:
+    found = [feed_forward(block) for _, block in sorted(by_block(linears).items())]
+    if None in found:
+        raise ValueError(f"unsupported: block {found.index(None)} has not one feed-forward network of single matrices")
+    return found

@@ -1,0 +1,80 @@
+"""Which matrices of a block belong together: a feed-forward network's and an attention's, told by their shapes.
+
+Found as linears are, by structure and not by name. A feed-forward network is two or three matrices of one module of
+which the last undoes the widening of the others; an attention is a module with heads whose last matrix reads them.
+
+Shapes: D = hidden features, F = channels of a feed-forward network, H = heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from tasks.models.linears import Linear
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Channel f is row f of every matrix in ``ups`` [F, D] and column f of ``down`` [D, F]."""
+
+    ups: tuple[str, ...]
+    down: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Head h is ``head_width`` columns of ``output`` and as many rows of each matrix in ``rows``, whose heads (the keys'
+    and values' may be fewer) are given beside their names."""
+
+    output: str
+    rows: dict[str, int]
+    heads: int
+    head_width: int
+
+
+def by_block(linears: Mapping[str, Linear]) -> dict[int, dict[str, Linear]]:
+    """The linears of each block: the first number in a parameter's name is its block's."""
+    blocks: dict[int, dict[str, Linear]] = {}
+    for name, linear in linears.items():
+        index = next(int(part) for part in name.split(".") if part.isdecimal())
+        blocks.setdefault(index, {})[name] = linear
+    return blocks
+
+
+def feed_forward(linears: Mapping[str, Linear]) -> FeedForward | None:
+    """The one feed-forward network of a block; None where it has none, several, or fused experts."""
+    found = []
+    for group in _siblings(linears):
+        *ups, down = group.values()
+        if len(group) in (2, 3) and all(len(linear.shape) == 2 and linear.shape == down.shape[::-1] for linear in ups):
+            found.append(FeedForward(tuple(linear.name for linear in ups), down.name, down.shape[1]))
+    whole = all(len(linear.shape) == 2 for linear in linears.values())
+    return found[0] if len(found) == 1 and whole else None
+
+
+def attention(linears: Mapping[str, Linear], block: nn.Module, prefix: str) -> Attention | None:
+    """The attention of a block; ``prefix`` is what its parameters' names begin with. None where heads are not found."""
+    for path, module in block.named_modules():
+        width = getattr(module, "head_dim", None)
+        own = {name: linear for name, linear in linears.items() if name.startswith(f"{prefix}{path}.")}
+        if not (path and isinstance(width, int) and len(own) >= 2) or any(len(linear.shape) != 2 for linear in own.values()):
+            continue
+        *inner, output = own.values()
+        heads = output.shape[1] // width
+        # Fused queries, keys and values are left alone: how their rows are laid out differs between architectures.
+        rows = {linear.name: linear.shape[0] // width for linear in inner if linear.shape[0] <= output.shape[1]}
+        if output.shape[1] == heads * width and all(heads % count == 0 for count in rows.values()):
+            return Attention(output.name, rows, heads, width)
+    return None
+
+
+def _siblings(linears: Mapping[str, Linear]) -> Iterator[dict[str, Linear]]:
+    """The matrices of modules that lie in one module."""
+    groups: dict[str, dict[str, Linear]] = {}
+    for name, linear in linears.items():
+        groups.setdefault(".".join(name.split(".")[:-2]), {})[name] = linear
+    yield from groups.values()

@@ -1,0 +1,100 @@
+"""Wanda and SparseGPT against llm-compressor: the same random Llama of 110M parameters, the same tokens, the same machine.
+
+Its environment cannot be ours, so ``make bench-peers`` builds one for it and runs this; without it nothing is measured.
+Each side is a process of its own that reads a checkpoint, prunes it and writes it, timed from after its imports, and its
+peak memory is the kernel's high-water mark, interpreter and all; what a process holds before it starts is told beside it.
+
+    python -m tests.bench.bench_peers MODEL TOKENS.npy OUTPUT METHOD PATTERN      our side, once
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.bench_walker_memory import ENVIRONMENT, ROOT, peak_mebibytes
+from tests.bench.measured import Measured
+
+PEERS = ROOT / "build" / "peers" / "bin" / "python"
+SIZES = {"vocab_size": 16_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+         "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 512}  # fmt: skip
+SEQUENCES, LENGTH, BATCH = 8, 256, 4
+CONTESTS = [(method, pattern) for method in ("wanda", "sparsegpt") for pattern in ("unstructured", "2:4")]
+
+
+def measure() -> list[Measured]:
+    if not PEERS.exists():
+        print("peers: llm-compressor is not installed, run make bench-peers", file=sys.stderr)
+        return []
+    lines = []
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        subprocess.run([sys.executable, "-m", "tests.bench.bench_peers", "build", str(where)], cwd=ROOT, check=True)
+        for method, pattern in CONTESTS:
+            ours = run([sys.executable, "-m", "tests.bench.bench_peers"], where, method, pattern, "ours")
+            peer = [str(PEERS), str(ROOT / "tests" / "bench" / "peer.py")]
+            theirs = run(peer, where, method, pattern, "theirs", str(BATCH))       # 1 unless told, which is no faster
+            lines += compare(f"peers.{method}.{pattern}", ours, theirs)
+    return lines
+
+
+def compare(name: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> list[Measured]:
+    """From (seconds, MiB at rest, MiB at the peak) of each."""
+    (time_ours, rest_ours, peak_ours), (time_theirs, rest_theirs, peak_theirs) = ours, theirs
+    rest = f"; at rest {rest_ours:.0f} / {rest_theirs:.0f}"
+    return [
+        Measured(f"{name}.time", time_ours / time_theirs, 0.5, f"ours / llm-compressor, {time_ours:.1f} / {time_theirs:.1f} s"),
+        Measured(f"{name}.memory", peak_ours / peak_theirs, 0.7, f"peak RSS {peak_ours:.0f} / {peak_theirs:.0f} MiB{rest}"),
+    ]
+
+
+def run(command: list[str], where: Path, method: str, pattern: str, output: str, *more: str) -> tuple[float, ...]:
+    arguments = [str(where / "model"), str(where / "tokens.npy"), str(where / output), method, pattern, *more]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if output == "ours":
+        environment |= {"MALLOC_MMAP_THRESHOLD_": ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"]}
+    folder = ROOT if output == "ours" else where        # theirs must not find our packages
+    done = subprocess.run(command + arguments, env=environment, cwd=folder, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{output} {method} {pattern} ended with {done.returncode}: {done.stderr[-1000:]}")
+    return tuple(map(float, done.stdout.split()[-3:]))
+
+
+def build(where: Path) -> None:
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from tasks.models.checkpoint import save_model
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    save_model(model.state_dict(), model.config, where / "model")
+    tokens = np.random.default_rng(0).integers(3, SIZES["vocab_size"], size=(SEQUENCES, LENGTH))
+    np.save(where / "tokens.npy", tokens)
+
+
+def prune(model: str, tokens: str, output: str, method: str, pattern: str) -> None:
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM  # noqa: F401  theirs is imported before the clock starts, too
+
+    from tasks.calibrate.walk import walk
+    from tasks.methods import build as method_named
+    from tasks.models.blocks import BlockStream
+
+    rest, begun = peak_mebibytes(), time.perf_counter()
+    batches = list(torch.from_numpy(np.load(tokens)).split(BATCH))
+    walk(BlockStream(Path(model), Path(output)), batches, method_named("pruners", method), sparsity=0.5, pattern=pattern)
+    print(time.perf_counter() - begun, rest, peak_mebibytes())
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "build":
+        build(Path(sys.argv[2]))
+    else:
+        prune(*sys.argv[1:])

@@ -1,0 +1,44 @@
+"""llm-compressor's side of the comparison; runs in its own environment (``make bench-peers``) and imports nothing of ours.
+
+    python peer.py MODEL TOKENS.npy OUTPUT (wanda|sparsegpt) (unstructured|2:4) BATCH      prints seconds and MiB, last line
+"""
+
+import sys
+import time
+from pathlib import Path
+
+
+def main(model: str, tokens: str, output: str, method: str, pattern: str, batch: str) -> None:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    base = peak_mebibytes()
+    sequences = np.load(tokens)
+    rows = {"input_ids": sequences.tolist(), "attention_mask": np.ones_like(sequences).tolist()}
+    fields = {"sparsity": 0.5, "mask_structure": "0:0" if pattern == "unstructured" else pattern, "ignore": ["re:.*lm_head"]}
+    modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method](targets=["Linear"], **fields)
+    words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))        # asked for, and not used on tokens
+    processor = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    begun = time.perf_counter()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    oneshot(
+        model=loaded, processor=processor, dataset=Dataset.from_dict(rows), recipe=[modifier],
+        max_seq_length=sequences.shape[1], num_calibration_samples=len(sequences), shuffle_calibration_samples=False,
+        batch_size=int(batch),
+    )  # fmt: skip
+    loaded.save_pretrained(output)
+    print(time.perf_counter() - begun, base, peak_mebibytes(), flush=True)
+
+
+def peak_mebibytes() -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:7])

@@ -1,0 +1,65 @@
+"""Sensitivity: curves are measured, the programme is solved exactly, and the outcome beats an even share."""
+
+import itertools
+
+import pytest
+import torch
+
+from tasks.allocators.sensitivity import _hull, cheapest
+from tasks.calibrate.scan import scan
+from tasks.calibrate.walk import walk
+from tasks.methods import build
+from tasks.models.blocks import ResidentBlocks
+from tests.tasks import models_zoo as zoo
+
+
+def test_the_hull_drops_what_lies_above_it():
+    assert _hull([(0, 0), (0.5, 4), (0.6, 2), (0.9, 9)]) == [(0, 0), (0.6, 2), (0.9, 9)]
+
+
+def test_the_cheapest_allocation_worked_by_hand():
+    # Per weight of sparsity a costs 1 up to a half and 9 beyond, b costs 2: the flattest pieces are a's first and b's.
+    curves = {"a": [(0.0, 0.0), (0.5, 0.5), (1.0, 5.0)], "b": [(0.0, 0.0), (1.0, 2.0)]}
+    assert cheapest(curves, {"a": 10, "b": 10}, 0.4, 0, 1) == pytest.approx({"a": 0.5, "b": 0.3})
+    assert cheapest(curves, {"a": 10, "b": 30}, 0.5, 0, 1) == pytest.approx({"a": 0.0, "b": 2 / 3})
+
+
+def test_no_other_allocation_on_a_grid_is_cheaper():
+    torch.manual_seed(0)
+    levels = [step / 10 for step in range(11)]
+    curves = {name: list(zip(levels, torch.rand(11).sort().values.cumsum(0).tolist(), strict=True)) for name in "abc"}
+    curves = {name: [(level, error - curve[0][1]) for level, error in curve] for name, curve in curves.items()}
+    best = cheapest(curves, dict.fromkeys("abc", 1), 0.5, 0, 1)
+    error = sum(dict(curves[name])[round(best[name], 1)] for name in "abc")
+    choices = [choice for choice in itertools.product(range(11), repeat=3) if sum(choice) == 15]
+    assert error == pytest.approx(min(sum(curves[n][i][1] for n, i in zip("abc", choice, strict=True)) for choice in choices))
+
+
+def test_a_linear_the_output_hardly_needs_gives_most():
+    model = zoo.model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e-3)
+    found = build("allocators", "sensitivity").allocate(scan(ResidentBlocks(model), zoo.batches()), 0.6)
+    assert found["model.layers.0.mlp.down_proj.weight"] == pytest.approx(0.8)
+    assert all(0.4 - 1e-9 <= sparsity <= 0.8 + 1e-9 for sparsity in found.values())
+
+
+def test_it_loses_less_than_an_even_share():
+    def error(allocator):
+        model = zoo.model("llama")
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.mul_(1e-2)
+            model.model.layers[1].self_attn.v_proj.weight.mul_(1e-2)
+        table = build("allocators", allocator).allocate(scan(ResidentBlocks(model), zoo.batches()), 0.6)
+        before = zoo.batches()[0]
+        with torch.no_grad():
+            dense = model(before).logits
+            walk(ResidentBlocks(model), zoo.batches(), build("pruners", "wanda"), sparsity=table)
+            return float((model(before).logits - dense).square().mean())
+
+    assert error("sensitivity") < error("uniform")
+
+
+def test_levels_must_ascend():
+    with pytest.raises(ValueError, match="levels must be ascending sparsities"):
+        build("allocators", {"sensitivity": {"levels": [0.5, 0.3]}})

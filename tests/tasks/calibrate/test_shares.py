@@ -1,0 +1,72 @@
+"""Sharing out the sequences changes no mask: statistics add up, and the same number of workers gives the same bits."""
+
+import pytest
+import torch
+
+from tasks.calibrate.observe import Hessian, InputNorms
+from tasks.calibrate.shares import Nearby, deal, merge
+from tasks.calibrate.walk import walk
+from tasks.formats.mask import load_masks
+from tasks.methods import build, dump
+from tasks.models.blocks import BlockStream
+from tasks.models.checkpoint import load_model
+from tests.tasks import models_zoo as zoo
+
+
+def shared(source, output, workers, name, hire=Nearby):
+    """A walk whose sequences are dealt to this many workers."""
+    batches = zoo.batches(count=6, rows=4)
+    method = ("pruners", dump(build("pruners", name)))
+    payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": method}
+    followers = [
+        hire({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]})
+        for number, share in enumerate(deal(batches, workers)[1:])
+    ]
+    report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, followers=followers)
+    return report, load_masks(output / "masks.safetensors"), load_model(output).state_dict()
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_masks_are_the_same_for_one_two_and_three_workers(name, architecture, tmp_path):
+    source = zoo.save(architecture, tmp_path / "in")
+    one, *more = [shared(source, tmp_path / f"{workers}", workers, name) for workers in (1, 2, 3)]
+    for report, masks, state in more:
+        differing = sum(int((masks[linear].keep != mask.keep).sum()) for linear, mask in one[1].items())
+        assert differing <= 0.001 * sum(mask.numel for mask in masks.values())      # two scores may tie but for rounding
+        assert [block.error for block in report.blocks] == pytest.approx([block.error for block in one[0].blocks], rel=1e-3)
+        assert [block.unseen for block in report.blocks] == [block.unseen for block in one[0].blocks]
+        assert state.keys() == one[2].keys()
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_second_run_with_as_many_workers_gives_the_same_bits(workers, tmp_path):
+    source = zoo.save("llama", tmp_path / "in")
+    first, again = (shared(source, tmp_path / where, workers, "sparsegpt")[2] for where in ("a", "b"))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("kind", [InputNorms, Hessian])
+def test_matrices_that_share_a_statistic_still_do_after_merging(kind):
+    def share(values):
+        both, own = kind(2), kind(2)
+        both.add(torch.tensor(values))
+        own.add(torch.tensor(values))
+        return {"q": both, "k": both, "o": own}
+
+    merged = merge([share([[1.0, 2.0]]), share([[3.0, 4.0]]), share([[0.0, 1.0]])])
+    assert merged["q"] is merged["k"] and merged["q"] is not merged["o"]
+    for name in "qo":
+        assert merged[name].count == 3 and merged[name].norm_I.square().tolist() == pytest.approx([10, 21])
+
+
+def test_what_only_a_later_share_has_seen_is_taken_over():
+    seen = InputNorms(2)
+    seen.add(torch.ones(3, 2))
+    assert merge([{}, {"expert": seen}])["expert"].count == 3
+
+
+def test_batches_are_dealt_in_order_and_evenly():
+    batches = [torch.tensor([number]) for number in range(7)]
+    assert [[int(batch) for batch in share] for share in deal(batches, 3)] == [[0, 1], [2, 3, 4], [5, 6]]
+    assert len(deal(batches, 20)) == 7 and deal([], 3) == [[]]

@@ -1,0 +1,44 @@
+"""A walk whose shares live on Ray workers: the masks are those of the same shares in one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import Jobs
+from cluster.services import Services
+from tasks.formats.mask import load_masks
+from tests.tasks import models_zoo as zoo
+from tests.tasks.calibrate.test_shares import shared
+
+pytestmark = pytest.mark.slow
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.workers import start_actor
+from tests.tasks.calibrate.test_shares import shared
+source, output = map(Path, sys.argv[1:])
+shared(source, output, 2, "sparsegpt", hire=lambda payload: start_actor("tasks.calibrate.shares:Share", payload))
+print("walked")
+"""
+
+
+def test_shares_on_workers_give_the_masks_of_shares_nearby(tmp_path):
+    source = zoo.save("llama", tmp_path / "in")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    services = Services(tmp_path / "home").start(["ray"])
+    try:
+        jobs = Jobs.of(services)
+        command = [sys.executable, str(tmp_path / "driver.py"), str(source), str(tmp_path / "ray")]
+        root = str(Path(__file__).resolve().parents[3])
+        result = jobs.follow(jobs.submit("shares", command, {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}), lambda line: None)
+        assert result.ok, result
+    finally:
+        services.stop()
+    _, masks, _ = shared(source, tmp_path / "near", 2, "sparsegpt")
+    on_ray = load_masks(tmp_path / "ray" / "masks.safetensors")
+    differing = sum(int((on_ray[name].keep != mask.keep).sum()) for name, mask in masks.items())
+    assert on_ray.keys() == masks.keys() and differing <= 0.001 * sum(mask.numel for mask in masks.values())
