@@ -1,0 +1,69 @@
+"""On a GPU: seconds per block of a random Llama of 1.2B parameters, bf16, on 64 sequences of 2048 tokens.
+
+Magnitude needs no statistics, so its block is what reading, two forward passes and writing cost; Wanda adds norms and
+scores, SparseGPT Hessians, their factors and the column sweep. Without a GPU there is nothing to measure.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from tests.bench.measured import Measured
+
+SIZES = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 2048}  # fmt: skip
+SEQUENCES, LENGTH, BATCH = 64, 2048, 4
+CONTESTS = [("magnitude", "unstructured"), ("wanda", "unstructured"), ("wanda", "2:4"), ("sparsegpt", "unstructured"),
+            ("sparsegpt", "2:4")]  # fmt: skip
+
+
+def measure() -> list[Measured]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    card, lines = torch.cuda.get_device_name(), []
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        parameters = build(where / "model")
+        for method, pattern in CONTESTS:
+            torch.cuda.reset_peak_memory_stats()
+            seconds = prune(where, method, pattern)
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            said = f"{card}, {parameters / 1e9:.2f}B parameters, median of {len(seconds)} blocks, {SEQUENCES} x {LENGTH} tokens; "
+            said += f"whole walk {sum(seconds):.0f} s, peak GPU memory {peak:.1f} GiB"
+            lines.append(Measured(f"gpu.prune.{method}.{pattern}", statistics.median(seconds), None, said, "s"))
+    return lines
+
+
+def build(directory: Path) -> int:
+    """Write the model; its parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tasks.models.checkpoint import save_model
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    config.dtype = torch.bfloat16
+    save_model({name: value.cpu() for name, value in model.state_dict().items()}, config, directory)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def prune(where: Path, method: str, pattern: str) -> list[float]:
+    """Seconds of every block."""
+    import torch
+
+    from tasks.calibrate.walk import walk
+    from tasks.methods import build as method_named
+    from tasks.models.blocks import BlockStream
+
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randint(3, SIZES["vocab_size"], (SEQUENCES, LENGTH), generator=generator).split(BATCH)
+    stream = BlockStream(where / "model", where / f"{method}-{pattern.replace(':', '')}", "cuda")
+    report = walk(stream, list(batches), method_named("pruners", method), sparsity=0.5, pattern=pattern)
+    return [block.seconds for block in report.blocks]
