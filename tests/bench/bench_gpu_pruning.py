@@ -32,8 +32,8 @@ def measure() -> list[Measured]:
             torch.cuda.reset_peak_memory_stats()
             seconds = prune(where, method, pattern)
             peak = torch.cuda.max_memory_allocated() / 2**30
-            said = f"{card}, {parameters / 1e9:.2f}B parameters, median of {len(seconds)} blocks, {SEQUENCES} x {LENGTH} tokens; "
-            said += f"whole walk {sum(seconds):.0f} s, peak GPU memory {peak:.1f} GiB"
+            said = f"{card}, {parameters / 1e9:.2f}B parameters, median of {len(seconds)} blocks, {SEQUENCES} x {LENGTH} tokens"
+            said += f"; whole walk {sum(seconds):.0f} s, peak GPU memory {peak:.1f} GiB"
             lines.append(Measured(f"gpu.prune.{method}.{pattern}", statistics.median(seconds), None, said, "s"))
     return lines
 
