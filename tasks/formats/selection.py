@@ -28,7 +28,7 @@ def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
         lowest = score.argsort(dim=-1, stable=True)[..., :pruned]
         return torch.ones_like(score, dtype=torch.bool).scatter_(-1, lowest, False)
     # Selecting the threshold is several times faster than sorting (7x on one row of 4 million), with the same result.
-    threshold = score.kthvalue(pruned, dim=-1, keepdim=True).values
+    threshold = _lowest(score, pruned)
     keep = score > threshold
     surplus = score.shape[-1] - pruned - keep.sum(-1, keepdim=True)
     if bool((surplus > 0).any()):
@@ -36,6 +36,15 @@ def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
         fallen = tied.sum(-1, keepdim=True) - surplus
         keep |= tied & (tied.cumsum(-1, dtype=torch.int32) > fallen)
     return keep
+
+
+def _lowest(score: torch.Tensor, place: int) -> torch.Tensor:
+    """The ``place``-th lowest entry of each row. On a CPU, NumPy's partition takes a third of kthvalue's time."""
+    if score.device.type != "cpu" or score.dtype not in (torch.float32, torch.float64):
+        return score.kthvalue(place, dim=-1, keepdim=True).values
+    ordered = score.detach().clone().numpy()
+    ordered.partition(place - 1, axis=-1)
+    return torch.from_numpy(ordered[..., place - 1 : place].copy())
 
 
 def keep_global(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
