@@ -88,7 +88,7 @@ class BlockMethod(Method):
 
         for name, edit in edits.items():
             keep_OI, before_OI = edit.keep_OI, view.keep.get(name)
-            if not bool(edit.weight_OI.isfinite().all()):
+            if edit.weight_OI.numel() and not all(bool(end.isfinite()) for end in edit.weight_OI.aminmax()):
                 raise ValueError(f"{self.name} made weights of {name} that are not finite")
             if name not in view.matrices:
                 continue
@@ -96,7 +96,7 @@ class BlockMethod(Method):
                 raise BrokenMask(name, f"{self.name} changed its shape to {list(edit.weight_OI.shape)}")
             if keep_OI is None:
                 keep_OI = before_OI
-            if keep_OI is not None and bool((edit.weight_OI[~keep_OI] != 0).any()):
+            if keep_OI is not None and bool(edit.weight_OI.masked_fill(keep_OI, 0).any()):
                 raise BrokenMask(name, f"{self.name} left dead weights that are not zero")
             if before_OI is not None and bool((keep_OI & ~before_OI).any()):
                 raise BrokenMask(name, f"{self.name} revived dead weights")

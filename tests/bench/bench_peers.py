@@ -1,8 +1,10 @@
 """Wanda and SparseGPT against llm-compressor: the same random Llama of 110M parameters, the same tokens, the same machine.
 
 Its environment cannot be ours, so ``make bench-peers`` builds one for it and runs this; without it nothing is measured.
-Each side is a process of its own that reads a checkpoint, prunes it and writes it, timed from after its imports, and its
-peak memory is the kernel's high-water mark, interpreter and all; what a process holds before it starts is told beside it.
+Each side is a process of its own that reads a checkpoint, prunes it and writes it, timed from after its imports on one
+thread in CPU time, as :mod:`tests.bench.measured` says why. Its peak memory is the kernel's high-water mark, interpreter
+and all; what a process holds before it starts is told beside it. It runs as its users run it, one sequence at a time
+unless told, and once more with our batch, where both spend most of their time in the same products.
 
     python -m tests.bench.bench_peers MODEL TOKENS.npy OUTPUT METHOD PATTERN      our side, once
 """
@@ -13,11 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.bench.bench_walker_memory import ENVIRONMENT, ROOT, peak_mebibytes
-from tests.bench.measured import Measured
+from tests.bench.measured import Measured, clock
 
 PEERS = ROOT / "build" / "peers" / "bin" / "python"
 SIZES = {"vocab_size": 16_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
@@ -37,8 +38,10 @@ def measure() -> list[Measured]:
         for method, pattern in CONTESTS:
             ours = run([sys.executable, "-m", "tests.bench.bench_peers"], where, method, pattern, "ours")
             peer = [str(PEERS), str(ROOT / "tests" / "bench" / "peer.py")]
-            theirs = run(peer, where, method, pattern, "theirs", str(BATCH))       # 1 unless told, which is no faster
-            lines += compare(f"peers.{method}.{pattern}", ours, theirs)
+            default = run(peer, where, method, pattern, "theirs", "1")
+            alike = run(peer, where, method, pattern, "theirs", str(BATCH))
+            lines += compare(f"peers.{method}.{pattern}", ours, default)
+            lines += compare(f"peers.{method}.{pattern}.batch{BATCH}", ours, alike)
     return lines
 
 
@@ -54,7 +57,7 @@ def compare(name: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> li
 
 def run(command: list[str], where: Path, method: str, pattern: str, output: str, *more: str) -> tuple[float, ...]:
     arguments = [str(where / "model"), str(where / "tokens.npy"), str(where / output), method, pattern, *more]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     if output == "ours":
         environment |= {"MALLOC_MMAP_THRESHOLD_": ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"]}
     folder = ROOT if output == "ours" else where        # theirs must not find our packages
@@ -81,16 +84,16 @@ def build(where: Path) -> None:
 def prune(model: str, tokens: str, output: str, method: str, pattern: str) -> None:
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM  # noqa: F401  theirs is imported before the clock starts, too
+    from transformers.models.llama import modeling_llama  # noqa: F401  theirs is imported before the clock starts, too
 
     from tasks.calibrate.walk import walk
     from tasks.methods import build as method_named
     from tasks.models.blocks import BlockStream
 
-    rest, begun = peak_mebibytes(), time.perf_counter()
+    rest, begun = peak_mebibytes(), clock()
     batches = list(torch.from_numpy(np.load(tokens)).split(BATCH))
     walk(BlockStream(Path(model), Path(output)), batches, method_named("pruners", method), sparsity=0.5, pattern=pattern)
-    print(time.perf_counter() - begun, rest, peak_mebibytes())
+    print(clock() - begun, rest, peak_mebibytes())
 
 
 if __name__ == "__main__":

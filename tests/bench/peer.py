@@ -16,6 +16,7 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers.models.llama import modeling_llama  # noqa: F401  imported before the clock starts, as ours is
 
     base = peak_mebibytes()
     sequences = np.load(tokens)
@@ -24,7 +25,7 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
     modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method](targets=["Linear"], **fields)
     words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))        # asked for, and not used on tokens
     processor = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
-    begun = time.perf_counter()
+    begun = time.process_time()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     oneshot(
         model=loaded, processor=processor, dataset=Dataset.from_dict(rows), recipe=[modifier],
@@ -32,7 +33,7 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
         batch_size=int(batch),
     )  # fmt: skip
     loaded.save_pretrained(output)
-    print(time.perf_counter() - begun, base, peak_mebibytes(), flush=True)
+    print(time.process_time() - begun, base, peak_mebibytes(), flush=True)
 
 
 def peak_mebibytes() -> float:
