@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ def main() -> None:
         _fail(error)
     if code == 130:
         errors.print("stopped. What was finished is kept; run the same command to go on.")
-    if "cluster.rank" in sys.modules:       # this process was one, with --here
+    if "RANK" in os.environ and "cluster.rank" in sys.modules:      # torchrun started this process, and it trained
         sys.modules["cluster.rank"].leave(code or 0)
     sys.exit(code)
 
