@@ -74,7 +74,7 @@ def attempt(name, call):
 request = json.loads(sys.argv[1])
 event(kind="driver")
 if "group" in request:
-    attempt("group", lambda: run_group("targets:rank", storage="train", **request["group"]))
+    attempt("group", lambda: run_group("targets:rank", storage=request["place"] + "/train", **request["group"]))
 else:
     attempt("echo-result", lambda: run_task("targets:echo", {"a": 1}, cpus=2, env={"VARIABLE": "x"}))
     attempt("fail", lambda: run_task("targets:fail", {}))
@@ -103,7 +103,8 @@ def drive(tmp_path_factory):
 
     def run(key, request):
         environment = {"PYTHONPATH": str(place), "WINNOW_TEST_PLACE": str(place)}
-        job = jobs.submit(key, ["python", str(place / "driver.py"), json.dumps(request)], environment)
+        told = json.dumps({**request, "place": str(place)})
+        job = jobs.submit(key, ["python", str(place / "driver.py"), told], environment)
         events = []
 
         def note(line):
