@@ -7,24 +7,19 @@ reading error names the file and, where there is one, the line.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
-from tasks.data.files import expand, file_digest, filesystem_of, read, total_bytes
+from tasks.data.documents import Document, decode, digest, parse, read_documents
+from tasks.data.files import expand, file_digest, read, total_bytes
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
-
-
-class Document(NamedTuple):
-    name: str
-    text: str
 
 
 class Corpus(BaseModel):
@@ -67,10 +62,10 @@ class Stdlib(Corpus):
     def documents(self) -> Iterator[Document]:
         root = Path(sysconfig.get_paths()["stdlib"])
         for path in self.files():
-            yield Document(path.relative_to(root).as_posix(), _decode(path.read_bytes(), str(path)))
+            yield Document(path.relative_to(root).as_posix(), decode(path.read_bytes(), str(path)))
 
     def fingerprint(self) -> str:
-        return _digest((document.name, document.text.encode()) for document in self.documents())
+        return digest((document.name, document.text.encode()) for document in self.documents())
 
 
 class Files(Corpus):
@@ -91,17 +86,17 @@ class Files(Corpus):
 
     def documents(self) -> Iterator[Document]:
         for path in self.files():
-            yield from _read_documents(path, self.field)
+            yield from read_documents(path, self.field)
 
     def fingerprint(self) -> str:
         files = self.files()
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
-            return _digest((path, file_digest(path)) for path in files)
+            return digest((path, file_digest(path)) for path in files)
         for path, content in contents.items():
-            for _ in _parse(path, content, self.field):
+            for _ in parse(path, content, self.field):
                 pass
-        return _digest(contents.items())
+        return digest(contents.items())
 
 
 class Hub(Corpus):
@@ -166,7 +161,7 @@ class Sequence(Corpus):
             yield from corpus.documents()
 
     def fingerprint(self) -> str:
-        return _digest((name, corpus.fingerprint().encode()) for name, corpus in self.tasks.items())
+        return digest((name, corpus.fingerprint().encode()) for name, corpus in self.tasks.items())
 
 
 CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub, "sequence": Sequence}
@@ -201,65 +196,3 @@ def split_of(index: int, heldout: float, calibration: float) -> Split:
         return "heldout"
     rest = index - int(index * heldout + 0.5)      # dealt among what is not held out, or shares that meet would shrink
     return "calibration" if falls(rest, calibration / (1 - heldout), 0.0) else "train"
-
-
-def _decode(content: bytes, path: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"corpus file {path}: not UTF-8 (byte {error.start})") from None
-
-
-def _digest(parts: Iterable[tuple[str, bytes]]) -> str:
-    total = hashlib.sha256()
-    for name, content in parts:
-        total.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(content).digest())
-    return total.hexdigest()
-
-
-def _read_documents(path: str, field: str) -> Iterator[Document]:
-    if path.endswith(".parquet"):
-        yield from _parse_parquet(path, field)
-    else:
-        yield from _parse(path, read(path), field)
-
-
-def _parse(path: str, content: bytes, field: str) -> Iterator[Document]:
-    if path.endswith(".parquet"):
-        yield from _parse_parquet(path, field)
-        return
-    if path.endswith(".txt"):
-        yield Document(path, _decode(content, path))
-        return
-    for number, line in enumerate(_decode(content, path).split("\n"), 1):     # JSON strings may hold other line breaks
-        if line.strip():
-            yield Document(f"{path}:{number}", _row_text(path, number, line, field))
-
-
-def _row_text(path: str, number: int, line: str, field: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"corpus file {path}, line {number}: malformed JSON ({error.msg})") from None
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        fields = ", ".join(row) if isinstance(row, dict) else "none: the line is no JSON object"
-        raise ValueError(f"corpus file {path}, line {number}: no text field {field!r}; it has {fields}")
-    return row[field]
-
-
-def _parse_parquet(path: str, field: str) -> Iterator[Document]:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    filesystem, inner = filesystem_of(path)
-    try:
-        table = parquet.ParquetFile(filesystem.open_input_file(inner))
-    except arrow.ArrowInvalid as error:
-        raise ValueError(f"corpus file {path}: not a Parquet file ({error})") from None
-    if field not in table.schema_arrow.names:
-        raise ValueError(f"corpus file {path}: no field {field!r}; choose one of {', '.join(table.schema_arrow.names)}")
-    row = 0
-    for batch in table.iter_batches(columns=[field]):
-        for text in batch.column(0).to_pylist():
-            yield Document(f"{path}:{row}", text or "")
-            row += 1
