@@ -2,6 +2,9 @@
 
 They count for exp(-``rate`` * t), t counted from the end of the dense phase. Without a rate they reach 1 % where the
 hard phase begins; the authors' is 1e-4, for runs of tens of thousands of steps.
+
+Measured (flows/recipes/claims): at 1:16 31.2 ± 1.2 against 32.4 ± 0.3 of SR-STE on a 2 x 64 Llama, 1 M tokens; at 1:8 the
+two are within noise.
 """
 
 from __future__ import annotations

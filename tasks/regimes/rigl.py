@@ -2,6 +2,9 @@
 
 A weight that dies and is born again in one update keeps its value; others start at zero with zero moments. The authors'
 code skips the weight update of such a step; here the step is taken under the new mask.
+
+Measured (flows/recipes/claims): on small Llamas of up to 6 M tokens births by lot (SET) did better at 90 %, 12.5 against
+12.8 held-out perplexity; the paper's order did not show at this scale.
 """
 
 from __future__ import annotations

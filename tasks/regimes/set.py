@@ -2,6 +2,8 @@
 
 As in RigL's comparison the smallest go by magnitude, whatever their sign. The update comes after the step, so no dense
 gradient is ever needed.
+
+Measured (flows/recipes/claims): 12.48 ± 0.11 against 12.80 ± 0.03 of static masks at 90 %, ERK, 4 x 128 Llama, 6 M tokens.
 """
 
 from __future__ import annotations
