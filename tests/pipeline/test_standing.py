@@ -38,7 +38,11 @@ class Ui:
         self.client.headers.update({"Prefect-Csrf-Client": name, "Prefect-Csrf-Token": token})
 
     def ask(self, method: str, path: str, document: Any = None) -> Any:
+        deadline = time.monotonic() + 30
         answer = self.client.request(method, path, json=document)
+        while answer.status_code == 503 and time.monotonic() < deadline:     # SQLite is busy; the server asks to come again
+            time.sleep(1)
+            answer = self.client.request(method, path, json=document)
         assert answer.is_success, f"{answer.status_code}: {answer.text}"
         return answer.json()
 
