@@ -13,7 +13,6 @@ from tasks.data.corpus import SPLITS, AnyCorpus, Document, Split, split_of
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
-TASKS = "tasks.json"        # names of the tasks of a sequence, in order
 LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
 
 
@@ -87,7 +86,7 @@ class Prepare(Stage):
                     yield (f"{split}-{task}" if task else split), document
 
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
-        from tasks.data.tokens import TokenWriter
+        from tasks.data.tokens import TASKS, TokenWriter
 
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")

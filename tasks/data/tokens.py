@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 SHARD_TOKENS = 1 << 26
+TASKS = "tasks.json"        # names of the tasks of a sequence of corpora, in order
 
 
 class TokenWriter:

@@ -58,6 +58,11 @@ def _lowest(score: torch.Tensor, place: int) -> torch.Tensor:
     return torch.from_numpy(ordered[..., place - 1 : place].copy())
 
 
+def keep_highest_overall(score: torch.Tensor, pruned: int) -> torch.Tensor:
+    """Keep all but the ``pruned`` lowest entries of a whole tensor of any shape."""
+    return keep_highest(score.reshape(1, -1), pruned).view(score.shape)
+
+
 def keep_global(scores: dict[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
     """Rank all tensors together (any shapes) and prune the lowest ``floor(sparsity * total)`` entries of the union."""
     flat = torch.cat([score.flatten() for score in scores.values()])

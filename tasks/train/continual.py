@@ -13,7 +13,7 @@ import torch
 
 from tasks.formats.mask import Mask, Masks, pack, unpack
 from tasks.formats.pattern import Unstructured
-from tasks.formats.selection import keep_highest, quota
+from tasks.formats.selection import keep_highest_overall, quota
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
 from tasks.train.masking import Masking
@@ -57,10 +57,10 @@ class TaskAwareMasks(Masking):
         weight, gradient = self.weight(run, name), linear.matrix(run.engine.grad(name))
         alive = mask.keep.to(weight.device)
         importance = (weight.abs() + self.gradient * gradient.abs()).masked_fill(~alive, -1.0)
-        kept = alive & _all_but(importance, quota(mask.numel, lower))
+        kept = alive & keep_highest_overall(importance, quota(mask.numel, lower))
         generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{name}/{run.step}".encode()))
         lot = torch.rand(linear.shape, generator=generator).to(weight.device).masked_fill(kept, 2.0)
-        keep = _all_but(lot, quota(mask.numel, upper))
+        keep = keep_highest_overall(lot, quota(mask.numel, upper))
         self.masks[name] = Mask.of(keep.cpu(), Unstructured(), upper)
         run.engine.hold(name, linear.stored(keep))
 
@@ -80,7 +80,7 @@ class GradientMasks(Hook):
         if self.sparsity and run.step % self.refresh == 0:
             for name, linear in self.linears.items():
                 gradient = linear.matrix(run.engine.grad(name)).abs()
-                keep = _all_but(gradient, quota(gradient.numel(), self.sparsity))
+                keep = keep_highest_overall(gradient, quota(gradient.numel(), self.sparsity))
                 self.kept[name] = pack(keep).cpu()
                 run.engine.focus(name, linear.stored(keep))
 
@@ -89,8 +89,3 @@ class GradientMasks(Hook):
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         self.kept = dict(tensors)
-
-
-def _all_but(score: torch.Tensor, pruned: int) -> torch.Tensor:
-    """Keep all but the ``pruned`` lowest of a whole tensor."""
-    return keep_highest(score.reshape(1, -1), pruned).view(score.shape)

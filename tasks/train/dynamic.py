@@ -16,7 +16,7 @@ from zlib import crc32
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack
-from tasks.formats.selection import keep_highest
+from tasks.formats.selection import keep_highest_overall
 from tasks.models.linears import Linear
 from tasks.train.hook import Run
 from tasks.train.masking import Masking
@@ -74,8 +74,8 @@ class PruneAndGrow(Masking):
         """``count`` weights of one linear die, as many are born."""
         weight = self.weight(run, name)
         alive = mask.keep.to(weight.device)
-        kept = _highest(weight.abs().masked_fill(~alive, -1.0), mask.live - count)
-        born = _highest(self._worth(run, name).to(weight.device).masked_fill(kept, -1.0), count)
+        kept = keep_highest_overall(weight.abs().masked_fill(~alive, -1.0), mask.numel - mask.live + count)
+        born = keep_highest_overall(self._worth(run, name).to(weight.device).masked_fill(kept, -1.0), mask.numel - count)
         self.masks[name] = Mask.of((kept | born).cpu(), mask.pattern, mask.sparsity)
         run.engine.hold(name, self.linears[name].stored(kept | born))
         if not self.moves.keep_regrown:
@@ -112,8 +112,3 @@ class PruneAndGrow(Masking):
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(values, tensors)
         self.ever = {name: tensors[f"ever/{name}"] for name in self.masks}
-
-
-def _highest(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Keep the ``count`` highest of a whole tensor."""
-    return keep_highest(score.reshape(1, -1), score.numel() - count).view(score.shape)

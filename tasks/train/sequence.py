@@ -18,11 +18,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tasks.data.tokens import Sampler, Tokens
+from tasks.data.tokens import TASKS, Sampler, Tokens
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Metrics, Objective, next_token_loss
-
-TASKS = "tasks.json"
 
 
 def task_names(data: Path) -> list[str]:
