@@ -61,12 +61,14 @@ def test_two_ranks_under_zero_3_train_what_one_process_trains_whatever_the_regim
     data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(16 * 40))
     data_zoo.write_sequence(tmp_path / "sequence", length=16)
     zoo.save("llama", tmp_path / "teacher", layers=1)
-    ranks(2, str(tmp_path), *names("regimes"), environment={}, module="tests.cluster.test_regimes")
+    outputs = ranks(2, str(tmp_path), *names("regimes"), environment={}, module="tests.cluster.test_regimes")
+    assert all(output.splitlines()[-1] == f"checked {len(names('regimes'))}" for output in outputs)
 
 
 if __name__ == "__main__":
     for regime in sys.argv[2:]:
         check(regime, Path(sys.argv[1]))
+    print("checked", len(sys.argv[2:]))
     from cluster.rank import leave
 
     leave(0)
