@@ -8,7 +8,6 @@ it left behind is adopted if it still answers and cleared away if not.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -16,14 +15,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
 from cluster import servers
+from cluster.lock import locked
 from cluster.processes import Process, end, spawn
 from cluster.profile import CHECKOUT, home
 from cluster.servers import Launch, Server
@@ -70,7 +70,7 @@ class Services:
         kinds = list(kinds if kinds is not None else EMBEDDED if mode == "embedded" else STANDING)
         if unknown := set(kinds) - set(STANDING):
             raise ValueError(f"no service '{unknown.pop()}'; choose one of {', '.join(STANDING)}")
-        with self._locked():
+        with locked(self.home / "services.lock"):
             state = self.state = self._surviving() or self._fresh()
             state.owners = [owner for owner in state.owners if owner.alive]
             if mode == "up":
@@ -87,7 +87,7 @@ class Services:
 
     def release(self) -> None:
         """This process needs them no longer; the last owner of an embedded set stops it."""
-        with self._locked():
+        with locked(self.home / "services.lock"):
             self.state = self._load()
             if self.state is None:
                 return
@@ -99,7 +99,7 @@ class Services:
 
     def stop(self) -> None:
         """Stop every server of this home, whoever uses it."""
-        with self._locked():
+        with locked(self.home / "services.lock"):
             self.state = self._load()
             self._end_all()
 
@@ -224,14 +224,6 @@ class Services:
 
     def _save(self) -> None:
         servers.write_private(self.file, self.state.model_dump_json(indent=1))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time starts or stops the servers of a home; the lock falls when its holder dies."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.home / "services.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _end(ended: list[Server]) -> None:

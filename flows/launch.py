@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cluster.lock import locked
 from cluster.profile import Profile, load_profile
 from cluster.store import Store
 from flows.display import Display
@@ -43,7 +44,10 @@ def _make_here(plan: Plan, store: Store, profile: Profile, display: Display) -> 
         for step in plan.due:
             display.started(step)
             if rank == 0 or step.node.stage.distributed:
-                produce(submitter.payload(step), lambda event, step=step: display.event(step, event))
+                # another run of this home may be making the same artifact: wait, and find it made
+                lock = locked(Path(profile.scratch) / "locks" / step.artifact.key)
+                with lock if rank == 0 else nullcontext():
+                    produce(submitter.payload(step), lambda event, step=step: display.event(step, event))
             while (record := store.record(step.artifact)) is None:
                 time.sleep(0.2)
             display.finished(step, record, 0.0)

@@ -18,10 +18,14 @@ def quota(count: int, sparsity: float) -> int:
 
 
 _NARROW = 16  # up to this width comparing all pairs beats sorting a row or selecting its threshold (5x at width 4)
+_AT_ONCE = 2**26  # pairs compared in one piece: on a GPU few large kernels beat many small ones
 
 
 def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
     """:func:`keep_highest` of short rows: an entry lives when ``pruned`` others or more rank below it."""
+    if score.device.type != "cpu":
+        rows = max(1, _AT_ONCE // score.shape[-1] ** 2)
+        return torch.cat([_ranks_at_least(part, pruned) for part in score.split(rows)])
     columns = score.T.contiguous()
     below = torch.zeros(columns.shape, dtype=torch.uint8, device=score.device)
     for later in range(1, len(columns)):
@@ -30,6 +34,13 @@ def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
             below[later] += higher
             below[earlier] += ~higher
     return (below >= pruned).T.contiguous()
+
+
+def _ranks_at_least(score: torch.Tensor, place: int) -> torch.Tensor:
+    """Whether ``place`` entries of its row or more rank below an entry, every pair of a row compared at once."""
+    entries, others = score.unsqueeze(-1), score.unsqueeze(-2)
+    earlier = torch.ones(score.shape[-1], score.shape[-1], dtype=torch.bool, device=score.device).tril(-1)
+    return torch.where(earlier, entries >= others, entries > others).sum(-1, dtype=torch.uint8) >= place
 
 
 def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
