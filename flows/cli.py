@@ -85,7 +85,7 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
 
     if not plan.due:
         console.print("everything is done already; nothing ran", highlight=False)
-    console.print(models_table(summary["models"], summary["unigram_perplexity"]))
+    console.print(models_table(summary["models"], summary["unigram_perplexity"], console.width))
     if summary["claims"]:
         console.print(claims_table(summary["claims"]))
     console.print(

@@ -101,19 +101,14 @@ PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), 
 MOST_COLUMNS = 6
 
 
-def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> Table:
+def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, width: int) -> Table:
     """What each stage did to quality, size and speed: a column a model, so that a chain of stages fits a terminal; a row
-    a model where a sweep made many."""
-    caption = f"a unigram model scores perplexity {unigram:.1f}" if unigram else None
+    a model where a sweep made many. ``width`` is that of the terminal in characters."""
+    caption = f"a unigram model scores perplexity {unigram:.1f}" if unigram else ""
+    if len(models) > MOST_COLUMNS:
+        return _sweep_table(models, caption, width)
     table = Table(caption=caption, caption_justify="left")
     table.add_column("")
-    if len(models) > MOST_COLUMNS:
-        rows = [(name, title, form) for name, title, form in ROWS if any(model.get(name) is not None for model in models)]
-        for _, title, _ in rows:
-            table.add_column(title, justify="right")
-        for model in models:
-            table.add_row(model["stage"], *(_cell(model.get(name), form) for name, _, form in rows))
-        return table
     for model in models:
         label, _, key = model["address"].partition("/")[2].rpartition("-")
         table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right")
@@ -121,6 +116,33 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None) -> 
         cells = [_cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
+    return table
+
+
+def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) -> Table:
+    """A row a model, and as many of the columns that tell models apart as fit; the others are named in the caption."""
+    stages = [model["stage"] for model in models]
+    room = width - max(map(len, stages)) - 4
+    columns, alike, hidden = [stages], [], []
+    table = Table(caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for name, title, form in ROWS:
+        cells = [_cell(model.get(name), form) for model in models]
+        told = set(filter(None, cells))
+        needed = max(map(len, (*title.split(), *cells))) + 3
+        if len(told) == 1:
+            alike.append(f"{title} {told.pop()}")
+        elif told and needed <= room:
+            room -= needed
+            columns.append(cells)
+            table.add_column(title, justify="right")
+        elif told:
+            hidden.append(title)
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
+    lines = [caption, f"alike wherever measured: {', '.join(alike)}" if alike else "",
+             f"left out for want of width, and in --json: {', '.join(hidden)}" if hidden else ""]  # fmt: skip
+    table.caption = "\n".join(filter(None, lines))
     return table
 
 

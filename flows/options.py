@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -11,8 +13,15 @@ from rich.console import Console
 if TYPE_CHECKING:
     from cluster.store import Store
 
-console = Console()
-errors = Console(stderr=True)
+LOG_WIDTH = 140     # characters of a line where no terminal sets a bound
+
+
+def _console(stream: TextIO, stderr: bool) -> Console:
+    bounded = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if bounded else LOG_WIDTH)
+
+
+console, errors = _console(sys.stdout, stderr=False), _console(sys.stderr, stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
