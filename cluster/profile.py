@@ -91,6 +91,7 @@ class Profile(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch: int = Field(8, ge=1)
+    jobs: int = Field(8, ge=1, le=4096)     # in flight at once: each keeps two processes on the head node, waiting or not
     retries: int = Field(2, ge=0, le=100)
     max_failures: int = Field(3, ge=0, le=1000)
     checkpoint_every_seconds: float = Field(60, gt=0)

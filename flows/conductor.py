@@ -48,8 +48,9 @@ class Group:
 class Conductor:
     """Starts jobs through the submitter, follows them, and says when an artifact is there."""
 
-    def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher) -> None:
-        self.store, self.submitter, self.watcher = store, submitter, watcher
+    def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher, most: int = 8) -> None:
+        """``most`` jobs are in flight at once; the steps of further ones wait here, where they cost nothing."""
+        self.store, self.submitter, self.watcher, self.most = store, submitter, watcher, most
         self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}
         self.by_address = {step.artifact.address: step for step in plan.steps}
         self.changed = threading.Condition()
@@ -57,12 +58,14 @@ class Conductor:
 
     def make(self, step: Step) -> Record:
         """Return when the step's artifact is published. Raises StageFailed; calling again tries again."""
-        group, begun = self.groups[step.id], time.monotonic()
-        self.watcher.started(step)
+        group, begun = self.groups[step.id], None
         while (record := self.store.record(step.artifact)) is None:
             with self.changed:
+                self.changed.wait_for(lambda: self.stopped or group.running or self._in_flight() < self.most)
                 if self.stopped:
                     raise StageFailed(f"{step.id}: stopped", final=True)
+                if begun is None:
+                    begun = self._begin(step)
                 if not group.running:
                     self._start(group)
                 self.changed.wait_for(lambda: step.artifact.address in group.published or not group.running)
@@ -70,12 +73,22 @@ class Conductor:
                 message, final = group.message, group.final
             if failed and (record := self.store.record(step.artifact)) is None:
                 raise StageFailed(f"{step.id}: {message}", final)
+        begun = begun or self._begin(step)
         self.watcher.finished(step, record, time.monotonic() - begun - record.seconds)
         return record
 
+    def _begin(self, step: Step) -> float:
+        self.watcher.started(step)
+        return time.monotonic()
+
+    def _in_flight(self) -> int:
+        return len({id(group) for group in self.groups.values() if group.running})
+
     def stop(self) -> None:
         """Stop every job in flight, and start no other; what they had checkpointed stays."""
-        self.stopped = True
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.running and group.job:
                 self.submitter.jobs.stop(group.job)

@@ -45,7 +45,7 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
     plan, store = prepare(recipe, where)
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
-    conductor = Conductor(plan, store, Submitter(where), watcher)
+    conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
     status = "FAILED"
     try:
         for step in plan.steps:

@@ -4,6 +4,9 @@ Sparse pretraining at a fixed compute budget sees more tokens than its dense twi
 further steps. Density decays (exponentially by default, by Zhu and Gupta's cubic, or all at once at ``start``) between
 ``start`` and ``end`` of the *compute*, weights ranked over all prunable matrices together. Embeddings and norms stay
 dense, and so does the LM head (the paper prunes it too; here later stages work on the decoder blocks only).
+
+Measured (flows/recipes/claims): a 4 x 128 Llama at 80 % and the FLOPs of 5 M dense tokens ends at 8.09 ± 0.04 held-out
+perplexity with the window from 25 to 75 %, and between 8.4 and 10.2 with five other windows.
 """
 
 from __future__ import annotations

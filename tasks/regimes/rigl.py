@@ -3,8 +3,8 @@
 A weight that dies and is born again in one update keeps its value; others start at zero with zero moments. The authors'
 code skips the weight update of such a step; here the step is taken under the new mask.
 
-Measured (flows/recipes/claims): on small Llamas of up to 6 M tokens births by lot (SET) did better at 90 %, 12.5 against
-12.8 held-out perplexity; the paper's order did not show at this scale.
+Measured (flows/recipes/claims): on small Llamas of up to 10 M tokens births by lot (SET) did better at 90 %, 11.0 against
+11.4 held-out perplexity, at every interval and fraction tried. The births crowd into the few rows where gradients are large.
 """
 
 from __future__ import annotations

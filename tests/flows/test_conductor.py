@@ -12,7 +12,7 @@ from cluster.events import format_event
 from cluster.store import LocalStore
 from flows.conductor import Conductor, StageFailed
 from flows.plan import Step
-from tests.flows.recipes import plan, publish
+from tests.flows.recipes import BASE, plan, publish
 
 
 class Yard:
@@ -202,3 +202,39 @@ def test_stopping_stops_jobs_in_flight_only(stage):
     thread.join(10)
     conductor.stop()
     assert conductor.submitter.stopped == ["job-1"] and len(failures) == 1
+
+
+def test_branches_beyond_the_most_jobs_wait_their_turn(tmp_path):
+    store = LocalStore(tmp_path / "store")
+    grid = {"pretrain": {"method": "dense", "tokens": 10_000}, "grid": {"seed": [0, 1, 2, 3]}}
+    made = plan(store, BASE["stages"][0], grid)
+    publish(store, made.by_id["prepare"], tmp_path / "prepare")
+    branches = [step for step in made.steps if step.id.startswith("pretrain-") and not step.node.measures]
+    goes_on, flying, most = threading.Semaphore(0), [], []
+
+    def job(steps, say):
+        flying.append(steps[0].id)
+        most.append(len(flying))
+        assert goes_on.acquire(timeout=10)
+        publish(store, steps[0], tmp_path / steps[0].id)
+        flying.remove(steps[0].id)
+
+    class Alone(Yard):
+        def follow(self, job, on_line):
+            return SimpleNamespace(message=self.scripts[0](self.told[job], on_line) or "ended")
+
+        def submit(self, steps):
+            job = super().submit(steps)
+            self.told = {**getattr(self, "told", {}), job: steps}
+            return job
+
+    conductor = Conductor(made, store, Alone(job), Watched(), most=2)
+    threads = [threading.Thread(target=conductor.make, args=(step,)) for step in branches]
+    for thread in threads:
+        thread.start()
+    for _ in branches:
+        goes_on.release()
+    for thread in threads:
+        thread.join(10)
+    assert len(branches) == 4 and max(most) <= 2
+    assert all(store.record(step.artifact) for step in branches)
