@@ -16,7 +16,8 @@ from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_CEILING = 32 << 20     # where glibc's own threshold ends up in a process that frees large blocks
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
 
 
@@ -84,14 +85,19 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, str]) -> None:
-    """Workers are shared by the tasks of a job, so a torch that is here already is told its threads as well."""
+    """Workers are shared by the tasks of a job: what an earlier one set of the allocator is undone, and a torch that is
+    here already is told its threads as well."""
+    earlier = os.environ.pop(MMAP_THRESHOLD, None)
     os.environ.update(settings)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
-    if threshold := settings.get(MMAP_THRESHOLD):
-        with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
+    with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
+        if threshold := settings.get(MMAP_THRESHOLD):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, int(threshold))
+        elif earlier:
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _CEILING)
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2 * _CEILING)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class CalibratedStage(ModelStage):
     """``sequences`` sequences of ``length`` tokens from the calibration split, ``batch`` at a time."""
+
+    frugal: ClassVar[bool] = True
 
     method: Any
     sequences: int = Field(128, gt=0)

@@ -7,6 +7,7 @@ Shapes: T = tokens, I = input features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -82,7 +83,10 @@ class Moments(InputNorms):
 
 
 class Hessian:
-    """X^T X: the second derivative of the squared output error by the weights, up to a factor."""
+    """X^T X: the second derivative of the squared output error by the weights, up to a factor.
+
+    It is symmetric, so only the strips of rows from the diagonal on are summed up, a little over half of the products.
+    """
 
     def __init__(self, width: int, dtype: str = "float32") -> None:
         self.sum_II = torch.zeros(width, width, dtype=getattr(torch, dtype))
@@ -92,8 +96,14 @@ class Hessian:
     def add(self, input_TI: torch.Tensor) -> None:
         self.sum_II = self.sum_II.to(input_TI.device)
         input_TI = input_TI.to(self.sum_II.dtype)
-        self.sum_II.addmm_(input_TI.T, input_TI)
+        for first, last in self._strips():
+            self.sum_II[first:last, first:].addmm_(input_TI[:, first:last].T, input_TI[:, first:])
         self.count += len(input_TI)
+
+    def _strips(self) -> Iterator[tuple[int, int]]:
+        width = len(self.sum_II)
+        size = max(256, -(-width // 8))
+        return ((first, min(first + size, width)) for first in range(0, width, size))
 
     def merge(self, other: Hessian) -> None:
         self.sum_II += other.sum_II.to(self.sum_II.device)
@@ -102,7 +112,12 @@ class Hessian:
     @property
     def mean_II(self) -> torch.Tensor:
         """The sum per token, so that its size does not depend on how much data was seen."""
-        return self.sum_II / max(1, self.count)
+        return self._whole_II() / max(1, self.count)
+
+    def _whole_II(self) -> torch.Tensor:
+        for first, last in self._strips():
+            self.sum_II[last:, first:last] = self.sum_II[first:last, last:].T
+        return self.sum_II
 
     @property
     def norm_I(self) -> torch.Tensor:
@@ -117,7 +132,7 @@ class Hessian:
 
     def reordered(self, order_I: torch.Tensor) -> Hessian:
         other = copy(self)
-        other.sum_II, other.factors = self.sum_II[order_I][:, order_I], {}
+        other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
         return other
 
     def factor(self, percent_damp: float):

@@ -17,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.bench_walker_memory import ENVIRONMENT, ROOT, peak_mebibytes
+from tasks.job import FRUGAL
+from tests.bench.bench_walker_memory import ROOT, peak_mebibytes
 from tests.bench.measured import Measured, clock
 
 PEERS = ROOT / "build" / "peers" / "bin" / "python"
@@ -59,7 +60,7 @@ def run(command: list[str], where: Path, method: str, pattern: str, output: str,
     arguments = [str(where / "model"), str(where / "tokens.npy"), str(where / output), method, pattern, *more]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     if output == "ours":
-        environment |= {"MALLOC_MMAP_THRESHOLD_": ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"]}
+        environment |= FRUGAL
     folder = ROOT if output == "ours" else where        # theirs must not find our packages
     done = subprocess.run(command + arguments, env=environment, cwd=folder, text=True, capture_output=True, check=False)
     if done.returncode:

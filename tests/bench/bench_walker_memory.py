@@ -16,10 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tasks.job import FRUGAL
 from tests.bench.measured import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}      # the first as stages run
+ENVIRONMENT = {**FRUGAL, "OMP_NUM_THREADS": "1"}      # the first as stages run
 WIDTH, SHALLOW, DEEP = 512, 6, 48
 BUDGET = 4 << 20
 

@@ -111,3 +111,14 @@ def test_statistics_of_ranks_merge_by_adding(kind):
     left.merge(right)
     assert left.count == whole.count
     torch.testing.assert_close(left.norm_I, whole.norm_I)
+
+
+@pytest.mark.parametrize("width", [3, 256, 600, 2100])
+def test_a_hessian_summed_in_strips_is_the_whole_product(width):
+    hessian, parts = Hessian(width, "float64"), torch.randn(2, 5, width, dtype=torch.float64)
+    for part in parts:
+        hessian.add(part)
+        expected = torch.einsum("bti,btj->ij", parts[: hessian.count // 5], parts[: hessian.count // 5])
+        torch.testing.assert_close(hessian.mean_II * hessian.count, expected)
+    order_I = torch.randperm(width)
+    torch.testing.assert_close(hessian.reordered(order_I).mean_II, hessian.mean_II[order_I][:, order_I])

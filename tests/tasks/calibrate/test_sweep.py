@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.calibrate.sweep import factor, sweep
+from tasks.calibrate.sweep import damped, factor, sweep
 from tasks.formats.grid import Grid
 
 
@@ -68,11 +68,13 @@ def test_the_projection_sees_the_columns_that_are_decided_together():
     assert seen == [(0, 4), (1, 3), (2, 2), (3, 1), (4, 4), (5, 3), (6, 2), (7, 1), (8, 2), (9, 1)]
 
 
-def test_the_factor_is_the_inverse_hessians():
-    _, hessian_II = problem()
+@pytest.mark.parametrize("width", [1, 16, 127, 300, 513])
+def test_the_factor_is_the_inverse_hessians(width):
+    _, hessian_II = problem(width=width, tokens=2 * width)
     solved = factor(hessian_II)
     assert torch.equal(solved.upper_II, solved.upper_II.triu())
-    torch.testing.assert_close(solved.upper_II.T @ solved.upper_II, solved.damped_II.inverse(), rtol=1e-8, atol=1e-10)
+    inverse_II = damped(hessian_II, solved.damping).inverse()
+    torch.testing.assert_close(solved.upper_II.T @ solved.upper_II, inverse_II, rtol=1e-8, atol=1e-10)
 
 
 def test_damping_climbs_a_ladder_and_says_so():

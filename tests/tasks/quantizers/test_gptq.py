@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian
+from tasks.calibrate.sweep import damped
 from tasks.formats.grid import Grid
 from tasks.formats.pattern import NM
 from tasks.quantizers.gptq import Gptq
@@ -90,7 +91,7 @@ def test_compensation_handed_on_by_dead_weights_beats_masking_afterwards():
 def test_the_reported_loss_is_the_change_of_the_output():
     weight_OI, hessian = problem()
     edit = Gptq(double=True).solve_linear(weight_OI, None, hessian, Grid(4, 16))
-    damped_II = hessian.factor(0.01).damped_II
+    damped_II = damped(hessian.mean_II, 0.01)
     change_OI = (weight_OI - edit.weight_OI).double()
     expected = float(torch.trace(change_OI @ damped_II @ change_OI.T) / 2)
     assert edit.notes["damping"] == 0.01 and edit.notes["loss"] == pytest.approx(expected, rel=1e-5)
