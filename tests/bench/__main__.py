@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.options import console
 from tests.bench.measured import Measured
 
 BENCHES = {path.stem.removeprefix("bench_"): path.stem for path in sorted(Path(__file__).parent.glob("bench_*.py"))}
@@ -64,7 +65,7 @@ def show(lines: list[Measured]) -> None:
         bar = "" if line.bar is None else f"{line.bar:g} {line.unit}"
         meets = {None: "", True: "[green]yes[/green]", False: "[red]no[/red]"}[line.meets]
         table.add_row(line.name, f"{line.value:{digits}} {line.unit}", bar, meets, line.compared)
-    Console().print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":
