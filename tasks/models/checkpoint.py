@@ -73,10 +73,12 @@ def _validate_transform(directory: Path, config: dict[str, Any]) -> None:
 def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTrainedModel:
     """The whole model in memory, in its own dtype unless told. Weights that are missing are an error, not random."""
     from transformers import AutoConfig
+    from transformers.utils import logging
 
     from tasks.models.building import builder
 
     validate(Path(directory))
+    logging.disable_progress_bar()      # stages tell their own progress
     model, found = builder(AutoConfig.from_pretrained(directory, trust_remote_code=False)).from_pretrained(
         directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )

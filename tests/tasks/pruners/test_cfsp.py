@@ -1,7 +1,6 @@
 """CFSP: channels fall whole, the smaller model computes what the masked one does, and it reloads without foreign code."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -104,26 +103,3 @@ def test_what_it_cannot_treat_is_refused():
     walk(pruned, [], build("pruners", "magnitude"), sparsity=0.5)
     with pytest.raises(ValueError, match="has a mask already; prune with cfsp first"):
         walk(ResidentBlocks(model, pruned.masks), zoo.batches(), build("pruners", "cfsp"), sparsity=0.5, pattern="channel")
-
-
-@pytest.mark.slow
-def test_the_smaller_model_is_faster():
-    sizes = {"hidden_size": 256, "intermediate_size": 1024}
-    whole, small = zoo.model("llama", **sizes).eval(), zoo.model("llama", **sizes).eval()
-    narrow(small, [512, 512])
-    for parameter in small.parameters():
-        parameter.data.normal_(0, 0.02)
-    tokens_BT = torch.randint(3, zoo.VOCABULARY, (8, 64))
-
-    def seconds(model):
-        best = float("inf")
-        with torch.no_grad():
-            for _ in range(5):
-                begun = time.perf_counter()
-                model(tokens_BT)
-                best = min(best, time.perf_counter() - begun)
-        return best
-
-    ratio = seconds(whole) / seconds(small)
-    print(f"whole / half the channels: {ratio:.2f} x")
-    assert ratio > 1.1
