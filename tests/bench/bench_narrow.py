@@ -1,4 +1,4 @@
-"""The smaller model that CFSP leaves against the full-size one under its masks: the same logits, half of the FFN channels gone."""
+"""The smaller model that CFSP leaves against the full-size one under its masks: half of the FFN channels gone, same logits."""
 
 from __future__ import annotations
 
