@@ -62,14 +62,13 @@ def _recipe(result: Mapping[str, Any]) -> str:
 
 def _claim(claim: Mapping[str, Any]) -> str:
     kind = "holds" if claim["holds"] else "fails" if claim["clear"] else "noise"
-    said = ("holds" if claim["holds"] else "does not hold") + ("" if claim["clear"] else ", within noise")
     rows = "".join(
         f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g} ± {group['std']:.2g}"
         f"<td><small>{len(group['values'])} seeds</small>"
         for name, group in claim["groups"].items()
     )
     return (
-        f"<section><h2>{html.escape(claim['says'])}: <span class='{kind}'>{said}</span></h2>"
+        f"<section><h2>{html.escape(claim['says'])}: <span class='{kind}'>{claim['verdict']}</span></h2>"
         f"<div><table>{rows}</table><p><small>{html.escape(claim['metric'])}</small></p></div>"
         f"<img alt='{html.escape(claim['says'])}' src='data:image/png;base64,{_png(claim)}'></section>"
     )

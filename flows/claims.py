@@ -78,13 +78,15 @@ class Claim(BaseModel):
         pairs = [
             _compare(groups, sign, self.slack, better, worse) for better, worse in zip(self.order, self.order[1:], strict=False)
         ]
+        holds, clear = (all(pair[word] for pair in pairs) for word in ("holds", "clear"))
         return {
             "says": self.says,
             "metric": self.metric,
             "groups": {name: _describe(numbers) for name, numbers in groups.items()},
             "pairs": pairs,
-            "holds": all(pair["holds"] for pair in pairs),
-            "clear": all(pair["clear"] for pair in pairs),
+            "holds": holds,
+            "clear": clear,
+            "verdict": ("holds" if holds else "does not hold") + ("" if clear else ", within noise"),
         }
 
     def _numbers(self, models: Sequence[Mapping[str, Any]], group: str) -> Numbers:
@@ -118,9 +120,3 @@ def _compare(
 def _best(groups: Mapping[str, Numbers], sign: float, member: str | list[str]) -> str:
     names = [member] if isinstance(member, str) else member
     return min(names, key=lambda name: sign * statistics.fmean(groups[name].values()))
-
-
-def verdict(judged: Mapping[str, Any]) -> str:
-    """In words."""
-    said = "holds" if judged["holds"] else "does not hold"
-    return said if judged["clear"] else f"{said}, within noise"

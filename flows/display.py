@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from cluster.artifacts import Record
-from flows.claims import verdict
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
@@ -153,9 +152,9 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(title, overflow="fold")
     for claim in claims:
         groups = [f"{name} {group['mean']:.4g} ± {group['std']:.2g}" for name, group in claim["groups"].items()]
-        said = verdict(claim)
         colour = "green" if claim["holds"] else "red" if claim["clear"] else "yellow"
-        table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), f"[{colour}]{said}[/{colour}]")
+        verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
+        table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), verdict)
     return table
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.claims import Claim, verdict
+from flows.claims import Claim
 from tests.flows.recipes import recipe
 from tests.flows.test_sweep import PREPARE
 
@@ -26,10 +26,10 @@ def test_lower_is_better_for_perplexity_and_higher_for_accuracy():
 
 def test_seeds_are_paired_so_a_small_steady_difference_is_clear():
     steady = judge(["a", "b"], models(a=[10, 20, 30], b=[11, 21, 31.1]))
-    assert steady["clear"] and verdict(steady) == "holds"
+    assert steady["clear"] and steady["verdict"] == "holds"
     noisy = judge(["a", "b"], models(a=[10, 20, 30], b=[9, 22, 30]))
-    assert not noisy["clear"] and verdict(noisy) == "holds, within noise"
-    assert verdict(judge(["b", "a"], models(a=[10, 20, 30], b=[11, 21, 31.1]))) == "does not hold"
+    assert not noisy["clear"] and noisy["verdict"] == "holds, within noise"
+    assert judge(["b", "a"], models(a=[10, 20, 30], b=[11, 21, 31.1]))["verdict"] == "does not hold"
 
 
 def test_a_chain_holds_where_every_link_does():
