@@ -1,7 +1,7 @@
 # make quickstart   install, then run the default recipe from text to a sparse, quantized, evaluated model
 # make test         install, then every test; make test-fast leaves out clusters, servers and faults
 # make bench        speed and memory, as ratios of two things measured in the same run
-# make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (about an hour);
+# make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (20 minutes on one core);
 # make claims-prune      the same of the pruning methods
 # make bench-peers  the walker against llm-compressor
 
