@@ -36,15 +36,23 @@ def training_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
 
 
 def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
-    """A row a group: a dot a seed, a bar at the mean."""
-    figure, axes = _axes(4.2, 0.9 + 0.32 * len(groups))
+    """A row a group: a dot a seed, a bar and its value at the mean. Values that lie far apart are told on a log scale."""
+    figure, axes = _axes(6.4, 0.9 + 0.32 * len(groups))
+    every = [value for values in groups.values() for value in values]
+    if every and max(every) > 3 * min(every) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     for row, values in enumerate(reversed(groups.values())):
+        mean = sum(values) / len(values)
         axes.plot(values, [row] * len(values), "o", color=ACCENT, markersize=4, alpha=0.7)
-        axes.plot([sum(values) / len(values)], [row], "|", color=SECOND, markersize=14, markeredgewidth=2)
+        axes.plot([mean], [row], "|", color=SECOND, markersize=14, markeredgewidth=2)
+        axes.annotate(f"{mean:.4g}", (max(values), row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(groups)), list(reversed(groups)), fontsize=8)
     axes.set_xlabel(metric)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
-    axes.margins(y=0.2)
+    axes.set_ylim(-0.7, len(groups) - 0.3)
+    axes.margins(x=0.12)
     return figure
 
 
@@ -71,18 +79,36 @@ def sparsity_heat_map(sparsities: Mapping[str, float], title: str) -> Figure:
     return figure
 
 
+MOST_NAMES = 8
+
+
 def quality_against_bytes(models: Iterable[Mapping[str, Any]]) -> Figure:
-    """Held-out perplexity against weight bytes: down and to the left is better."""
+    """Held-out perplexity against weight bytes: down and to the left is better. A chain of stages is drawn as a path; of
+    more models than can be named, the line and the names are of those that no other beats in both."""
     figure, axes = _axes()
     rows = [model for model in models if "perplexity" in model and "bytes" in model]
-    axes.plot([row["bytes"] / 1e6 for row in rows], [row["perplexity"] for row in rows], "o-", color=ACCENT, linewidth=0.8)
-    for row in rows:
-        place = (row["bytes"] / 1e6, row["perplexity"])
+    named = rows if len(rows) <= MOST_NAMES else _front(rows)
+    axes.plot(*_places(rows), "o", color=ACCENT, markersize=5)
+    axes.plot(*_places(named), "-", color=ACCENT, linewidth=0.8)
+    for row, *place in zip(named, *_places(named), strict=True):
         axes.annotate(row["stage"], place, xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="weights on disk (MB)", ylabel="held-out perplexity", title="quality against size")
     axes.grid(color=GRID, linewidth=0.6)
     axes.margins(x=0.15, y=0.15)
     return figure
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["bytes"] / 1e6 for row in rows], [row["perplexity"] for row in rows]
+
+
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The models that are better than every smaller or equal one, the smallest first."""
+    front: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["bytes"], row["perplexity"])):
+        if not front or row["perplexity"] < front[-1]["perplexity"]:
+            front.append(row)
+    return front
 
 
 def fit_errors(losses: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:

@@ -8,6 +8,7 @@ import pytest
 
 from dashboards.figures import (
     fit_errors,
+    groups_figure,
     loss_over_sparsity,
     quality_against_bytes,
     sparsity_heat_map,
@@ -79,3 +80,16 @@ def test_a_plan_is_the_lowest_point_of_a_curve_in_its_band():
     curve, chosen = figure.axes[0].lines
     assert curve.get_xydata().tolist() == [[0, 3], [50, 2]] and chosen.get_xydata().tolist() == [[50, 2]]
     assert drawn(figure)
+
+
+def test_of_many_models_only_those_nobody_beats_are_named():
+    places = [(3, 10), (2, 30), (1, 40), (2, 20), (3, 15), (3, 12), (1, 41), (4, 9), (4, 99), (2, 25)]
+    models = [{"stage": f"m{index}", "bytes": 1e6 * size, "perplexity": value} for index, (size, value) in enumerate(places)]
+    (axes,) = quality_against_bytes(models).axes
+    assert [text.get_text() for text in axes.texts] == ["m2", "m3", "m0", "m7"]
+    assert len(axes.lines[0].get_xdata()) == len(models)
+
+
+def test_groups_that_lie_far_apart_are_told_on_a_log_scale():
+    assert groups_figure({"a": [1.0, 1.2], "b": [50.0]}, "perplexity").axes[0].get_xscale() == "log"
+    assert groups_figure({"a": [10.0, 11.0], "b": [12.0]}, "perplexity").axes[0].get_xscale() == "linear"
