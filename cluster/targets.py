@@ -18,6 +18,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _CEILING = 32 << 20     # where glibc's own threshold ends up in a process that frees large blocks
+_lowered = False        # whether a task of this process lowered the threshold
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
 
 
@@ -85,9 +86,9 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, str]) -> None:
-    """Workers are shared by the tasks of a job: what an earlier one set of the allocator is undone, and a torch that is
-    here already is told its threads as well."""
-    earlier = os.environ.pop(MMAP_THRESHOLD, None)
+    """Workers are shared by the tasks of a job: a threshold that an earlier one lowered is raised again, and a torch that
+    is here already is told its threads as well. (Huge pages, once torch uses them, stay for the process's life.)"""
+    global _lowered
     os.environ.update(settings)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -95,9 +96,11 @@ def _prepare(settings: dict[str, str]) -> None:
     with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
         if threshold := settings.get(MMAP_THRESHOLD):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, int(threshold))
-        elif earlier:
+            _lowered = True
+        elif _lowered:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _CEILING)
             ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2 * _CEILING)
+            _lowered = False
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
 

@@ -68,7 +68,7 @@ def _claim(claim: Mapping[str, Any]) -> str:
         for name, group in claim["groups"].items()
     )
     return (
-        f"<section><h2>{html.escape(claim['says'])}: <span class='{kind}'>{claim['verdict']}</span></h2>"
+        f"<section><h2>{html.escape(claim['says'])}: <span class='{kind}'>{html.escape(claim['verdict'])}</span></h2>"
         f"<div><table>{rows}</table><p><small>{html.escape(claim['metric'])}</small></p></div>"
         f"<img alt='{html.escape(claim['says'])}' src='data:image/png;base64,{_png(claim)}'></section>"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 ACCENT, SECOND, GRID = "#2f6f8f", "#c8553d", "#dddddd"
 
@@ -42,7 +43,7 @@ def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
     if every and max(every) > 3 * min(every) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}" if max(every) < 10 * min(every) else NullFormatter())
     for row, values in enumerate(reversed(groups.values())):
         mean = sum(values) / len(values)
         axes.plot(values, [row] * len(values), "o", color=ACCENT, markersize=4, alpha=0.7)

@@ -86,8 +86,8 @@ class Conductor:
 
     def stop(self) -> None:
         """Stop every job in flight, and start no other; what they had checkpointed stays."""
+        self.stopped = True     # before the lock, which whoever submits a job just now holds
         with self.changed:
-            self.stopped = True
             self.changed.notify_all()
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.running and group.job:

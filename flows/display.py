@@ -129,12 +129,12 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
         cells = [_cell(model.get(name), form) for model in models]
         told = set(filter(None, cells))
         needed = max(map(len, (*title.split(), *cells))) + 3
-        if len(told) == 1:
+        if len(told) == 1 and sum(map(bool, cells)) > 1:
             alike.append(f"{title} {told.pop()}")
         elif told and needed <= room:
             room -= needed
             columns.append(cells)
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", min_width=needed - 3)
         elif told:
             hidden.append(title)
     for row in zip(*columns, strict=True):

@@ -40,14 +40,16 @@ def _make_here(plan: Plan, store: Store, profile: Profile, display: Display) -> 
     from tasks.job import produce
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     with display.live():
         for step in plan.due:
             display.started(step)
             if rank == 0 or step.node.stage.distributed:
-                # another run of this home may be making the same artifact: wait, and find it made
-                lock = locked(Path(profile.scratch) / "locks" / step.artifact.key)
-                with lock if rank == 0 else nullcontext():
+                # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
+                lock = Path(profile.scratch) / "locks" / step.artifact.key
+                with locked(lock) if alone else nullcontext():
                     produce(submitter.payload(step), lambda event, step=step: display.event(step, event))
+                    lock.unlink(missing_ok=True)        # who waits for it finds the artifact
             while (record := store.record(step.artifact)) is None:
                 time.sleep(0.2)
             display.finished(step, record, 0.0)

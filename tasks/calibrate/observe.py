@@ -85,7 +85,8 @@ class Moments(InputNorms):
 class Hessian:
     """X^T X: the second derivative of the squared output error by the weights, up to a factor.
 
-    It is symmetric, so only the strips of rows from the diagonal on are summed up, a little over half of the products.
+    It is symmetric, so ``sum_II`` is summed up in strips of rows from the diagonal on, from a width of 2048 a little over
+    half of the products; what lies below the strips is there only after :attr:`mean_II` was asked for.
     """
 
     def __init__(self, width: int, dtype: str = "float32") -> None:

@@ -17,7 +17,7 @@ import torch
 
 LADDER = 10.0  # each rung damps this many times more than the one before
 MOST_DAMPING = 10.0
-LEAF = 128    # sides of the triangles that are inverted at once
+LEAF = 128    # triangles of fewer rows are inverted at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _invert(upper_II: torch.Tensor) -> None:
     The inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]].
     """
     half = len(upper_II) // 2
-    if half < LEAF // 2:
+    if len(upper_II) < LEAF:
         identity_II = torch.eye(len(upper_II), dtype=upper_II.dtype, device=upper_II.device)
         upper_II.copy_(torch.linalg.solve_triangular(upper_II, identity_II, upper=True))
         return
