@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -108,6 +109,11 @@ class Home:
         return self.winnow("run", recipe, "-p", self.profile, "--json", code=code)
 
 
+def _as_from_a_terminal() -> None:
+    """A suite that runs in the background of a script ignores Ctrl-C, and what it starts would as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Witnessed:
     """A command in a process group of its own, as a terminal starts it."""
 
@@ -115,7 +121,8 @@ class Witnessed:
         self.directory, self.seen, self.ended = home.directory, set(), threading.Event()
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            command, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+            command, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+            preexec_fn=_as_from_a_terminal,
         )
         self.witness = threading.Thread(target=self._watch, daemon=True)
         self.witness.start()
