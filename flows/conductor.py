@@ -48,7 +48,7 @@ class Group:
 class Conductor:
     """Starts jobs through the submitter, follows them, and says when an artifact is there."""
 
-    def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher, most: int = 8) -> None:
+    def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher, most: int) -> None:
         """``most`` jobs are in flight at once; the steps of further ones wait here, where they cost nothing."""
         self.store, self.submitter, self.watcher, self.most = store, submitter, watcher, most
         self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}

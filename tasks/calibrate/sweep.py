@@ -66,11 +66,11 @@ def _invert(upper_II: torch.Tensor) -> None:
 
     The inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]].
     """
-    half = len(upper_II) // 2
     if len(upper_II) < LEAF:
         identity_II = torch.eye(len(upper_II), dtype=upper_II.dtype, device=upper_II.device)
         upper_II.copy_(torch.linalg.solve_triangular(upper_II, identity_II, upper=True))
         return
+    half = len(upper_II) // 2
     _invert(upper_II[:half, :half])
     _invert(upper_II[half:, half:])
     upper_II[:half, half:] = -(upper_II[:half, :half] @ upper_II[:half, half:] @ upper_II[half:, half:])

@@ -20,7 +20,7 @@ from tasks.job import FRUGAL
 from tests.bench.measured import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**FRUGAL, "OMP_NUM_THREADS": "1"}      # the first as stages run
+ENVIRONMENT = {**FRUGAL, "OMP_NUM_THREADS": "1"}      # memory as walks run
 WIDTH, SHALLOW, DEEP = 512, 6, 48
 BUDGET = 4 << 20
 

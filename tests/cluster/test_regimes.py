@@ -25,6 +25,8 @@ from tests.tasks import models_zoo as zoo
 STEPS = 12
 # each rank draws its own random estimates, so they cannot be one process's
 EXACT = {name: {"mvue": False} for name in ("s_ste", "fst")}
+# its threshold is a weight: where sums in another order swap two nearly equal ones, losses differ by up to 7e-4 (seen)
+SWAPS = {"s_ste": 2e-3}
 
 
 def train(name: str, build_engine, directory: Path) -> tuple[list[float], list[Hook]]:
@@ -48,11 +50,12 @@ def check(name: str, directory: Path) -> None:
 
     alone, reference = train(name, lambda model: TorchEngine(model, adamw(model), 1.0), directory)
     shared, hooks = train(name, lambda model: DeepSpeedEngine(model, adamw(model), 1.0, zero_stage=3), directory)
-    # sums in another order may swap two weights that are nearly equal, which a loss shows in its fourth digit (s_ste: 7e-4)
-    torch.testing.assert_close(torch.tensor(shared), torch.tensor(alone), rtol=2e-3, atol=0, msg=lambda text: f"{name}: {text}")
+    rtol = SWAPS.get(name, 5e-4)
+    torch.testing.assert_close(torch.tensor(shared), torch.tensor(alone), rtol=rtol, atol=0, msg=lambda text: f"{name}: {text}")
     for ours, theirs in zip(hooks, reference, strict=True):
         for linear, mask in theirs.masks.items() if isinstance(theirs, Masking) else ():
             other = ours.masks[linear]
+            # sums in another order may swap two weights that are nearly equal
             assert other.live == mask.live and int((other.keep ^ mask.keep).sum()) <= 0.005 * mask.numel, (name, linear)
 
 

@@ -56,7 +56,7 @@ def stage(tmp_path):
 
     def build(*jobs):
         made = plan(store)
-        conductor = Conductor(made, store, Yard(*jobs), Watched())
+        conductor = Conductor(made, store, Yard(*jobs), Watched(), most=8)
         return conductor, made.by_id["pretrain"], made.by_id["pretrain.evaluate"]
 
     build.publish = lambda step: publish(store, step, tmp_path / step.id)
