@@ -32,7 +32,7 @@ def factor(hessian_II: torch.Tensor, percent_damp: float = 0.01) -> Factor:
     """Damp, invert and factor a Hessian; when that fails damp ten times more, and say so in the result."""
     damping = percent_damp
     while damping <= MOST_DAMPING:
-        upper_II = _inverse_factor(damped(hessian_II, damping))
+        upper_II = _inverse_factor(hessian_II, damping)
         if upper_II is not None:
             return Factor(upper_II, damping)
         damping = damping * LADDER if damping else 1e-4
@@ -51,14 +51,20 @@ def damped(hessian_II: torch.Tensor, damping: float) -> torch.Tensor:
     return hessian_II
 
 
-def _inverse_factor(matrix_II: torch.Tensor) -> torch.Tensor | None:
-    """U with M^-1 = U^T U, or None. Read backwards, M = A A^T with A upper triangular, and U = A^-1: one Cholesky."""
-    lower_II, failed = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
-    if failed or not bool(lower_II.isfinite().all()):
+def _inverse_factor(hessian_II: torch.Tensor, damping: float) -> torch.Tensor | None:
+    """U with M^-1 = U^T U for the damped Hessian M, or None. Read backwards, M = A A^T with A upper triangular, and
+    U = A^-1: one Cholesky."""
+    lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II, damping).flip(0, 1))
+    if failed or not _finite(lower_II):
         return None
-    upper_II = lower_II.flip(0, 1)
+    upper_II = lower_II.flip(0, 1).contiguous()
+    del lower_II
     _invert(upper_II)
-    return upper_II if bool(upper_II.isfinite().all()) else None
+    return upper_II if _finite(upper_II) else None
+
+
+def _finite(matrix_II: torch.Tensor) -> bool:
+    return all(bool(end.isfinite()) for end in matrix_II.aminmax())     # a third of the time of asking every entry
 
 
 def _invert(upper_II: torch.Tensor) -> None:
@@ -85,13 +91,10 @@ def sweep(
     """Settle every column; returns the settled weights and the errors E, both [O, I].
 
     ``project(column, ahead_OG)`` gives the settled values of ``column``. ``ahead_OG`` holds the weights as compensated
-    so far, from that column to the end of its block: the first column is the one to settle, and at the first column
-    of a block (or of an N:M group) the columns that are decided together are all there.
+    so far, from that column to the end of its block: the first column is the one to settle.
     """
-    work_OI = weight_OI.to(upper_II.dtype, copy=True)
-    errors_OI = torch.zeros_like(work_OI)
-    for start in range(0, work_OI.shape[1], block):
-        end = min(start + block, work_OI.shape[1])
+
+    def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
         block_GO = work_OI[:, start:end].T.contiguous()  # a column of weights lies in one piece: several times faster
         errors_GO = torch.zeros_like(block_GO)
         for column in range(start, end):
@@ -101,5 +104,22 @@ def sweep(
             ahead_GO.addr_(upper_II[column, column:end], errors_GO[column - start], alpha=-1)
             block_GO[column - start] = settled_O
         work_OI[:, start:end], errors_OI[:, start:end] = block_GO.T, errors_GO.T
-        work_OI[:, end:].addmm_(errors_GO.T, upper_II[start:end, end:], alpha=-1)
+
+    return sweep_blocks(weight_OI, upper_II, settle, block)
+
+
+def sweep_blocks(
+    weight_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    settle: Callable[[torch.Tensor, torch.Tensor, int, int], None],
+    block: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``settle(work_OI, errors_OI, start, end)`` settles one block of columns in place and writes their errors; what that
+    costs is made good in all later blocks at once."""
+    work_OI = weight_OI.to(upper_II.dtype, copy=True, memory_format=torch.contiguous_format)
+    errors_OI = torch.zeros_like(work_OI)
+    for start in range(0, work_OI.shape[1], block):
+        end = min(start + block, work_OI.shape[1])
+        settle(work_OI, errors_OI, start, end)
+        work_OI[:, end:].addmm_(errors_OI[:, start:end], upper_II[start:end, end:], alpha=-1)
     return work_OI, errors_OI

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from tasks.calibrate.method import Edit, Pruner, select
+from tasks.formats.pattern import NM
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
@@ -47,21 +48,30 @@ class Sparsegpt(Pruner):
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
-        from tasks.calibrate.sweep import sweep
+        from tasks.calibrate.pruning import prune_columns, prune_groups
+        from tasks.calibrate.sweep import sweep_blocks
 
         factor = statistics.factor(self.percent_damp)
         # A feature that was always zero is worth nothing, so its weights are the first to go.
         worth_I = factor.upper_II.diagonal().square().reciprocal() * (statistics.norm_I > 0)
         span = pattern.width_multiple if pattern.width_multiple > 1 else self.block
         chosen_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
+        if keep_OI is not None:
+            chosen_OI &= keep_OI
 
-        def project(column: int, ahead_OG: torch.Tensor) -> torch.Tensor:
-            if column % span == 0:
-                score_OG = ahead_OG[:, :span].square() * worth_I[column : column + span]
-                before_OG = None if keep_OI is None else keep_OI[:, column : column + span]
-                chosen_OI[:, column : column + span] = select(score_OG, sparsity, pattern, before_OG, column)
-            return ahead_OG[:, 0] * chosen_OI[:, column]
+        def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
+            if isinstance(pattern, NM):
+                prune_groups(
+                    work_OI, errors_OI, chosen_OI, factor.upper_II, worth_I, pattern.m, pattern.m - pattern.n, start, end
+                )
+                return
+            for column in range(start, end, span):
+                last = min(column + span, end)
+                score_OG = work_OI[:, column:last].square() * worth_I[column:last]
+                before_OG = None if keep_OI is None else keep_OI[:, column:last]
+                chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, before_OG, column)
+                prune_columns(work_OI, errors_OI, chosen_OI, factor.upper_II, column, last, end)
 
-        settled_OI, errors_OI = sweep(weight_OI, factor.upper_II, project, max(1, self.block // span) * span)
+        settled_OI, errors_OI = sweep_blocks(weight_OI, factor.upper_II, settle, max(1, self.block // span) * span)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
         return Edit(settled_OI.to(weight_OI.dtype), chosen_OI, notes=notes)

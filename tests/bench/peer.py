@@ -25,7 +25,7 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
     modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method](targets=["Linear"], **fields)
     words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))        # asked for, and not used on tokens
     processor = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
-    begun = time.process_time()
+    begun = time.perf_counter()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     oneshot(
         model=loaded, processor=processor, dataset=Dataset.from_dict(rows), recipe=[modifier],
@@ -33,7 +33,7 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
         batch_size=int(batch),
     )  # fmt: skip
     loaded.save_pretrained(output)
-    print(time.process_time() - begun, base, peak_mebibytes(), flush=True)
+    print(time.perf_counter() - begun, base, peak_mebibytes(), flush=True)
 
 
 def peak_mebibytes() -> float:
