@@ -61,12 +61,16 @@ def keep_highest(score: torch.Tensor, pruned: int) -> torch.Tensor:
 
 
 def _lowest(score: torch.Tensor, place: int) -> torch.Tensor:
-    """The ``place``-th lowest entry of each row. On a CPU, NumPy's partition takes a third of kthvalue's time."""
-    if score.device.type != "cpu" or score.dtype not in (torch.float32, torch.float64):
-        return score.kthvalue(place, dim=-1, keepdim=True).values
-    ordered = score.detach().clone().numpy()
-    ordered.partition(place - 1, axis=-1)
-    return torch.from_numpy(ordered[..., place - 1 : place].copy())
+    """The ``place``-th lowest entry of each row. kthvalue takes three times as long as NumPy's partition on a CPU, and on
+    an H100, for one row of 16 million, 300 times as long as the lowest or highest entries do."""
+    if score.device.type == "cpu":
+        ordered = score.detach().to(torch.float64 if score.dtype == torch.float64 else torch.float32, copy=True).numpy()
+        ordered.partition(place - 1, axis=-1)
+        return torch.from_numpy(ordered[..., place - 1 : place].copy()).to(score.dtype)
+    others = score.shape[-1] - place
+    if place <= others:
+        return score.topk(place, largest=False, sorted=False).values.amax(-1, keepdim=True)
+    return score.topk(others + 1, sorted=False).values.amin(-1, keepdim=True)
 
 
 def keep_highest_overall(score: torch.Tensor, pruned: int) -> torch.Tensor:

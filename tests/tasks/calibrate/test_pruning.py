@@ -6,9 +6,9 @@ import torch
 from tasks.calibrate.pruning import prune_columns, prune_groups
 from tasks.calibrate.sweep import factor, sweep, sweep_blocks
 from tasks.formats.pattern import NM
+from tests.tasks import DEVICES
 from tests.tasks.calibrate.test_sweep import problem
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 DTYPES = [torch.float32, torch.float64]
 
 

@@ -5,6 +5,7 @@ import torch
 
 from tasks.formats.pattern import Block, Channel, Group, Unstructured, parse_pattern
 from tasks.formats.selection import cumulative_share, keep_global, keep_highest, quota
+from tests.tasks import DEVICES
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
 
@@ -16,7 +17,9 @@ def by_sorting(score, pruned):
 
 @pytest.mark.parametrize("values", ["distinct", "tied", "constant", "with_minus_infinity"])
 @pytest.mark.parametrize("shape", [(3, 7), (5, 33), (4, 100), (1, 301)])
-def test_keep_highest_equals_a_stable_sort(values, shape):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_keep_highest_equals_a_stable_sort(values, shape, dtype, device):
     torch.manual_seed(0)
     score = torch.rand(shape)
     if values == "tied":
@@ -25,6 +28,7 @@ def test_keep_highest_equals_a_stable_sort(values, shape):
         score = torch.zeros(shape)
     if values == "with_minus_infinity":
         score[:, ::3] = -torch.inf
+    score = score.to(device, dtype)
     for pruned in range(shape[1]):
         assert torch.equal(keep_highest(score, pruned), by_sorting(score, pruned))
 
