@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tasks.formats.pattern import Pattern, parse_pattern
@@ -30,6 +31,8 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 def pack(keep: torch.Tensor) -> torch.Tensor:
     """bool of any shape -> uint8 [ceil(numel / 8)], least significant bit first, padded with 0."""
+    if keep.device.type == "cpu":
+        return torch.from_numpy(np.packbits(keep.flatten().numpy(), bitorder="little"))
     bits = keep.flatten().to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
     return (bits * torch.tensor(_POWERS, dtype=torch.uint8, device=keep.device)).sum(1, dtype=torch.uint8)
@@ -37,6 +40,9 @@ def pack(keep: torch.Tensor) -> torch.Tensor:
 
 def unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Inverse of :func:`pack`."""
+    if packed.device.type == "cpu":
+        bits = np.unpackbits(packed.numpy(), count=torch.Size(shape).numel(), bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool).view(shape)
     powers = torch.tensor(_POWERS, dtype=torch.uint8, device=packed.device)
     bits = (packed[:, None] & powers) != 0
     return bits.flatten()[: torch.Size(shape).numel()].view(shape)
@@ -56,9 +62,7 @@ class Mask:
 
     @classmethod
     def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float) -> Mask:
-        mask = cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
-        mask.__dict__["live"] = int(keep.sum())     # known here without unpacking
-        return mask
+        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
 
     @property
     def keep(self) -> torch.Tensor:
@@ -66,7 +70,7 @@ class Mask:
 
     @cached_property
     def live(self) -> int:
-        return int(self.keep.sum())
+        return int(np.bitwise_count(self.packed.cpu().numpy()).sum(dtype=np.int64))
 
     @property
     def numel(self) -> int:
