@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,11 @@ def _pairs() -> list[Finding]:
 
 def _toolchain() -> list[Finding]:
     compiler = shutil.which("g++")
-    return [Finding("C++ compiler", compiler is not None, compiler or "none; DeepSpeed builds its CPU operations with one")]
+    built = find_spec("tasks.calibrate._pruning") is not None
+    return [
+        Finding("C++ compiler", compiler is not None, compiler or "none; DeepSpeed and we build CPU code with it"),
+        Finding("compiled sweep", built, "built" if built else "tasks/calibrate/pruning.cpp is not built; run make install"),
+    ]
 
 
 def _device() -> list[Finding]:
