@@ -1,8 +1,8 @@
 """Gets the steps of a plan made: one Ray job per group of steps, one follower per job, events to whoever watches.
 
 A group is a stage and the evaluations of its model; they share a job so that the evaluations need no job of their own
-and run beside the next stage. What counts as done is the store alone: a job that ends without an artifact has failed,
-an artifact that is there needs no job.
+and run beside the next stage. What measures time is made in the end, by a job for all of it. What counts as done is the
+store alone: a job that ends without an artifact has failed, an artifact that is there needs no job.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
 
 
 def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
-    """Submit the steps that are due as Prefect tasks and wait for all; the first failure is raised at the end."""
+    """Submit the steps that are due as Prefect tasks and wait for all, then those that want the machine for themselves;
+    the first failure is raised at the end."""
     def attempt(id: str) -> None:
         conductor.make(plan.by_id[id])
 
@@ -75,15 +76,17 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
         return not (isinstance(failure, StageFailed) and failure.final)
 
     futures: dict[str, Any] = {}
-    for step in plan.due:
-        stage = task(
-            attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
-            retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
-        )
-        upstream = [futures[id] for id in step.node.parents.values() if id in futures]
-        futures[step.id] = stage.submit(step.id, wait_for=upstream)
-    for future in futures.values():
-        future.wait()
+    for exclusive in (False, True):
+        for step in plan.due:
+            if step.exclusive == exclusive:
+                stage = task(
+                    attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
+                    retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
+                )
+                upstream = [futures[id] for id in step.node.parents.values() if id in futures]
+                futures[step.id] = stage.submit(step.id, wait_for=upstream)
+        for future in futures.values():
+            future.wait()
     for future in futures.values():
         future.result()
 

@@ -14,6 +14,8 @@ from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
 from tasks.stage import Facts
 
+TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
+
 
 @dataclass(frozen=True)
 class Step:
@@ -28,6 +30,10 @@ class Step:
     @property
     def id(self) -> str:
         return self.node.id
+
+    @property
+    def exclusive(self) -> bool:
+        return self.node.stage.exclusive
 
     @property
     def cached(self) -> bool:
@@ -48,11 +54,14 @@ class Plan:
         return [step for step in self.steps if not step.cached]
 
     def jobs(self) -> list[list[Step]]:
-        """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model."""
+        """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model. Those that want
+        the machine for themselves share jobs of their own, which come last."""
         groups: dict[str, list[Step]] = {}
         for step in self.due:
-            groups.setdefault(step.node.measures or step.id, []).append(step)
-        return list(groups.values())
+            if not step.exclusive:
+                groups.setdefault(step.node.measures or step.id, []).append(step)
+        alone = [step for step in self.due if step.exclusive]
+        return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
 def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:

@@ -33,6 +33,10 @@ class Evaluate(Stage):
         chosen = tuple(evaluator for evaluator in self.evaluators if evaluator.exclusive == exclusive)
         return self.model_copy(update={"evaluators": chosen})
 
+    @property
+    def exclusive(self) -> bool:
+        return any(evaluator.exclusive for evaluator in self.evaluators)
+
     def run(self, context: Context) -> dict[str, float]:
         from tasks.evaluators import Candidate
 

@@ -110,12 +110,15 @@ def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, 
     assert changed.by_id["pretrain"].reason == f"params.batch, params.learning_rate differs from {record.address}"
 
 
-def test_a_job_is_a_stage_and_the_evaluations_of_its_model(store, tmp_path):
+def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures_time(store, tmp_path, monkeypatch):
+    speeds = [f"{id}.speed" for id in CHAIN[1:]]
     jobs = [[step.id for step in job] for job in plan(store).jobs()]
-    assert jobs == [["prepare"], *[[id, f"{id}.evaluate", f"{id}.speed"] for id in CHAIN[1:]]]
-    for step in plan(store).steps[:3]:     # prepare, pretrain and one of its two evaluations
+    assert jobs == [["prepare"], *[[id, f"{id}.evaluate"] for id in CHAIN[1:]], speeds]
+    monkeypatch.setattr("flows.plan.TOGETHER", 3)
+    assert [[step.id for step in job] for job in plan(store).jobs()][-2:] == [speeds[:3], speeds[3:]]
+    for step in plan(store).steps[:2]:     # prepare and pretrain
         publish(store, step, tmp_path / step.id)
-    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.speed"]
+    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.evaluate"]
 
 
 def test_when_everything_is_there_nothing_is_due(store, tmp_path):

@@ -88,6 +88,13 @@ def test_a_second_run_is_cached_and_starts_nothing(first: Done, again: Done) -> 
     ]
 
 
+def test_what_measures_time_runs_when_everything_else_is_done(ledger: Ledger) -> None:
+    runs = ledger.children(ledger.parents("small")[0])
+    ended = max(run.info.end_time for id, run in runs.items() if not id.endswith(".speed"))
+    started = [run.info.start_time for id, run in runs.items() if id.endswith(".speed")]
+    assert len(started) == 4 and min(started) >= ended
+
+
 def test_mlflow_holds_a_parent_and_a_child_for_every_stage(first: Done, recipe: Path, ledger: Ledger) -> None:
     parent = ledger.parents("small")[0]
     stages = {stage["id"]: stage for stage in first.summary["stages"]}
