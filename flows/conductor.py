@@ -74,7 +74,8 @@ class Conductor:
             if failed and (record := self.store.record(step.artifact)) is None:
                 raise StageFailed(f"{step.id}: {message}", final)
         begun = begun or self._begin(step)
-        self.watcher.finished(step, record, time.monotonic() - begun - record.seconds)
+        # An evaluation may have begun in its job before its turn came here.
+        self.watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
         return record
 
     def _begin(self, step: Step) -> float:
