@@ -15,13 +15,10 @@ from contextlib import suppress
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# glibc reads these before the first line of Python: its number for each (malloc.h), and what it comes to by itself.
-ALLOCATOR = {
-    "MALLOC_TRIM_THRESHOLD_": (-1, 64 << 20),
-    "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20),
-    "MALLOC_ARENA_MAX": (-8, 0),
-}
-_changed = False        # whether a task of this process changed them
+MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_CEILING = 32 << 20     # where glibc's own threshold ends up in a process that frees large blocks
+_lowered = False        # whether a task of this process lowered the threshold
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
 
 
@@ -89,19 +86,21 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, str]) -> None:
-    """Workers are shared by the tasks of a job: what an earlier one set of the allocator is set back, and a torch that is
-    here already is told its threads as well. (Huge pages, once torch uses them, stay for the process's life.)"""
-    global _changed
+    """Workers are shared by the tasks of a job: a threshold that an earlier one lowered is raised again, and a torch that
+    is here already is told its threads as well. (Huge pages, once torch uses them, stay for the process's life.)"""
+    global _lowered
     os.environ.update(settings)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
-    asked = any(name in settings for name in ALLOCATOR)
-    if asked or _changed:
-        with suppress(OSError, AttributeError):     # another libc
-            for name, (number, default) in ALLOCATOR.items():
-                ctypes.CDLL(None).mallopt(number, int(settings.get(name, default)))
-    _changed = asked
+    with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
+        if threshold := settings.get(MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, int(threshold))
+            _lowered = True
+        elif _lowered:
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _CEILING)
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2 * _CEILING)
+            _lowered = False
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.targets import ALLOCATOR, THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
+from cluster.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
 
-PASSED_ON = ("TORCH_EXTENSIONS_DIR", *ALLOCATOR)
+PASSED_ON = ("TORCH_EXTENSIONS_DIR", "MALLOC_MMAP_THRESHOLD_")
 TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s is how long a dead rank goes unnoticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process; hangs inside a step are the target's to find

@@ -68,8 +68,7 @@ class Sparsegpt(Pruner):
             for column in range(start, end, span):
                 last = min(column + span, end)
                 score_OG = work_OI[:, column:last].square() * worth_I[column:last]
-                before_OG = None if keep_OI is None else keep_OI[:, column:last]
-                chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, before_OG, column)
+                chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, chosen_OI[:, column:last], column)
                 prune_columns(work_OI, errors_OI, chosen_OI, factor.upper_II, column, last, end)
 
         settled_OI, errors_OI = sweep_blocks(weight_OI, factor.upper_II, settle, max(1, self.block // span) * span)
