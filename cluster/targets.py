@@ -15,10 +15,8 @@ from contextlib import suppress
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_CEILING = 32 << 20     # where glibc's own threshold ends up in a process that frees large blocks
-_lowered = False        # whether a task of this process lowered the threshold
+ARENAS = "MALLOC_ARENA_MAX"
+_M_ARENA_MAX = -8  # malloc.h
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
 
 
@@ -86,21 +84,15 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, str]) -> None:
-    """Workers are shared by the tasks of a job: a threshold that an earlier one lowered is raised again, and a torch that
-    is here already is told its threads as well. (Huge pages, once torch uses them, stay for the process's life.)"""
-    global _lowered
+    """What the environment would have done, in a process that runs already. Workers are shared by the tasks of a job: a
+    torch that is here is told its threads; one heap, and huge pages once torch uses them, stay for the process's life."""
     os.environ.update(settings)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
-    with suppress(OSError, AttributeError, ValueError):  # glibc reads the variable before the first line of Python
-        if threshold := settings.get(MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, int(threshold))
-            _lowered = True
-        elif _lowered:
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _CEILING)
-            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2 * _CEILING)
-            _lowered = False
+    if ARENAS in settings:      # glibc reads the variable before the first line of Python
+        with suppress(OSError, AttributeError):     # another libc
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, int(settings[ARENAS]))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
 
-PASSED_ON = ("TORCH_EXTENSIONS_DIR", "MALLOC_MMAP_THRESHOLD_")
+PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
 TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s is how long a dead rank goes unnoticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process; hangs inside a step are the target's to find

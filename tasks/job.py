@@ -24,10 +24,9 @@ from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
 HISTORY = "history.jsonl"
-# Freed blocks go back at once, so that a walk holds one block whatever the depth; huge pages make up for some of the time
-# that costs. (One heap trimmed above 16 MiB is a third faster on two cores, but grows with depth in some runs.) Training
-# takes and frees the same blocks in every step: there it would cost two thirds more.
-FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "131072", "THP_MEM_ALLOC_ENABLE": "1"}
+# One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/blocks.py), a
+# walk holds one block whatever the depth. Giving back each tensor as it is freed costs a fifth more time.
+FRUGAL = {"MALLOC_ARENA_MAX": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 Payload = dict[str, Any]
 
 

@@ -27,7 +27,7 @@ class Stage(BaseModel):
 
     ``version`` is raised when the meaning of the parameters changes. ``needs`` maps a role ("data", "model",
     "teacher") to the kind of artifact that fills it; ``yields`` is the kind this stage makes. A ``distributed`` stage
-    runs once per rank, and rank 0 publishes. A ``frugal`` one gives memory back at once, at the price of some speed;
+    runs once per rank, and rank 0 publishes. A ``frugal`` one keeps its peak of memory low, at some price in speed;
     an ``exclusive`` one measures time, so it runs when nothing else does.
     """
 

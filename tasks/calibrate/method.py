@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from tasks.calibrate.observe import all_finite
 from tasks.methods import Method
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class BlockMethod(Method):
 
         for name, edit in edits.items():
             keep_OI, before_OI = edit.keep_OI, view.keep.get(name)
-            if edit.weight_OI.numel() and not all(bool(end.isfinite()) for end in edit.weight_OI.aminmax()):
+            if not all_finite(edit.weight_OI):
                 raise ValueError(f"{self.name} made weights of {name} that are not finite")
             if name not in view.matrices:
                 continue
