@@ -77,14 +77,13 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
 
     futures: dict[str, Any] = {}
     for exclusive in (False, True):
-        for step in plan.due:
-            if step.exclusive == exclusive:
-                stage = task(
-                    attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
-                    retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
-                )
-                upstream = [futures[id] for id in step.node.parents.values() if id in futures]
-                futures[step.id] = stage.submit(step.id, wait_for=upstream)
+        for step in [step for step in plan.due if step.exclusive == exclusive]:
+            stage = task(
+                attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
+                retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
+            )
+            upstream = [futures[id] for id in step.node.parents.values() if id in futures]
+            futures[step.id] = stage.submit(step.id, wait_for=upstream)
         for future in futures.values():
             future.wait()
     for future in futures.values():

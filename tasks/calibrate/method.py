@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from tasks.calibrate.observe import all_finite
-from tasks.methods import Method
+from tasks.methods import Method, of
 
 if TYPE_CHECKING:
     from tasks.formats.grid import Grid
@@ -178,6 +178,24 @@ class Pruner(BlockMethod):
                 raise BrokenMask(name, f"{self.name} gave it no mask")
             if not pattern.holds(keep_OI, sparsity):
                 raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
+
+
+class Refiner(Pruner):
+    """A pruner on top of another, ``initial``, whose ranking and allocator it takes over."""
+
+    initial: of("pruners") = Field("wanda", validate_default=True)
+
+    @property
+    def scope(self) -> str:
+        return self.initial.scope
+
+    @property
+    def allocator(self) -> str:
+        return self.initial.allocator
+
+    def suit(self, pattern: Pattern) -> None:
+        super().suit(pattern)
+        self.initial.suit(pattern)
 
 
 class Quantizer(BlockMethod):

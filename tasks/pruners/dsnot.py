@@ -18,39 +18,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from tasks.calibrate.method import Edit, Pruner
-from tasks.methods import of
+from tasks.calibrate.method import Edit, Refiner
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
 
-class Dsnot(Pruner):
-    """``initial`` gives the mask to refine. At most ``cycles`` of the width are exchanged in a row; a row stops when its
+class Dsnot(Refiner):
+    """Refines the mask of ``initial``. At most ``cycles`` of the width are exchanged in a row; a row stops when its
     error is within ``threshold``, and under ``same_sign`` before its error would change sign. ``variance_power`` says
     how much an unsteady input discounts what a weight could bring back."""
 
     paper: ClassVar[str] = "DSnoT (arXiv 2310.08915)"
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
 
-    initial: of("pruners") = Field("wanda", validate_default=True)
     cycles: float = Field(0.0125, gt=0, le=1)
     threshold: float = Field(5e-5, ge=0)
     variance_power: float = Field(1.0, ge=0)
     same_sign: bool = True
-
-    @property
-    def scope(self) -> str:
-        return self.initial.scope
-
-    @property
-    def allocator(self) -> str:
-        return self.initial.allocator
-
-    def suit(self, pattern: Pattern) -> None:
-        super().suit(pattern)
-        self.initial.suit(pattern)
 
     def observer(self, linear: Linear) -> Any:
         from tasks.calibrate.observe import Both, Moments

@@ -15,36 +15,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field
 
-from tasks.calibrate.method import BlockView, Edit, Pruner
-from tasks.methods import of
+from tasks.calibrate.method import BlockView, Edit, Refiner
 
 if TYPE_CHECKING:
-    from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
     from tasks.models.structure import FeedForward
 
 
-class Rearranged(Pruner):
+class Rearranged(Refiner):
     """``initial`` prunes what was rearranged."""
 
     paper: ClassVar[str] = "channel permutations (after arXiv 2106.03517) for row groups"
     patterns: ClassVar[tuple[str, ...]] = ("group",)
-
-    initial: of("pruners") = Field("wanda", validate_default=True)
-
-    @property
-    def scope(self) -> str:
-        return self.initial.scope
-
-    @property
-    def allocator(self) -> str:
-        return self.initial.allocator
-
-    def suit(self, pattern: Pattern) -> None:
-        super().suit(pattern)
-        self.initial.suit(pattern)
 
     def observer(self, linear: Linear) -> Any:
         return self.initial.observer(linear)

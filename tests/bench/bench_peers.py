@@ -1,5 +1,6 @@
-"""Wanda and SparseGPT against llm-compressor: the same random Llama of 110M parameters, the same tokens, the same machine.
+"""Wanda and SparseGPT against llm-compressor: the same model, the same tokens, the same machine.
 
+Time and memory are those of a random Llama of 110M parameters, perplexity that of the one claims/prune.yaml trains.
 Its environment cannot be ours, so ``make bench-peers`` builds one for it and runs this; without it nothing is measured.
 Each side is a process of its own that reads a checkpoint, prunes it and writes it on all cores, timed by the wall from
 after its imports: give it a quiet machine. Its peak memory is the kernel's high-water mark, interpreter and all; what a
@@ -11,6 +12,7 @@ and once more with our batch. Both make two passes through every block, which is
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,14 +20,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 from tasks.job import FRUGAL
 from tests.bench.bench_walker_memory import ROOT, peak_mebibytes
 from tests.bench.measured import Measured
 
 PEERS = ROOT / "build" / "peers" / "bin" / "python"
+OURS = [sys.executable, "-m", "tests.bench.bench_peers"]
+THEIRS = [str(PEERS), str(ROOT / "tests" / "bench" / "peer.py")]
 SIZES = {"vocab_size": 16_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
          "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 512}  # fmt: skip
 SEQUENCES, LENGTH, BATCH = 8, 256, 4
+TRAINED = ROOT / "flows" / "recipes" / "claims" / "prune.yaml"
 CONTESTS = [(method, pattern) for method in ("wanda", "sparsegpt") for pattern in ("unstructured", "2:4")]
 
 
@@ -33,18 +40,58 @@ def measure() -> list[Measured]:
     if not PEERS.exists():
         print("peers: llm-compressor is not installed, run make bench-peers", file=sys.stderr)
         return []
-    lines = []
     with tempfile.TemporaryDirectory() as directory:
-        where = Path(directory)
-        subprocess.run([sys.executable, "-m", "tests.bench.bench_peers", "build", str(where)], cwd=ROOT, check=True)
-        for method, pattern in CONTESTS:
-            ours = run([sys.executable, "-m", "tests.bench.bench_peers"], where, method, pattern, "ours")
-            peer = [str(PEERS), str(ROOT / "tests" / "bench" / "peer.py")]
-            default = run(peer, where, method, pattern, "theirs", "1")
-            alike = run(peer, where, method, pattern, "theirs", str(BATCH))
-            lines += compare(f"peers.{method}.{pattern}", ours, default)
-            lines += compare(f"peers.{method}.{pattern}.batch{BATCH}", ours, alike)
-    return lines
+        random, trained = (Path(directory) / name for name in ("random", "trained"))
+        subprocess.run([*OURS, "build", str(random)], cwd=ROOT, check=True)
+        data = train(trained)
+        dense = perplexity(trained / "model", data)
+        costs = [line for contest in CONTESTS for line in cost(random, *contest)]
+        return costs + [quality(trained, data, dense, *contest) for contest in CONTESTS]
+
+
+def cost(where: Path, method: str, pattern: str) -> list[Measured]:
+    ours = run(OURS, where, method, pattern, "ours")
+    default = run(THEIRS, where, method, pattern, "theirs", "1")
+    alike = run(THEIRS, where, method, pattern, "theirs", str(BATCH))
+    name = f"peers.{method}.{pattern}"
+    return compare(name, ours, default) + compare(f"{name}.batch{BATCH}", ours, alike)
+
+
+def train(where: Path) -> Path:
+    """Leave a trained model and calibration tokens where a contest looks for them; its data."""
+    import numpy as np
+
+    from tasks.data.tokens import calibration_batches
+
+    recipe = yaml.safe_load(TRAINED.read_text())
+    prune = next(stage["prune"] for stage in recipe["stages"] if "prune" in stage)
+    where.mkdir()
+    short = {"name": "trained", "model": recipe["model"], "stages": recipe["stages"][:2]}
+    (where / "recipe.yaml").write_text(yaml.safe_dump(short))
+    command = [sys.executable, "-m", "flows.cli", "run", "--here", "--json", str(where / "recipe.yaml")]
+    environment = {**os.environ, "WINNOW_HOME": str(where / "home")}
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    data, model = (where / "home" / "store" / stage["address"] for stage in json.loads(done.stdout)["stages"])
+    (where / "model").symlink_to(model)
+    tokens = next(calibration_batches(data, prune["sequences"], prune["length"], batch=prune["sequences"], seed=0))
+    np.save(where / "tokens.npy", tokens)
+    return data
+
+
+def quality(where: Path, data: Path, dense: float, method: str, pattern: str) -> Measured:
+    run(OURS, where, method, pattern, "ours")
+    run(THEIRS, where, method, pattern, "theirs", "1")
+    ours, theirs = (perplexity(where / side, data) for side in ("ours", "theirs"))
+    compared = f"held-out perplexity ours / llm-compressor, {ours:.2f} / {theirs:.2f}; {dense:.2f} dense"
+    return Measured(f"peers.{method}.{pattern}.perplexity", ours / theirs, 1.005, compared)
+
+
+def perplexity(model: Path, data: Path) -> float:
+    from tasks.evaluators import Candidate
+    from tasks.methods import build as method_named
+
+    evaluator = method_named("evaluators", {"perplexity": yaml.safe_load(TRAINED.read_text())["evaluate"]["perplexity"]})
+    return evaluator.measure(Candidate(model, data))["perplexity"]
 
 
 def compare(name: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> list[Measured]:
@@ -70,6 +117,7 @@ def run(command: list[str], where: Path, method: str, pattern: str, output: str,
 
 
 def build(where: Path) -> None:
+    """A random model and random tokens."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
