@@ -110,7 +110,7 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, wid
     table.add_column("")
     for model in models:
         label, _, key = model["address"].partition("/")[2].rpartition("-")
-        table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right")
+        table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right", overflow="fold")
     for name, title, form in ROWS:
         cells = [_cell(model.get(name), form) for model in models]
         if any(cells):
