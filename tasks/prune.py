@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, model_validator
 
 from tasks.calibrate.calibration import CalibratedStage
-from tasks.methods import build, of
+from tasks.methods import build, dump, of
 from tasks.stage import REPORT, Context
 
 if TYPE_CHECKING:
@@ -81,13 +82,14 @@ class Prune(CalibratedStage):
         if self.sparsity == ESSENTIAL:
             from tasks.calibrate.essential import search
 
-            sparsity, curve = search(lambda level: self._loss(context, level))
+            tried: list[float] = []
+            sparsity, curve = search(lambda level: self._loss(context, level, tried))
             (report / "essential.json").write_text(json.dumps(curve))
         return self._prune(context, sparsity, context.output)
 
     def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
-        place = f"walk-{sparsity:g}"
+        place = _place(sparsity)
         table = self._allocate(context, sparsity, place)
         if not getattr(self.method, "shrink", False):
             return self.walk(context, output, place, pattern=self._pattern(), sparsity=table)
@@ -99,29 +101,44 @@ class Prune(CalibratedStage):
         return metrics
 
     def _allocate(self, context: Context, sparsity: float, place: str) -> dict[str, float]:
-        """The table of sparsities by linear, made once; in the report for people to read, edit and give back."""
+        """The table of sparsities by linear, made once for an allocator; in the report for people to read, edit and give
+        back."""
         import yaml
 
         from tasks.calibrate.scan import scan
         from tasks.models.blocks import BlockStream
+        from tasks.models.shards import write_durably
 
-        made = context.scratch / place / "allocation.json"
-        if not made.exists():
+        made, mine = context.scratch / place / "allocation.json", dump(self._allocator())
+        kept = json.loads(made.read_text()) if made.exists() else {}
+        if kept.get("allocator") != mine:
             stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
             table = self._allocator().allocate(scan(stream, self.batches(context), self.room(context)), sparsity)
             made.parent.mkdir(parents=True, exist_ok=True)
-            made.with_suffix(".half").write_text(json.dumps(table))
-            made.with_suffix(".half").replace(made)
-        table = json.loads(made.read_text())
-        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
-        return table
+            kept = {"allocator": mine, "table": table}
+            write_durably(json.dumps(kept).encode(), made)
+        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(kept["table"], sort_keys=False))
+        return kept["table"]
 
-    def _loss(self, context: Context, sparsity: float) -> float:
-        """Next-token loss on the calibration text at one sparsity; of the dense model at 0."""
+    def _loss(self, context: Context, sparsity: float, tried: list[float]) -> float:
+        """Next-token loss on the calibration text at one sparsity; of the dense model at 0. ``tried`` are those before it:
+        on the disk the last of them stays, which is the one looked for if this is too much."""
         from tasks.calibrate.essential import loss
+        from tasks.models.shards import write_durably
 
-        directory = self.incoming(context)
-        if sparsity:
-            directory = context.scratch / f"walk-{sparsity:g}" / "tried"
-            self._prune(context, sparsity, directory)
-        return loss(directory, self.batches(context), context.execution.device)
+        known = context.scratch / f"loss-{sparsity:g}.json"
+        if not known.exists():
+            directory = self.incoming(context)
+            if sparsity:
+                directory = context.scratch / _place(sparsity) / "tried"
+                self._prune(context, sparsity, directory)
+            write_durably(json.dumps(loss(directory, self.batches(context), context.execution.device)).encode(), known)
+        for level in tried[:-1]:
+            shutil.rmtree(context.scratch / _place(level), ignore_errors=True)
+        tried.append(sparsity)
+        return json.loads(known.read_text())
+
+
+def _place(sparsity: float) -> str:
+    """The folder in scratch of what belongs to the walk to one sparsity."""
+    return f"walk-{sparsity:g}"

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from tasks.models.allocation import Allocator, Scan
+from tasks.models.allocation import MOST, Allocator, Scan
 
 _HALF = 16
 
@@ -24,18 +24,29 @@ class Magnitude(Allocator):
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         from tasks.formats.selection import quota
 
-        left = quota(sum(map(scan.size, scan.shapes)), overall)
-        upper = self._count(scan, None)
+        left, upper = quota(sum(map(scan.size, scan.shapes)), overall), self._count(scan, None)
+        most = {name: quota(scan.size(name), MOST) for name in scan.shapes}
+        found, ranked = {}, list(scan.shapes)
+        while ranked:       # what a matrix may not lose goes to the others, in a ranking without it
+            dead = self._smallest(scan, {name: upper[name] for name in ranked}, left)
+            ranked, full = [name for name in ranked if dead[name] <= most[name]], len(ranked)
+            found |= {name: min(count, most[name]) for name, count in dead.items()}
+            if len(ranked) == full:
+                break
+            left -= sum(most[name] for name in dead if name not in ranked)
+        # The hair above the count outlasts the product with the size, which is rounded.
+        return {name: (found[name] + 1e-7) / scan.size(name) if found[name] else 0.0 for name in scan.shapes}
+
+    def _smallest(self, scan: Scan, upper: dict[str, torch.Tensor], left: int) -> dict[str, int]:
+        """How many of the ``left`` smallest weights of some linears, counted by ``upper`` halves, are in each of them."""
         top, below = _reach(sum(upper.values()), left)
         lower = self._count(scan, top)
-        bottom, under = _reach(sum(lower.values()), left - below)
+        bottom, under = _reach(sum(lower[name] for name in upper), left - below)
         ties, found = left - below - under, {}
-        for name in scan.shapes:
-            dead = int(upper[name][:top].sum() + lower[name][:bottom].sum())
+        for name in upper:
             tied = min(ties, int(lower[name][bottom]))
             ties -= tied
-            # The hair above the count outlasts the product with the size, which is rounded.
-            found[name] = (dead + tied + 1e-7) / scan.size(name) if dead + tied else 0.0
+            found[name] = int(upper[name][:top].sum() + lower[name][:bottom].sum()) + tied
         return found
 
     @staticmethod

@@ -7,19 +7,24 @@ its lower convex hull that is a linear programme, and spending the budget on the
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
 from tasks.methods import of
 from tasks.models.allocation import MOST, Allocator, Scan
 
+if TYPE_CHECKING:
+    from tasks.calibrate.method import Pruner
+
 Curve = list[tuple[float, float]]       # (sparsity, error), ascending
 
 
 class Sensitivity(Allocator):
-    """``levels`` are measured with ``pruner`` on about ``sequences`` sequences. No linear strays further than ``spread``
-    from the overall sparsity, since errors add up only where they are small."""
+    """``levels``, and the overall sparsity where it is higher, are measured with ``pruner`` on about ``sequences`` sequences.
+    No linear strays further than ``spread`` from the overall sparsity, since errors add up only where they are small."""
 
     paper: ClassVar[str] = "layer-wise sensitivity analysis (arXiv 1608.08710), solved as a linear programme"
 
@@ -35,13 +40,22 @@ class Sensitivity(Allocator):
             raise ValueError("levels must be ascending sparsities in (0, 1)")
         return levels
 
+    @field_validator("pruner")
+    @classmethod
+    def _unstructured(cls, pruner: Pruner) -> Pruner:
+        from tasks.formats.pattern import parse_pattern
+
+        pruner.suit(parse_pattern("unstructured", pruner.scope))
+        return pruner
+
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         low, high = max(0.0, overall - self.spread), min(MOST, overall + self.spread)
         sizes = {name: scan.size(name) for name in scan.shapes}
-        return cheapest(self.curves(scan), sizes, overall, low, high)
+        levels = (*self.levels, overall) if overall > self.levels[-1] else self.levels
+        return cheapest(self.curves(scan, levels), sizes, overall, low, max(high, overall))
 
-    def curves(self, scan: Scan) -> dict[str, Curve]:
-        """The error of each linear at the levels, and none at 0."""
+    def curves(self, scan: Scan, levels: Sequence[float]) -> dict[str, Curve]:
+        """The error of each linear at these sparsities, and none at 0."""
         from tasks.calibrate.scan import trial_error
         from tasks.formats.pattern import parse_pattern
 
@@ -53,7 +67,7 @@ class Sensitivity(Allocator):
             dense = list(view.run(batches))
             for name, linear in view.linears.items():
                 curves[name] = [(0.0, 0.0)]
-                for level in self.levels:
+                for level in levels:
                     edits = {
                         matrix: self.pruner.solve_linear(
                             view.matrices[matrix], view.statistics.get(matrix), level, pattern, view.keep.get(matrix)
@@ -65,12 +79,13 @@ class Sensitivity(Allocator):
 
 
 def cheapest(curves: dict[str, Curve], sizes: dict[str, int], overall: float, low: float, high: float) -> dict[str, float]:
-    """Sparsities in [low, high] whose mean by size is ``overall`` and whose summed errors are least."""
+    """Sparsities in [low, high] whose mean by size is ``overall`` and whose summed errors are least. Each curve reaches
+    ``overall`` at least."""
     found = dict.fromkeys(curves, low)
     pieces = []
     for name, curve in curves.items():
         hull = _hull(curve)
-        for (start, low_error), (end, high_error) in zip(hull, [*hull[1:], (1.0, float("inf"))], strict=False):
+        for (start, low_error), (end, high_error) in pairwise(hull):
             length = min(end, high) - max(start, low)
             if length > 0:
                 pieces.append(((high_error - low_error) / (end - start) / sizes[name], name, length))

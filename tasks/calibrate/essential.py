@@ -8,6 +8,7 @@ the value is a lower bound of what recovery makes of it. It depends on grid and 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,21 @@ TOLERANCE = 0.01
 def search(loss_at: Callable[[float], float], grid: Iterable[float] = GRID) -> tuple[float, dict[str, Any]]:
     """The essential sparsity, 0 where already the first of the grid costs too much, and the curve up to it."""
     losses = {0.0: loss_at(0.0)}
+    if not math.isfinite(losses[0.0]):
+        raise ValueError(f"the loss of the model on its calibration text is {losses[0.0]}: there is no drop to look for")
     found = 0.0
     for sparsity in grid:
         losses[sparsity] = loss_at(sparsity)
-        if math.exp(losses[sparsity] - losses[0.0]) - 1 > TOLERANCE:
+        if not losses[sparsity] - losses[0.0] <= math.log1p(TOLERANCE):     # a loss that is not a number is no less of a drop
             break
         found = sparsity
-    perplexities = [[sparsity, math.exp(loss)] for sparsity, loss in losses.items()]
+    perplexities = [[sparsity, _perplexity(loss)] for sparsity, loss in losses.items()]
     return found, {"essential_sparsity": found, "tolerance": TOLERANCE, "perplexity": perplexities}
+
+
+def _perplexity(loss: float) -> float | None:
+    """None, as JSON has it, where it is no number or beyond all."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
 def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:

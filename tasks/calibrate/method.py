@@ -177,6 +177,9 @@ class Pruner(BlockMethod):
             if keep_OI is None:
                 raise BrokenMask(name, f"{self.name} gave it no mask")
             if not pattern.holds(keep_OI, sparsity):
+                if name in view.keep:
+                    raise ValueError(f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
+                                     f"{sparsity:g}; choose unstructured or N:M, or prune the dense model")  # fmt: skip
                 raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
 
 

@@ -71,6 +71,10 @@ class Moments(InputNorms):
         super().merge(other)
         self.sum_I += other.sum_I.to(self.sum_I.device)
 
+    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
+        super().assume_nothing(device)
+        self.sum_I = torch.zeros_like(self.squares_I)
+
     def reordered(self, order_I: torch.Tensor) -> Moments:
         other = super().reordered(order_I)
         other.sum_I = self.sum_I[order_I]

@@ -13,8 +13,9 @@ import torch
 
 
 def quota(count: int, sparsity: float) -> int:
-    """How many of ``count`` weights are pruned at ``sparsity``. The epsilon absorbs 0.7 * 10 == 6.999..."""
-    return math.floor(count * sparsity + 1e-9)
+    """How many of ``count`` weights are pruned at ``sparsity``. The epsilon, two ulps of a large count, absorbs 0.7 * 10 ==
+    6.999..."""
+    return math.floor(count * sparsity + max(1e-9, count * 2**-51))
 
 
 _NARROW = 16  # up to this width comparing all pairs beats sorting a row or selecting its threshold (5x at width 4)

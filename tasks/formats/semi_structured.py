@@ -47,14 +47,19 @@ def sparse_estimate(values: torch.Tensor) -> torch.Tensor:
     """An unbiased 2:4 estimate of smallest variance along the last side, which divides by 4 (MVUE, FST section 4).
 
     Two of each group are drawn one after the other in proportion to their magnitude, without replacement; what is kept
-    is divided by the chance it had. Draws from torch's global generator.
+    is divided by the chance it had. Computed in float32, without a difference that one large value would swallow. Draws
+    from torch's global generator.
     """
-    groups_G = values.reshape(-1, SIDE)
-    size_G = groups_G.abs()
-    total = size_G.sum(1, keepdim=True).clamp_min(torch.finfo(size_G.dtype).tiny)
-    first_G, rest_G = size_G / total, total - size_G
-    ratio_G = torch.where(rest_G > 0, first_G / rest_G.clamp_min(torch.finfo(size_G.dtype).tiny), 0.0)
-    chance_G = first_G + size_G * (ratio_G.sum(1, keepdim=True) - ratio_G)
+    groups_G = values.reshape(-1, SIDE).float()
+    size_G, tiny = groups_G.abs(), torch.finfo(torch.float32).tiny
+    first_G, rest_G = size_G / size_G.sum(1, keepdim=True).clamp_min(tiny), _others(size_G)
+    ratio_G = torch.where(rest_G > 0, first_G / rest_G.clamp_min(tiny), 0.0)
+    chance_G = first_G + size_G * _others(ratio_G)
     keys_G = size_G.log() - torch.empty_like(size_G).exponential_().log()       # the largest keys: drawn one by one
     kept_G = keep_highest(keys_G, SIDE - KEPT) & (size_G > 0)
-    return torch.where(kept_G, groups_G / chance_G, 0.0).view_as(values)
+    return torch.where(kept_G, groups_G / chance_G, 0.0).view_as(values).to(values.dtype)
+
+
+def _others(groups_G: torch.Tensor) -> torch.Tensor:
+    """For each of a group the sum of the three others."""
+    return sum(groups_G.roll(shift, 1) for shift in range(1, SIDE))

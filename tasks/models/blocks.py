@@ -31,6 +31,7 @@ from tasks.models.shards import (
     copy_companions,
     header,
     merge_parts,
+    settle,
     splice,
     write_durably,
     write_tensors,
@@ -162,7 +163,8 @@ class BlockStream(ResidentBlocks):
             write_tensors(state, self.output / self._shard(index + 1))
             self._shards[self._shard(index + 1)] = list(state)
             if masks:
-                save_masks(masks, self.parts / f"masks-{index:05d}")
+                save_masks(masks, self.parts / f"masks-{index:05d}.half")
+                settle(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
             if extras:
                 flat = {f"{name}:{key}": value.cpu().contiguous() for name, tensors in extras.items()
                         for key, value in tensors.items()}  # fmt: skip

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.formats.mask import BrokenMask, Mask, Masks, load_masks, save_masks
-from tasks.models.shards import EXTRAS, MASKS, TensorFiles
+from tasks.models.shards import EXTRAS, MASKS, TensorFiles, header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
@@ -98,8 +99,15 @@ def skeleton(directory: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config.dtype = config.dtype or _stored_dtype(directory)
     with torch.device("meta"):
         return builder(config).from_config(config, experts_implementation="eager").eval()
+
+
+def _stored_dtype(directory: Path) -> torch.dtype | None:
+    """That of the first floating-point weight, which is what ``from_pretrained`` takes where the config names none."""
+    entries = (entry for file in sorted(set(TensorFiles(directory).files.values())) for entry in header(file)[0].values())
+    return next((_DTYPES[entry["dtype"]] for entry in entries if entry["dtype"] in _DTYPES), None)
 
 
 def module_named(directory: Path, model: PreTrainedModel, scratch: Path) -> TensorFiles:

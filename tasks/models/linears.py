@@ -19,13 +19,15 @@ from torch import nn
 class Linear:
     """One prunable parameter. ``shape`` is that of its matrix view, [O, I] or [E, O, I], whatever the storage.
 
-    ``feed_forward`` tells the matrices of the feed-forward part from those of the attention.
+    ``feed_forward`` tells the matrices of the feed-forward part from those of the attention. ``vectors`` are the sizes of
+    what lies beside its module and is no matrix: the norms between it and its siblings.
     """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
     feed_forward: bool = True
+    vectors: frozenset[int] = frozenset()
 
     def matrix(self, stored: torch.Tensor) -> torch.Tensor:
         """The parameter as stored -> its [..., O, I] view."""
@@ -86,8 +88,16 @@ def find_linears(model: nn.Module) -> dict[str, Linear]:
                     raise ValueError(f"unsupported: {name} is the same parameter as {owners[id(parameter)]}")
                 if id(parameter) not in routers and (linear := _linear(name, module, key, parameter)):
                     inside = any(path == outer or path.startswith(f"{outer}.") for outer in attention)
-                    linears[name] = replace(linear, feed_forward=not inside)
+                    linears[name] = replace(linear, feed_forward=not inside, vectors=_vectors(block, path))
     return linears
+
+
+def _vectors(block: nn.Module, path: str) -> frozenset[int]:
+    """Sizes of the vectors in the module around the one at ``path``, and in those of its other parts that have no matrix."""
+    outer = block.get_submodule(path.rpartition(".")[0])
+    own = [list(module.parameters(recurse=False)) for module in (outer, *outer.children())]
+    vectors = [values for values in own if all(value.ndim == 1 for value in values)]
+    return frozenset(value.numel() for values in vectors for value in values)
 
 
 def _linear(name: str, module: nn.Module, key: str, parameter: nn.Parameter) -> Linear | None:

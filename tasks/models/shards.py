@@ -107,15 +107,16 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, path.with_suffix(".half"), {"format": "pt"})
-    _settle(path.with_suffix(".half"), path)
+    settle(path.with_suffix(".half"), path)
 
 
 def write_durably(content: bytes, path: Path) -> None:
     path.with_suffix(".half").write_bytes(content)
-    _settle(path.with_suffix(".half"), path)
+    settle(path.with_suffix(".half"), path)
 
 
-def _settle(half: Path, path: Path) -> None:
+def settle(half: Path, path: Path) -> None:
+    """Give a file that was written under another name its own, once the disk has it."""
     with half.open("rb") as file:
         os.fsync(file.fileno())
     half.replace(path)

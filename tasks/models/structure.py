@@ -2,6 +2,7 @@
 
 Found as linears are, by structure and not by name. A feed-forward network is two or three matrices of one module of
 which the last undoes the widening of the others; an attention is a module with heads whose last matrix reads them.
+Where a norm joins its channels, or its heads, none can be taken for itself, and it counts as not found.
 
 Shapes: D = hidden features, F = channels of a feed-forward network, H = heads.
 """
@@ -46,28 +47,33 @@ def by_block(linears: Mapping[str, Linear]) -> dict[int, dict[str, Linear]]:
 
 
 def feed_forward(linears: Mapping[str, Linear]) -> FeedForward | None:
-    """The one feed-forward network of a block; None where it has none, several, or fused experts."""
+    """The one feed-forward network of a block; None where it has none, several, fused experts, or a norm over channels."""
     found = []
     for group in _siblings(linears):
         *ups, down = group.values()
-        if len(group) in (2, 3) and all(len(linear.shape) == 2 and linear.shape == down.shape[::-1] for linear in ups):
+        fits = all(len(linear.shape) == 2 and linear.shape == down.shape[::-1] for linear in ups)
+        if len(group) in (2, 3) and fits and down.shape[-1] not in down.vectors:
             found.append(FeedForward(tuple(linear.name for linear in ups), down.name, down.shape[1]))
     whole = all(len(linear.shape) == 2 for linear in linears.values())
     return found[0] if len(found) == 1 and whole else None
 
 
 def attention(linears: Mapping[str, Linear], block: nn.Module, prefix: str) -> Attention | None:
-    """The attention of a block; ``prefix`` is what its parameters' names begin with. None where heads are not found."""
+    """The attention of a block: queries, keys and values, in one matrix or three, and an output, with no norm over several
+    heads; None where it has another. ``prefix`` is what the names of the block's parameters begin with."""
     for path, module in block.named_modules():
         width = getattr(module, "head_dim", None)
         own = {name: linear for name, linear in linears.items() if name.startswith(f"{prefix}{path}.")}
-        if not (path and isinstance(width, int) and len(own) >= 2) or any(len(linear.shape) != 2 for linear in own.values()):
+        plain = len(own) in (2, 4) and all(len(linear.shape) == 2 for linear in own.values())
+        if not (path and isinstance(width, int) and plain):
             continue
         *inner, output = own.values()
         heads = output.shape[1] // width
         # Fused queries, keys and values are left alone: how their rows are laid out differs between architectures.
         rows = {linear.name: linear.shape[0] // width for linear in inner if linear.shape[0] <= output.shape[1]}
-        if output.shape[1] == heads * width and all(heads % count == 0 for count in rows.values()):
+        whole = all(linear.shape[0] % width == 0 for linear in inner) and output.shape[1] == heads * width
+        joined = any(size > width and size != heads for size in output.vectors)     # a number a head joins none
+        if whole and not joined and all(count and heads % count == 0 for count in rows.values()):
             return Attention(output.name, rows, heads, width)
     return None
 

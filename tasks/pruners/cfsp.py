@@ -47,7 +47,8 @@ class Cfsp(Structured):
         self.suit(pattern)
         for index, block in by_block(linears).items():
             if feed_forward(block) is None:
-                raise ValueError(f"unsupported: cfsp needs one feed-forward network of single matrices, block {index} has none")
+                raise ValueError(f"unsupported: cfsp needs one feed-forward network of single matrices, without a norm over "
+                                 f"its channels; block {index} has none")  # fmt: skip
 
     def observer(self, linear: Linear) -> Any:
         from tasks.calibrate.observe import InputNorms

@@ -30,7 +30,7 @@ class Magnitude(Pruner):
 
     def suit(self, pattern: Pattern) -> None:
         super().suit(pattern)
-        if self.scope == "global" and pattern.kind != "unstructured":
+        if self.scope == "global" and (pattern.kind != "unstructured" or pattern.scope == "row"):
             raise ValueError(f"scope global ranks single weights of the whole model, not {pattern}; choose unstructured")
 
     def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:

@@ -12,7 +12,8 @@ from tasks.calibrate.method import BlockView, Edit, Pruner, select
 
 
 class Random(Pruner):
-    """``seed`` decides the lot; each matrix draws its own by its name, so the order of the walk changes nothing."""
+    """``seed`` decides the lot; each matrix draws its own by its name, or its content where others ask for a score, so the
+    order of the walk changes nothing."""
 
     paper: ClassVar[str] = "uniform random pruning"
     scope: ClassVar[Literal["row", "layer"]] = "layer"
@@ -20,7 +21,7 @@ class Random(Pruner):
     seed: int = Field(0, ge=0)
 
     def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
-        return self._draw(weight_OI, "")
+        return self._draw(weight_OI, str(crc32(weight_OI.float().cpu().numpy().tobytes())))
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
         def solve_one(name: str) -> Edit:

@@ -35,7 +35,7 @@ class Wanda(Pruner):
 
     def suit(self, pattern: Pattern) -> None:
         super().suit(pattern)
-        if self.adaptive and pattern.kind != "unstructured":
+        if self.adaptive and (pattern.kind != "unstructured" or pattern.scope == "row"):
             raise ValueError(f"adaptive moves sparsity between rows, which {pattern} fixes; choose unstructured")
 
     def observer(self, linear: Linear) -> Any:

@@ -58,7 +58,10 @@ class Straight(torch.autograd.Function):
 
 
 class SparseGradientLinear(torch.autograd.Function):
-    """A linear map whose weight gradient comes from a 2:4 estimate of the output's gradient along the tokens."""
+    """A linear map whose weight gradient comes from a 2:4 estimate of the output's gradient along the tokens.
+
+    Both products run in the gradient's dtype: under autocast that is the lower precision of the forward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, input_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -70,7 +73,8 @@ class SparseGradientLinear(torch.autograd.Function):
         input_TI, weight_OI = ctx.saved_tensors
         padded_TO = functional.pad(gradient_TO, (0, 0, 0, -len(gradient_TO) % SIDE))
         estimate_OT = sparse_estimate(padded_TO.T.contiguous())[:, : len(gradient_TO)]
-        return gradient_TO @ weight_OI, estimate_OT.to(input_TI.dtype) @ input_TI
+        to_input_TI = gradient_TO @ weight_OI.to(gradient_TO.dtype)
+        return to_input_TI.to(input_TI.dtype), (estimate_OT @ input_TI.to(gradient_TO.dtype)).to(weight_OI.dtype)
 
 
 def substitute(model: nn.Module, linears: Mapping[str, Linear], effective: Effective, sparse_gradients: bool = False) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BitNetConfig,
+    DogeConfig,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GptOssConfig,
     LlamaConfig,
     MixtralConfig,
+    Olmo2Config,
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -53,6 +56,10 @@ def config(architecture: str, layers: int = 2, **overrides) -> PretrainedConfig:
         "gpt_oss": lambda: GptOssConfig(
             **{**_HEADS, **_EXPERTS, "num_local_experts": 4, "layer_types": kinds[:layers], **depth, **overrides}
         ),
+        # norms over all heads or channels, and a matrix more in the attention
+        "olmo2": lambda: Olmo2Config(**{**_GQA, **depth, **overrides}),
+        "bitnet": lambda: BitNetConfig(**{**_GQA, **depth, **overrides}),
+        "doge": lambda: DogeConfig(**{**_HEADS, **depth, **overrides}),
     }
     return made[architecture]()
 

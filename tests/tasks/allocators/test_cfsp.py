@@ -25,3 +25,9 @@ def test_a_block_that_does_little_loses_more(overall):
     by_block = [found[f"model.layers.{block}.mlp.up_proj.weight"] for block in range(3)]
     assert by_block[1] == max(by_block) and sum(by_block) / 3 == pytest.approx(overall)
     assert min(by_block) > 0
+
+
+def test_no_sharpness_is_too_sharp():
+    look = scan(ResidentBlocks(zoo.model("llama")), zoo.batches())
+    found = build("allocators", {"cfsp": {"sharpness": 1e6}}).allocate(look, 0.3)
+    assert sum(found.values()) / len(found) == pytest.approx(0.3, abs=0.05) and max(found.values()) > 0.3

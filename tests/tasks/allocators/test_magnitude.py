@@ -5,7 +5,7 @@ import torch
 
 from tasks.calibrate.scan import scan
 from tasks.calibrate.walk import walk
-from tasks.formats.selection import keep_global
+from tasks.formats.selection import keep_global, quota
 from tasks.methods import build
 from tasks.models.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -32,3 +32,15 @@ def test_small_matrices_lose_more():
         model.model.layers[1].mlp.up_proj.weight.mul_(0.1)
     table = build("allocators", "magnitude").allocate(scan(ResidentBlocks(model), []), 0.5)
     assert max(table, key=table.get) == "model.layers.1.mlp.up_proj.weight"
+
+
+def test_no_matrix_is_emptied_and_what_it_keeps_goes_elsewhere():
+    model, name = zoo.model("llama"), "model.layers.0.self_attn.k_proj.weight"
+    with torch.no_grad():
+        model.get_parameter(name).mul_(1e-4)
+    resident = ResidentBlocks(model)
+    table = build("allocators", "magnitude").allocate(scan(resident, []), 0.7)
+    assert table[name] == pytest.approx(0.99, abs=2e-3)
+    walk(resident, [], build("pruners", {"magnitude": {"scope": "global"}}), sparsity=table)
+    masks = resident.masks.values()
+    assert sum(mask.numel - mask.live for mask in masks) == quota(sum(mask.numel for mask in masks), 0.7)

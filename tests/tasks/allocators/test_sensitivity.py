@@ -63,3 +63,17 @@ def test_it_loses_less_than_an_even_share():
 def test_levels_must_ascend():
     with pytest.raises(ValueError, match="levels must be ascending sparsities"):
         build("allocators", {"sensitivity": {"levels": [0.5, 0.3]}})
+
+
+@pytest.mark.parametrize("overall", [0.95, 0.995])
+def test_beyond_the_highest_level_the_budget_is_met_and_no_linear_is_favoured_by_its_place(overall):
+    resident = ResidentBlocks(zoo.model("llama"))
+    found = build("allocators", "sensitivity").allocate(scan(resident, zoo.batches()), overall)
+    total = sum(linear.shape[0] * linear.shape[1] for linear in resident.linears.values())
+    spent = sum(found[name] * linear.shape[0] * linear.shape[1] for name, linear in resident.linears.items())
+    assert spent / total == pytest.approx(overall) and list(found.values()) == pytest.approx([overall] * len(found))
+
+
+def test_only_a_pruner_of_single_matrices_can_measure():
+    with pytest.raises(ValueError, match="cfsp cannot keep pattern unstructured"):
+        build("allocators", {"sensitivity": {"pruner": "cfsp"}})

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from tasks.calibrate.essential import search
 
 
@@ -20,3 +22,14 @@ def test_the_knee_worked_by_hand():
 
 def test_a_model_that_can_spare_nothing_has_none():
     assert search(lambda sparsity: sparsity, [0.1, 0.2])[0] == 0.0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 800.0])
+def test_a_loss_beyond_all_numbers_is_a_drop(loss):
+    found, curve = search(lambda sparsity: loss if sparsity > 0.25 else 2.0, [0.1, 0.2, 0.3, 0.4])
+    assert found == 0.2 and curve["perplexity"][-1] == [0.3, None]
+
+
+def test_a_model_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="there is no drop to look for"):
+        search(lambda sparsity: math.nan)

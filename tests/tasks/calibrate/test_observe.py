@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.calibrate.observe import Hessian, InputNorms
+from tasks.calibrate.observe import Hessian, InputNorms, Moments
 from tasks.calibrate.watch import Watch
 from tasks.models.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -122,3 +122,10 @@ def test_a_hessian_summed_in_strips_is_the_whole_product(width):
         torch.testing.assert_close(hessian.mean_II * hessian.count, expected)
     order_I = torch.randperm(width)
     torch.testing.assert_close(hessian.reordered(order_I).mean_II, hessian.mean_II[order_I][:, order_I])
+
+
+@pytest.mark.parametrize("kind", [InputNorms, Moments, Hessian])
+def test_what_is_assumed_lies_where_the_weights_do(kind):
+    statistic = kind(4)
+    statistic.assume_nothing("meta")
+    assert {value.device.type for value in vars(statistic).values() if isinstance(value, torch.Tensor)} == {"meta"}

@@ -109,3 +109,7 @@ def test_neurons_fall_whole():
 def test_cumulative_share_worked_by_hand():
     share = cumulative_share(torch.tensor([[1.0, 6.0, 3.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(share, torch.tensor([[0.1, 1.0, 0.4], [1 / 3, 2 / 3, 1.0]], dtype=torch.float64))
+
+
+def test_the_quota_is_exact_for_the_largest_matrices():
+    assert quota(180_355_060, 0.7) == 126_248_542

@@ -62,3 +62,11 @@ def test_the_chances_of_a_group_sum_to_two():
     assert abs(float(kept.sum()) - 2) < 1e-6
     chances = values[0].abs() / sparse_estimate(values.repeat(50_000, 1)).abs().amax(0)
     torch.testing.assert_close(kept, chances, atol=0.01, rtol=0)
+
+
+def test_a_value_that_dwarfs_its_group_leaves_the_estimate_unbiased_in_half_precision():
+    torch.manual_seed(0)
+    values = torch.tensor([1.0, 1e-3, 1e-3, 1e-3], dtype=torch.bfloat16)
+    drawn = sparse_estimate(values.repeat(20_000, 1))
+    assert drawn.dtype == torch.bfloat16
+    torch.testing.assert_close(drawn.float().mean(0), values.float(), rtol=0.05, atol=0)

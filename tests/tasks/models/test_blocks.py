@@ -124,3 +124,14 @@ def test_a_quantized_or_incomplete_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ValueError, match="does not fit its config"):
         BlockStream(tmp_path)
+
+
+def test_where_the_config_names_no_dtype_it_is_that_of_the_weights(tmp_path):
+    model = zoo.model("llama", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    walk(BlockStream(tmp_path / "in", tmp_path / "out"), zoo.batches(), Untouched())
+    stored = [value for file in (tmp_path / "out").glob("*.safetensors") for value in load_file(file).values()]
+    assert {value.dtype for value in stored} == {torch.bfloat16}

@@ -95,9 +95,10 @@ def tiny_errors():
 
 
 def test_what_it_cannot_treat_is_refused():
-    resident = ResidentBlocks(zoo.model("mixtral"))
-    with pytest.raises(ValueError, match="cfsp needs one feed-forward network of single matrices, block 0 has none"):
-        walk(resident, zoo.batches(), build("pruners", "cfsp"), sparsity=0.5, pattern="channel")
+    for architecture in ("mixtral", "bitnet"):
+        resident = ResidentBlocks(zoo.model(architecture))
+        with pytest.raises(ValueError, match="cfsp needs one feed-forward network of single matrices.*; block 0 has none"):
+            walk(resident, zoo.batches(), build("pruners", "cfsp"), sparsity=0.5, pattern="channel")
     model = zoo.model("llama")
     pruned = ResidentBlocks(model)
     walk(pruned, [], build("pruners", "magnitude"), sparsity=0.5)

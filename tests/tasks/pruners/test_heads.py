@@ -58,3 +58,9 @@ def test_feed_forward_networks_stay_dense(architecture):
     masks = prune(architecture).masks
     assert masks and all("attn" in name for name in masks)
     assert {mask.pattern for mask in masks.values()} <= {"channel", "neuron"}
+
+
+@pytest.mark.parametrize("architecture", ["olmo2", "bitnet", "doge"])
+def test_heads_that_a_norm_joins_or_a_further_matrix_reads_are_refused(architecture):
+    with pytest.raises(ValueError, match="the heads of block 0 are not found"):
+        prune(architecture)

@@ -3,6 +3,7 @@
 import torch
 
 from tasks.calibrate.walk import walk
+from tasks.methods import build
 from tasks.models.blocks import ResidentBlocks
 from tasks.pruners.random import Random
 from tests.tasks import models_zoo as zoo
@@ -26,3 +27,10 @@ def test_every_weight_has_the_same_chance():
     weight_OI = torch.randn(64, 64).sort().values
     keep = Random(seed=3).score(weight_OI, None) > 0.5
     assert abs(keep[:, :32].float().mean() - keep[:, 32:].float().mean()) < 0.05
+
+
+def test_another_method_that_starts_from_it_draws_anew_for_each_matrix():
+    resident = ResidentBlocks(zoo.model("llama"))
+    walk(resident, zoo.batches(), build("pruners", {"dsnot": {"initial": "random", "cycles": 1e-9}}), sparsity=0.5)
+    name, twin = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    assert (resident.masks[name].keep == resident.masks[twin].keep).float().mean() < 0.6

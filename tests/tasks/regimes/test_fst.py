@@ -5,6 +5,10 @@ import torch
 from tasks.formats.mask import unpack
 from tasks.formats.pattern import NM
 from tasks.formats.semi_structured import keep_transposable
+from tasks.models.linears import find_linears
+from tasks.train.effective import substitute
+from tasks.train.engine import TorchEngine
+from tests.tasks import models_zoo as zoo
 from tests.tasks.regimes.gym import QUERY, UP, enter
 
 
@@ -45,3 +49,12 @@ def test_without_a_dense_end_the_model_is_transposable():
     for name, mask in gym.hook.masks.items():
         assert NM(2, 4).holds(mask.keep.T, 0.5) and mask.broken() is None
         assert not gym.weight(name)[~mask.keep].any()
+
+
+def test_gradient_estimates_run_in_bfloat16_and_reach_float32_weights():
+    model = zoo.model("llama").train()
+    substitute(model, {UP: find_linears(model)[UP]}, lambda name, weight: weight, sparse_gradients=True)
+    engine, tokens = TorchEngine(model, torch.optim.AdamW(model.parameters()), precision="bf16"), zoo.batches()[0]
+    engine.backward(engine.forward(input_ids=tokens, labels=tokens).loss)
+    gradient = model.get_parameter(UP).grad
+    assert gradient.dtype == torch.float32 and gradient.abs().sum() > 0
