@@ -17,7 +17,8 @@ from typing import Any
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ARENAS = "MALLOC_ARENA_MAX"
 _M_ARENA_MAX = -8  # malloc.h
-MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError)
+MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError,
+            NotImplementedError)  # fmt: skip
 
 
 class TargetFailed(RuntimeError):

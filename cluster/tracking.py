@@ -43,6 +43,7 @@ VOCABULARY: dict[str, Metric] = {
     "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per byte"),
     "task_chance": Metric("share", "neither", "accuracy of guessing"),
     "sparsity": Metric("share", "higher", "dead share of the prunable weights, from the masks"),
+    "essential_sparsity": Metric("share", "higher", "the most the search found the model to lose within its tolerance"),
     "pattern_holds": Metric("share", "higher", "N:M groups (or matrices) whose stored weights keep the promised pattern"),
     "zero_weights": Metric("share", "higher", "stored zeros among the prunable weights"),
     "bytes": Metric("B", "lower", "weight files on disk"),

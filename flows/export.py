@@ -10,25 +10,36 @@ from cluster.artifacts import Record
 from cluster.store import Store
 from tasks.models.transform import FIELD
 
+FILLED = """
+Its feed-forward networks are narrower than their config says: channels of zeros fill them up here, so sizes and speeds below
+are those of Winnow's own artifact."""
+
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
-    """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made."""
+    """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made. A
+    model of narrower networks is filled up to what plain transformers loads."""
+    from tasks.models.narrow import WIDTHS, widen
+
     if "config.json" not in record.files:
         raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; choose a new directory")
     source = store.fetch(record)
-    if transform := json.loads((source / "config.json").read_text()).get(FIELD):
+    config = json.loads((source / "config.json").read_text())
+    if transform := config.get(FIELD):
         raise ValueError(f"{record.address} has {', '.join(transform)} layers, which plain transformers does not load; "
                          "choose a model with transform wide or none")  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    for name in record.files:
-        if not name.startswith("report/"):
-            shutil.copyfile(source / name, directory / name)
-    (directory / "README.md").write_text(model_card(store, record))
+    if WIDTHS in config:
+        widen(source, directory)
+    else:
+        for name in record.files:
+            if not name.startswith("report/"):
+                shutil.copyfile(source / name, directory / name)
+    (directory / "README.md").write_text(model_card(store, record, WIDTHS in config))
 
 
-def model_card(store: Store, record: Record) -> str:
+def model_card(store: Store, record: Record, filled: bool) -> str:
     """Front matter, lineage from this model back to the data, and everything measured of it."""
     measured = dict(record.metrics)
     for other in store.records("evaluate"):
@@ -37,6 +48,7 @@ def model_card(store: Store, record: Record) -> str:
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
     lineage = "\n".join(f"{number}. `{step.address}`" for number, step in enumerate(_lineage(store, record), 1))
     params = json.dumps(record.params, indent=2)
+    note = FILLED if filled else ""
     return f"""---
 library_name: transformers
 tags: [winnow, sparse]
@@ -44,7 +56,7 @@ tags: [winnow, sparse]
 # {record.address}
 
 A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`.
-`masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.
+`masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.{note}
 
 ## Measured
 

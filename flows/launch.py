@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cluster.lock import locked
 from cluster.profile import Profile, load_profile
-from cluster.store import Store
 from flows.display import Display
+from flows.here import make_here
 from flows.plan import Plan, prepare
 
 Summary = dict[str, Any]
@@ -26,33 +24,11 @@ def launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool)
     plan, store = prepare(recipe, where)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
-    if here:
-        _make_here(plan, store, where, display)
-        if int(os.environ.get("RANK", 0)):
-            return plan, None
+    if here and int(os.environ.get("RANK", 0)):
+        make_here(plan, store, where, display)
+        return plan, None
     with _servers(where, console, needed=bool(plan.due) and not here):
-        return plan, _run_pipeline(recipe, profile, display, as_flow=bool(plan.due) and not here)
-
-
-def _make_here(plan: Plan, store: Store, profile: Profile, display: Display) -> None:
-    """Make what is due in this process. Under torchrun every rank trains; the rest is rank 0's work, and is waited for."""
-    from flows.submit import Submitter
-    from tasks.job import produce
-
-    submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    with display.live():
-        for step in plan.due:
-            display.started(step)
-            if rank == 0 or step.node.stage.distributed:
-                # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
-                lock = Path(profile.scratch) / "locks" / step.artifact.key
-                with locked(lock) if alone else nullcontext():
-                    produce(submitter.payload(step), lambda event, step=step: display.event(step, event))
-                    lock.unlink(missing_ok=True)        # who waits for it finds the artifact
-            while (record := store.record(step.artifact)) is None:
-                time.sleep(0.2)
-            display.finished(step, record, 0.0)
+        return plan, _run_pipeline(recipe, profile, display, here, as_flow=bool(plan.due) and not here)
 
 
 @contextmanager
@@ -76,7 +52,7 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
             services.release()
 
 
-def _run_pipeline(recipe: str, profile: str, display: Display, as_flow: bool) -> Summary:
+def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, as_flow: bool) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
     from flows.pipeline import WATCHERS, pipeline, run
@@ -84,7 +60,7 @@ def _run_pipeline(recipe: str, profile: str, display: Display, as_flow: bool) ->
     with display.live():
         WATCHERS.set((display,))
         try:
-            return (pipeline if as_flow else run)(recipe, profile)
+            return pipeline(recipe, profile) if as_flow else run(recipe, profile, here)
         finally:
             APILogHandler().flush()       # before the server it logs to may go
 

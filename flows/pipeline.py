@@ -19,6 +19,7 @@ from cluster.artifacts import Record
 from cluster.profile import load_profile
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher
+from flows.here import make_here
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
 from flows.submit import Submitter
@@ -38,8 +39,8 @@ def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, An
     return run(recipe, profile)
 
 
-def run(recipe: str, profile: str) -> dict[str, Any]:
-    """The flow's body: plan, make what is missing, tell MLflow, summarise."""
+def run(recipe: str, profile: str, here: bool = False) -> dict[str, Any]:
+    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
     begun = time.time()
     where = load_profile(profile)
     plan, store = prepare(recipe, where)
@@ -52,7 +53,10 @@ def run(recipe: str, profile: str) -> dict[str, Any]:
             if step.cached:
                 watcher.started(step)
                 watcher.finished(step, step.record, 0.0)
-        run_tasks(plan, conductor, where.retries)
+        if here:
+            make_here(plan, store, where, watcher)
+        else:
+            run_tasks(plan, conductor, where.retries)
         status = "FINISHED"
     except BaseException as interruption:
         if isinstance(interruption, KeyboardInterrupt):

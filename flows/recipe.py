@@ -181,7 +181,9 @@ class _Graph:
     def _parents(self, id: str, stage: Stage, stated: dict[str, str], path: str) -> dict[str, str]:
         parents = {}
         for role, kind in stage.roles().items():
-            if role == "model" and role not in stated and getattr(stage, "model", None):
+            if role == "model" and role not in stated and (source := getattr(stage, "model", None)):
+                if source.checkpoint is None:
+                    raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
                 continue
             found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
             if found is None:

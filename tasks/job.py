@@ -157,9 +157,10 @@ def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[An
 
 
 def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:
-    """The seam between stages: every promise of the masks, counted on the stored weights, or the stage fails."""
-    from tasks.formats.mask import density, load_masks
-    from tasks.models.checkpoint import check_masks, require_subset
+    """The seam between stages: every promise of the masks, counted on the stored weights, or the stage fails. The sparsity
+    is that of all prunable weights, masked or not."""
+    from tasks.formats.mask import load_masks
+    from tasks.models.checkpoint import check_masks, prunable, require_subset
 
     masks = check_masks(output)
     if "model" in inputs and stage.keeps_masks:
@@ -168,7 +169,8 @@ def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
         return {"sparsity": 0.0}
     sparsities = {name: 1 - mask.live / mask.numel for name, mask in masks.items()}
     (output / REPORT / "sparsity.json").write_text(json.dumps(sparsities))
-    return {"sparsity": 1 - density(masks)}
+    dead = sum(mask.numel - mask.live for mask in masks.values())
+    return {"sparsity": dead / prunable(output)}
 
 
 def environment(work: Payload) -> dict[str, Any]:

@@ -86,6 +86,14 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
 
 
+def seeded(method: Method, seed: int) -> Method:
+    """The same method in which a field ``seed`` that was not given, its own or that of a method within, is this one."""
+    changes: dict[str, Any] = {name: seeded(value, seed) for name, value in method if isinstance(value, Method)}
+    if "seed" in type(method).model_fields and "seed" not in method.model_fields_set:
+        changes["seed"] = seed
+    return method.model_copy(update=changes) if changes else method
+
+
 def dump(method: Method) -> dict[str, Any]:
     """``{name: fields}``: two methods with equal fields still differ."""
     return {method.name: method.model_dump(mode="json")}

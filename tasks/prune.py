@@ -6,10 +6,10 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 
 from tasks.calibrate.calibration import CalibratedStage
-from tasks.methods import build, dump, of
+from tasks.methods import Method, build, dump, of, seeded
 from tasks.stage import REPORT, Context
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class Prune(CalibratedStage):
     sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None
     allocator: of("allocators", optional=True) = None
 
+    @field_validator("method")
+    @classmethod
+    def _seeded(cls, method: Method, info: ValidationInfo) -> Method:
+        return seeded(method, info.data.get("seed", 0))
+
     @model_validator(mode="after")
     def _agree(self) -> Prune:
         pattern = self._pattern()
@@ -50,6 +55,8 @@ class Prune(CalibratedStage):
         self.method.suit(pattern)
         if fixed and self.sparsity == ESSENTIAL:
             raise ValueError(f"sparsity {ESSENTIAL} is looked for, and pattern {pattern} fixes it; choose unstructured")
+        if self.sparsity == ESSENTIAL and self._allocator().name == "table":
+            raise ValueError(f"sparsity {ESSENTIAL} is looked for, and allocator table fixes it; choose another allocator")
         if fixed and self._allocator().name != "uniform":
             raise ValueError(f"pattern {pattern} fixes the sparsity of every matrix, and allocator {self._allocator().name} "
                              "would vary it; choose unstructured")  # fmt: skip
@@ -73,19 +80,20 @@ class Prune(CalibratedStage):
         return self._pattern().sparsity if self.sparsity is None else self.sparsity
 
     def check_width(self, width: int) -> None:
-        self._pattern().check(self.target, width)
+        self._pattern().check(self.target, width, width)       # what one matrix reads another has made
 
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT
         report.mkdir(parents=True, exist_ok=True)
-        sparsity = self.target
+        sparsity, found = self.target, {}
         if self.sparsity == ESSENTIAL:
             from tasks.calibrate.essential import search
 
             tried: list[float] = []
             sparsity, curve = search(lambda level: self._loss(context, level, tried))
             (report / "essential.json").write_text(json.dumps(curve))
-        return self._prune(context, sparsity, context.output)
+            found = {"essential_sparsity": sparsity}
+        return self._prune(context, sparsity, context.output) | found
 
     def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +187,14 @@ def check_masks(directory: Path) -> dict[str, Mask]:
         if alive := int((matrix[~mask.keep] != 0).sum()):
             raise BrokenMask(name, f"{alive} dead weights are not zero")
     return masks
+
+
+def prunable(directory: Path) -> int:
+    """How many weights of a model masks could take."""
+    from tasks.models.linears import find_linears
+    from tasks.models.quantized import StoredWeights
+
+    return sum(math.prod(linear.shape) for linear in find_linears(StoredWeights(Path(directory)).skeleton).values())
 
 
 def require_subset(child: Masks, parent: Masks) -> None:

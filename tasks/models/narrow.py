@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tasks.formats.mask import load_masks
+from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.linears import Linear, find_linears
 from tasks.models.shards import INDEX, MASKS, TensorFiles, copy_companions
 from tasks.models.structure import FeedForward, by_block, feed_forward
@@ -57,23 +57,61 @@ def shrink(directory: Path, output: Path) -> list[int]:
     """Write the model in ``directory``, whose masks take whole channels, without those channels; the widths left."""
     from tasks.models.checkpoint import skeleton
 
-    linears, masks, files = find_linears(skeleton(directory)), load_masks(directory / MASKS), TensorFiles(directory)
-    live: dict[str, tuple[torch.Tensor, int]] = {}      # by tensor: the channels that live, and the axis they are on
-    widths = []
+    linears, masks = find_linears(skeleton(directory)), load_masks(directory / MASKS)
+    widths, cuts = [], {}
     for network in _networks(linears):
         channels = masks[network.down].keep.any(0).nonzero()[:, 0]
         widths.append(len(channels))
-        for name in (*network.ups, network.down):
-            live[name] = channels, int(name == network.down) ^ linears[name].transposed
-        live |= {f"{name.rpartition('.')[0]}.bias": (channels, 0) for name in network.ups}
-    _rewrite(files, live, output)
+        for name, axis in _axes(network, linears).items():
+            cuts[name] = partial(torch.index_select, dim=axis, index=channels)
+    _rewrite(TensorFiles(directory), cuts, output)
     copy_companions(directory, output, skip={"config.json"})
     config = json.loads((directory / "config.json").read_text())
     (output / "config.json").write_text(json.dumps({**config, WIDTHS: widths}, indent=2))
     return widths
 
 
-def _rewrite(files: TensorFiles, live: dict[str, tuple[torch.Tensor, int]], output: Path) -> None:
+def widen(directory: Path, output: Path) -> None:
+    """Write the model in ``directory`` with networks of the stock width, which any library loads: what is missing is filled
+    up with channels of zeros, and masks count them as dead. It computes the same."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tasks.models.checkpoint import skeleton
+
+    linears = find_linears(skeleton(directory))
+    output.mkdir(parents=True, exist_ok=True)
+    copy_companions(directory, output, skip={"config.json"})
+    config = json.loads((directory / "config.json").read_text())
+    del config[WIDTHS]
+    (output / "config.json").write_text(json.dumps(config, indent=2))
+    with torch.device("meta"):
+        stock = _networks(find_linears(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(output))))
+    fills, masks = {}, load_masks(directory / MASKS)
+    for narrowed, whole in zip(_networks(linears), stock, strict=True):
+        missing = whole.width - narrowed.width
+        for name, axis in _axes(narrowed, linears).items():
+            fills[name] = partial(_fill, axis=axis, count=missing)
+        for name in masks.keys() & {*narrowed.ups, narrowed.down}:
+            keep = _fill(masks[name].keep, int(name == narrowed.down), missing)
+            masks[name] = Mask.of(keep, masks[name].pattern, masks[name].sparsity)
+    _rewrite(TensorFiles(directory), fills, output)
+    if masks:
+        save_masks(masks, output / MASKS)
+
+
+def _axes(network: FeedForward, linears: dict[str, Linear]) -> dict[str, int]:
+    """The axis the channels are on in each stored tensor of a network, biases included."""
+    axes = {name: int(name == network.down) ^ linears[name].transposed for name in (*network.ups, network.down)}
+    return axes | {f"{name.rpartition('.')[0]}.bias": 0 for name in network.ups}
+
+
+def _fill(values: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    shape = list(values.shape)
+    shape[axis] = count
+    return torch.cat([values, values.new_zeros(shape)], axis)
+
+
+def _rewrite(files: TensorFiles, changes: dict[str, Callable[[torch.Tensor], torch.Tensor]], output: Path) -> None:
     """File by file, so that no more than one is in memory."""
     from safetensors.torch import save_file
 
@@ -81,9 +119,8 @@ def _rewrite(files: TensorFiles, live: dict[str, tuple[torch.Tensor, int]], outp
     total = 0
     for path in sorted(set(files.files.values())):
         state = files.read([name for name, file in files.files.items() if file == path])
-        for name in state.keys() & live.keys():
-            channels, axis = live[name]
-            state[name] = state[name].index_select(axis, channels).contiguous()
+        for name in state.keys() & changes.keys():
+            state[name] = changes[name](state[name]).contiguous()
         save_file(state, output / path.name, {"format": "pt"})
         total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     weight_map = {name: path.name for name, path in files.files.items()}

@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from flows.export import export_model
+from tasks.models.checkpoint import check_masks, load_model
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 ELSEWHERE = """
@@ -80,3 +83,18 @@ def test_a_model_that_plain_transformers_would_load_wrong_is_not_exported(made, 
     assert not (tmp_path / "parallel").exists()
     export_model(shop.store, wide, tmp_path / "wide")
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["hidden_size"] == 64
+
+
+def test_a_model_of_narrower_networks_is_filled_up_to_what_plain_transformers_loads(made, tmp_path):
+    shop, (data, dense, _), _ = made
+    fields = {"method": "cfsp", "pattern": "channel", "sparsity": 0.3, **CALIBRATION}
+    small = shop.make("prune", fields, data=data, model=dense)
+    sparse = shop.make("prune", {"method": "magnitude", "sparsity": 0.5, **CALIBRATION}, data=data, model=small)
+    tokens = torch.arange(16)[None]
+    for record in (small, sparse):
+        export_model(shop.store, record, tmp_path / record.key)
+        assert "channels of zeros fill them up" in (tmp_path / record.key / "README.md").read_text()
+        with torch.inference_mode():
+            stock = AutoModelForCausalLM.from_pretrained(tmp_path / record.key)(tokens).logits
+            torch.testing.assert_close(stock, load_model(shop.path(record))(tokens).logits, rtol=0, atol=1e-5)
+    check_masks(tmp_path / sparse.key)

@@ -13,6 +13,7 @@ from cluster.events import parse_event
 from cluster.tracking import VOCABULARY
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.checkpoint import check_masks, load_model, require_subset, save_model
+from tasks.prune import Prune
 from tasks.recover import Recover
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
@@ -268,3 +269,22 @@ def test_essential_sparsity_is_looked_for_within_the_stage(shop, chain):
     assert all(perplexity <= 1.01 * dense for _, perplexity in within) and last[1] > 1.01 * dense
     assert record.metrics["sparsity"] == pytest.approx(within[-1][0], abs=1e-4)
     assert curve["essential_sparsity"] == within[-1][0]
+
+
+@pytest.mark.parametrize("method", ["random", {"dsnot": {"initial": "random"}}, {"cfsp": {"criterion": "random"}}])
+def test_what_draws_by_lot_draws_by_the_seed_of_its_stage(method):
+    def seeds(**fields):
+        stage = Prune(method=method, sparsity=0.5, pattern="channel" if "cfsp" in method else "unstructured", **fields)
+        return [found.seed for found in (stage.method, getattr(stage.method, "initial", None)) if hasattr(found, "seed")]
+
+    assert seeds(seed=3) == [3] and seeds() == [0]
+    assert Prune(method={"random": {"seed": 5}}, sparsity=0.5, seed=3).method.seed == 5
+
+
+def test_sparsity_is_that_of_all_prunable_weights(shop, chain, tmp_path):
+    source = {"checkpoint": str(zoo.save("llama", tmp_path, vocab_size=300))}
+    fields = {"model": source, "method": "heads", "pattern": "channel", "sparsity": 0.5, **CALIBRATION}
+    record = shop.make("prune", fields, data=chain["prepare"])
+    measured = shop.make("evaluate", {"evaluators": ["pattern"]}, data=chain["prepare"], model=record).metrics
+    assert record.metrics["sparsity"] == pytest.approx(measured["zero_weights"], abs=1e-3)
+    assert 0.1 < record.metrics["sparsity"] < 0.3, "the attention is a part of the block"

@@ -1,0 +1,35 @@
+"""Makes what a plan lacks in this process, without a cluster: on a laptop, in a debugger, or as a rank under torchrun."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from cluster.lock import locked
+from cluster.profile import Profile
+from cluster.store import Store
+from flows.conductor import Watcher
+from flows.plan import Plan
+from flows.submit import Submitter
+
+
+def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> None:
+    """Under torchrun every rank trains; the rest is rank 0's work, and is waited for."""
+    from tasks.job import produce
+
+    submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    for step in plan.due:
+        begun = time.monotonic()
+        watcher.started(step)
+        if rank == 0 or step.node.stage.distributed:
+            # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
+            lock = Path(profile.scratch) / "locks" / step.artifact.key
+            with locked(lock) if alone else nullcontext():
+                produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
+                lock.unlink(missing_ok=True)        # who waits for it finds the artifact
+        while (record := store.record(step.artifact)) is None:
+            time.sleep(0.2)
+        watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
