@@ -6,6 +6,7 @@ and quietly keep the last of two equal keys; none of it is wanted, so all of it 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,16 @@ class DocumentError(ValueError):
     """One line, `file:line: what`."""
 
 
+_NUMBERS = {        # as in YAML 1.2, with underscores: 2:4 is no number in base 60, and 1e-3 is one
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without tags, anchors, aliases, merges and duplicate keys."""
+    """SafeLoader without tags, anchors, aliases, merges, duplicate keys and numbers in base 60."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -44,7 +53,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":merge", ":timestamp"))]
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if not tag.endswith((":merge", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

@@ -79,7 +79,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             owner = getattr(owner, "model_fields", {}).get(part)
             owner = getattr(owner, "annotation", None)
         fields = getattr(owner, "model_fields", model.model_fields)
-        return f"{path}: no such field; choose one of {', '.join(fields)}"
+        return f"{path}: no such field; " + (f"choose one of {', '.join(fields)}" if fields else "there are none")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"

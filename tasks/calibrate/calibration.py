@@ -59,13 +59,14 @@ class CalibratedStage(ModelStage):
 
         def tell(block: BlockReport) -> None:
             note = "" if block.error is None else f"error {block.error:.4f}"
+            note = "finished by an earlier attempt" if block.index < finished else note
             context.progress(block.index + 1, block.depth, "blocks", note)
 
         made = context.scratch / place / "model"
         stream = BlockStream(
             self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / "parts"
         )
-        batches = self.batches(context)
+        finished, batches = len(stream.finished()), self.batches(context)
         followers = self._followers(context, batches)
         report = walk(
             stream, batches, self.method, room=self.room(context), followers=followers, on_block=tell, **choices

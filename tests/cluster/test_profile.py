@@ -154,3 +154,8 @@ def test_an_alias_bomb_and_an_endless_file_cost_nothing(tmp_path):
 def test_plain_yaml_is_plain(tmp_path):
     assert load_yaml(write(tmp_path, "")) == {}
     assert parse_yaml("a: 1e-3\nb: [yes, 2024-01-01, 0.5]\nc: 1.0e-3", "x")["c"] == 0.001
+
+
+def test_numbers_are_those_of_yaml_1_2():
+    read = parse_yaml("a: 2:4\nb: 1e-3\nc: 600_000\nd: -4.5E+2\ne: 0\nf: 010\ng: .5\nh: 1:8", "mine.yaml")
+    assert read == {"a": "2:4", "b": 0.001, "c": 600_000, "d": -450.0, "e": 0, "f": "010", "g": 0.5, "h": "1:8"}
