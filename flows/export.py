@@ -22,8 +22,8 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
 
     if "config.json" not in record.files:
         raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
-    if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty; choose a new directory")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} is there already; choose a new directory")
     source = store.fetch(record)
     config = json.loads((source / "config.json").read_text())
     if transform := config.get(FIELD):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from cluster.profile import Profile
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
-from tasks.stage import Facts
+from tasks.stage import Facts, Stage
 
 TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
 
@@ -107,12 +108,12 @@ def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store
 def check(recipe: Recipe) -> None:
     """What the fields alone do not show: patterns and groups against the model's widths, tokenizer against vocabulary."""
     for node in recipe.nodes:
-        source = _source(recipe, node)
+        source, upstream = _source(recipe, node), tuple(_upstream(recipe, node))
         if node.measures or node.stage.yields != "model" or source is None:
             continue
         data = node.parents.get("data")
         tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
-        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks)
+        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks, upstream)
         try:
             node.stage.check(facts)
         except ValueError as error:
@@ -121,12 +122,15 @@ def check(recipe: Recipe) -> None:
 
 def _source(recipe: Recipe, node: Node) -> ModelSource | None:
     """Where the model of a node began."""
-    while True:
-        if source := getattr(node.stage, "model", None):
-            return source
-        if "model" not in node.parents:
-            return None
+    sources = (getattr(stage, "model", None) for stage in (node.stage, *_upstream(recipe, node)))
+    return next(filter(None, sources), None)
+
+
+def _upstream(recipe: Recipe, node: Node) -> Iterator[Stage]:
+    """The stages a node's model has been through, the last first."""
+    while "model" in node.parents:
         node = recipe.node(node.parents["model"])
+        yield node.stage
 
 
 def describe(plan: Plan, step: Step) -> dict[str, Any]:

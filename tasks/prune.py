@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ValidationInfo, field_validator, model_vali
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import Method, build, dump, of, seeded
-from tasks.stage import REPORT, Context
+from tasks.stage import REPORT, Context, Facts
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
@@ -79,6 +79,18 @@ class Prune(CalibratedStage):
             return 0.0
         return self._pattern().sparsity if self.sparsity is None else self.sparsity
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether what is pruned is gone from the matrices, and not masked."""
+        return getattr(self.method, "shrink", False)
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        masked = any(isinstance(stage, Prune) and not stage.shrinks for stage in facts.upstream)
+        if masked and not self.method.takes_masks:
+            raise ValueError(f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
+                             f"prune with {self.method.name} first")  # fmt: skip
+
     def check_width(self, width: int) -> None:
         self._pattern().check(self.target, width, width)       # what one matrix reads another has made
 
@@ -99,7 +111,7 @@ class Prune(CalibratedStage):
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
         place = _place(sparsity)
         table = self._allocate(context, sparsity, place)
-        if not getattr(self.method, "shrink", False):
+        if not self.shrinks:
             return self.walk(context, output, place, pattern=self._pattern(), sparsity=table)
         from tasks.models.narrow import shrink
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import of
-from tasks.stage import Context
+from tasks.stage import Context, Facts
 
 
 class Quantize(CalibratedStage):
     """The walk leaves a dequantized model in scratch; its export is the artifact."""
 
     method: of("quantizers")
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if not self.method.symmetric:
+            raise ValueError("compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric")
+        if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
+            raise ValueError("no quantized format has feed-forward networks of different widths; "
+                             "prune with cfsp: {shrink: false}")  # fmt: skip
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)

@@ -109,12 +109,13 @@ class ModelStage(Stage):
 @dataclass(frozen=True)
 class Facts:
     """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name, how
-    many tasks the corpus is."""
+    many tasks the corpus is, and the stages that the model has been through, the last first."""
 
     vocabulary: int | None
     positions: int | None
     widths: dict[str, int]
     tasks: int = 1
+    upstream: tuple[Stage, ...] = ()
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.calibrate.observe import all_finite
 from tasks.methods import Method, of
@@ -118,11 +118,13 @@ class Pruner(BlockMethod):
     """Decides which weights live.
 
     ``scope`` is what an unstructured pattern ranks together: each row, or the whole matrix. ``patterns`` are the kinds
-    of pattern the method can keep; ``allocator`` shares the sparsity out where the recipe names none.
+    of pattern the method can keep; ``allocator`` shares the sparsity out where the recipe names none. ``takes_masks``
+    says whether the model may have been pruned before.
     """
 
     scope: ClassVar[Literal["row", "layer"]]
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M", "block", "group", "channel", "neuron")
+    takes_masks: ClassVar[bool] = True
 
     @property
     def allocator(self) -> str:
@@ -187,6 +189,13 @@ class Refiner(Pruner):
     """A pruner on top of another, ``initial``, whose ranking and allocator it takes over."""
 
     initial: of("pruners") = Field("wanda", validate_default=True)
+
+    @field_validator("initial")
+    @classmethod
+    def _plain(cls, initial: Pruner) -> Pruner:
+        if isinstance(initial, Refiner):
+            raise ValueError(f"{initial.name} refines a mask itself; choose a pruner that makes one")
+        return initial
 
     @property
     def scope(self) -> str:

@@ -45,6 +45,7 @@ class Structured(Pruner):
 
     scope: ClassVar[Literal["row", "layer"]] = "layer"
     patterns: ClassVar[tuple[str, ...]] = ("channel",)
+    takes_masks: ClassVar[bool] = False
 
     def units(self, view: BlockView) -> Iterator[Units]:
         raise NotImplementedError

@@ -28,6 +28,7 @@ class Rearranged(Refiner):
 
     paper: ClassVar[str] = "channel permutations (after arXiv 2106.03517) for row groups"
     patterns: ClassVar[tuple[str, ...]] = ("group",)
+    takes_masks: ClassVar[bool] = False
 
     def observer(self, linear: Linear) -> Any:
         return self.initial.observer(linear)

@@ -69,8 +69,10 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(made, tmp_path):
         export_model(shop.store, data, tmp_path / "out")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(ValueError, match="is not empty; choose a new directory"):
+    with pytest.raises(ValueError, match="is there already; choose a new directory"):
         export_model(shop.store, pruned, tmp_path / "used")
+    with pytest.raises(ValueError, match="is there already; choose a new directory"):
+        export_model(shop.store, pruned, tmp_path / "used" / "file")
 
 
 def test_a_model_that_plain_transformers_would_load_wrong_is_not_exported(made, tmp_path):
