@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 
-from tasks.calibrate.calibration import CalibratedStage
+from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.methods import Method, build, dump, of, seeded
 from tasks.stage import REPORT, Context, Facts
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.models.allocation import Allocator
 
 ESSENTIAL = "essential"
+LOSSES = "losses"   # the folder in scratch of what a search has measured
 
 
 def _sane(sparsity: float | str | None) -> float | str | None:
@@ -100,7 +101,12 @@ class Prune(CalibratedStage):
         sparsity, found = self.target, {}
         if self.sparsity == ESSENTIAL:
             from tasks.calibrate.essential import search
+            from tasks.calibrate.ledger import claim, identity
 
+            losses = context.scratch / LOSSES
+            losses.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps([self.pattern, dump(self._allocator())])
+            claim(losses, identity(self.incoming(context), self.batches(context), self.method, {}, settings))
             tried: list[float] = []
             sparsity, curve = search(lambda level: self._loss(context, level, tried))
             (report / "essential.json").write_text(json.dumps(curve))
@@ -129,7 +135,7 @@ class Prune(CalibratedStage):
         from tasks.models.blocks import BlockStream
         from tasks.models.shards import write_durably
 
-        made, mine = context.scratch / place / "allocation.json", dump(self._allocator())
+        made, mine = context.scratch / place / PARTS / "allocation.json", dump(self._allocator())
         kept = json.loads(made.read_text()) if made.exists() else {}
         if kept.get("allocator") != mine:
             stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
@@ -146,7 +152,7 @@ class Prune(CalibratedStage):
         from tasks.calibrate.essential import loss
         from tasks.models.shards import write_durably
 
-        known = context.scratch / f"loss-{sparsity:g}.json"
+        known = context.scratch / LOSSES / f"{sparsity:g}.json"
         if not known.exists():
             directory = self.incoming(context)
             if sparsity:

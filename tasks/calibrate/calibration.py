@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tasks.models.activations import Room
 
 
+PARTS = "parts"     # the folder of a walk that holds its finished blocks, and what was decided before them
+
+
 class CalibratedStage(ModelStage):
     """``sequences`` sequences of ``length`` tokens from the calibration split, ``batch`` at a time."""
 
@@ -64,7 +67,7 @@ class CalibratedStage(ModelStage):
 
         made = context.scratch / place / "model"
         stream = BlockStream(
-            self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / "parts"
+            self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / PARTS
         )
         finished, batches = len(stream.finished()), self.batches(context)
         followers = self._followers(context, batches)

@@ -44,7 +44,7 @@ def claim(folder: Path, mine: dict[str, str]) -> None:
     theirs: dict[str, Any] = json.loads(path.read_text())
     if changed := [what for what in mine if theirs.get(what) != mine[what]]:
         raise ValueError(f"the walk in {folder} was begun with another {' and another '.join(changed)}; "
-                         f"remove {folder.parent} to begin anew")  # fmt: skip
+                         "remove that folder to begin anew")  # fmt: skip
 
 
 def _settings(method: Method) -> dict[str, Any]:

@@ -83,7 +83,7 @@ TABLE = [
      "recipe.quantize: no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"),
     ("stages/2/prune/sparsity", "half", "input should be a number or essential, got 'half'"),
     ("stages/4/quantize/method", {"gptq": {"group_size": 48}}, "group_size 48 does not divide the input width 64"),
-    ("stages/4/quantize/method", {"gptq": {"symmetric": False, "group_size": 64}}, "does not read packed asymmetric weights back"),
+    ("stages/4/quantize/method", {"gptq": {"symmetric": False, "group_size": 64}}, "does not read packed asymmetric weights"),
     ("stages/4/quantize/method", {"gptq": {"bits": 17}}, "gptq.bits: input should be less than or equal to 8"),
     ("stages/1/pretrain/tokens", 0, "recipe.stages[1].pretrain.tokens: input should be greater than 0"),
     ("stages/1/pretrain/tokens", -5, "tokens: input should be greater than 0"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.checkpoint import check_masks, load_model, require_subset, save_model
 from tasks.prune import Prune
 from tasks.recover import Recover
+from tasks.stage import Context, Execution
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
@@ -288,3 +291,55 @@ def test_sparsity_is_that_of_all_prunable_weights(shop, chain, tmp_path):
     measured = shop.make("evaluate", {"evaluators": ["pattern"]}, data=chain["prepare"], model=record).metrics
     assert record.metrics["sparsity"] == pytest.approx(measured["zero_weights"], abs=1e-3)
     assert 0.1 < record.metrics["sparsity"] < 0.3, "the attention is a part of the block"
+
+
+@pytest.fixture
+def bench_of_one(tmp_path):
+    """Contexts of a tiny model and its calibration text, all with one scratch folder."""
+    zoo.save("llama", tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    tokens = np.random.default_rng(0).integers(3, 64, 4096).astype(np.uint16)
+    np.save(tmp_path / "data" / "calibration-00000.npy", tokens)
+
+    def context(output):
+        (tmp_path / output).mkdir()
+        inputs = {"data": tmp_path / "data", "model": tmp_path / "model"}
+        return Context(inputs, tmp_path / output, tmp_path / "scratch", Execution())
+
+    return context
+
+
+TINY = {"sequences": 4, "length": 16, "batch": 4}
+
+
+def test_a_table_is_made_anew_for_another_allocator_and_refuses_what_was_begun_with_the_first(bench_of_one, tmp_path):
+    def stage(spread):
+        return Prune(method="magnitude", sparsity=0.5, allocator={"owl": {"outlier": 2, "spread": spread}}, **TINY)
+
+    first = bench_of_one("first")
+    stage(0.05).run(first)
+    with pytest.raises(ValueError, match="was begun with another config; remove that folder"):
+        stage(0.2).run(bench_of_one("second"))
+    shutil.rmtree(tmp_path / "scratch" / "walk-0.5" / "parts")
+    third = bench_of_one("third")
+    stage(0.2).run(third)
+    tables = [yaml.safe_load((at.output / "report" / "allocation.yaml").read_text()) for at in (first, third)]
+    assert tables[0] != tables[1]
+
+
+def test_the_search_keeps_no_more_than_two_of_the_models_it_tried(bench_of_one, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.calibrate.essential.TOLERANCE", 1e9)
+    kept = []
+    monkeypatch.setattr(Prune, "_loss", count_walks(tmp_path / "scratch", kept, Prune._loss))
+    metrics = Prune(method="magnitude", sparsity="essential", **TINY).run(bench_of_one("out"))
+    assert metrics["essential_sparsity"] == 0.95 and len(kept) == 20 and max(kept) == 2
+
+
+def count_walks(scratch, kept, loss):
+    def counted(*arguments):
+        value = loss(*arguments)
+        kept.append(len(list(scratch.glob("walk-*"))))
+        return value
+
+    return counted
+
