@@ -171,7 +171,7 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
         block = 4 * shape.prunable // max(1, shape.layers)
         costs |= {
             "tokens": calibration,
-            "flops": 2 * shape.forward_flops(stage.length) * calibration,
+            "flops": stage.passes * shape.forward_flops(stage.length) * calibration,
             "memory_bytes": 4 * block + 8 * calibration * shape.hidden,
         }
     return costs

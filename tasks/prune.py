@@ -85,6 +85,13 @@ class Prune(CalibratedStage):
         """Whether what is pruned is gone from the matrices, and not masked."""
         return getattr(self.method, "shrink", False)
 
+    @property
+    def passes(self) -> int:
+        """At most: a search walks, and measures a loss, at each sparsity of its grid, and walks once more."""
+        from tasks.calibrate.essential import GRID
+
+        return super().passes * (1 + len(GRID)) + 1 + len(GRID) if self.sparsity == ESSENTIAL else super().passes
+
     def check(self, facts: Facts) -> None:
         super().check(facts)
         masked = any(isinstance(stage, Prune) and not stage.shrinks for stage in facts.upstream)
@@ -115,14 +122,14 @@ class Prune(CalibratedStage):
 
     def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
-        place = _place(sparsity)
+        place, title = _place(sparsity), f"at {sparsity:g}" if self.sparsity == ESSENTIAL else ""
         table = self._allocate(context, sparsity, place)
         if not self.shrinks:
-            return self.walk(context, output, place, pattern=self._pattern(), sparsity=table)
+            return self.walk(context, output, place, title, pattern=self._pattern(), sparsity=table)
         from tasks.models.narrow import shrink
 
         masked = context.scratch / place / "masked"
-        metrics = self.walk(context, masked, place, pattern=self._pattern(), sparsity=table)
+        metrics = self.walk(context, masked, place, title, pattern=self._pattern(), sparsity=table)
         shrink(masked, output)
         return metrics
 

@@ -35,6 +35,11 @@ class CalibratedStage(ModelStage):
     length: int = Field(256, ge=2)
     batch: int = Field(16, gt=0)
 
+    @property
+    def passes(self) -> int:
+        """Forward passes over the calibration sequences: a walk makes two."""
+        return 2
+
     def batches(self, context: Context) -> list[torch.Tensor]:
         """The calibration sequences as tokens int64 [B, T]."""
         import torch
@@ -52,8 +57,11 @@ class CalibratedStage(ModelStage):
         shutil.rmtree(folder, ignore_errors=True)
         return Room(context.execution.activation_bytes, folder)
 
-    def walk(self, context: Context, output: Path, place: str = "walk", **choices: Any) -> dict[str, float]:
-        """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`.
+    def walk(
+        self, context: Context, output: Path, place: str = "walk", title: str = "", **choices: Any
+    ) -> dict[str, float]:
+        """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`, and
+        ``title`` tells people this walk from others of the stage.
 
         The walk is kept in scratch, in ``place``, where an attempt that follows a crash takes it up.
         """
@@ -63,7 +71,7 @@ class CalibratedStage(ModelStage):
         def tell(block: BlockReport) -> None:
             note = "" if block.error is None else f"error {block.error:.4f}"
             note = "finished by an earlier attempt" if block.index < finished else note
-            context.progress(block.index + 1, block.depth, "blocks", note)
+            context.progress(block.index + 1, block.depth, "blocks", f"{title} {note}".strip())
 
         made = context.scratch / place / "model"
         stream = BlockStream(

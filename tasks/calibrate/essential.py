@@ -11,9 +11,10 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 GRID = tuple(step / 20 for step in range(1, 20))
 TOLERANCE = 0.01
@@ -41,6 +42,8 @@ def _perplexity(loss: float) -> float | None:
 
 def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:
     """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
+    import torch
+
     from tasks.models.checkpoint import load_model
 
     model = load_model(directory, device=device)

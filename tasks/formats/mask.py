@@ -88,11 +88,6 @@ class Mask:
 Masks = Mapping[str, Mask]
 
 
-def density(masks: Masks) -> float:
-    """Live share of all masked weights."""
-    return sum(mask.live for mask in masks.values()) / max(1, sum(mask.numel for mask in masks.values()))
-
-
 def save_masks(masks: Masks, path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -331,7 +331,9 @@ def test_the_search_keeps_no_more_than_two_of_the_models_it_tried(bench_of_one, 
     monkeypatch.setattr("tasks.calibrate.essential.TOLERANCE", 1e9)
     kept = []
     monkeypatch.setattr(Prune, "_loss", count_walks(tmp_path / "scratch", kept, Prune._loss))
-    metrics = Prune(method="magnitude", sparsity="essential", **TINY).run(bench_of_one("out"))
+    search = Prune(method="magnitude", sparsity="essential", **TINY)
+    assert search.passes == 60 and Prune(method="magnitude", sparsity=0.5).passes == 2
+    metrics = search.run(bench_of_one("out"))
     assert metrics["essential_sparsity"] == 0.95 and len(kept) == 20 and max(kept) == 2
 
 
