@@ -15,6 +15,7 @@ from rich.table import Table
 from flows import law
 from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
 from flows.proof import claims
+from flows.shelves import methods
 
 app = typer.Typer(
     name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(law.app, name="law")
 app.command()(claims)
+app.command()(methods)
 
 
 def main() -> None:
@@ -107,27 +109,6 @@ def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json:
         return
     console.print(plan_table(plan, rows))
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run", highlight=False)
-
-
-@app.command()
-def methods(as_json: JsonOption = False) -> None:
-    """List every method of every shelf with its paper."""
-    from tasks.methods import SHELVES, load, names
-
-    found = [
-        {"shelf": shelf, "method": name, "paper": load(shelf, name).paper, "fields": list(load(shelf, name).model_fields)}
-        for shelf in SHELVES
-        for name in names(shelf)
-    ]
-    if as_json:
-        print(json.dumps(found))
-        return
-    table = Table()
-    for title in ("shelf", "method", "paper", "fields"):
-        table.add_column(title, overflow="fold")
-    for row in found:
-        table.add_row(row["shelf"], row["method"], row["paper"], ", ".join(row["fields"]))
-    console.print(table)
 
 
 @app.command()

@@ -1,0 +1,39 @@
+"""``winnow methods`` tells what there is, what it takes, and what it does unless told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.shelves import methods
+from tasks.methods import SHELVES, names
+
+
+def told(capsys, name=None):
+    methods(name, as_json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_method_of_every_shelf_is_told(capsys):
+    assert [(method["shelf"], method["method"]) for method in told(capsys)] == [(s, name) for s in SHELVES for name in names(s)]
+
+
+def test_one_method_tells_its_fields_bounds_choices_defaults_and_patterns(capsys):
+    (dsnot,) = told(capsys, "dsnot")
+    assert dsnot["patterns"] == ["unstructured", "N:M"] and dsnot["fields"]["cycles"]["takes"] == "float, > 0, <= 1"
+    assert dsnot["fields"]["initial"] == {"takes": "method", "default": "wanda"}
+    pruner, allocator = told(capsys, "cfsp")
+    assert pruner["fields"]["criterion"]["takes"] == "weights | activation | magnitude | random"
+    assert allocator["fields"] == {"sharpness": {"takes": "float, >= 0", "default": 1.0}}
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no method 'wonda'; choose one of .*wanda"):
+        methods("wonda")
+
+
+def test_the_text_holds_what_the_method_does(capsys):
+    methods("heads")
+    text = capsys.readouterr().out
+    assert "take whole attention heads" in text and "patterns: channel" in text and "no fields" in text
