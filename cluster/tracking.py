@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from cluster.lock import locked
+from cluster.profile import home
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
@@ -102,11 +105,12 @@ class Tracking:
 
         for talker in ("alembic", "mlflow.store.db.utils"):     # they tell of every new database on stderr
             logging.getLogger(talker).setLevel(logging.WARNING)
-        client = MlflowClient(tracking_uri=uri)
-        if found := client.get_experiment_by_name(EXPERIMENT):
-            experiment = found.experiment_id
-        else:
-            experiment = client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
+        with locked(home() / "locks" / "mlflow"):       # two runs at once must not both set up a new database
+            client = MlflowClient(tracking_uri=uri)
+            if found := client.get_experiment_by_name(EXPERIMENT):
+                experiment = found.experiment_id
+            else:
+                experiment = client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
         tracking._params(tracking.parent, params)
