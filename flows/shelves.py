@@ -6,14 +6,17 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from flows.options import JsonOption, console
-from tasks.methods import SHELVES, Method, load, names
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from tasks.methods import Method
 
 
 def methods(
@@ -21,6 +24,8 @@ def methods(
     as_json: JsonOption = False,
 ) -> None:
     """List every method of every shelf with its paper; of one method, what it does and what can be set."""
+    from tasks.methods import SHELVES, names
+
     found = [_describe(shelf, method) for shelf in SHELVES for method in names(shelf) if name in (None, method)]
     if not found:
         known = sorted({method for shelf in SHELVES for method in names(shelf)})
@@ -40,6 +45,8 @@ def methods(
 
 
 def _describe(shelf: str, name: str) -> dict[str, Any]:
+    from tasks.methods import load
+
     kind = load(shelf, name)
     about = [inspect.cleandoc(text) for text in (sys.modules[kind.__module__].__doc__, kind.__doc__) if text]
     return {
