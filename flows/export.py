@@ -18,8 +18,6 @@ are those of Winnow's own artifact."""
 def export_model(store: Store, record: Record, directory: Path) -> None:
     """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made. A
     model of narrower networks is filled up to what plain transformers loads."""
-    from tasks.models.narrow import WIDTHS, widen
-
     if "config.json" not in record.files:
         raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -29,6 +27,8 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
     if transform := config.get(FIELD):
         raise ValueError(f"{record.address} has {', '.join(transform)} layers, which plain transformers does not load; "
                          "choose a model with transform wide or none")  # fmt: skip
+    from tasks.models.narrow import WIDTHS, widen  # brings torch, so after what is refused
+
     directory.mkdir(parents=True, exist_ok=True)
     if WIDTHS in config:
         widen(source, directory)
