@@ -160,10 +160,11 @@ def verify(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None
     record, store = _find(artifact, profile)
     problems = store.verify(record)
     if not problems and "config.json" in record.files:
-        from tasks.models.checkpoint import check_masks, load_model
+        from tasks.models.checkpoint import load_model
+        from tasks.models.promises import check_model
 
         directory = store.fetch(record)
-        masks = check_masks(directory)
+        masks = check_model(directory).masks
         load_model(directory)
         console.print(f"{len(masks)} masks keep their promises; the model loads", highlight=False)
     for problem in problems:

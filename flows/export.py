@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from cluster.artifacts import Record
@@ -16,8 +17,9 @@ are those of Winnow's own artifact."""
 
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
-    """Copy the model's files, masks included (transformers ignores them), and write a card that says how it was made. A
-    model of narrower networks is filled up to what plain transformers loads."""
+    """Write the model's weights by the names and in the shards the hub has, copy its companions and masks (which no loader
+    takes for weights), and write a card that says how it was made. A model of narrower networks is filled up to what plain
+    transformers loads."""
     if "config.json" not in record.files:
         raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -31,12 +33,24 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     if WIDTHS in config:
-        widen(source, directory)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".widened-") as widened:
+            widen(source, Path(widened))
+            _write(Path(widened), directory)
     else:
-        for name in record.files:
-            if not name.startswith("report/"):
-                shutil.copyfile(source / name, directory / name)
+        _write(source, directory)
     (directory / "README.md").write_text(model_card(store, record, WIDTHS in config))
+
+
+def _write(model: Path, directory: Path) -> None:
+    from tasks.models.companions import copy_companions
+    from tasks.models.names import NAMES, write_as_on_hub
+    from tasks.models.shards import MASKS
+
+    write_as_on_hub(model, directory)
+    copy_companions(model, directory, skip={NAMES})
+    if (model / MASKS).exists():
+        (directory / MASKS).parent.mkdir()
+        shutil.copyfile(model / MASKS, directory / MASKS)
 
 
 def model_card(store: Store, record: Record, filled: bool) -> str:
@@ -56,7 +70,7 @@ tags: [winnow, sparse]
 # {record.address}
 
 A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`.
-`masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.{note}
+`masks/masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.{note}
 
 ## Measured
 

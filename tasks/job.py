@@ -72,7 +72,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
         return
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
-        metrics |= _check_masks(stage, inputs, output)
+        metrics |= _check_model(stage, inputs, output)
     history.settle(output / REPORT / HISTORY)
     record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
@@ -156,21 +156,20 @@ def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[An
     return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]
 
 
-def _check_masks(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:
-    """The seam between stages: every promise of the masks, counted on the stored weights, or the stage fails. The sparsity
-    is that of all prunable weights, masked or not."""
+def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:
+    """The seam between stages: the artifact loads strictly and its masks keep every promise, counted on the stored weights,
+    or the stage fails."""
     from tasks.formats.mask import load_masks
-    from tasks.models.checkpoint import check_masks, prunable, require_subset
+    from tasks.models.promises import check_model, require_subset
+    from tasks.models.shards import MASKS
 
-    masks = check_masks(output)
+    checked = check_model(output)
     if "model" in inputs and stage.keeps_masks:
-        require_subset(masks, load_masks(inputs["model"] / "masks.safetensors"))
-    if not masks:
-        return {"sparsity": 0.0}
-    sparsities = {name: 1 - mask.live / mask.numel for name, mask in masks.items()}
-    (output / REPORT / "sparsity.json").write_text(json.dumps(sparsities))
-    dead = sum(mask.numel - mask.live for mask in masks.values())
-    return {"sparsity": dead / prunable(output)}
+        require_subset(checked.masks, load_masks(inputs["model"] / MASKS))
+    if checked.masks:
+        sparsities = {name: 1 - mask.live / mask.numel for name, mask in checked.masks.items()}
+        (output / REPORT / "sparsity.json").write_text(json.dumps(sparsities))
+    return {"sparsity": checked.sparsity}
 
 
 def environment(work: Payload) -> dict[str, Any]:

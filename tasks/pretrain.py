@@ -10,6 +10,8 @@ from tasks.stage import Context, Facts, Kind
 from tasks.train.training import TrainStage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from tasks.formats.mask import Masks
@@ -22,6 +24,7 @@ class Pretrain(TrainStage):
     model costs what its architecture costs dense; a number must be that one.
     """
 
+    version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource
@@ -64,15 +67,18 @@ class Pretrain(TrainStage):
             raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
                              f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
 
-    def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
+    def origin(self, context: Context) -> Path | None:
+        return self.model.checkpoint.fetch(context.scratch) if self.model.checkpoint else None
+
+    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
         import torch
 
         from tasks.data.tokenizer import load_tokenizer
         from tasks.models.building import builder
         from tasks.models.checkpoint import load_model
 
-        if self.model.checkpoint:
-            return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}
+        if origin:
+            return load_model(origin, dtype=torch.float32), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
         config = self.model.initial_config(len(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 
@@ -37,6 +37,7 @@ class Prune(CalibratedStage):
     itself, and sparsity ``essential`` looks for the highest one that costs next to nothing. ``allocator`` shares the
     sparsity out over the matrices; without one the method's own does."""
 
+    version: ClassVar[int] = 2
     method: of("pruners")
     pattern: str = "unstructured"
     sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Recover(TrainStage):
     """``teacher`` is set by the recipe where the teacher is a user's checkpoint and not an earlier stage."""
 
+    version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
 
     model: ModelSource | None = None
@@ -33,12 +34,14 @@ class Recover(TrainStage):
             del roles["teacher"]
         return roles
 
-    def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
+    def initial(self, context: Context, origin: Path) -> tuple[PreTrainedModel, Masks]:
+        import torch
+
         from tasks.formats.mask import load_masks
         from tasks.models.checkpoint import load_model
+        from tasks.models.shards import MASKS
 
-        directory = self.incoming(context)
-        return load_model(directory).float(), load_masks(directory / "masks.safetensors")
+        return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
 
     def teacher_directory(self, context: Context) -> Path | None:
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

@@ -114,11 +114,12 @@ class CalibratedStage(ModelStage):
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same files in another folder; a copy where the disk is another."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        (target / file.name).unlink(missing_ok=True)
+    """The same files in another folder; copies where the disk is another."""
+    for file in (path for path in source.rglob("*") if path.is_file()):
+        other = target / file.relative_to(source)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.unlink(missing_ok=True)
         try:
-            os.link(file, target / file.name)
+            os.link(file, other)
         except OSError:
-            shutil.copyfile(file, target / file.name)
+            shutil.copyfile(file, other)

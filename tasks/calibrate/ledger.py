@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tasks.methods import Method, dump
+from tasks.models.shards import MASKS, write_durably
 
 NAME = "identity.json"
 
@@ -24,9 +25,10 @@ def identity(
 ) -> dict[str, str]:
     """What decides a walk's result, as digests by what they are of."""
     weights, data = hashlib.sha256(), hashlib.sha256()
-    for file in sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".json")):
-        with file.open("rb") as content:
-            weights.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    content = [*Path(model).iterdir(), *Path(model, MASKS).parent.glob("*")]
+    for file in sorted(path for path in content if path.suffix in (".safetensors", ".json")):
+        with file.open("rb") as opened:
+            weights.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     for tokens_BT in batches:
         data.update(f"{list(tokens_BT.shape)}".encode() + tokens_BT.contiguous().numpy().tobytes())
     config = hashlib.sha256(json.dumps([_settings(method), dict(levels), str(pattern)], sort_keys=True).encode())
@@ -35,8 +37,6 @@ def identity(
 
 def claim(folder: Path, mine: dict[str, str]) -> None:
     """Write down whose walk ``folder`` holds, or raise ValueError when it is another's."""
-    from tasks.models.shards import write_durably
-
     path = folder / NAME
     if not path.exists():
         write_durably(json.dumps(mine).encode(), path)

@@ -116,7 +116,7 @@ def _treat(
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
     peak, seconds = _peak_bytes(stream.device), time.perf_counter() - started
     report = BlockReport(index, stream.depth, densities, error, seconds, peak, opened.unseen, notes)
-    stream.write(index, block, masks, extras, asdict(report))
+    stream.write(index, block, masks, extras, _edited(view.linears, edits), asdict(report))
     return report
 
 
@@ -139,6 +139,12 @@ def _new_masks(
             promise = next(edits[matrix].promise for matrix in linear.matrices) or (pattern, levels[name])
             masks[name] = Mask.of(keep.cpu(), *promise)
     return masks
+
+
+def _edited(linears: dict[str, Linear], edits: Mapping[str, Edit]) -> set[str]:
+    """The parameters that the edits are of: single experts are edited, whole stacks are stored."""
+    stacks = {matrix: name for name, linear in linears.items() for matrix in linear.matrices}
+    return {stacks.get(name, name) for name in edits}
 
 
 def _extras(linears: dict[str, Linear], edits: Mapping[str, Edit]) -> Extras:

@@ -40,3 +40,10 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from None
+
+
+def same_tokens(first: Path, second: Path) -> bool:
+    """Whether two directories hold tokenizers that give the same tokens the same ids; False where the first has none."""
+    if not (first / "tokenizer_config.json").exists() and not (first / "tokenizer.json").exists():
+        return False
+    return load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()

@@ -20,9 +20,10 @@ class Pattern(Evaluator):
         from tasks.formats.pattern import NM, parse_pattern
         from tasks.models.linears import find_linears
         from tasks.models.quantized import StoredWeights
+        from tasks.models.shards import MASKS
 
         weights = StoredWeights(candidate.directory)
-        masks = load_masks(candidate.directory / "masks.safetensors")
+        masks = load_masks(candidate.directory / MASKS)
         zeros = numel = kept = units = 0
         for name, linear in find_linears(weights.skeleton).items():
             alive = linear.matrix(weights.read(name)) != 0

@@ -15,8 +15,9 @@ class Size(Evaluator):
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
         from tasks.models.checkpoint import skeleton
+        from tasks.models.shards import MASKS
 
-        masks_file = candidate.directory / "masks.safetensors"
+        masks_file = candidate.directory / MASKS
         weight_bytes = sum(file.stat().st_size for file in candidate.directory.glob("model*.safetensors"))
         # a loaded quantized model counts its scales as parameters; the architecture does not
         parameters = sum(parameter.numel() for parameter in skeleton(candidate.directory).parameters())

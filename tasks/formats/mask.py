@@ -26,6 +26,7 @@ class BrokenMask(ValueError):
         self.linear, self.reason = linear, reason
 
 
+KEY = ":keep"       # behind a weight's name, so that no loader takes its mask for it
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -95,7 +96,8 @@ def save_masks(masks: Masks, path: Path) -> None:
         name: {"shape": list(mask.shape), "pattern": mask.pattern, "sparsity": mask.sparsity}
         for name, mask in sorted(masks.items())
     }
-    save_file({name: masks[name].packed.cpu() for name in promises}, path, {"masks": json.dumps(promises)})
+    path.parent.mkdir(exist_ok=True)
+    save_file({name + KEY: masks[name].packed.cpu() for name in promises}, path, {"masks": json.dumps(promises)})
 
 
 def load_masks(path: Path, names: Collection[str] | None = None) -> dict[str, Mask]:
@@ -107,7 +109,7 @@ def load_masks(path: Path, names: Collection[str] | None = None) -> dict[str, Ma
     with safe_open(path, "pt") as file:
         promises = json.loads((file.metadata() or {})["masks"])
         return {
-            name: Mask(file.get_tensor(name), tuple(promise["shape"]), promise["pattern"], promise["sparsity"])
+            name: Mask(file.get_tensor(name + KEY), tuple(promise["shape"]), promise["pattern"], promise["sparsity"])
             for name, promise in promises.items()
             if names is None or name in names
         }

@@ -9,11 +9,9 @@ Shapes: B = batch, T = tokens.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -22,18 +20,21 @@ from torch import nn
 from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.activations import Activations, Room
 from tasks.models.capture import capture
+from tasks.models.companions import copy_companions
 from tasks.models.linears import Linear, decoder_blocks, find_linears
+from tasks.models.materialise import give_back, materialise, rebuild_buffers, to_meta
+from tasks.models.names import NAMES, own_names, write_names
 from tasks.models.shards import (
     EXTRAS,
-    INDEX,
     MASKS,
+    Place,
     TensorFiles,
-    copy_companions,
     header,
     merge_parts,
     settle,
     splice,
     write_durably,
+    write_index,
     write_tensors,
 )
 
@@ -70,9 +71,16 @@ class ResidentBlocks:
         """Drop a block that was read and shall not be written."""
 
     def write(
-        self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras, note: dict | None = None
+        self,
+        index: int,
+        block: nn.Module,
+        masks: dict[str, Mask],
+        extras: Extras,
+        changed: Collection[str] = (),
+        note: dict | None = None,
     ) -> None:
-        """Take back an edited block; ``note`` is what :meth:`finished` shall tell of it."""
+        """Take back a block of which the parameters named in ``changed`` were edited; ``note`` is what :meth:`finished` shall
+        tell of it."""
         self.masks |= masks
         self.extras |= extras
 
@@ -91,9 +99,10 @@ class ResidentBlocks:
 class BlockStream(ResidentBlocks):
     """The blocks of a model directory; each is read when its turn comes and written to ``output`` before the next.
 
-    ``output`` becomes a model directory of its own: one shard per block, an index, config and tokenizer, and the masks
-    and extras beside them. Without ``output`` the stream only reads. With ``parts``, a folder that outlives the process,
-    a block that was written stays written, whatever happens next.
+    ``output`` becomes a model directory of its own: one shard per block, an index, the source's companions, and the masks
+    and extras beside them. What was not edited is copied from the source, byte for byte. Without ``output`` the stream
+    only reads. With ``parts``, a folder that outlives the process, a block that was written stays written, whatever
+    happens next.
     """
 
     def __init__(
@@ -104,7 +113,7 @@ class BlockStream(ResidentBlocks):
         scratch: Path | None = None,
         parts: Path | None = None,
     ) -> None:
-        from tasks.models.checkpoint import module_named, skeleton
+        from tasks.models.checkpoint import skeleton
 
         if scratch:
             Path(scratch).mkdir(parents=True, exist_ok=True)
@@ -113,7 +122,7 @@ class BlockStream(ResidentBlocks):
         super().__init__(skeleton(self.source), device=device)
         if "quantization_config" in json.loads((self.source / "config.json").read_text()):
             raise ValueError(f"{directory} is quantized; choose the model it was made from")
-        self.files = module_named(self.source, self.model, self.scratch)
+        self.files = own_names(self.source, self.model, self.scratch / "converted")
         self.parts, self.durable = parts or self.scratch, parts is not None
         self.parts.mkdir(parents=True, exist_ok=True)
         self._mask_file = self.source / MASKS
@@ -130,12 +139,13 @@ class BlockStream(ResidentBlocks):
         names = [name for name in self.model.state_dict() if not self._inside(name) and name in self.files]
         skipped = {f"{name}." for name, module in self.model.named_modules() if module is head}
         try:
-            self._rebuild_buffers(outer)
-            self._load(self.model, "", [name for name in names if not name.startswith(tuple(skipped))], self.files)
+            rebuild_buffers(self.model, outer, self.device)
+            loaded = [name for name in names if not name.startswith(tuple(skipped))]
+            materialise(self.model, "", loaded, self.files, self.device)
             return super().capture(batches, room)
         finally:
             for module in outer:
-                _to_meta(module)
+                to_meta(module)
 
     def read(self, index: int) -> nn.Module:
         return self._read(index, self.files)
@@ -155,13 +165,16 @@ class BlockStream(ResidentBlocks):
         return self._read(index, TensorFiles(self.output, self._shard(index + 1)))
 
     def write(
-        self, index: int, block: nn.Module, masks: dict[str, Mask], extras: Extras, note: dict | None = None
+        self,
+        index: int,
+        block: nn.Module,
+        masks: dict[str, Mask],
+        extras: Extras,
+        changed: Collection[str] = (),
+        note: dict | None = None,
     ) -> None:
-        prefix = f"{self.prefix}.{index}."
         if self.output:
-            state = {prefix + name: value.cpu().contiguous() for name, value in block.state_dict().items()}
-            write_tensors(state, self.output / self._shard(index + 1))
-            self._shards[self._shard(index + 1)] = list(state)
+            self._write_weights(index, block, changed)
             if masks:
                 save_masks(masks, self.parts / f"masks-{index:05d}.half")
                 settle(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
@@ -173,20 +186,32 @@ class BlockStream(ResidentBlocks):
             write_durably(json.dumps(note or {}).encode(), self.parts / f"done-{index:05d}")
         self.release(block)
 
+    def _write_weights(self, index: int, block: nn.Module, changed: Collection[str]) -> None:
+        prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
+        state = block.state_dict()
+        edited = {name: state[name.removeprefix(prefix)].cpu().contiguous() for name in sorted(changed)}
+        pieces = {name: self.files.places[name] for name in self.files if name.startswith(prefix)}
+        if edited:
+            write_tensors(edited, self.parts / "edited")
+            pieces |= {name: Place(self.parts / "edited", name) for name in edited}
+        splice(pieces, self.output / shard, {"format": "pt"})
+        (self.parts / "edited").unlink(missing_ok=True)
+        self._shards[shard] = list(pieces)
+
     def release(self, block: nn.Module) -> None:
         for module in block.modules():
-            _to_meta(module)
+            to_meta(module)
 
     def finish(self) -> None:
         if self.output:
-            outer = [name for name in self.files if not self._inside(name)]
-            splice(self.files.pieces(outer), self.output / self._shard(0), {"format": "pt"})
-            self._shards[self._shard(0)] = outer
+            outer = {name: self.files.places[name] for name in self.files if not self._inside(name)}
+            splice(outer, self.output / self._shard(0), {"format": "pt"})
+            self._shards[self._shard(0)] = list(outer)
             size = sum((self.output / shard).stat().st_size for shard in self._shards)
-            weight_map = dict(sorted((name, shard) for shard, names in self._shards.items() for name in names))
-            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            (self.output / INDEX).write_text(json.dumps(index, indent=1))
+            write_index({name: shard for shard, names in self._shards.items() for name in names}, size, self.output)
             copy_companions(self.source, self.output)
+            if not (self.source / NAMES).exists():
+                write_names(TensorFiles(self.source), self.output)
             merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
             merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
         self._temporary.cleanup()
@@ -203,40 +228,7 @@ class BlockStream(ResidentBlocks):
 
     def _read(self, index: int, files: TensorFiles) -> nn.Module:
         block, prefix = self.blocks[index], f"{self.prefix}.{index}."
-        _give_back()
-        self._rebuild_buffers(list(block.modules()))
-        self._load(block, prefix, [prefix + name for name in block.state_dict()], files)
+        give_back()
+        rebuild_buffers(self.model, block.modules(), self.device)
+        materialise(block, prefix, [prefix + name for name in block.state_dict()], files, self.device)
         return block
-
-    def _load(self, module: nn.Module, prefix: str, names: list[str], files: TensorFiles) -> None:
-        wanted = module.state_dict()
-        tensors = files.read(names, self.device)
-        state = {}
-        while tensors:
-            name, tensor = tensors.popitem()
-            state[name[len(prefix) :]] = tensor.to(wanted[name[len(prefix) :]].dtype)
-        module.load_state_dict(state, strict=False, assign=True)
-
-    def _rebuild_buffers(self, modules: list[nn.Module]) -> None:
-        """Buffers no checkpoint holds (rotary frequencies) get their values the way ``from_pretrained`` gives them."""
-        for module in modules:
-            for name in module._non_persistent_buffers_set:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
-            if module._non_persistent_buffers_set:
-                self.model._init_weights(module)
-
-
-def _to_meta(module: nn.Module) -> None:
-    """Drop a module's own tensors, keep their shapes."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = buffer.to("meta")
-
-
-def _give_back() -> None:
-    """Return what the heap holds free, the blocks before this one, to the kernel: by itself the heap grows with depth."""
-    with suppress(OSError, AttributeError):     # glibc alone keeps it, and alone can be told
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Model directories: which are taken in, how they are loaded and saved, and whether they keep their masks' promises.
+"""Model directories: which are taken in, how they are loaded, and how they are saved.
 
 A checkpoint is safetensors and a config of a model type that transformers itself implements: nothing that needs code
 from elsewhere to load. Whatever else a source is, it is refused in one line before any work starts. Weights are saved
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.formats.mask import BrokenMask, Mask, Masks, load_masks, save_masks
-from tasks.models.shards import EXTRAS, MASKS, TensorFiles, header
+from tasks.formats.mask import Masks, save_masks
+from tasks.models.shards import EXTRAS, MASKS, TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
@@ -91,41 +89,38 @@ def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTr
 
 
 def skeleton(directory: Path) -> PreTrainedModel:
-    """The model without memory, on the meta device, its experts multiplied one by one where they can be observed."""
+    """The model in ``directory`` without memory, on the meta device."""
     from transformers import AutoConfig
-
-    from tasks.models.building import builder
 
     validate(directory)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = config.dtype or _stored_dtype(directory)
+    return skeleton_of(config)
+
+
+def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config without memory, in the dtypes that ``from_pretrained`` would load, its experts multiplied one by
+    one where they can be observed."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    from tasks.models.building import builder
+
     with torch.device("meta"):
-        return builder(config).from_config(config, experts_implementation="eager").eval()
+        model = builder(config).from_config(config, experts_implementation="eager").eval()
+    if plan := model._get_dtype_plan(config.dtype):     # what stays in float32, whatever the dtype of the model
+        kept = build_glob_alternation(list(plan))[0]
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if kept.search(name):
+                tensor.data = tensor.data.float()
+    return model
 
 
 def _stored_dtype(directory: Path) -> torch.dtype | None:
     """That of the first floating-point weight, which is what ``from_pretrained`` takes where the config names none."""
-    entries = (entry for file in sorted(set(TensorFiles(directory).files.values())) for entry in header(file)[0].values())
-    return next((_DTYPES[entry["dtype"]] for entry in entries if entry["dtype"] in _DTYPES), None)
-
-
-def module_named(directory: Path, model: PreTrainedModel, scratch: Path) -> TensorFiles:
-    """The weights under the model's own parameter names.
-
-    Hub checkpoints may name them differently (one matrix per expert, no prefix). transformers knows the conversion;
-    such a model is loaded once as a whole and rewritten into ``scratch``.
-    """
-    needed = set(model.state_dict()) - set(model.all_tied_weights_keys)
     files = TensorFiles(directory)
-    if not needed <= set(files):
-        whole = load_model(directory)
-        save_model(whole.state_dict(), whole.config, scratch / "converted")
-        files = TensorFiles(scratch / "converted")
-    if missing := sorted(needed - set(files)):
-        raise ValueError(f"unsupported: {directory} does not store {missing[0]} ({len(missing)} names in all)")
-    return files
+    return next((dtype for name in files if (dtype := files.dtype(name))), None)
 
 
 def save_model(
@@ -136,21 +131,32 @@ def save_model(
     tokenizer: Any = None,
 ) -> None:
     """Write a model directory from weights under the model's own names. Tied weights may be given once or twice."""
-    from huggingface_hub import save_torch_state_dict
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    seen: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in state.items():
-        seen.setdefault((tensor.data_ptr(), tensor.shape), name)
-    save_torch_state_dict({name: state[name].contiguous() for name in seen.values()}, directory)
-    config.architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    config.save_pretrained(directory)
+    save_weights(state, directory)
+    save_config(config, directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     if masks:
         save_masks(masks, directory / MASKS)
+
+
+def save_config(config: PretrainedConfig, directory: Path) -> None:
+    """``config.json``, with the class that loads it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config.architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.save_pretrained(directory)
+
+
+def save_weights(state: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """The weight files of a model directory; a tensor that is given under two names is written under the first."""
+    from huggingface_hub import save_torch_state_dict
+
+    seen: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        seen.setdefault((tensor.data_ptr(), tensor.shape), name)
+    save_torch_state_dict({name: state[name].contiguous() for name in seen.values()}, directory)
 
 
 def load_extras(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -163,46 +169,3 @@ def load_extras(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
         parameter, _, key = name.rpartition(":")
         extras.setdefault(parameter, {})[key] = value
     return extras
-
-
-def check_masks(directory: Path) -> dict[str, Mask]:
-    """Verify every promise of a directory's masks against its stored weights, tensor by tensor; return the masks."""
-    from tasks.models.linears import find_linears
-    from tasks.models.quantized import StoredWeights
-
-    directory = Path(directory)
-    masks = load_masks(directory / MASKS)
-    if not masks:
-        return masks
-    weights = StoredWeights(directory)
-    linears = find_linears(weights.skeleton)
-    for name, mask in masks.items():
-        if name not in linears or name not in weights:
-            raise BrokenMask(name, f"{directory} has no such weight")
-        matrix = linears[name].matrix(weights.read(name))
-        if tuple(matrix.shape) != mask.shape:
-            raise BrokenMask(name, f"its shape is {list(mask.shape)}, the weight's is {list(matrix.shape)}")
-        if reason := mask.broken():
-            raise BrokenMask(name, reason)
-        if alive := int((matrix[~mask.keep] != 0).sum()):
-            raise BrokenMask(name, f"{alive} dead weights are not zero")
-    return masks
-
-
-def prunable(directory: Path) -> int:
-    """How many weights of a model masks could take."""
-    from tasks.models.linears import find_linears
-    from tasks.models.quantized import StoredWeights
-
-    return sum(math.prod(linear.shape) for linear in find_linears(StoredWeights(Path(directory)).skeleton).values())
-
-
-def require_subset(child: Masks, parent: Masks) -> None:
-    """No mask bit may come back to life: what is dead in ``parent`` is dead in ``child``."""
-    for name, mask in parent.items():
-        if name not in child:
-            raise BrokenMask(name, "the mask was lost")
-        if child[name].shape != mask.shape:
-            raise BrokenMask(name, f"its shape changed from {list(mask.shape)} to {list(child[name].shape)}")
-        if revived := int((child[name].keep & ~mask.keep).sum()):
-            raise BrokenMask(name, f"{revived} dead weights were revived")

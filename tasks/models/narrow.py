@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from tasks.formats.mask import Mask, load_masks, save_masks
+from tasks.models.companions import copy_companions
 from tasks.models.linears import Linear, find_linears
-from tasks.models.shards import INDEX, MASKS, TensorFiles, copy_companions
+from tasks.models.shards import MASKS, TensorFiles, write_index
 from tasks.models.structure import FeedForward, by_block, feed_forward
 
 if TYPE_CHECKING:
@@ -117,14 +118,13 @@ def _rewrite(files: TensorFiles, changes: dict[str, Callable[[torch.Tensor], tor
 
     output.mkdir(parents=True, exist_ok=True)
     total = 0
-    for path in sorted(set(files.files.values())):
-        state = files.read([name for name, file in files.files.items() if file == path])
+    for path in files.files():
+        state = files.read([name for name, place in files.places.items() if place.file == path])
         for name in state.keys() & changes.keys():
             state[name] = changes[name](state[name]).contiguous()
         save_file(state, output / path.name, {"format": "pt"})
         total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    weight_map = {name: path.name for name, path in files.files.items()}
-    (output / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
+    write_index({name: place.file.name for name, place in files.places.items()}, total, output)
 
 
 def _networks(linears: dict[str, Linear]) -> list[FeedForward]:

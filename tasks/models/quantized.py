@@ -11,14 +11,19 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tasks.formats.grid import Grid
-from tasks.models.checkpoint import check_masks, load_model, skeleton
+from tasks.models.checkpoint import load_model, save_weights, skeleton
+from tasks.models.companions import copy_companions
 from tasks.models.linears import find_linears
 from tasks.models.narrow import WIDTHS
-from tasks.models.shards import MASKS, TensorFiles, copy_companions
+from tasks.models.shards import MASKS, TensorFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Scales = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -37,11 +42,11 @@ def export_compressed(directory: Path, scales: Scales, grid: Grid, output: Path)
         before = model(tokens_BT, use_cache=False).logits
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
     _attach(model.float(), scales, grid)
-    _write(model, dtype, output)
-    copy_companions(directory, output, skip={"config.json"})
+    _write(model, dtype, directory, output)
     if (directory / MASKS).exists():
+        (output / MASKS).parent.mkdir(exist_ok=True)
         shutil.copyfile(directory / MASKS, output / MASKS)
-    return _read_back(tokens_BT, before, output)
+    return {"logits_difference": _read_back(tokens_BT, before, output)}
 
 
 def _refuse_unsupported(directory: Path, scales: Scales, grid: Grid) -> None:
@@ -82,30 +87,31 @@ def _attach(model: torch.nn.Module, scales: Scales, grid: Grid) -> None:
             module.weight_zero_point.data.copy_(given.get("zero_point", torch.zeros(())))
 
 
-def _write(model: torch.nn.Module, dtype: torch.dtype, output: Path) -> None:
+def _write(model: PreTrainedModel, dtype: torch.dtype, directory: Path, output: Path) -> None:
+    """Codes and scales (in ``dtype``) as compressed-tensors packs them, all else as it is stored in ``directory``."""
     from compressed_tensors.compressors import ModelCompressor
 
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for value in tensors.values():
-                if value is not None and value.is_floating_point():
-                    value.data = value.data.to(dtype)
-    model.config.dtype = dtype
-    model.save_pretrained(output)
+    files, tied = TensorFiles(directory), model.all_tied_weights_keys
+    made = {name: value for name, value in model.state_dict().items() if name not in files and name not in tied}
+    made = {name: value.to(dtype) if value.is_floating_point() else value for name, value in made.items()}
+    packed = {name.removesuffix("_packed") for name in made if name.endswith("_packed")}
+    output.mkdir(parents=True, exist_ok=True)
+    save_weights(made | files.read(name for name in files if name not in packed), output)
+    copy_companions(directory, output)
     compressor.update_config(str(output))
 
 
-def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> dict[str, float]:
+def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> float:
+    """The largest difference of a logit after reading; ValueError where it is more than rounding."""
     model = load_model(output)
     with torch.no_grad():
         after = model(tokens_BT, use_cache=False).logits
     difference = float((after.double() - before.double()).abs().max())
     if not difference <= 1e-6 * max(1.0, float(before.abs().max())):
         raise ValueError(f"the export in {output} does not read back: its logits differ by up to {difference:g}")
-    masks = check_masks(output)
-    return {"logits_difference": difference, "masks_checked": float(len(masks))}
+    return difference
 
 
 class StoredWeights:
@@ -115,6 +121,12 @@ class StoredWeights:
         self.files = TensorFiles(directory)
         self.skeleton = skeleton(directory)
         self.scheme = _scheme(json.loads((directory / "config.json").read_text()))
+
+    def names(self) -> set[str]:
+        """What is stored, by the names it would have if nothing were quantized."""
+        beside = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point") if self.scheme else ()
+        split = (name.rpartition(".") for name in self.files)
+        return {f"{module}.weight" if leaf in beside else f"{module}{dot}{leaf}" for module, dot, leaf in split}
 
     def __contains__(self, name: str) -> bool:
         return name in self.files or (self.scheme is not None and f"{name}_packed" in self.files)

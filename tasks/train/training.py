@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
+    from tasks.models.trained import Origin
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
@@ -61,7 +62,11 @@ class TrainStage(ModelStage):
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
 
-    def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
+    def origin(self, context: Context) -> Path | None:
+        """The directory of the model that is trained; None where it begins at random."""
+        return self.incoming(context)
+
+    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
         """The model before training, in float32 on the CPU, and the masks it came with."""
         raise NotImplementedError
 
@@ -71,13 +76,16 @@ class TrainStage(ModelStage):
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
         from tasks.models.linears import find_linears
+        from tasks.models.trained import Origin
         from tasks.train.engine import adamw
         from tasks.train.regime import Setting
 
         execution = context.execution
         if self.batch % execution.ranks:
             raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
-        model, masks = self.initial(context)
+        directory = self.origin(context)
+        model, masks = self.initial(context, directory)
+        origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         model.train()
         shape = shape_of(model)
         setting = Setting(
@@ -90,7 +98,7 @@ class TrainStage(ModelStage):
             self.batch // execution.ranks // self._micro_batch(context),
         )
         totals = self._fit(context, engine, hooks, setting)
-        self._write(context, engine, hooks, model)
+        self._write(context, engine, hooks, model, origin)
         seen = setting.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
         return {
@@ -140,18 +148,20 @@ class TrainStage(ModelStage):
             telemetry=telemetry,
         )
 
-    def _write(self, context: Context, engine: Engine, hooks: list[Hook], model: PreTrainedModel) -> None:
-        """Weights gathered tensor by tensor on rank 0, with masks, config and tokenizer beside them."""
-        from tasks.data.tokenizer import load_tokenizer
-        from tasks.models.checkpoint import save_model
+    def _write(
+        self, context: Context, engine: Engine, hooks: list[Hook], model: PreTrainedModel, origin: Origin | None
+    ) -> None:
+        """Weights gathered tensor by tensor on the rank that has the ``origin``, which writes."""
+        from tasks.data.tokenizer import same_tokens
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
-        state = {}
+        weights = {}
         for name in dict(model.named_parameters()):
             weight = engine.read(name)
-            if engine.rank == 0:
-                state[name] = weight.to("cpu", model.config.dtype)
-        if engine.rank == 0:
-            tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
-            save_model(state, model.config, context.output, masks, tokenizer)
+            if origin:
+                weights[name] = weight.to("cpu", origin.dtypes[name])
+        if origin:
+            tokenizer = context.inputs["data"] / "tokenizer"
+            own = origin.directory and same_tokens(origin.directory, tokenizer)
+            origin.write(weights, model, masks, None if own else tokenizer, context.output)

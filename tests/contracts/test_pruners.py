@@ -8,6 +8,7 @@ from tasks.formats.mask import load_masks
 from tasks.formats.pattern import parse_pattern
 from tasks.methods import build, dump, names
 from tasks.models.blocks import BlockStream, ResidentBlocks
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
@@ -120,7 +121,7 @@ def test_streamed_equals_resident(name, tmp_path):
     resident, _ = prune(zoo.model("llama"), name)
     pattern = EXAMPLES[PATTERNS[name][0]]
     walk(BlockStream(source, output), zoo.batches(), build("pruners", name), sparsity=0.5, pattern=pattern)
-    masks = load_masks(output / "masks.safetensors")
+    masks = load_masks(output / MASKS)
     assert masks.keys() == resident.masks.keys()
     assert all(torch.equal(mask.packed, resident.masks[linear].packed) for linear, mask in masks.items())
 

@@ -11,8 +11,8 @@ import torch
 from tasks.data.tokens import Sampler
 from tasks.formats.mask import Mask
 from tasks.methods import build, dump, names
-from tasks.models.checkpoint import require_subset
 from tasks.models.linears import find_linears
+from tasks.models.promises import require_subset
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
 from tasks.train.loop import Checkpoints, fit

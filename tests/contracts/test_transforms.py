@@ -13,9 +13,11 @@ from tasks.methods import build, dump, names
 from tasks.models.accounting import shape_of, shape_of_config
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.building import builder
-from tasks.models.checkpoint import check_masks, load_extras, load_model, save_model, validate
+from tasks.models.checkpoint import load_extras, load_model, save_model, validate
 from tasks.models.linears import find_linears
+from tasks.models.promises import check_masks
 from tasks.models.quantized import export_compressed
+from tasks.models.shards import MASKS
 from tasks.models.source import ModelSource
 from tasks.models.transform import FIELD, iso_sparsity
 from tests.tasks import models_zoo as zoo
@@ -125,8 +127,8 @@ def test_wanda_streamed_equals_wanda_resident_and_gptq_exports_what_loads_again(
     assert torch.equal(logits(load_model(tmp_path / "pruned")), logits(resident.model))
     gptq = build("quantizers", {"gptq": {"group_size": None}})
     walk(BlockStream(tmp_path / "pruned", tmp_path / "rounded"), zoo.batches(), gptq)
-    found = export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), gptq.grid, tmp_path / "packed")
-    assert found["masks_checked"] == len(find_linears(model)) == len(load_masks(tmp_path / "packed" / "masks.safetensors"))
+    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), gptq.grid, tmp_path / "packed")
+    assert len(check_masks(tmp_path / "packed")) == len(find_linears(model)) == len(load_masks(tmp_path / "packed" / MASKS))
 
 
 @replacing

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.models.shards import MASKS
 from tests.faults.test_kill import WORDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -69,7 +70,7 @@ class Undertaking:
         assert process.returncode == 0, out + err
         (record,) = self.home.glob("store/pretrain/*/record.json")
         files = json.loads(record.read_text())["files"]
-        return {name: files[name]["sha256"] for name in ("model.safetensors", "masks.safetensors")}
+        return {name: files[name]["sha256"] for name in ("model.safetensors", MASKS)}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from flows.export import export_model
-from tasks.models.checkpoint import check_masks, load_model
+from tasks.models.checkpoint import load_model
+from tasks.models.promises import check_masks
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 ELSEWHERE = """
@@ -39,8 +40,9 @@ def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made,
     shop, (_, _, pruned), _ = made
     export_model(shop.store, pruned, tmp_path / "out")
     names = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    assert names == {name for name in pruned.files if not name.startswith("report/")} | {"README.md"}
-    assert {"config.json", "tokenizer.json", "masks.safetensors"} <= names
+    own = {name for name in pruned.files if not name.startswith(("report/", "model", "names.json"))}
+    assert names == own | {"README.md", "model.safetensors"}
+    assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= names
 
 
 def test_it_loads_where_winnow_is_not(made, tmp_path):

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from cluster.events import parse_event
 from cluster.tracking import VOCABULARY
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
-from tasks.models.checkpoint import check_masks, load_model, require_subset, save_model
+from tasks.models.checkpoint import load_model, save_model
+from tasks.models.promises import check_masks, require_subset
+from tasks.models.shards import MASKS
 from tasks.prune import Prune
 from tasks.recover import Recover
 from tasks.stage import Context, Execution
@@ -74,7 +76,7 @@ def test_a_second_time_nothing_is_done(shop, chain, capsys, monkeypatch):
 
 def test_masks_are_kept_from_pruning_to_integers(shop, chain):
     pretrained, pruned, recovered, quantized = (
-        load_masks(shop.path(chain[name]) / "masks.safetensors") for name in ("pretrain", "prune", "recover", "quantize")
+        load_masks(shop.path(chain[name]) / MASKS) for name in ("pretrain", "prune", "recover", "quantize")
     )
     require_subset(pruned, pretrained)
     for name, mask in pruned.items():
@@ -120,23 +122,23 @@ def spoilt(monkeypatch, spoil) -> None:
 
 
 def revive_weight(directory) -> None:
-    masks, state = load_masks(directory / "masks.safetensors"), load_file(directory / "model.safetensors")
+    masks, state = load_masks(directory / MASKS), load_file(directory / "model.safetensors")
     name = next(iter(masks))
     state[name][tuple((~masks[name].keep).nonzero()[0].tolist())] = 1e-3
     save_file(state, directory / "model.safetensors", {"format": "pt"})
 
 
 def revive_bit(directory) -> None:
-    masks = load_masks(directory / "masks.safetensors")
+    masks = load_masks(directory / MASKS)
     name = next(iter(masks))
     keep = masks[name].keep
     keep[tuple((~keep).nonzero()[0].tolist())] = True
-    save_masks({**masks, name: Mask.of(keep, "unstructured", 0.4)}, directory / "masks.safetensors")
+    save_masks({**masks, name: Mask.of(keep, "unstructured", 0.4)}, directory / MASKS)
 
 
 def lose_mask(directory) -> None:
-    masks = load_masks(directory / "masks.safetensors")
-    save_masks(dict(list(masks.items())[1:]), directory / "masks.safetensors")
+    masks = load_masks(directory / MASKS)
+    save_masks(dict(list(masks.items())[1:]), directory / MASKS)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_an_allocators_table_is_an_artifact_that_can_be_fed_back(shop, chain):
     table = yaml.safe_load((directory / "report" / "allocation.yaml").read_text())
     assert len(set(table.values())) > 1 and owl.metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
     back, again = made_with(shop, chain, method="sparsegpt", sparsity=0.6, allocator={"table": {"sparsities": table}})
-    assert back.key != owl.key and (again / "masks.safetensors").read_bytes() == (directory / "masks.safetensors").read_bytes()
+    assert back.key != owl.key and (again / MASKS).read_bytes() == (directory / MASKS).read_bytes()
     rows = json.loads((again / "report" / "walk.json").read_text())
     assert len(rows) == 2 and all(note["damping"] == 0.01 for note in rows[0]["notes"].values())
     assert all(row["error"] > 0 and row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)

@@ -10,6 +10,7 @@ from tasks.formats.mask import load_masks
 from tasks.methods import build, dump
 from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 
 
@@ -23,7 +24,7 @@ def shared(source, output, workers, name, hire=Nearby):
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
     report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, followers=followers)
-    return report, load_masks(output / "masks.safetensors"), load_model(output).state_dict()
+    return report, load_masks(output / MASKS), load_model(output).state_dict()
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])

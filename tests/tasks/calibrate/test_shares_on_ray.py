@@ -10,6 +10,7 @@ import pytest
 from cluster.jobs import Jobs
 from cluster.services import Services
 from tasks.formats.mask import load_masks
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 from tests.tasks.calibrate.test_shares import shared
 
@@ -39,6 +40,6 @@ def test_shares_on_workers_give_the_masks_of_shares_nearby(tmp_path):
     finally:
         services.stop()
     _, masks, _ = shared(source, tmp_path / "near", 2, "sparsegpt")
-    on_ray = load_masks(tmp_path / "ray" / "masks.safetensors")
+    on_ray = load_masks(tmp_path / "ray" / MASKS)
     differing = sum(int((on_ray[name].keep != mask.keep).sum()) for name, mask in masks.items())
     assert on_ray.keys() == masks.keys() and differing <= 0.001 * sum(mask.numel for mask in masks.values())

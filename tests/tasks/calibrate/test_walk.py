@@ -8,7 +8,8 @@ from tasks.calibrate.walk import walk
 from tasks.formats.mask import BrokenMask
 from tasks.methods import build
 from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import check_masks, load_model, require_subset
+from tasks.models.checkpoint import load_model
+from tasks.models.promises import check_masks, require_subset
 from tests.tasks import models_zoo as zoo
 from tests.tasks.models.test_blocks import eager
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.evaluators import Candidate
 from tasks.methods import build
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 from tests.tasks.evaluators.test_pattern import pruned
 
@@ -27,4 +28,4 @@ def test_a_mask_takes_half_of_the_prunable_weights_and_a_bit_each(tmp_path):
     found = measure(tmp_path)
     assert found["live_parameters"] == found["parameters"] - numel / 2
     assert numel / 8 < found["mask_bytes"] < numel / 8 + 4096
-    assert (tmp_path / "masks.safetensors").stat().st_size == found["mask_bytes"]
+    assert (tmp_path / MASKS).stat().st_size == found["mask_bytes"]

@@ -11,6 +11,7 @@ from tasks.calibrate.method import BlockMethod
 from tasks.calibrate.walk import walk
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.checkpoint import load_model
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 
 
@@ -63,7 +64,7 @@ def test_a_method_that_does_nothing_gives_back_the_same_model(architecture, tmp_
     with torch.no_grad():
         assert torch.equal(before(tokens).logits, after(tokens).logits)
     assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
-    assert not (output / "masks.safetensors").exists()
+    assert not (output / MASKS).exists()
 
 
 def test_one_shard_per_block_and_nothing_stays_in_memory(tmp_path):

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from tasks.formats.mask import BrokenMask, Mask, save_masks
 from tasks.formats.pattern import NM
-from tasks.models.checkpoint import check_masks, download, load_model, require_subset, save_model, validate
+from tasks.models.checkpoint import download, load_model, save_model, validate
+from tasks.models.promises import check_masks, require_subset
+from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 
 LINEAR = "model.layers.0.self_attn.q_proj.weight"
@@ -113,7 +115,7 @@ def test_each_broken_promise_names_the_linear_and_what_broke(tmp_path):
         ({LINEAR: Mask.of(keep[:4], "2:4", 0.5)}, "its shape is"),
         ({"model.layers.7.x": masks[LINEAR]}, "no such weight"),
     ]:
-        save_masks(broken, tmp_path / "masks.safetensors")
+        save_masks(broken, tmp_path / MASKS)
         with pytest.raises(BrokenMask, match=message):
             check_masks(tmp_path)
 

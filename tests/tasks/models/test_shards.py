@@ -3,14 +3,15 @@
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.models.shards import TensorFiles, copy_companions, splice
+from tasks.models.shards import Place, TensorFiles, splice
 
 
 def test_splice_joins_tensors_of_several_files_and_dtypes(tmp_path):
     first = {"a": torch.rand(3, 5), "b": torch.rand(7).bfloat16()}
     second = {"c": torch.arange(9, dtype=torch.uint8)}
     save_file(first, tmp_path / "1"), save_file(second, tmp_path / "2")
-    size = splice([(tmp_path / "2", "c"), (tmp_path / "1", "b"), (tmp_path / "1", "a")], tmp_path / "out", {"x": "y"})
+    size = splice({name: Place(tmp_path / file, name) for name, file in (("c", "2"), ("b", "1"), ("a", "1"))},
+                  tmp_path / "out", {"x": "y"})  # fmt: skip
     loaded = load_file(tmp_path / "out")
     assert size == 60 + 14 + 9 and list(loaded) and all(loaded[k].equal(v) for k, v in (first | second).items())
 
@@ -21,19 +22,3 @@ def test_reading_gives_copies_that_outlive_the_file(tmp_path):
     tensor = files.read(["a"])["a"]
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert "a" in files and tensor.tolist() == [1, 1, 1, 1]
-
-
-def test_only_a_models_companions_travel(tmp_path):
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir(), output.mkdir()
-    for name in (
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "record.json",
-        "log.txt",
-        "masks.safetensors",
-    ):
-        (source / name).write_text("{}")
-    copy_companions(source, output)
-    assert sorted(file.name for file in output.iterdir()) == ["config.json", "tokenizer.json", "tokenizer_config.json"]

@@ -8,8 +8,9 @@ import torch
 from tasks.calibrate.walk import walk
 from tasks.methods import build
 from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import check_masks, load_model, save_model
+from tasks.models.checkpoint import load_model, save_model
 from tasks.models.narrow import shrink
+from tasks.models.promises import check_masks
 from tests.tasks import models_zoo as zoo
 
 DENSE = ["llama", "gpt2", "opt", "qwen3", "gemma"]

@@ -14,6 +14,7 @@ from tasks.formats.mask import Mask, load_masks
 from tasks.job import _make_engine
 from tasks.models.checkpoint import load_model, save_model
 from tasks.models.linears import find_linears
+from tasks.models.shards import MASKS
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
 from tasks.stage import Context, Execution
@@ -85,7 +86,7 @@ def test_a_sparse_run_costs_what_the_dense_run_costs_and_sees_more(data, tmp_pat
     budget = dense["average_parameters"] * dense["training_tokens"]
     assert sparse["average_parameters"] * sparse["training_tokens"] == pytest.approx(budget, rel=0.02)
     assert dense["prunable_parameters"] == dense["average_parameters"] == sparse["prunable_parameters"]
-    assert load_masks(tmp_path / "sparse" / "masks.safetensors").keys() == find_linears(load_model(tmp_path / "sparse")).keys()
+    assert load_masks(tmp_path / "sparse" / MASKS).keys() == find_linears(load_model(tmp_path / "sparse")).keys()
 
 
 def test_a_teacher_is_paid_for(data, tmp_path):
@@ -112,7 +113,7 @@ def test_recovering_changes_live_weights_only(data, tmp_path):
     inputs = {"model": pruned(tmp_path / "in")}
     recover().run(context(data, tmp_path, inputs=inputs))
     before, after = load_model(inputs["model"]), load_model(tmp_path / "out")
-    for name, mask in load_masks(tmp_path / "out" / "masks.safetensors").items():
+    for name, mask in load_masks(tmp_path / "out" / MASKS).items():
         weight = after.get_parameter(name)
         assert not weight[~mask.keep].any() and (weight != before.get_parameter(name))[mask.keep].float().mean() > 0.9
 

@@ -1,0 +1,40 @@
+"""What a model directory holds beside its weights, and what of it travels from stage to stage and into an export.
+
+Everything does that is a plain file of the directory itself (config, generation config, tokenizer, chat template,
+processor, licence) but weights in any format, code, hidden files, and what is written anew. So a file that nobody
+here has heard of is not lost.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
+             "chat_template*")  # fmt: skip
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".npz")
+_WRITTEN_ANEW = ("record.json", "README.md")
+
+
+def companions(directory: Path) -> Iterator[Path]:
+    """The files that travel, sorted."""
+    for file in sorted(directory.iterdir()):
+        weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
+        left = weights or file.suffix == ".py" or file.name.startswith(".") or file.name in _WRITTEN_ANEW
+        if file.is_file() and not left:
+            yield file
+
+
+def copy_companions(source: Path, output: Path, skip: Collection[str] = ()) -> None:
+    """Copy what travels, but for the file names in ``skip``."""
+    for file in companions(source):
+        if file.name not in skip:
+            shutil.copyfile(file, output / file.name)
+
+
+def tokenizer_files(directory: Path) -> set[str]:
+    """Names of the files that make up a model's tokenizer, chat template included."""
+    return {file.name for pattern in TOKENIZER for file in directory.glob(pattern)}
