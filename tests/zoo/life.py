@@ -138,7 +138,7 @@ class Life:
         data = store.fetch(records["prepare"])
         case = {
             "exports": exports, "perplexity": measured, "windows": PERPLEXITY, "data": str(data),
-            "further": self.member.further, "reference": self.member.reference, "tokens": TOKENS.tolist(),
+            "further": self.member.further, "tokens": TOKENS.tolist(),
             "masked": self._write_masks({name: store.fetch(records[name]) for name in PRUNED if name in records}),
             "calibration": [batch.tolist() for batch in calibration_batches(data, *CALIBRATION.values(), seed=0)],
         }
@@ -158,8 +158,7 @@ class Life:
         for name, artifact in artifacts.items():
             masks = load_masks(artifact / MASKS)
             covered[name] = sum(mask.numel for mask in masks.values())
-            if self.member.reference:
-                tensors |= {f"{name}:{linear}": mask.keep.to(torch.uint8) for linear, mask in masks.items()}
+            tensors |= {f"{name}:{linear}": mask.keep.to(torch.uint8) for linear, mask in masks.items()}
         save_file(tensors, self.home / "masks.safetensors")
         return covered
 

@@ -30,14 +30,12 @@ SETTINGS = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 @dataclass(frozen=True)
 class Member:
     """``packs``: whether compressed-tensors has a format for its matrices. ``stripped`` is the prefix that the hub's
-    names lack. ``further`` is the name of the tensor that the architecture does not name. ``reference``: whether its
-    Wanda masks are computed again from scratch."""
+    names lack. ``further`` is the name of the tensor that the architecture does not name."""
 
     name: str
     architecture: str
     fields: dict[str, Any] = field(default_factory=dict)
     packs: bool = True
-    reference: bool = False
     shards: int = 2
     stripped: str = ""
     further: str = "mtp.fc.weight"
@@ -53,7 +51,7 @@ _ALL = (
     Member("gemma4", "gemma4"),
     Member("phi", "phi"),
     Member("phi3", "phi3"),
-    Member("gpt2", "gpt2", packs=False, reference=True, stripped="transformer."),
+    Member("gpt2", "gpt2", packs=False, stripped="transformer.", further="h.0.attn.bias"),
     Member("gptj", "gptj"),
     Member("gpt_neox", "gpt_neox"),
     Member("gpt_bigcode", "gpt_bigcode", packs=False),
@@ -68,14 +66,14 @@ _ALL = (
     Member("cohere", "cohere"),
     Member("lfm2", "lfm2"),
     Member("mistral", "mistral", shards=4),
-    Member("llama", "llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}, reference=True),
+    Member("llama", "llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
     Member("llama_tied", "llama", {"tie_word_embeddings": True}),
-    Member("mixtral", "mixtral", packs=False, reference=True),
+    Member("mixtral", "mixtral", packs=False),
     Member("qwen2_moe", "qwen2_moe", packs=False),
-    Member("qwen3_moe", "qwen3_moe", packs=False, reference=True),
-    Member("qwen3_next", "qwen3_next", packs=False, reference=True),
+    Member("qwen3_moe", "qwen3_moe", {"moe_intermediate_size": 16}, packs=False),
+    Member("qwen3_next", "qwen3_next", packs=False),
     Member("deepseek_v2", "deepseek_v2", packs=False),
-    Member("deepseek_v3", "deepseek_v3", packs=False, reference=True, further="model.layers.2.eh_proj.weight"),
+    Member("deepseek_v3", "deepseek_v3", packs=False, further="model.layers.2.eh_proj.weight"),
     Member("glm4_moe", "glm4_moe", packs=False, further="model.layers.2.eh_proj.weight"),
     Member("gpt_oss", "gpt_oss", packs=False),
 )

@@ -51,7 +51,8 @@ def page(rows: list[Row]) -> str:
     lines = [f"| model | {' | '.join(COLUMNS)} |", f"|{'---|' * (1 + len(COLUMNS))}"]
     lines += [f"| {row.name} | {' | '.join(_cell(row, name).state for name in COLUMNS)} |" for row in rows]
     meanings = [f"- **{name}**: {meaning}" for name, meaning in MEANINGS.items()]
-    reasons = [f"- {row.name}, {name}, {cell.state}: {cell.reason}" for row in rows for name, cell in row.cells.items() if cell.reason]
+    told = [(row.name, name, cell) for row in rows for name, cell in row.cells.items() if cell.reason]
+    reasons = [f"- {row}, {name}, {cell.state}: {cell.reason}" for row, name, cell in told]
     parts = [HEAD, *lines, "", *meanings, ""]
     return "\n".join(parts + (["What is refused or failed, and why:", "", *reasons, ""] if reasons else []))
 

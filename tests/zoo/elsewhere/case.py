@@ -29,10 +29,6 @@ class Case:
         return self.facts["exports"]
 
     @property
-    def reference(self) -> bool:
-        return self.facts["reference"]
-
-    @property
     def masked(self) -> dict[str, int]:
         return self.facts["masked"]
 

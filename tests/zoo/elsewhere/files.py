@@ -37,8 +37,8 @@ def bytes_kept(case: Case, export: str) -> str:
     if export == "quantized":
         return _same(case.weights("recovered"), case.weights(export), {stem(name) for name in _packed(case)})
     source, made = case.weights("source"), case.weights(export)
-    if odd := [f"{name} {tensor.dtype}" for name, tensor in made.items() if name in source and not _alike(tensor, source[name])]:
-        return f"another dtype or shape: {few(odd)}"
+    if odd := [name for name in source.keys() & made.keys() if not _alike(source[name], made[name])]:
+        return f"another dtype or shape: {few(f'{name} {made[name].dtype}' for name in odd)}"
     if export == "recovered":
         fixed = {name for name in source if name.rpartition(".")[2] in BUFFERS or name == case.facts["further"]}
         return _same(source, made, source.keys() - fixed)

@@ -60,7 +60,8 @@ def _prunable(path: str, module: nn.Module):
         yield "weight", module.weight, module.weight.data.T[None]
     elif _stacked(module):
         for key in ("gate_up_proj", "down_proj"):
-            yield key, getattr(module, key), getattr(module, key).data
+            stack = getattr(module, key)
+            yield key, stack, stack.data.mT if module.is_transposed else stack.data
 
 
 def _stacked(module: nn.Module) -> bool:
@@ -92,11 +93,15 @@ def _observe(model: nn.Module, block: nn.Module, batches: list[torch.Tensor]) ->
 
 def _see_experts(module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, add) -> None:
     """An expert's inputs are the tokens that chose it, those that did so first before those that did so second."""
-    for expert in range(len(module.gate_up_proj)):
-        _, tokens = torch.where(chosen.T == expert)
-        gate, up = nn.functional.linear(hidden[tokens], module.gate_up_proj[expert]).chunk(2, dim=-1)
-        add((module, "gate_up_proj", expert), hidden[tokens])
-        add((module, "down_proj", expert), module.act_fn(gate) * up)
+    for expert, matrix in enumerate(module.gate_up_proj):
+        inputs = hidden[(expert == chosen.T).nonzero()[:, 1]]
+        if module.is_transposed:        # GPT-OSS: with biases, and a gate of its own
+            inner = module._apply_gate(inputs @ matrix + module.gate_up_proj_bias[expert])
+        else:
+            gate, up = nn.functional.linear(inputs, matrix).chunk(2, dim=-1)
+            inner = module.act_fn(gate) * up
+        add((module, "gate_up_proj", expert), inputs)
+        add((module, "down_proj", expert), inner)
 
 
 def _keep(matrix: torch.Tensor, squares: torch.Tensor | float, by_groups: bool) -> torch.Tensor:
