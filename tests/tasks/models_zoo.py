@@ -5,63 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BitNetConfig,
-    DogeConfig,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GptOssConfig,
-    LlamaConfig,
-    MixtralConfig,
-    Olmo2Config,
-    OPTConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3MoeConfig,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tasks.models.checkpoint import save_model
+from tests.zoo.architectures import VOCABULARY, config
 
-VOCABULARY = 64
-_COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-_GQA = {**_COMMON, "num_key_value_heads": 2}
-_HEADS = {**_GQA, "head_dim": 8}
-_EXPERTS = {"num_experts_per_tok": 2}
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma", "gemma3", "mixtral", "qwen3_moe", "gpt_oss"]
-
-
-def config(architecture: str, layers: int = 2, **overrides) -> PretrainedConfig:
-    depth = {"num_hidden_layers": layers}
-    gpt2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 64}
-    opt = {"ffn_dim": 48, "word_embed_proj_dim": 32}
-    kinds = ["sliding_attention", "full_attention"] * layers
-    sliding = {"sliding_window": 8, "layer_types": kinds[:layers]}
-    made = {
-        "llama": lambda: LlamaConfig(**{**_GQA, **depth, **overrides}),
-        "gpt2": lambda: GPT2Config(**{**gpt2, **overrides}),
-        "opt": lambda: OPTConfig(**{**_COMMON, **opt, **depth, **overrides}),
-        "qwen3": lambda: Qwen3Config(**{**_HEADS, **depth, **overrides}),
-        "gemma": lambda: GemmaConfig(**{**_HEADS, **depth, **overrides}),
-        "gemma3": lambda: Gemma3TextConfig(**{**_HEADS, **sliding, **depth, **overrides}),
-        "mixtral": lambda: MixtralConfig(**{**_GQA, **_EXPERTS, "num_local_experts": 4, **depth, **overrides}),
-        "qwen3_moe": lambda: Qwen3MoeConfig(
-            **{**_HEADS, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, **depth, **overrides}
-        ),
-        "gpt_oss": lambda: GptOssConfig(
-            **{**_HEADS, **_EXPERTS, "num_local_experts": 4, "layer_types": kinds[:layers], **depth, **overrides}
-        ),
-        # norms over all heads or channels, and a matrix more in the attention
-        "olmo2": lambda: Olmo2Config(**{**_GQA, **depth, **overrides}),
-        "bitnet": lambda: BitNetConfig(**{**_GQA, **depth, **overrides}),
-        "doge": lambda: DogeConfig(**{**_HEADS, **depth, **overrides}),
-    }
-    return made[architecture]()
 
 
 def model(architecture: str, layers: int = 2, dtype: torch.dtype = torch.float32, **overrides) -> PreTrainedModel:
