@@ -27,7 +27,7 @@ class Shape:
     prunable: int
     active: int
     layers: int
-    attention_width: int
+    attention_width: float
     hidden: int
     vocabulary: int
     unpruned: int = 0
@@ -89,18 +89,23 @@ def shape_of(model: nn.Module) -> Shape:
         experts = linear.shape[0] if len(linear.shape) == 3 else 1
         prunable += count
         active += count * min(getattr(config, "num_experts_per_tok", 1) or 1, experts) // experts
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    widths = [_attention_width(layer) for layer in config.per_layer_config]     # they may differ from layer to layer
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         prunable=prunable,
         active=active,
         layers=config.num_hidden_layers,
-        attention_width=heads * head_width,
+        attention_width=sum(widths) / len(widths),
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         unpruned=sum(module.weight.numel() for module in model.modules() if isinstance(module, Unpruned)),
     )
+
+
+def _attention_width(layer: PretrainedConfig) -> int:
+    """Heads times their width, of one layer's config."""
+    heads = layer.num_attention_heads
+    return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 
 def shape_of_config(config: PretrainedConfig) -> Shape:
