@@ -13,7 +13,16 @@ import typer
 from rich.table import Table
 
 from flows import law
-from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
+from flows.options import (
+    ArtifactArgument,
+    JsonOption,
+    ProfileOption,
+    RecipeArgument,
+    console,
+    errors,
+    settle_environment,
+    store_of,
+)
 from flows.proof import claims
 from flows.shelves import methods
 
@@ -29,6 +38,7 @@ app.command()(methods)
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
     _make_lazy("torch")
+    settle_environment()
     try:
         code = app(standalone_mode=False)       # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):

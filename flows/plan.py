@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact, Record, nearest
-from cluster.profile import Profile
+from cluster.profile import Profile, home
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
+from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import Facts, Stage
 
@@ -65,12 +66,12 @@ class Plan:
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
-def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
+def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, Store]:
     """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_device()
-    plan = make_plan(load_recipe(recipe), store)
+    plan = make_plan(load_recipe(recipe, served), store)
     if plan.due:
         check(plan.recipe)
     return plan, store
@@ -79,9 +80,10 @@ def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
 def make_plan(recipe: Recipe, store: Store) -> Plan:
     """Address every node and look it up."""
     steps: dict[str, Step] = {}
+    digests = Digests(home() / DIGESTS)
     for node in recipe.nodes:
-        params = node.stage.model_dump(mode="json", exclude_none=True)
-        if fingerprints := node.stage.fingerprints():
+        params = node.stage.parameters()
+        if fingerprints := node.stage.fingerprints(digests):
             params["fingerprints"] = fingerprints
         parents = {role: steps[parent].artifact for role, parent in node.parents.items()}
         artifact = Artifact(

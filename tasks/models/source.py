@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from tasks.data.digests import Digests
+from tasks.data.place import Place
 from tasks.methods import of
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str | None = None
+    path: Place | None = None
     hub: str | None = None
     revision: str | None = None
 
@@ -87,11 +89,15 @@ class Checkpoint(BaseModel):
     @property
     def local(self) -> Path | None:
         """The directory, where the checkpoint is one."""
-        return Path(self.path).expanduser() if self.path and not self.path.startswith("s3://") else None
+        return Path(self.path) if self.path and not self.path.startswith("s3://") else None
 
-    def fingerprint(self) -> str:
+    def describe(self) -> str:
+        """What an error calls it."""
+        return f"{self.hub} at {self.revision}" if self.hub else self.path
+
+    def fingerprint(self, digests: Digests | None = None) -> str:
         """sha256 over the files' names and content; for the hub, over id and revision; for S3, names, sizes and times."""
-        total = hashlib.sha256()
+        total, digests = hashlib.sha256(), digests or Digests()
         if self.local and not self.local.is_dir():
             raise ValueError(f"no model directory {self.path}; give a local directory, s3:// or a hub id with a revision")
         if self.hub:
@@ -104,8 +110,7 @@ class Checkpoint(BaseModel):
                 total.update(f"{info.path}:{info.size}:{info.mtime_ns}".encode())
         else:
             for file in sorted(path for path in self.local.iterdir() if path.is_file()):
-                with file.open("rb") as content:
-                    total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+                total.update(file.name.encode() + digests.of(file))
         return total.hexdigest()
 
     def config(self) -> dict[str, Any]:
@@ -150,8 +155,11 @@ class ModelSource(BaseModel):
             raise ValueError("a transform needs an architecture: the layers it makes are initialised, not read")
         return self
 
-    def fingerprint(self) -> str | None:
-        return self.checkpoint.fingerprint() if self.checkpoint else None
+    def describe(self) -> str:
+        return self.checkpoint.describe() if self.checkpoint else f"a new {self.architecture.model_type}"
+
+    def fingerprint(self, digests: Digests | None = None) -> str | None:
+        return self.checkpoint.fingerprint(digests) if self.checkpoint else None
 
     def initial_config(self, vocabulary: int | None = None) -> PretrainedConfig:
         """The config of the model to initialise, after its transform."""
