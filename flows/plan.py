@@ -71,10 +71,22 @@ def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, 
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_device()
-    plan = make_plan(load_recipe(recipe, served), store)
+    checked = load_recipe(recipe, served)
+    inspect(checked)
+    plan = make_plan(checked, store)
     if plan.due:
         check(plan.recipe)
+        build(plan.recipe)
     return plan, store
+
+
+def inspect(recipe: Recipe) -> None:
+    """What the files that a recipe names show at once, before any is read whole."""
+    for node in recipe.nodes:
+        try:
+            node.stage.inspect()
+        except ValueError as error:
+            raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def make_plan(recipe: Recipe, store: Store) -> Plan:
@@ -120,6 +132,21 @@ def check(recipe: Recipe) -> None:
             node.stage.check(facts)
         except ValueError as error:
             raise ValueError(f"recipe.{node.id}: {error}") from None
+
+
+def build(recipe: Recipe) -> None:
+    """What only transformers can tell of a model: that it can be built, and that its blocks are understood. The last check,
+    since it takes seconds to import."""
+    built: list[tuple[ModelSource, int | None]] = []
+    for node in recipe.nodes:
+        for source in node.stage.sources().values():
+            wanted = (source, vocabulary(recipe.nodes, node.parents.get("data")))
+            if node.stage.yields == "model" and wanted not in built:
+                built.append(wanted)
+                try:
+                    source.build(wanted[1])
+                except ValueError as error:
+                    raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def _source(recipe: Recipe, node: Node) -> ModelSource | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.data.corpus import SPLITS, AnyCorpus, Document, Split, split_of
 from tasks.data.digests import Digests
+from tasks.models.intake import check_tokenizer
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
@@ -57,6 +58,10 @@ class Prepare(Stage):
 
     def sources(self) -> dict[str, Any]:
         return {"corpus": self.corpus} | ({"tokenizer": self.tokenizer.checkpoint} if self.tokenizer.checkpoint else {})
+
+    def inspect(self) -> None:
+        if self.tokenizer.checkpoint and (directory := self.tokenizer.checkpoint.local):
+            check_tokenizer(directory)
 
     def fingerprints(self, digests: Digests | None = None) -> dict[str, Any]:
         fingerprints = super().fingerprints(digests)

@@ -67,6 +67,9 @@ class Stage(BaseModel):
         """The fields as they enter the key: paths as they were written."""
         return self.model_dump(mode="json", exclude_none=True, context=AS_WRITTEN)
 
+    def inspect(self) -> None:
+        """Raise ValueError at what plain reading of outside files shows to be wrong; nothing heavy is imported."""
+
     def sources(self) -> dict[str, Any]:
         """The outside content that the fields only point at, by name; each tells its ``fingerprint``."""
         return {}
@@ -105,6 +108,10 @@ class ModelStage(Stage):
     def sources(self) -> dict[str, Any]:
         found = {name: getattr(self, name, None) for name in ("model", "teacher")}
         return {name: source for name, source in found.items() if source}
+
+    def inspect(self) -> None:
+        for name, source in self.sources().items():
+            source.inspect(quantized=name == "teacher")
 
     def check_width(self, width: int) -> None:
         """Raise ValueError where the method cannot treat a matrix of this input width."""
