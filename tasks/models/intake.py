@@ -103,22 +103,24 @@ def check_weights(directory: Path) -> dict[str, dict[str, Any]]:
     listed = read_json(directory / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
         raise ValueError(f"{directory / INDEX} has no weight_map from tensors to files")
-    tensors: dict[str, dict[str, Any]] = {}
-    for shard in sorted(set(listed.values())):
-        if "/" in shard or not (directory / shard).is_file():
-            raise ValueError(f"{directory / INDEX} lists {shard}, which is not there; fetch it again")
-        entries = read_header(directory / shard)
-        promised = {name for name, file in listed.items() if file == shard}
-        if lacking := sorted(promised - entries.keys()):
-            raise ValueError(f"{directory / shard} lacks {lacking[0]}, which the index says it holds ({len(lacking)} in all)")
-        if odd := sorted(entries.keys() - promised):
-            raise ValueError(f"{directory / INDEX} does not list {odd[0]}, which {shard} holds ({len(odd)} in all)")
-        tensors |= entries
-    totals = {found[1] for shard in listed.values() if (found := SHARD.fullmatch(shard))}
+    shards = {shard: _shard(directory, shard) for shard in sorted(set(listed.values()))}
+    for name, shard in listed.items():
+        if name not in shards[shard]:
+            raise ValueError(f"{directory / shard} lacks {name}, which the index says it holds; fetch both again")
+    tensors = {name: entry for entries in shards.values() for name, entry in entries.items()}
+    if odd := sorted(tensors.keys() - listed.keys()):
+        raise ValueError(f"{directory / INDEX} does not list {odd[0]}, which its files hold ({len(odd)} in all)")
+    totals = {found[1] for shard in shards if (found := SHARD.fullmatch(shard))}
     for name in _names(directory, "*.safetensors"):
-        if name not in listed.values() and (found := SHARD.fullmatch(name)) and found[1] in totals:
+        if name not in shards and (found := SHARD.fullmatch(name)) and found[1] in totals:
             raise ValueError(f"{directory / INDEX} does not list {name}, which lies beside it; fetch the index again")
     return tensors
+
+
+def _shard(directory: Path, name: str) -> dict[str, dict[str, Any]]:
+    if "/" in name or not (directory / name).is_file():
+        raise ValueError(f"{directory / INDEX} lists {name}, which is not there; fetch it again")
+    return read_header(directory / name)
 
 
 def _instead(directory: Path) -> str:
