@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from tasks.data.digests import Digests
 from tasks.data.documents import Document, decode, digest, parse, read_documents
 from tasks.data.files import expand, file_digest, read, total_bytes
-from tasks.data.place import Pattern
+from tasks.data.place import Commit, Pattern
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
@@ -128,7 +128,7 @@ class Hub(Corpus):
     subset: str | None = None
     split: str = "train"
     field: str = "text"
-    revision: str
+    revision: Commit
     documents_at_most: int = Field(gt=0)
 
     at_hand: ClassVar[bool] = False

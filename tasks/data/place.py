@@ -1,15 +1,17 @@
-"""A local path in a recipe means one place, however often and wherever it is read.
+"""What a recipe names means one thing, however often and wherever it is read: a local path, a revision of the hub.
 
 What a person writes may be relative to the directory the command is run in, or begin with ``~``. A stage runs elsewhere:
 in a Ray job, whose directory is the checkout, perhaps as another user. So a path is made absolute once, where the recipe
 is read, and remembers how it was written: that is what enters the key, which then does not tell where on a machine a
-folder lies. What lies there enters it too, by fingerprint, and is compared again by the stage that reads it.
+folder lies. What lies there enters it too, by fingerprint, and is compared again by the stage that reads it. On the hub
+only a commit stays what it is.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +63,12 @@ def _folder(stated: str, info: ValidationInfo) -> Path:
     return folder
 
 
+def _pinned(revision: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"a commit of 40 hexadecimal digits is needed, got {revision!r}: branches and tags move")
+    return revision
+
+
 def _write(path: str, info: SerializationInfo) -> str:
     written = (info.context or {}).get("paths") == AS_WRITTEN["paths"]
     return path.stated if written and isinstance(path, _Placed) else str(path)
@@ -68,3 +76,4 @@ def _write(path: str, info: SerializationInfo) -> str:
 
 Place = Annotated[str, AfterValidator(_settle), PlainSerializer(_write, return_type=str)]
 Pattern = Annotated[str, AfterValidator(_settle_pattern), PlainSerializer(_write, return_type=str)]
+Commit = Annotated[str, AfterValidator(_pinned)]

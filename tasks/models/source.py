@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tasks.data.digests import Digests
-from tasks.data.place import Place
+from tasks.data.place import Commit, Place
 from tasks.methods import of
 from tasks.models import known
 from tasks.models.intake import check_config, check_type, check_unquantized, check_weights, fits
@@ -76,7 +76,7 @@ class Checkpoint(BaseModel):
 
     path: Place | None = None
     hub: str | None = None
-    revision: str | None = None
+    revision: Commit | None = None
 
     @model_validator(mode="before")
     @classmethod
