@@ -47,7 +47,8 @@ class MlflowTarget(_Section):
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://", "sqlite:///", "postgresql")):
             raise ValueError("should start with one of http://, https://, sqlite:///, postgresql")
-        return value
+        scheme, file, path = (value or "").partition("sqlite:///")
+        return f"{file}{Path(path).expanduser().resolve()}" if file and not scheme else value
 
 
 class Resources(_Section):

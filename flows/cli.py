@@ -7,13 +7,23 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from flows import law
-from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
+from flows.options import (
+    ArtifactArgument,
+    JsonOption,
+    ProfileOption,
+    RecipeArgument,
+    console,
+    errors,
+    settle_environment,
+    store_of,
+)
 from flows.proof import claims
 from flows.shelves import methods
 
@@ -29,6 +39,7 @@ app.command()(methods)
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
     _make_lazy("torch")
+    settle_environment()
     try:
         code = app(standalone_mode=False)       # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
@@ -53,6 +64,15 @@ def _fail(error: Exception) -> None:
     sys.exit(1 if died and not error.final else 2)
 
 
+class _Lazy(importlib.util._LazyModule):
+    """A module that is imported when anything of it is used. The ``import`` statement itself asks for its spec, and whoever
+    looks for classes for its class: importlib's own would be loaded by either."""
+
+    def __getattribute__(self, name: str) -> Any:
+        asked = name in ("__spec__", "__class__")
+        return ModuleType.__getattribute__(self, name) if asked else super().__getattribute__(name)
+
+
 def _make_lazy(name: str) -> None:
     """Import a module at its first use. Method files name torch only inside functions, so reading a recipe skips it."""
     if name in sys.modules:
@@ -63,6 +83,7 @@ def _make_lazy(name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader.exec_module(module)
+    module.__class__ = _Lazy
 
 
 @app.command()

@@ -13,6 +13,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from cluster.store import Store
 
+PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")     # what variables that name one local path end in
+OURS = ("WINNOW_", "HF_", "AWS_", "RAY_AUTH_", "TORCH_EXTENSIONS_")     # and begin with, where servers or jobs read them
 LOG_WIDTH = 140     # characters of a line where no terminal sets a bound
 
 
@@ -22,6 +24,13 @@ def _console(stream: TextIO, stderr: bool) -> Console:
 
 
 console, errors = _console(sys.stdout, stderr=False), _console(sys.stderr, stderr=True)
+
+def settle_environment() -> None:
+    """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory."""
+    for name, value in os.environ.items():
+        if value and name.startswith(OURS) and name.endswith(PATHS):
+            os.environ[name] = os.path.abspath(os.path.expanduser(value))
+
 
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]

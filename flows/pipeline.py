@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from cluster.artifacts import Record
 from cluster.profile import load_profile
@@ -35,15 +35,16 @@ def run_name() -> str:
 
 @flow(name="winnow", flow_run_name=run_name, validate_parameters=False, persist_result=False)
 def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
-    """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name."""
-    return run(recipe, profile)
+    """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name. Paths
+    of corpora and models in it must be absolute when the server runs it, which has no directory of the user's."""
+    return run(recipe, profile, served=deployment.id is not None)
 
 
-def run(recipe: str, profile: str, here: bool = False) -> dict[str, Any]:
+def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> dict[str, Any]:
     """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
     begun = time.time()
     where = load_profile(profile)
-    plan, store = prepare(recipe, where)
+    plan, store = prepare(recipe, where, served)
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)

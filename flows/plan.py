@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact, Record, nearest
-from cluster.profile import Profile
+from cluster.profile import Profile, home
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
+from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import Facts, Stage
 
@@ -65,23 +66,36 @@ class Plan:
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
-def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
+def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, Store]:
     """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_device()
-    plan = make_plan(load_recipe(recipe), store)
+    checked = load_recipe(recipe, served)
+    inspect(checked)
+    plan = make_plan(checked, store)
     if plan.due:
         check(plan.recipe)
+        build(plan.recipe)
     return plan, store
+
+
+def inspect(recipe: Recipe) -> None:
+    """What the files that a recipe names show at once, before any is read whole."""
+    for node in recipe.nodes:
+        try:
+            node.stage.inspect()
+        except ValueError as error:
+            raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def make_plan(recipe: Recipe, store: Store) -> Plan:
     """Address every node and look it up."""
     steps: dict[str, Step] = {}
+    digests = Digests(home() / DIGESTS)
     for node in recipe.nodes:
-        params = node.stage.model_dump(mode="json", exclude_none=True)
-        if fingerprints := node.stage.fingerprints():
+        params = node.stage.parameters()
+        if fingerprints := node.stage.fingerprints(digests):
             params["fingerprints"] = fingerprints
         parents = {role: steps[parent].artifact for role, parent in node.parents.items()}
         artifact = Artifact(
@@ -118,6 +132,21 @@ def check(recipe: Recipe) -> None:
             node.stage.check(facts)
         except ValueError as error:
             raise ValueError(f"recipe.{node.id}: {error}") from None
+
+
+def build(recipe: Recipe) -> None:
+    """What only transformers can tell of a model: that it can be built, and that its blocks are understood. The last check,
+    since it takes seconds to import."""
+    built: list[tuple[ModelSource, int | None]] = []
+    for node in recipe.nodes:
+        for source in node.stage.sources().values():
+            wanted = (source, vocabulary(recipe.nodes, node.parents.get("data")))
+            if node.stage.yields == "model" and wanted not in built:
+                built.append(wanted)
+                try:
+                    source.build(wanted[1])
+                except ValueError as error:
+                    raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def _source(recipe: Recipe, node: Node) -> ModelSource | None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.sweep import RESERVED, Branch, Entry, Sweep
+from tasks.data.place import reading
 from tasks.evaluate import Evaluate
 from tasks.methods import validate
 from tasks.models.source import ModelSource
@@ -74,24 +75,28 @@ class Recipe:
         return (node for node in self.nodes if node.stage.yields == "model")
 
 
-def load_recipe(source: str) -> Recipe:
-    """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends)."""
+def load_recipe(source: str, served: bool = False) -> Recipe:
+    """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends).
+
+    Relative paths in it begin in the directory the command is run in. Text, and whatever is ``served`` to others, comes from
+    nowhere in particular: relative paths are refused."""
     if "\n" in source:
-        return parse_recipe(parse_yaml(source, "recipe"), source)
+        return parse_recipe(parse_yaml(source, "recipe"), source, None)
     shipped = Path(__file__).parent / "recipes"
     for path in (Path(source), shipped / f"{source}.yaml"):
         if path.is_file():
-            return parse_recipe(load_yaml(path), path.read_text())
+            return parse_recipe(load_yaml(path), path.read_text(), None if served else Path.cwd())
     names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
     raise ValueError(f"recipe {source}: no such file; choose one of {names} or give a path")
 
 
-def parse_recipe(document: Any, text: str) -> Recipe:
-    """Check a document and expand it. Raises ValueError, one line, at the first thing wrong."""
+def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe:
+    """Check a document and expand it. Raises ValueError, one line, at the first thing wrong. ``folder`` is where its relative
+    paths begin; without one they are refused."""
     if not isinstance(document, dict):
         raise ValueError("recipe: a mapping with name and stages is needed")
-    header = validate(Header, document, "recipe")
-    graph, sweep = _Graph(header), Sweep(document.get("model"))
+    header = validate(Header, document, "recipe", reading(folder))
+    graph, sweep = _Graph(header, folder), Sweep(document.get("model"))
     for position, stated in enumerate(header.stages):
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
@@ -111,8 +116,8 @@ def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:
 class _Graph:
     """Builds the nodes of a recipe, resolving each role to the nearest ancestor that yields what it needs."""
 
-    def __init__(self, header: Header) -> None:
-        self.header = header
+    def __init__(self, header: Header, folder: Path | None) -> None:
+        self.header, self.folder = header, folder
         self.nodes: list[Node] = []
         self.ancestry: dict[str, tuple[str, ...]] = {}      # node id -> ids it was said to come from
         self.previous: tuple[str, ...] = ()
@@ -141,7 +146,7 @@ class _Graph:
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
             fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
         size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
-        stage = validate(kind, kind.settle(fields, size, path), path)
+        stage = validate(kind, kind.settle(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         parents = self._parents(id, stage, stated, path)
         self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))

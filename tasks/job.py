@@ -19,7 +19,9 @@ from typing import Any
 
 from cluster.artifacts import Artifact
 from cluster.events import format_event, parse_event, print_event
+from cluster.profile import home
 from cluster.store import open_store
+from tasks.data.digests import DIGESTS, Digests
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
@@ -65,11 +67,14 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
     context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
+    planned, digests = artifact.params.get("fingerprints", {}), Digests(home() / DIGESTS)
+    stage.verify(planned, digests)
     started = time.monotonic()
     metrics = stage.run(context)
     seconds = time.monotonic() - started
     if execution.rank:
         return
+    stage.verify(planned, digests)      # what changed while it was read must not be published under the old key
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
         metrics |= _check_model(stage, inputs, output)

@@ -61,10 +61,11 @@ def build(shelf: str, spec: Any) -> Method:
     return validate(load(shelf, str(name)), fields or {}, str(name))
 
 
-def validate(model: type[Model], fields: Any, where: str) -> Model:
-    """An instance of a pydantic class, or a ValueError of one line that names the field and the choices."""
+def validate(model: type[Model], fields: Any, where: str, context: Any = None) -> Model:
+    """An instance of a pydantic class, or a ValueError of one line that names the field and the choices. ``context`` is for
+    its validators."""
     try:
-        return model.model_validate(fields)
+        return model.model_validate(fields, context=context)
     except ValidationError as error:
         raise ValueError(explain(error, model, where)) from None
 

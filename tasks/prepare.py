@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.data.corpus import SPLITS, AnyCorpus, Document, Split, split_of
+from tasks.data.digests import Digests
+from tasks.models.intake import check_tokenizer
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
@@ -54,14 +56,19 @@ class Prepare(Stage):
     def roles(self) -> dict[str, Kind]:
         return dict(self.needs) if self.tokenizer.earlier else {}
 
-    def fingerprints(self) -> dict[str, Any]:
-        fingerprints = {"corpus": self.corpus.fingerprint()}
+    def sources(self) -> dict[str, Any]:
+        return {"corpus": self.corpus} | ({"tokenizer": self.tokenizer.checkpoint} if self.tokenizer.checkpoint else {})
+
+    def inspect(self) -> None:
+        if self.tokenizer.checkpoint and (directory := self.tokenizer.checkpoint.local):
+            check_tokenizer(directory)
+
+    def fingerprints(self, digests: Digests | None = None) -> dict[str, Any]:
+        fingerprints = super().fingerprints(digests)
         if self.corpus.at_hand:
             found = (document for document in self.corpus.documents() if document.text.strip())
             if (count := sum(1 for _ in islice(found, LEAST_DOCUMENTS))) < LEAST_DOCUMENTS:
                 raise ValueError(f"corpus is too small: {count} documents with text, three splits need {LEAST_DOCUMENTS}")
-        if self.tokenizer.checkpoint:
-            fingerprints["tokenizer"] = self.tokenizer.checkpoint.fingerprint()
         return fingerprints
 
     def run(self, context: Context) -> dict[str, float]:

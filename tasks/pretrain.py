@@ -52,7 +52,7 @@ class Pretrain(TrainStage):
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.model.architecture:
-            self.model.initial_config(facts.vocabulary)
+            self.model.architecture.check(facts.vocabulary)
             self._check_iso(facts)
         elif facts.vocabulary and facts.vocabulary > self.model.config().get("vocab_size", facts.vocabulary):
             raise ValueError(

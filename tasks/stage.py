@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.data.digests import Digests
+from tasks.data.place import AS_WRITTEN
 from tasks.models.source import ModelSource
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
@@ -61,9 +63,28 @@ class Stage(BaseModel):
         """The roles this very stage needs filled; by default all of ``needs``."""
         return dict(self.needs)
 
-    def fingerprints(self) -> dict[str, Any]:
-        """Digests of outside content that the fields only point at; part of the key."""
+    def parameters(self) -> dict[str, Any]:
+        """The fields as they enter the key: paths as they were written."""
+        return self.model_dump(mode="json", exclude_none=True, context=AS_WRITTEN)
+
+    def inspect(self) -> None:
+        """Raise ValueError at what plain reading of outside files shows to be wrong; nothing heavy is imported."""
+
+    def sources(self) -> dict[str, Any]:
+        """The outside content that the fields only point at, by name; each tells its ``fingerprint``."""
         return {}
+
+    def fingerprints(self, digests: Digests | None = None) -> dict[str, Any]:
+        """Digests of the outside content; part of the key."""
+        found = {name: source.fingerprint(digests) for name, source in self.sources().items()}
+        return {name: digest for name, digest in found.items() if digest}
+
+    def verify(self, fingerprints: dict[str, Any], digests: Digests) -> None:
+        """Raise ValueError unless the outside content is what it was when the key was made."""
+        for name, source in self.sources().items():
+            if source.fingerprint(digests) != fingerprints.get(name):
+                raise ValueError(f"{name} {source.describe()} is not what it was when this run was planned: "
+                                 "it has changed since, or is another on this machine; run the recipe again")  # fmt: skip
 
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
@@ -84,9 +105,13 @@ class ModelStage(Stage):
         """Whether what was dead in the incoming model must be dead in the outgoing one."""
         return True
 
-    def fingerprints(self) -> dict[str, Any]:
-        sources = {name: getattr(self, name, None) for name in ("model", "teacher")}
-        return {name: digest for name, source in sources.items() if source and (digest := source.fingerprint())}
+    def sources(self) -> dict[str, Any]:
+        found = {name: getattr(self, name, None) for name in ("model", "teacher")}
+        return {name: source for name, source in found.items() if source}
+
+    def inspect(self) -> None:
+        for name, source in self.sources().items():
+            source.inspect(quantized=name == "teacher")
 
     def check_width(self, width: int) -> None:
         """Raise ValueError where the method cannot treat a matrix of this input width."""

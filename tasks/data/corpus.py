@@ -7,6 +7,7 @@ reading error names the file and, where there is one, the line.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
+from tasks.data.digests import Digests
 from tasks.data.documents import Document, decode, digest, parse, read_documents
 from tasks.data.files import expand, file_digest, read, total_bytes
+from tasks.data.place import Commit, Pattern
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
@@ -36,9 +39,13 @@ class Corpus(BaseModel):
         """The corpora of a sequence of tasks by name; any other corpus is one part without a name."""
         return {"": self}
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, digests: Digests | None = None) -> str:
         """sha256 over names and content. Raises ValueError when the corpus cannot be read."""
         raise NotImplementedError
+
+    def describe(self) -> str:
+        """What an error calls it."""
+        return type(self).__name__.lower()
 
 
 class Stdlib(Corpus):
@@ -53,7 +60,9 @@ class Stdlib(Corpus):
     def files(self) -> list[Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "_vendor", "ensurepip"}
-        found = sorted(path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts))
+        inside = [top for top in root.iterdir() if top.name not in skipped]     # of what is installed there nothing is listed
+        listed = [path for top in inside for path in (top.rglob("*.py") if top.is_dir() else [top]) if path.suffix == ".py"]
+        found = sorted(path for path in listed if not skipped & set(path.relative_to(root).parts))
         tops = {path: path.relative_to(root).parts[0].removesuffix(".py") for path in found}
         if unknown := {*self.only, *self.without} - set(tops.values()):
             raise ValueError(f"corpus stdlib: no package or module {min(unknown)!r} in this Python's standard library")
@@ -64,17 +73,18 @@ class Stdlib(Corpus):
         for path in self.files():
             yield Document(path.relative_to(root).as_posix(), decode(path.read_bytes(), str(path)))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, digests: Digests | None = None) -> str:
         return digest((document.name, document.text.encode()) for document in self.documents())
 
 
 class Files(Corpus):
     """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3.
 
-    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row.
+    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row. A document is named by its path below
+    the folder that all files share, so that the same files in another place are the same corpus.
     """
 
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Pattern, ...] = Field(min_length=1)
     field: str = "text"
 
     def files(self) -> list[str]:
@@ -85,18 +95,30 @@ class Files(Corpus):
         return sorted(set(found))
 
     def documents(self) -> Iterator[Document]:
-        for path in self.files():
-            yield from read_documents(path, self.field)
-
-    def fingerprint(self) -> str:
         files = self.files()
+        root = _shared_folder(files)
+        for path in files:
+            for document in read_documents(path, self.field):
+                yield document._replace(name=document.name.removeprefix(root))
+
+    def fingerprint(self, digests: Digests | None = None) -> str:
+        files = self.files()
+        root = _shared_folder(files)
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
-            return digest((path, file_digest(path)) for path in files)
+            return digest((path.removeprefix(root), file_digest(path, digests or Digests())) for path in files)
         for path, content in contents.items():
             for _ in parse(path, content, self.field):
                 pass
-        return digest(contents.items())
+        return digest((path.removeprefix(root), content) for path, content in contents.items())
+
+    def describe(self) -> str:
+        return f"files {', '.join(self.paths)}"
+
+
+def _shared_folder(files: list[str]) -> str:
+    shared = os.path.commonprefix(files)
+    return shared[: shared.rfind("/") + 1]
 
 
 class Hub(Corpus):
@@ -106,7 +128,7 @@ class Hub(Corpus):
     subset: str | None = None
     split: str = "train"
     field: str = "text"
-    revision: str
+    revision: Commit
     documents_at_most: int = Field(gt=0)
 
     at_hand: ClassVar[bool] = False
@@ -120,12 +142,14 @@ class Hub(Corpus):
                 raise ValueError(f"corpus {self.dataset}: no field {self.field!r}; choose one of {', '.join(row)}")
             yield Document(f"{self.dataset}/{index}", row[self.field])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, digests: Digests | None = None) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 AnyCorpus = Annotated[
-    Corpus, BeforeValidator(lambda spec: build_corpus(spec)), PlainSerializer(lambda corpus: dump_corpus(corpus))
+    Corpus,
+    BeforeValidator(lambda spec, info: build_corpus(spec, info.context)),
+    PlainSerializer(lambda corpus, info: dump_corpus(corpus, info.context)),
 ]
 
 
@@ -160,14 +184,14 @@ class Sequence(Corpus):
         for corpus in self.tasks.values():
             yield from corpus.documents()
 
-    def fingerprint(self) -> str:
-        return digest((name, corpus.fingerprint().encode()) for name, corpus in self.tasks.items())
+    def fingerprint(self, digests: Digests | None = None) -> str:
+        return digest((name, corpus.fingerprint(digests).encode()) for name, corpus in self.tasks.items())
 
 
 CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub, "sequence": Sequence}
 
 
-def build_corpus(spec: Any) -> Corpus:
+def build_corpus(spec: Any, context: Any = None) -> Corpus:
     """A corpus from ``name`` or ``{name: {field: value}}``."""
     if isinstance(spec, Corpus):
         return spec
@@ -175,12 +199,12 @@ def build_corpus(spec: Any) -> Corpus:
     if not (isinstance(fields, dict) and len(fields) == 1 and next(iter(fields)) in CORPORA):
         raise ValueError(f"no corpus {spec!r}; choose one of {', '.join(CORPORA)}")
     ((name, values),) = fields.items()
-    return CORPORA[name].model_validate(values or {})
+    return CORPORA[name].model_validate(values or {}, context=context)
 
 
-def dump_corpus(corpus: Corpus) -> dict[str, Any]:
+def dump_corpus(corpus: Corpus, context: Any = None) -> dict[str, Any]:
     name = next(name for name, kind in CORPORA.items() if type(corpus) is kind)
-    return {name: corpus.model_dump(mode="json")}
+    return {name: corpus.model_dump(mode="json", context=context)}
 
 
 Split = Literal["train", "calibration", "heldout"]

@@ -7,8 +7,6 @@ under the names of the model's own parameters, because masks are filed under tho
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.formats.mask import Masks, save_masks
+from tasks.models.intake import check_config, check_weights
 from tasks.models.shards import EXTRAS, MASKS, TensorFiles
 
 if TYPE_CHECKING:
@@ -37,28 +36,8 @@ def download(hub_id: str, revision: str) -> Path:
 
 def validate(directory: Path) -> None:
     """Raise ValueError, in one line, when a model directory is not one Winnow loads."""
-    if not (directory / "config.json").exists():
-        raise ValueError(f"no model in {directory}: it has no config.json")
-    config = json.loads((directory / "config.json").read_text())
-    if "auto_map" in config:
-        raise ValueError(f"{directory} brings its own code (auto_map), which is never run; choose a model type that "
-                         "transformers implements")  # fmt: skip
-    _validate_type(config.get("model_type"))
-    _validate_transform(directory, config)
-    if not any(directory.glob("*.safetensors")):
-        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)]
-        found = f"only pickled ones ({pickles[0]}), which are never opened" if pickles else "none at all"
-        raise ValueError(f"{directory} has no safetensors weights, {found}; choose a checkpoint with *.safetensors")
-
-
-def _validate_type(model_type: str | None) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        choices = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        near = difflib.get_close_matches(str(model_type), choices) or ["llama", "gpt2", "opt", "qwen3", "mixtral"]
-        raise ValueError(f"no causal language model of type {model_type!r}; choose one of {', '.join(near)} "
-                         f"or another of transformers' {len(choices)}")  # fmt: skip
+    _validate_transform(directory, check_config(directory))
+    check_weights(directory)
 
 
 def _validate_transform(directory: Path, config: dict[str, Any]) -> None:

@@ -7,13 +7,16 @@ said before anything starts.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from tasks.data.digests import Digests
+from tasks.data.place import Commit, Place
 from tasks.methods import of
+from tasks.models import known
+from tasks.models.intake import check_config, check_type, check_unquantized, check_weights, fits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,29 +36,33 @@ class Architecture(BaseModel):
     def overrides(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The config as far as it is plain to read: defaults and overrides under the type's own field names."""
+        aliases = known.aliases(self.model_type)
+        given = {aliases.get(name, name): value for name, value in self.overrides.items()}
+        return {**known.config_defaults(self.model_type), **given}
+
+    def check(self, vocabulary: int | None = None) -> None:
+        """Raise ValueError at what is wrong without asking transformers: its type, names of fields, too small a vocabulary."""
+        check_type(self.model_type)
+        names = known.config_names(self.model_type)
+        for name in self.overrides:
+            if names is not None and name not in names:
+                fields = ", ".join(sorted(known.config_defaults(self.model_type))[:60])
+                raise ValueError(f"model type {self.model_type} has no config field {name!r}; choose one of {fields}")
+        given = self.overrides.get("vocab_size")
+        if vocabulary is not None and isinstance(given, int) and given < vocabulary:
+            raise ValueError(f"the tokenizer has {vocabulary} tokens, more than the model's vocab_size {given}")
+
     def config(self, vocabulary: int | None = None) -> PretrainedConfig:
         """The transformers config. ``vocabulary`` is the tokenizer's size, used where the recipe names none."""
         from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        if self.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            near = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name[:3] == self.model_type[:3]]
-            raise ValueError(
-                f"no causal language model type {self.model_type!r}; choose one of "
-                f"{', '.join(near or ['llama', 'gpt2', 'opt', 'qwen3', 'gemma', 'mixtral'])} or another of transformers"
-            )
-        known = AutoConfig.for_model(self.model_type)
-        for name in self.overrides:
-            if not hasattr(known, name):
-                fields = ", ".join(sorted(known.to_dict())[:60])
-                raise ValueError(f"model type {self.model_type} has no config field {name!r}; choose one of {fields}")
+        self.check(vocabulary)
         fields = dict(self.overrides)
         if vocabulary is not None:
             fields.setdefault("vocab_size", vocabulary)
-            if fields["vocab_size"] < vocabulary:
-                raise ValueError(
-                    f"the tokenizer has {vocabulary} tokens, more than the model's vocab_size {fields['vocab_size']}"
-                )
         try:
             return AutoConfig.for_model(self.model_type, dtype=self.dtype, **fields)
         except Exception as error:      # transformers' config checks raise types of their own
@@ -67,9 +74,9 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str | None = None
+    path: Place | None = None
     hub: str | None = None
-    revision: str | None = None
+    revision: Commit | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -87,11 +94,15 @@ class Checkpoint(BaseModel):
     @property
     def local(self) -> Path | None:
         """The directory, where the checkpoint is one."""
-        return Path(self.path).expanduser() if self.path and not self.path.startswith("s3://") else None
+        return Path(self.path) if self.path and not self.path.startswith("s3://") else None
 
-    def fingerprint(self) -> str:
+    def describe(self) -> str:
+        """What an error calls it."""
+        return f"{self.hub} at {self.revision}" if self.hub else self.path
+
+    def fingerprint(self, digests: Digests | None = None) -> str:
         """sha256 over the files' names and content; for the hub, over id and revision; for S3, names, sizes and times."""
-        total = hashlib.sha256()
+        total, digests = hashlib.sha256(), digests or Digests()
         if self.local and not self.local.is_dir():
             raise ValueError(f"no model directory {self.path}; give a local directory, s3:// or a hub id with a revision")
         if self.hub:
@@ -104,18 +115,12 @@ class Checkpoint(BaseModel):
                 total.update(f"{info.path}:{info.size}:{info.mtime_ns}".encode())
         else:
             for file in sorted(path for path in self.local.iterdir() if path.is_file()):
-                with file.open("rb") as content:
-                    total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+                total.update(file.name.encode() + digests.of(file))
         return total.hexdigest()
 
     def config(self) -> dict[str, Any]:
         """The model's config.json where it lies on this machine; empty elsewhere. Raises ValueError if it is no model."""
-        from tasks.models.checkpoint import validate
-
-        if not self.local:
-            return {}
-        validate(self.local)
-        return json.loads((self.local / "config.json").read_text())
+        return check_config(self.local) if self.local else {}
 
     def fetch(self, scratch: Path) -> Path:
         """A local directory that holds the checkpoint's files."""
@@ -150,8 +155,40 @@ class ModelSource(BaseModel):
             raise ValueError("a transform needs an architecture: the layers it makes are initialised, not read")
         return self
 
-    def fingerprint(self) -> str | None:
-        return self.checkpoint.fingerprint() if self.checkpoint else None
+    def describe(self) -> str:
+        return self.checkpoint.describe() if self.checkpoint else f"a new {self.architecture.model_type}"
+
+    def fingerprint(self, digests: Digests | None = None) -> str | None:
+        return self.checkpoint.fingerprint(digests) if self.checkpoint else None
+
+    def inspect(self, quantized: bool = False) -> None:
+        """Raise ValueError at what plain reading of configs and of files' headers shows to be wrong; ``quantized`` weights
+        are allowed where they are only computed with."""
+        if self.architecture:
+            self.architecture.check()
+        elif directory := self.checkpoint.local:
+            check_config(directory)
+            (check_weights if quantized else check_unquantized)(directory)
+
+    def build(self, vocabulary: int | None = None) -> None:
+        """Build the model without memory, as far as it is known here, and find its linears. Raises ValueError where that
+        cannot be done, or where stored weights are not those of the model."""
+        from tasks.models.accounting import on_meta
+        from tasks.models.checkpoint import skeleton
+        from tasks.models.linears import find_linears
+
+        if self.checkpoint and not self.checkpoint.local:
+            return
+        try:
+            model = skeleton(self.checkpoint.local) if self.checkpoint else on_meta(self.initial_config(vocabulary))
+        except ValueError:
+            raise
+        except Exception as error:      # whatever the config's values lead to in code that trusts them
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"{self.describe()} cannot be built: {reason}") from None
+        find_linears(model)
+        if self.checkpoint:
+            fits(self.checkpoint.local, model)
 
     def initial_config(self, vocabulary: int | None = None) -> PretrainedConfig:
         """The config of the model to initialise, after its transform."""
@@ -169,8 +206,8 @@ class ModelSource(BaseModel):
         return iso_sparsity(self.architecture.config(vocabulary), self.transform, length)
 
     def config(self) -> dict[str, Any]:
-        """The model's config as far as this machine knows it."""
-        return self.initial_config().to_dict() if self.architecture else self.checkpoint.config()
+        """The model's config as far as it is plain to read on this machine."""
+        return self.architecture.plain if self.architecture else self.checkpoint.config()
 
     def positions(self) -> int | None:
         """The longest sequence the model's positions allow, as far as the config tells."""

@@ -46,6 +46,16 @@ def test_all_cores_are_shared_out_between_ranks(tmp_path):
     assert profile.resources("prune").model_dump() == resolved
 
 
+def test_relative_places_begin_where_the_profile_is_read_and_stay_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = "store: made\nscratch: ~/scratch\nmlflow: {tracking_uri: 'sqlite:///runs.db'}"
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    profile = load_profile(write(tmp_path, text))
+    monkeypatch.chdir("/")
+    assert profile.store == str(tmp_path / "made") and profile.scratch == str(tmp_path / "me" / "scratch")
+    assert profile.mlflow.tracking_uri == f"sqlite:///{tmp_path}/runs.db"
+
+
 def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
     assert Profile().store == str(tmp_path / "home" / "store")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cluster.profile import load_profile
@@ -47,6 +49,7 @@ def edited(path: str, value: object) -> dict:
 TABLE = [
     ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, pretrain, prune"),
     ("stages/2/prune/method", "wonda", "no method 'wonda' in tasks.pruners; choose one of cfsp, dsnot, heads, magnitude"),
+    ("model/architecture/model_type", "mamba", "unsupported: model type mamba has state-space layers"),
     ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
     ("stages/2/prune/sparsty", 0.5, "recipe.stages[2].prune.sparsty: no such field; choose one of"),
     ("stages/2/prune", {"method": "wanda", "sparsity": 1.0}, "recipe.stages[2].prune.sparsity: input should be less than 1"),
@@ -109,6 +112,10 @@ TABLE = [
     ("model/architecture/model_type", "lama", "no causal language model type 'lama'"),
     ("model/architecture/hiden_size", 64, "model type llama has no config field 'hiden_size'"),
     ("model", {"checkpoint": "/nosuch"}, "no model directory /nosuch"),
+    ("model", {"checkpoint": {"hub": "a/b", "revision": "main"}},
+     "checkpoint.revision: a commit of 40 hexadecimal digits is needed, got 'main'"),
+    ("stages/0/prepare/corpus", {"hub": {"dataset": "x", "revision": "v1.0", "documents_at_most": 1}},
+     "corpus.revision: a commit of 40 hexadecimal digits is needed, got 'v1.0'"),
     ("model", {"checkpoint": {"hub": "a/b"}}, "a hub checkpoint needs a revision"),
     ("model", {}, "a model names either architecture or checkpoint"),
     ("model", "!", "pretrain.model"),
@@ -227,6 +234,200 @@ def test_a_bad_checkpoint_is_refused(files: dict[str, str], expected: str, home:
     for name, content in files.items():
         (directory / name).write_text(content)
     assert expected in refusal(edited("model", {"checkpoint": str(directory)}), home)
+
+
+def rewrite(file: str, **changes: object):
+    """Changes fields of a JSON file."""
+    def spoil(model: Path) -> None:
+        (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | changes))
+    return spoil
+
+
+def rename(file: str, name: str):
+    return lambda model: (model / file).rename(model / name)
+
+
+def write(file: str, content: str):
+    return lambda model: (model / file).write_text(content)
+
+
+def cut(file: str, size: int):
+    return lambda model: os.truncate(model / file, size)
+
+
+def reindex(model: Path, **moved: str | None) -> None:
+    """Say of tensors, by the end of their names, that they lie in another file, or leave them out."""
+    index = json.loads((model / INDEX).read_text())
+    for end, file in moved.items():
+        name = next(name for name in index["weight_map"] if name.endswith(f"{end}.weight"))
+        index["weight_map"] |= {name: file}
+        if file is None:
+            del index["weight_map"][name]
+    (model / INDEX).write_text(json.dumps(index))
+
+
+def store(model: Path, name: str, tensor) -> None:
+    """Put another tensor into the shard that holds the one of this name; None takes it out of shard and index."""
+    from safetensors.torch import load_file, save_file
+
+    shard = model / json.loads((model / INDEX).read_text())["weight_map"][name]
+    state = load_file(shard) | {name: tensor}
+    if tensor is None:
+        del state[name]
+        reindex(model, **{name.removesuffix(".weight"): None})
+    save_file(state, shard, {"format": "pt"})
+
+
+def lonely(model: Path, name: str) -> None:
+    """Nothing but one file that is no checkpoint of ours."""
+    for file in model.iterdir():
+        file.unlink()
+    (model / name).write_bytes(b"GGUF")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 14240\n"
+INDEX, FIRST, LAST = "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
+CHECKPOINTS = {     # what is wrong with a model directory of two shards, and what is said of it
+    "pointer": (write(FIRST, POINTER), f"{FIRST} is a git-lfs pointer and not the file itself; run git lfs pull"),
+    "pointer-config": (write("config.json", POINTER), "config.json is a git-lfs pointer"),
+    "pointer-index": (write(INDEX, POINTER), f"{INDEX} is a git-lfs pointer"),
+    "html": (write(FIRST, "<html>" + 100 * "not found "), f"{FIRST} is no whole safetensors file (1006 bytes); fetch it again"),
+    "empty": (write(FIRST, ""), f"{FIRST} is no whole safetensors file (0 bytes)"),
+    "truncated": (cut(LAST, 9000), f"{LAST} is truncated: 9000 bytes where"),
+    "cut-in-the-header": (cut(LAST, 100), f"{LAST} is no whole safetensors file (100 bytes)"),
+    "longer": (lambda model: (model / LAST).open("ab").write(b"more"), f"{LAST} is longer than its header says"),
+    "no-header": (lambda model: (model / LAST).write_bytes(b"\x04" + bytes(7) + b"null"), "its header cannot be read"),
+    "shard-missing": (lambda model: (model / FIRST).unlink(), f"{INDEX} lists {FIRST}, which is not there; fetch it again"),
+    "shard-outside": (lambda model: reindex(model, up_proj="../x"), "lists ../x, which is not there"),
+    "shard-unlisted": (write("model-00003-of-00002.safetensors", ""), "does not list model-00003-of-00002.safetensors"),
+    "tensor-elsewhere": (lambda model: reindex(model, **{UP[:-7]: LAST, DOWN[:-7]: LAST}), f"lacks {UP}, which the index says"),
+    "tensor-unlisted": (lambda model: reindex(model, **{UP[:-7]: None}), f"{INDEX} does not list {UP}, which its files"),
+    "tensor-nowhere": (lambda model: store(model, UP, None), f"does not store {UP} (1 names in all)"),
+    "another-shape": (lambda model: store(model, UP, torch.zeros(4, 4)), f"{UP} is [4, 4], and by config.json it would be ["),
+    "index-without-map": (write(INDEX, "{}"), "has no weight_map"),
+    "index-no-json": (write(INDEX, "{"), f"{INDEX} is no JSON"),
+    "both-layouts": (lambda model: shutil.copy(model / FIRST, model / "model.safetensors"), "holds both model.safetensors and"),
+    "other-names": (rename(INDEX, "x.json"), f"has no safetensors weights, only others ({FIRST}) than"),
+    "adapter": (write("adapter_config.json", "{}"), "is an adapter and no whole model; merge it into its base model"),
+    "fp8": (rewrite("config.json", quantization_config={"quant_method": "fp8"}), "is quantized already (fp8); choose the"),
+    "fp8-undeclared": (lambda model: store(model, UP, torch.zeros(128, 64).to(torch.float8_e4m3fn)), f"({UP}: F8_E4M3)"),
+    "gptq": (rewrite("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "is quantized already (gptq)"),
+    "gguf-beside": (lambda model: lonely(model, "m.gguf"), "it has no config.json; m.gguf is quantized for llama.cpp"),
+    "mamba": (rewrite("config.json", model_type="mamba"), "model type mamba has state-space layers; choose a decoder"),
+    "jamba": (rewrite("config.json", model_type="jamba"), "model type jamba has state-space layers"),
+    "llama4": (rewrite("config.json", model_type="llama4"), "model type llama4 has experts in fused matrices"),
+    "vision": (rewrite("config.json", model_type="vit"), "no causal language model type 'vit'; choose one of"),
+    "encoder-decoder": (rewrite("config.json", model_type="t5"), "no causal language model type 't5'"),
+    "bart": (rewrite("config.json", model_type="bart", is_encoder_decoder=True), "is an encoder-decoder; choose a model with"),
+    "classifier": (rewrite("config.json", architectures=["LlamaForSequenceClassification"]), "has no language modelling head"),
+    "headless": (rewrite("config.json", architectures=["LlamaModel"]), "is a LlamaModel, which has no language modelling head"),
+    "config-list": (write("config.json", "[]"), "config.json holds a list where fields by name are needed"),
+    "config-no-json": (write("config.json", "{"), "config.json is no JSON"),
+    "heads": (rewrite("config.json", num_attention_heads=7), "cannot be built: StrictDataclassClassValidationError"),
+}
+LATE = ("tensor-nowhere", "another-shape", "heads")      # told by building the model: the last check
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound checkpoint of GOOD's architecture in two shards."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made = tmp_path_factory.mktemp("sharded")
+    architecture = {**GOOD["model"]["architecture"], "vocab_size": 300}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture))
+    model.save_pretrained(made, max_shard_size=model.num_parameters() * 4 * 3 // 5)
+    assert {file.name for file in made.iterdir()} >= {FIRST, LAST, INDEX}
+    return made
+
+
+PRUNING = {**GOOD, "evaluate": [], "stages": [GOOD["stages"][0], {"prune": {"method": "magnitude", "sparsity": 0.5}}]}
+
+
+def test_a_sound_checkpoint_is_accepted(sharded: Path, home: Path) -> None:
+    (home / "recipe.yaml").write_text(yaml.safe_dump({**PRUNING, "model": {"checkpoint": str(sharded)}}))
+    assert prepare(str(home / "recipe.yaml"), load_profile("local"))[0].due
+
+
+@pytest.mark.parametrize("wrong", CHECKPOINTS)
+def test_a_spoilt_checkpoint_is_refused_in_one_line_before_it_is_hashed(wrong, sharded: Path, home: Path, monkeypatch) -> None:
+    spoil, expected = CHECKPOINTS[wrong]
+    shutil.copytree(sharded, home / "model")
+    spoil(home / "model")
+    if wrong not in LATE:
+        monkeypatch.setattr("tasks.data.digests.Digests.of", lambda *given: pytest.fail("a file was read whole"))
+    message = refusal({**PRUNING, "model": {"checkpoint": str(home / "model")}}, home)
+    assert expected in message and "\n" not in message
+    assert message.startswith("recipe.prune: ") and str(home / "model") in message
+
+
+def test_a_file_where_a_directory_is_wanted_is_named(sharded: Path, home: Path) -> None:
+    (home / "m.gguf").write_bytes(b"GGUF")
+    for file, kind in (("m.gguf", "a GGUF file"), ("recipe.yaml", "a file")):
+        assert f"{home / file} is {kind}" in refusal({**PRUNING, "model": {"checkpoint": str(home / file)}}, home)
+
+
+def test_a_teacher_may_be_quantized_and_is_looked_at_all_the_same(sharded: Path, home: Path) -> None:
+    shutil.copytree(sharded, home / "teacher")
+    rewrite("config.json", quantization_config={"quant_method": "compressed-tensors"})(home / "teacher")
+    model = {"checkpoint": str(sharded)}
+    taught = {"recover": {"tokens": 100, "teacher": {"checkpoint": str(home / "teacher")}}}
+    recipe = {**PRUNING, "model": model, "stages": [*PRUNING["stages"], taught]}
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert prepare(str(home / "recipe.yaml"), load_profile("local"))[0].due
+    cut(LAST, 9000)(home / "teacher")
+    assert f"recipe.recover: {home / 'teacher' / LAST} is truncated" in refusal(recipe, home)
+
+
+@pytest.mark.parametrize(("spoil", "expected"), [
+    (lambda directory: None, "no tokenizer in"),
+    (write("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
+    (lambda directory: directory.rmdir(), "no tokenizer directory"),
+])  # fmt: skip
+def test_a_checkpoint_without_a_tokenizer_is_refused_where_one_is_wanted(spoil, expected: str, home: Path) -> None:
+    (home / "tokenizer").mkdir()
+    spoil(home / "tokenizer")
+    message = refusal(edited("stages/0/prepare/tokenizer", {"checkpoint": str(home / "tokenizer")}), home)
+    assert expected in message and message.startswith("recipe.prepare: ")
+
+
+def test_refusals_import_neither_torch_nor_transformers(sharded: Path, home: Path) -> None:
+    """Each of them costs seconds. Asked of one process: what is said of every recipe, and what it has imported by then."""
+    shutil.copytree(sharded, home / "model")
+    cut(LAST, 9000)(home / "model")
+    wanted = {
+        "wanda.alpah": edited("stages/2/prune/method", {"wanda": {"alpah": 1}}),
+        "has no config field": edited("model/architecture/hiden_size", 64),
+        "no causal language model type": edited("model/architecture/model_type", "lama"),
+        "state-space": edited("model/architecture", {"model_type": "mamba"}),
+        "truncated": {**PRUNING, "model": {"checkpoint": str(home / "model")}},
+        "the tokenizer has 300 tokens": edited("model/architecture/vocab_size", 200),
+        "group_size 48 does not divide": edited("stages/4/quantize/method", {"gptq": {"group_size": 48}}),
+        "is more than the model's 2048 positions": edited("stages/1/pretrain/length", 4096),
+        "needs an input width divisible by 7": edited("stages/2/prune/pattern", "3:7"),
+        "does not exist": edited("stages/0/prepare/corpus", {"files": {"paths": ["/nosuch/*.txt"]}}),
+    }
+    for number, recipe in enumerate(wanted.values()):
+        (home / f"{number}.yaml").write_text(yaml.safe_dump(recipe))
+    script = """if True:
+        import sys
+        from flows.cli import _make_lazy
+        _make_lazy("torch")
+        from cluster.profile import load_profile
+        from flows.plan import prepare
+        for path in sys.argv[1:]:
+            try:
+                prepare(path, load_profile("local"))
+            except ValueError as error:
+                print(*sorted({"torch._C", "transformers", "ray", "prefect", "mlflow"} & sys.modules.keys()), error)
+    """
+    command = [sys.executable, "-c", script, *(str(home / f"{number}.yaml") for number in range(len(wanted)))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(wanted), lines
+    for line, expected in zip(lines, wanted, strict=True):
+        assert expected in line and line.startswith(("recipe.", "corpus file")), line
 
 
 PROFILES = [

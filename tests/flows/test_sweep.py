@@ -5,7 +5,7 @@ import pytest
 from flows.sweep import Sweep
 from tests.flows.recipes import recipe
 
-HUB = {"hub": {"dataset": "d", "revision": "r", "documents_at_most": 5}}
+HUB = {"hub": {"dataset": "d", "revision": 40 * "a", "documents_at_most": 5}}
 PREPARE = {"prepare": {"corpus": HUB, "tokenizer": {"train": 300}}}
 
 

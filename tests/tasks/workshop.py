@@ -30,7 +30,7 @@ class Workshop:
         return LocalStore(self.root / "store")
 
     def artifact(self, stage: Stage, parents: dict[str, Record]) -> Artifact:
-        params = stage.model_dump(mode="json", exclude_none=True)
+        params = stage.parameters()
         if fingerprints := stage.fingerprints():
             params["fingerprints"] = fingerprints
         keys = {role: record.key for role, record in parents.items()}

@@ -16,10 +16,10 @@ def texts(corpus: Files) -> list[str]:
     return [document.text for document in corpus.documents()]
 
 
-def test_a_text_file_is_one_document_named_by_its_path(tmp_path):
+def test_a_text_file_is_one_document_named_by_its_path_below_the_folder_all_share(tmp_path):
     pattern = data_zoo.write_texts(tmp_path, 3)
     documents = list(Files(paths=(pattern,)).documents())
-    assert [document.name for document in documents] == [str(tmp_path / f"00{number}.txt") for number in range(3)]
+    assert [document.name for document in documents] == [f"00{number}.txt" for number in range(3)]
     assert documents[1].text == data_zoo.text(1)
 
 
@@ -52,6 +52,16 @@ def test_the_fingerprint_follows_content_and_not_the_order_of_listing(tmp_path):
     assert print_of(*paths) != first != print_of(*paths[:2])
 
 
+def test_the_same_files_in_another_place_are_the_same_corpus(tmp_path):
+    made = []
+    for place in ("here", "over/there"):
+        data_zoo.write_texts(tmp_path / place / "a", 2)
+        data_zoo.write_texts(tmp_path / place / "b", 1)
+        corpus = Files(paths=(str(tmp_path / place / "*" / "*.txt"),))
+        made.append((corpus.fingerprint(), list(corpus.documents())))
+    assert made[0] == made[1] and [document.name for document in made[0][1]] == ["a/000.txt", "a/001.txt", "b/000.txt"]
+
+
 def test_large_corpora_are_fingerprinted_by_content_too(tmp_path, monkeypatch):
     pattern = data_zoo.write_texts(tmp_path, 2)
     monkeypatch.setattr("tasks.data.corpus.VALIDATE_BYTES", 10)
@@ -61,10 +71,11 @@ def test_large_corpora_are_fingerprinted_by_content_too(tmp_path, monkeypatch):
 
 
 def test_the_hub_is_fingerprinted_by_what_pins_it():
-    fields = {"dataset": "a/b", "revision": "abc", "documents_at_most": 5}
+    fields = {"dataset": "a/b", "revision": 40 * "a", "documents_at_most": 5}
     first = Hub(**fields).fingerprint()
     assert first == Hub(**fields).fingerprint()
-    assert all(Hub(**{**fields, **other}).fingerprint() != first for other in ({"revision": "abd"}, {"documents_at_most": 6}))
+    others = ({"revision": 40 * "b"}, {"documents_at_most": 6})
+    assert all(Hub(**{**fields, **other}).fingerprint() != first for other in others)
 
 
 def test_the_standard_library_is_a_corpus_without_tests_and_vendored_code():

@@ -38,7 +38,7 @@ def test_a_glob_finds_documents_in_a_bucket_and_the_fingerprint_follows_them(buc
     uri = bucket(deep__a_txt=b"alpha", deep__b_txt=b"beta", other__c_txt=b"gamma")
     corpus = Files(paths=(f"{uri}/deep/*.txt",))
     assert [(document.name, document.text) for document in corpus.documents()] == [
-        (f"{uri}/deep/a.txt", "alpha"), (f"{uri}/deep/b.txt", "beta"),
+        ("a.txt", "alpha"), ("b.txt", "beta"),
     ]
     assert [document.text for document in Files(paths=(f"{uri}/other/c.txt",)).documents()] == ["gamma"]
     first = corpus.fingerprint()

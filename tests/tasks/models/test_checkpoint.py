@@ -31,9 +31,9 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
             validate(source)
         assert one_line(caught)
 
-    refusal("no model in /nowhere/at/all", source=Path("/nowhere/at/all"))
+    refusal("no model directory /nowhere/at/all", source=Path("/nowhere/at/all"))
     refusal("its own code", auto_map={"AutoModel": "x.Y"})
-    refusal("no causal language model of type 'lama'; choose one of llama", model_type="lama")
+    refusal("no causal language model type 'lama'; choose one of llama", model_type="lama")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     refusal("only pickled ones")
     (tmp_path / "pytorch_model.bin").unlink()

@@ -1,0 +1,79 @@
+"""What a recipe names means one thing, however often and wherever it is read: a local path, a revision of the hub.
+
+What a person writes may be relative to the directory the command is run in, or begin with ``~``. A stage runs elsewhere:
+in a Ray job, whose directory is the checkout, perhaps as another user. So a path is made absolute once, where the recipe
+is read, and remembers how it was written: that is what enters the key, which then does not tell where on a machine a
+folder lies. What lies there enters it too, by fingerprint, and is compared again by the stage that reads it. On the hub
+only a commit stays what it is.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PlainSerializer, SerializationInfo, ValidationInfo
+
+AS_WRITTEN = {"paths": "as written"}        # the context of a dump for the key
+
+
+class _Placed(str):
+    """An absolute path; ``stated`` is how it was written."""
+
+    stated: str
+
+
+def reading(folder: Path | None) -> dict[str, Any]:
+    """The context to validate a recipe in: where its relative paths begin; None where it has no such directory."""
+    return {"folder": folder}
+
+
+def _settle(stated: str, info: ValidationInfo) -> str:
+    """The same place as an absolute path; addresses of other kinds (s3://...) stay as they are."""
+    if not stated.strip():
+        raise ValueError("a path is needed, got an empty one")
+    if "://" in stated or isinstance(stated, _Placed):
+        return stated
+    expanded = os.path.expanduser(stated)
+    if not os.path.isabs(expanded):
+        expanded = os.path.join(_folder(stated, info), expanded)
+    placed = _Placed(Path(expanded))
+    placed.stated = stated
+    return placed
+
+
+def _settle_pattern(stated: str, info: ValidationInfo) -> str:
+    """The same for a glob: only what was written may hold wildcards, and only where no file has that very name."""
+    placed = _settle(stated, info)
+    if not isinstance(placed, _Placed) or os.path.isabs(stated) or stated.startswith("~") or os.path.exists(placed):
+        return placed
+    pattern = _Placed(os.path.join(glob.escape(str(_folder(stated, info))), stated))
+    pattern.stated = stated
+    return pattern
+
+
+def _folder(stated: str, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder", Path.cwd())
+    if folder is None:
+        raise ValueError(f"{stated} is relative, and a recipe that comes as text or through a server has no directory for it "
+                         "to begin in; write the absolute path")  # fmt: skip
+    return folder
+
+
+def _pinned(revision: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"a commit of 40 hexadecimal digits is needed, got {revision!r}: branches and tags move")
+    return revision
+
+
+def _write(path: str, info: SerializationInfo) -> str:
+    written = (info.context or {}).get("paths") == AS_WRITTEN["paths"]
+    return path.stated if written and isinstance(path, _Placed) else str(path)
+
+
+Place = Annotated[str, AfterValidator(_settle), PlainSerializer(_write, return_type=str)]
+Pattern = Annotated[str, AfterValidator(_settle_pattern), PlainSerializer(_write, return_type=str)]
+Commit = Annotated[str, AfterValidator(_pinned)]
