@@ -32,7 +32,7 @@ def test_two_processes_find_the_same_bits():
     script = f"from tests.tasks.allocators.test_erk import *; print(build('allocators', 'erk').allocate(Scan({shapes}), 0.7))"
     found = {
         subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in "0123"
     }
