@@ -41,7 +41,12 @@ def validate(directory: Path) -> None:
     """Raise ValueError, in one line, when a model directory is not one Winnow loads."""
     if not (directory / "config.json").exists():
         raise ValueError(f"no model in {directory}: it has no config.json")
-    config = json.loads((directory / "config.json").read_text())
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except ValueError as error:     # no JSON, or no text at all
+        raise ValueError(f"{directory / 'config.json'}: malformed JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{directory / 'config.json'}: a JSON object is needed, got {config!r:.60}")
     if "auto_map" in config:
         raise ValueError(f"{directory} brings its own code (auto_map), which is never run; choose a model type that "
                          "transformers implements")  # fmt: skip
