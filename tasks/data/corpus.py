@@ -15,10 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
-from tasks.data.documents import Document, decode, digest, parse, read_documents
+from tasks.data.documents import Document, Nulls, decode, digest, kind_of, parse, read_documents, text_of
 from tasks.data.files import expand, file_digest, read, total_bytes
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
 
 
@@ -69,32 +68,36 @@ class Stdlib(Corpus):
 
 
 class Files(Corpus):
-    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3.
+    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3; text and JSON lines
+    may be packed (.gz, .zst, .bz2, .xz).
 
-    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row.
+    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row. Rows without text are an error, or
+    with ``nulls: skip`` left out.
     """
 
     paths: tuple[str, ...] = Field(min_length=1)
     field: str = "text"
+    nulls: Nulls = "refuse"
 
     def files(self) -> list[str]:
         found = [path for pattern in self.paths for path in expand(pattern)]
         for path in found:
-            if not path.endswith(SUFFIXES):
-                raise ValueError(f"corpus file {path}: unknown kind; choose one of {', '.join(SUFFIXES)}")
+            kind_of(path)
         return sorted(set(found))
 
     def documents(self) -> Iterator[Document]:
         for path in self.files():
-            yield from read_documents(path, self.field)
+            yield from read_documents(path, self.field, self.nulls)
 
     def fingerprint(self) -> str:
         files = self.files()
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
+            for path in files:      # the schema or the first row of each; the rest when it is read
+                next(read_documents(path, self.field, self.nulls), None)
             return digest((path, file_digest(path)) for path in files)
         for path, content in contents.items():
-            for _ in parse(path, content, self.field):
+            for _ in parse(path, content, self.field, self.nulls):
                 pass
         return digest(contents.items())
 
@@ -106,6 +109,7 @@ class Hub(Corpus):
     subset: str | None = None
     split: str = "train"
     field: str = "text"
+    nulls: Nulls = "refuse"
     revision: str
     documents_at_most: int = Field(gt=0)
 
@@ -114,11 +118,16 @@ class Hub(Corpus):
     def documents(self) -> Iterator[Document]:
         from datasets import load_dataset
 
-        rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+        try:
+            rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+        except ValueError as error:     # no such subset or split
+            raise ValueError(f"corpus {self.dataset}: {' '.join(str(error).split())}") from None
         for index, row in enumerate(rows.take(self.documents_at_most)):
             if self.field not in row:
                 raise ValueError(f"corpus {self.dataset}: no field {self.field!r}; choose one of {', '.join(row)}")
-            yield Document(f"{self.dataset}/{index}", row[self.field])
+            text = text_of(row[self.field], f"corpus {self.dataset}, row {index}", self.field, self.nulls)
+            if text is not None:
+                yield Document(f"{self.dataset}/{index}", text)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
