@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Fit the scaling law of sparse pretraining to finished runs, and plan by it.")
 
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="draw it into this image file")]
+IMAGES = (".png", ".pdf", ".svg", ".jpg")
 ASSUMPTION = "training FLOPs are 6 x average parameters x tokens (prunable weights; attention and the LM head left out)"
 
 
@@ -34,6 +35,7 @@ def fit(
     """Fit L = E + A N^-alpha + B D^-beta, and say how well average, initial and final N explain the losses."""
     from flows.evidence import gather, study
 
+    _check_plot(plot)
     found = study(gather(runs, store_of(profile)), resamples)
     text = found.model_dump_json(indent=2)
     if output:
@@ -60,6 +62,7 @@ def plan(
     from flows.evidence import read_law
     from tasks.train import budget
 
+    _check_plot(plot)
     known = read_law(law)
     outlook = budget.plan(known.law, known.resampled, flops, final_params, max_sparsity)
     beyond = known.beyond(outlook.route.average_parameters, outlook.route.tokens)
@@ -73,6 +76,11 @@ def plan(
     for line in beyond:
         console.print(f"extrapolated: {line}", highlight=False, style="yellow", soft_wrap=True)
     console.print(ASSUMPTION, highlight=False, soft_wrap=True)
+
+
+def _check_plot(path: Path | None) -> None:
+    if path and path.suffix.lower() not in IMAGES:
+        raise ValueError(f"plot {path}: no such kind of image; choose one of {', '.join(IMAGES)}")
 
 
 def _counts_table(found: LawFile) -> Table:

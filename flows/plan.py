@@ -14,6 +14,7 @@ from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
+from tasks.refusal import refused
 from tasks.stage import Facts, Stage
 
 TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
@@ -131,6 +132,8 @@ def check(recipe: Recipe) -> None:
         try:
             node.stage.check(facts)
         except ValueError as error:
+            if not refused(error):
+                raise
             raise ValueError(f"recipe.{node.id}: {error}") from None
 
 

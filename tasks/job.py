@@ -22,6 +22,7 @@ from cluster.events import format_event, parse_event, print_event
 from cluster.profile import home
 from cluster.store import open_store
 from tasks.data.digests import DIGESTS, Digests
+from tasks.refusal import refused
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
@@ -46,8 +47,9 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
     try:
         _produce(work, tell)
-    except (ValueError, FloatingPointError) as error:      # the input is at fault: trying again cannot help
-        tell(_failure(f"{type(error).__name__}: {error}", final=True))
+    except (ValueError, FloatingPointError) as error:
+        if refused(error):      # the input is at fault: trying again cannot help
+            tell(_failure(f"{type(error).__name__}: {error}", final=True))
         raise
 
 

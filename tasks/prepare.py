@@ -41,6 +41,7 @@ class Tokenizer(BaseModel):
 
 
 class Prepare(Stage):
+    version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"tokenizer": "tokens"}
     yields: ClassVar[Kind] = "tokens"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasks.methods import of, validate
 from tasks.models.source import ModelSource
+from tasks.refusal import refused
 from tasks.stage import Context, Facts, Kind
 from tasks.train.training import TrainStage
 
@@ -46,6 +47,8 @@ class Pretrain(TrainStage):
             if (iso := stage.model.iso_sparsity(vocabulary, stage.length)) is None:
                 raise ValueError("iso needs a model with a transform; give a number")
         except ValueError as error:
+            if not refused(error):
+                raise
             raise ValueError(f"{where}.method.{found[0]}.sparsity: {error}") from None
         return given(round(iso, 6))
 

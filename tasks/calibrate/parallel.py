@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from tasks.refusal import refused
+
 Solved = TypeVar("Solved")
 
 
@@ -25,6 +27,8 @@ def side_by_side(
         try:
             return solve_one(name)
         except ValueError as error:
+            if not refused(error):
+                raise
             raise ValueError(f"{error} ({name})") from None
 
     threads = torch.get_num_threads()

@@ -17,11 +17,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from tasks.data.digests import Digests
-from tasks.data.documents import Document, decode, digest, parse, read_documents
+from tasks.data.documents import Document, Nulls, decode, digest, kind_of, parse, read_documents, text_of
 from tasks.data.files import expand, file_digest, read, total_bytes
 from tasks.data.place import Commit, Pattern
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
 
 
@@ -78,27 +77,29 @@ class Stdlib(Corpus):
 
 
 class Files(Corpus):
-    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3.
+    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3; text and JSON lines
+    may be packed (.gz, .zst, .bz2, .xz).
 
-    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row. A document is named by its path below
-    the folder that all files share, so that the same files in another place are the same corpus.
+    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row. Rows without text are an error, or
+    with ``nulls: skip`` left out. A document is named by its path below the folder that all files share, so that the same
+    files in another place are the same corpus.
     """
 
     paths: tuple[Pattern, ...] = Field(min_length=1)
     field: str = "text"
+    nulls: Nulls = "refuse"
 
     def files(self) -> list[str]:
         found = [path for pattern in self.paths for path in expand(pattern)]
         for path in found:
-            if not path.endswith(SUFFIXES):
-                raise ValueError(f"corpus file {path}: unknown kind; choose one of {', '.join(SUFFIXES)}")
+            kind_of(path)
         return sorted(set(found))
 
     def documents(self) -> Iterator[Document]:
         files = self.files()
         root = _shared_folder(files)
         for path in files:
-            for document in read_documents(path, self.field):
+            for document in read_documents(path, self.field, self.nulls):
                 yield document._replace(name=document.name.removeprefix(root))
 
     def fingerprint(self, digests: Digests | None = None) -> str:
@@ -106,9 +107,11 @@ class Files(Corpus):
         root = _shared_folder(files)
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
+            for path in files:      # the schema or the first row of each; the rest when it is read
+                next(read_documents(path, self.field, self.nulls), None)
             return digest((path.removeprefix(root), file_digest(path, digests or Digests())) for path in files)
         for path, content in contents.items():
-            for _ in parse(path, content, self.field):
+            for _ in parse(path, content, self.field, self.nulls):
                 pass
         return digest((path.removeprefix(root), content) for path, content in contents.items())
 
@@ -128,6 +131,7 @@ class Hub(Corpus):
     subset: str | None = None
     split: str = "train"
     field: str = "text"
+    nulls: Nulls = "refuse"
     revision: Commit
     documents_at_most: int = Field(gt=0)
 
@@ -136,11 +140,16 @@ class Hub(Corpus):
     def documents(self) -> Iterator[Document]:
         from datasets import load_dataset
 
-        rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+        try:
+            rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+        except ValueError as error:     # no such subset or split
+            raise ValueError(f"corpus {self.dataset}: {' '.join(str(error).split())}") from None
         for index, row in enumerate(rows.take(self.documents_at_most)):
             if self.field not in row:
                 raise ValueError(f"corpus {self.dataset}: no field {self.field!r}; choose one of {', '.join(row)}")
-            yield Document(f"{self.dataset}/{index}", row[self.field])
+            text = text_of(row[self.field], f"corpus {self.dataset}, row {index}", self.field, self.nulls)
+            if text is not None:
+                yield Document(f"{self.dataset}/{index}", text)
 
     def fingerprint(self, digests: Digests | None = None) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What hooks see of the run in progress. ``step`` counts finished optimizer steps."""
+    """What hooks see of the run in progress. ``step`` counts finished optimizer steps; ``pieces`` are the micro-batches that
+    the step being taken goes through on this rank: what is added to a gradient in each of them is added that often."""
 
     engine: Engine
     steps: int
     step: int = 0
+    pieces: int = 1
 
 
 class Hook:

@@ -98,7 +98,7 @@ def fit(
     run = _begin(engine, hooks, steps, totals, checkpoints)
     clock = _Clock(run.step)
     while run.step < steps:
-        metrics = _accumulate(engine, sampler, objective, run.step, micro_batch)
+        metrics = _accumulate(run, sampler, objective, micro_batch)
         for hook in hooks:
             hook.after_backward(run)
         gradient_norm = engine.step(learning_rate.at(run.step))
@@ -146,10 +146,12 @@ class _Clock:
         return rate
 
 
-def _accumulate(engine: Engine, sampler: Sampler, objective: Objective, step: int, micro_batch: int | None) -> dict:
+def _accumulate(run: Run, sampler: Sampler, objective: Objective, micro_batch: int | None) -> dict:
     """Forward and backward of one global batch on this rank; mean metrics over its micro-batches."""
-    tokens = torch.from_numpy(sampler.at(step, engine.rank, engine.ranks)).to(engine.device)
+    engine = run.engine
+    tokens = torch.from_numpy(sampler.at(run.step, engine.rank, engine.ranks)).to(engine.device)
     pieces = tokens.split(micro_batch or len(tokens))
+    run.pieces = len(pieces)
     sums: dict[str, torch.Tensor] = {}
     for piece in pieces:
         loss, metrics = objective(engine, piece)

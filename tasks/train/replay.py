@@ -46,8 +46,10 @@ class Replay(Hook):
         return with_replay
 
     def _draw(self, count: int) -> torch.Tensor:
-        """Which of the buffer a micro-batch replays: a function of the seed, the step, the rank and its place in the batch."""
-        generator = np.random.default_rng([self.seed, self.run.step, self.run.engine.rank, self.sequence.place])
+        """Which of the buffer a micro-batch replays: a function of the seed, the step and its place in the global batch, so
+        that ranks draw what the micro-batches of one process would."""
+        place = self.sequence.place + self.run.engine.rank * (self.sequence.tasks.batch // self.run.engine.ranks)
+        generator = np.random.default_rng([self.seed, self.run.step, place])
         return torch.from_numpy(generator.choice(len(self.tokens_BT), count))
 
     def on_start(self, run: Run) -> None:

@@ -33,7 +33,7 @@ class SoftThreshold(Structured):
 
     def on_start(self, run: Run) -> None:
         self.hold_masks(run)
-        for name in self.treated.keys() - self.scales.keys():
+        for name in [name for name in self.treated if name not in self.scales]:     # reading is a collective: one order
             weight_OI = self.weight(run, name)
             soft_OI = soft_threshold(weight_OI)
             self.scales[name] = float((weight_OI * soft_OI).sum() / soft_OI.square().sum().clamp_min(1e-30))
@@ -94,7 +94,7 @@ class Transposable(Structured):
         linear = self.treated[name]
         keep = linear.stored(unpack(self.chosen[name].to(stored.device), linear.shape))
         self.flips.see(name, self.run.step, keep)
-        return Scaled.apply(stored, keep, 0.0, True, self.decay)
+        return Scaled.apply(stored, keep, 0.0, True, self.decay / self.run.pieces)
 
     def after_step(self, run: Run) -> None:
         if self.frame(run.step) is None:

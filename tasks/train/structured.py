@@ -66,7 +66,7 @@ class Structured(Masking):
         linear = self.treated[name]
         keep = linear.stored(self._keep(name, linear.matrix(stored.detach()), frame.pattern))
         self.flips.see(name, self.run.step, keep)
-        return Scaled.apply(stored, keep, frame.share, self.straight, self.decay)
+        return Scaled.apply(stored, keep, frame.share, self.straight, self.decay / self.run.pieces)
 
     def _keep(self, name: str, weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
         """The mask by magnitude, inside the one the linear came with."""

@@ -170,7 +170,8 @@ def ranks(count: int, *arguments: str, environment: dict[str, str], module: str 
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                 "PYTHONHASHSEED": str(rank)},  # ranks that walk a set would each take an order of their own
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

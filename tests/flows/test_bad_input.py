@@ -210,6 +210,24 @@ def test_a_bad_field_of_a_regime_is_refused_in_one_line(method: str, fields: dic
         ("a.jsonl", b"", "corpus is too small: 0 documents with text"),
         ("a.txt", b"one document", "corpus is too small: 1 documents with text"),
         ("a.csv", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
+        ("a.parquet.gz", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
+        ("a.txt.7z", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
+        ("a.txt", "text".encode("utf-16"), "a.txt: not UTF-8 (byte 0); it looks like UTF-16"),
+        ("a.txt", b"\x1f\x8b\x08\x00", "a.txt: not UTF-8 (byte 1); it looks like gzip"),
+        ("a.txt", b"\xef\xbb\xbfplain\r\nlat\xe9", "a.txt: not UTF-8 (byte 13)"),
+        ("a.jsonl", b'{"text": "x"}\r\n{"text": "\xe9"}\n', "a.jsonl, line 2: not UTF-8 (byte 25 of the file)"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "\xe9"}\n', "a.jsonl, line 1: not UTF-8 (byte 13 of the file)"),
+        ("a.jsonl", b'{"text": "x"}\n\n[1]\n', "a.jsonl, line 3: a JSON object is needed in each line, got [1]"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "a.jsonl, line 2: field 'text' is null; nulls: skip"),
+        ("a.jsonl", b'{"text": ["x"]}\n', "a.jsonl, line 1: no text field 'text'; it is ['x']"),
+        ("a.jsonl", b'{"text": 7}\n', "a.jsonl, line 1: no text field 'text'; it is 7"),
+        ("a.jsonl", b"{}\n", "a.jsonl, line 1: no text field 'text'; it has none"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl, line 1: field 'text' has half of a character (\\ud83d)"),
+        ("a.jsonl", b'{"text": %s}\n' % (b"1" * 5000), "a.jsonl, line 1: malformed JSON (Exceeds the limit"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: malformed JSON (maximum recursion depth"),
+        ("a.jsonl.gz", b'{"text": "x"}\n', "a.jsonl.gz: damaged or not packed as its name says"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt: is a git-lfs pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.parquet: is a git-lfs pointer"),
     ],
 )
 def test_a_bad_corpus_file_is_named_with_its_line(name: str, content: bytes, expected: str, home: Path) -> None:
@@ -217,6 +235,52 @@ def test_a_bad_corpus_file_is_named_with_its_line(name: str, content: bytes, exp
     message = refusal(edited("stages/0/prepare/corpus", {"files": {"paths": [str(home / name)]}}), home)
     assert expected in message
     assert str(home / name) in message or "too small" in message
+
+
+def corpus_refusal(home: Path, path: str, **fields: object) -> str:
+    message = refusal(edited("stages/0/prepare/corpus", {"files": {"paths": [path], **fields}}), home)
+    assert "\n" not in message
+    return message
+
+
+def test_a_parquet_column_that_holds_no_text_is_refused_by_its_schema(home: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"body": ["x"], "ids": [7], "tokens": [["x"]], "parts": [{"x": "y"}], "raw": [b"\xff"], "void": [None]}
+    parquet.write_table(pyarrow.table(columns), home / "a.parquet")
+    kinds = {"ids": "int64", "tokens": "list<", "parts": "struct<x: string>", "void": "null"}
+    for field, kind in kinds.items():
+        message = corpus_refusal(home, str(home / "a.parquet"), field=field)
+        assert f"a.parquet: field '{field}' is {kind}" in message and message.endswith(", no text; choose one of body, raw")
+    message = corpus_refusal(home, str(home / "a.parquet"), field="raw")
+    assert message.endswith("a.parquet, row 0: field 'raw' is not UTF-8 (byte 0 of it)")
+
+
+def test_a_damaged_parquet_file_is_refused_with_its_row(home: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [f"document {number} " * 40 for number in range(3000)]
+    parquet.write_table(pyarrow.table({"text": texts}), home / "a.parquet", row_group_size=1000, use_dictionary=False)
+    content = bytearray((home / "a.parquet").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4000] = bytes(4000)
+    (home / "a.parquet").write_bytes(content)
+    assert "a.parquet, from row 1000 on: not a Parquet file, or a damaged one" in corpus_refusal(home, str(home / "a.parquet"))
+
+
+def test_a_path_that_is_no_file_is_refused_with_what_to_write(home: Path) -> None:
+    (home / "folder").mkdir()
+    (home / "link.txt").symlink_to(home / "gone.txt")
+    os.mkfifo(home / "pipe.txt")
+    assert corpus_refusal(home, str(home / "folder")).endswith(
+        f"corpus file {home}/folder: is a folder; write which of its files, like {home}/folder/**/*.jsonl"
+    )
+    assert f"link.txt: is a link to {home}/gone.txt, which does not exist" in corpus_refusal(home, str(home / "link.txt"))
+    assert corpus_refusal(home, str(home / "pipe.txt")).endswith("pipe.txt: is no regular file")
+    assert corpus_refusal(home, str(home / "*.nothing")).endswith("*.nothing: does not exist")
+    assert "s3:///a.txt: no S3 address" in corpus_refusal(home, "s3:///a.txt")
+    assert "nulls: input should be 'refuse' or 'skip'" in corpus_refusal(home, str(home / "folder"), nulls="keep")
 
 
 @pytest.mark.parametrize(

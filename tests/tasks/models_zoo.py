@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tasks.models.checkpoint import save_model
 from tests.zoo.architectures import VOCABULARY, config
@@ -21,6 +24,31 @@ def model(architecture: str, layers: int = 2, dtype: torch.dtype = torch.float32
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape).to(dtype))
     return made
+
+
+class _Linear(nn.Linear):
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return functional.linear(value.double(), self.weight.double())
+
+
+class _Embedding(nn.Embedding):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(tokens, self.weight.double())
+
+
+class _Norm(LlamaRMSNorm):
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        square = value.double().square().mean(-1, keepdim=True)
+        return self.weight.double() * (value * torch.rsqrt(square + self.variance_epsilon))
+
+
+def in_double(llama: PreTrainedModel) -> PreTrainedModel:
+    """The same model with float32 weights and gradients, and all between them in float64: the order of a sum, and with it
+    the processor, decides no bit of what is stored."""
+    kinds = {nn.Linear: _Linear, nn.Embedding: _Embedding, LlamaRMSNorm: _Norm}
+    for module in llama.modules():
+        module.__class__ = kinds.get(type(module), type(module))
+    return llama
 
 
 def save(architecture: str, directory: Path, layers: int = 2, **overrides) -> Path:

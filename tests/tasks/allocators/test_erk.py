@@ -1,5 +1,9 @@
 """ERK: the densities follow the sum of the sides, and the total is exact."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from tasks.methods import build
@@ -20,3 +24,16 @@ def test_the_figures_of_lenet(overall, expected):
 def test_power_zero_is_uniform():
     found = build("allocators", {"erk": {"power": 0}}).allocate(LENET, 0.7)
     assert found == pytest.approx(build("allocators", "uniform").allocate(LENET, 0.7))
+
+
+def test_two_processes_find_the_same_bits():
+    """Ranks and workers allocate each by itself; what a set is walked in, and so a sum of floats, differs between them."""
+    shapes = {f"layer.{number}": (300 + 7 * number, 784 - 11 * number) for number in range(40)}
+    script = f"from tests.tasks.allocators.test_erk import *; print(build('allocators', 'erk').allocate(Scan({shapes}), 0.7))"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "0123"
+    }
+    assert len(found) == 1

@@ -24,6 +24,14 @@ def tolerance(dtype):
     return {"rtol": 0, "atol": 1e-4 if dtype == torch.float32 else 1e-10}
 
 
+def differ_by_near_ties(keep_OG, picked_OG, score_OG, dtype):
+    """Both keep as many of each group, and what just one of them keeps is worth the same but for rounding."""
+    odd_OG = keep_OG ^ picked_OG
+    ends = [score_OG.masked_fill(~odd_OG, fill) for fill in (-torch.inf, torch.inf)]
+    apart_O = torch.where(odd_OG.any(1), ends[0].amax(1) / ends[1].amin(1) - 1, 0.0)
+    return torch.equal(keep_OG.sum(1), picked_OG.sum(1)) and bool((apart_O.abs() < tolerance(dtype)["atol"]).all())
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [1, 7, 16, 128])
@@ -58,16 +66,15 @@ def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
         prune_groups(work_OI, errors_OI, keep_OI, upper_II, worth_I, pattern.m, pattern.m - pattern.n, start, end)
 
     settled_OI, _ = sweep_blocks(weight_OI, upper_II, settle, 2 * pattern.m)
-    chosen_OI = torch.ones_like(keep_OI)
 
     def project(column, ahead_OG):
         if column % pattern.m == 0:
-            score_OG = ahead_OG[:, : pattern.m].square() * worth_I[column : column + pattern.m]
-            group_OG = before_OI[:, column : column + pattern.m]
-            picked_OG = pattern.keep(score_OG.masked_fill(~group_OG, -1), sparsity)
-            chosen_OI[:, column : column + pattern.m] = picked_OG & group_OG
-        return ahead_OG[:, 0] * chosen_OI[:, column]
+            span = slice(column, column + pattern.m)
+            score_OG = (ahead_OG[:, : pattern.m].square() * worth_I[span]).masked_fill(~before_OI[:, span], -1)
+            picked_OG = pattern.keep(score_OG, sparsity) & before_OI[:, span]
+            assert differ_by_near_ties(keep_OI[:, span], picked_OG, score_OG, dtype)
+        return ahead_OG[:, 0] * keep_OI[:, column]
 
     expected_OI, _ = sweep(weight_OI, upper_II, project, 2 * pattern.m)
-    assert torch.equal(keep_OI, chosen_OI) and pattern.holds(keep_OI, sparsity)
+    assert pattern.holds(keep_OI, sparsity)
     torch.testing.assert_close(settled_OI, expected_OI, **tolerance(dtype))

@@ -1,4 +1,7 @@
-"""Sharing out the sequences changes no mask: statistics add up, and the same number of workers gives the same bits."""
+"""Sharing out the sequences changes no mask: statistics add up, and the same number of workers gives the same bits.
+
+Sums over batches are float64 here, so that their order decides no near-tie.
+"""
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model
 from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
+
+DOUBLE = {"sparsegpt": {"double": True}}
 
 
 def shared(source, output, workers, name, hire=Nearby):
@@ -27,15 +32,14 @@ def shared(source, output, workers, name, hire=Nearby):
     return report, load_masks(output / MASKS), load_model(output).state_dict()
 
 
-@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])
+@pytest.mark.parametrize("name", ["wanda", DOUBLE, "dsnot"], ids=["wanda", "sparsegpt", "dsnot"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_masks_are_the_same_for_one_two_and_three_workers(name, architecture, tmp_path):
     source = zoo.save(architecture, tmp_path / "in")
     one, *more = [shared(source, tmp_path / f"{workers}", workers, name) for workers in (1, 2, 3)]
     for report, masks, state in more:
-        differing = sum(int((masks[linear].keep != mask.keep).sum()) for linear, mask in one[1].items())
-        assert differing <= 0.001 * sum(mask.numel for mask in masks.values())      # two scores may tie but for rounding
-        assert [block.error for block in report.blocks] == pytest.approx([block.error for block in one[0].blocks], rel=1e-3)
+        assert all(torch.equal(masks[linear].packed, mask.packed) for linear, mask in one[1].items())
+        assert [block.error for block in report.blocks] == pytest.approx([block.error for block in one[0].blocks], rel=1e-5)
         assert [block.unseen for block in report.blocks] == [block.unseen for block in one[0].blocks]
         assert state.keys() == one[2].keys()
 

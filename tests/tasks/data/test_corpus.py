@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 
 import pytest
 
@@ -36,10 +39,72 @@ def test_each_parquet_row_is_a_document(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"text": ["a", None, "c"], "n": [1, 2, 3]}), tmp_path / "a.parquet")
-    assert texts(Files(paths=(str(tmp_path / "a.parquet"),))) == ["a", "", "c"]
+    parquet.write_table(pyarrow.table({"text": ["a", None, "", "c"], "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    skipping = Files(paths=(str(tmp_path / "a.parquet"),), nulls="skip")
+    assert [(name.rpartition(":")[2], text) for name, text in skipping.documents()] == [("0", "a"), ("2", ""), ("3", "c")]
+    with pytest.raises(ValueError, match="a.parquet, row 1: field 'text' is null; nulls: skip leaves out such rows"):
+        texts(Files(paths=(str(tmp_path / "a.parquet"),)))
     with pytest.raises(ValueError, match="no field 'body'; choose one of text, n"):
         Files(paths=(str(tmp_path / "a.parquet"),), field="body").fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "binary", "large_binary", "dictionary", "json"])
+def test_a_parquet_column_of_text_is_read_however_it_is_stored(kind, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {"dictionary": lambda: pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "json": lambda: pyarrow.json_()}
+    column = pyarrow.array(["eins", "zwei \u00e4", None, "eins"]).cast(kinds.get(kind, lambda: getattr(pyarrow, kind)())())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    corpus = Files(paths=(str(tmp_path / "a.parquet"),), nulls="skip")
+    assert texts(corpus) == ["eins", "zwei \u00e4", "eins"] and corpus.fingerprint()
+
+
+PACKERS = {
+    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".zst": lambda content: __import__("pyarrow").compress(content, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_packed_files_hold_the_documents_of_plain_ones_and_a_damaged_one_is_named(suffix, tmp_path):
+    rows = "".join(json.dumps({"text": f"document {number} {AWKWARD}"}) + "\n" for number in range(500)).encode()
+    pack = PACKERS[suffix]
+    for name, content in {"a.jsonl": rows, "b.txt": b"plain text"}.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}{suffix}").write_bytes(pack(content[:9]) + pack(content[9:]))     # joined, as tools join logs
+    plain, packed = (Files(paths=(str(tmp_path / f"a.jsonl{end}"), str(tmp_path / f"b.txt{end}"))) for end in ("", suffix))
+    assert texts(packed) == texts(plain) and packed.fingerprint() and len(texts(plain)) == 501
+    for bad in (pack(rows)[:-20], rows[:50]):
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(bad)
+        with pytest.raises(ValueError, match=f"a.jsonl{suffix}: damaged or not packed as its name says"):
+            packed.fingerprint()
+
+
+def test_marks_of_byte_order_and_the_line_ends_of_windows_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo \ufeff\r\n".encode())
+    (tmp_path / "b.jsonl").write_bytes('\ufeff{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n'.encode())
+    assert texts(Files(paths=(str(tmp_path / "*"),))) == ["one\ntwo \ufeff\n", "one\r\n", "two"]
+
+
+def test_a_file_or_folder_with_wildcards_in_its_name_counts_before_what_they_match(tmp_path):
+    for name in ("a[1].txt", "a1.txt", "d[1]/b?.txt", "d[1]/bc.txt", "d1/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = {pattern: texts(Files(paths=(str(tmp_path / pattern),)))
+             for pattern in ("a[1].txt", "a[12].txt", "d[1]/*.txt", "d[1]/b?.txt", "d?/*.txt", "**/b.txt")}  # fmt: skip
+    assert found == {
+        "a[1].txt": ["a[1].txt"], "a[12].txt": ["a1.txt"], "d[1]/*.txt": ["d[1]/b?.txt", "d[1]/bc.txt"],
+        "d[1]/b?.txt": ["d[1]/b?.txt"], "d?/*.txt": ["d1/b.txt"], "**/b.txt": ["d1/b.txt"],
+    }
+
+
+def test_the_first_row_of_every_file_is_looked_at_before_a_large_corpus_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.data.corpus.VALIDATE_BYTES", 10)
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' * 30)
+    (tmp_path / "b.jsonl").write_text('{"body": "not"}\n')
+    with pytest.raises(ValueError, match="b.jsonl, line 1: no text field 'text'; it has body"):
+        Files(paths=(str(tmp_path / "*.jsonl"),)).fingerprint()
 
 
 def test_the_fingerprint_follows_content_and_not_the_order_of_listing(tmp_path):

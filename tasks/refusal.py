@@ -1,0 +1,50 @@
+"""Tells what a user can mend from what is ours or a library's to mend: both come as a ValueError.
+
+What we refuse, we raise: the innermost frame of its traceback is a file of ours, at a ``raise``. NumPy, torch and the standard
+library raise ValueErrors of their own for shapes that do not fit or a wrong call, from their own files or, being written in C,
+out of the middle of a line of ours. Those are faults: they keep their trace and may be tried again. What pydantic finds
+wrong with an object that we asked it for, our validators' words among it, counts as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dis import opmap
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = tuple(ROOT / package for package in ("cluster", "dashboards", "flows", "tasks"))
+
+
+def refused(error: BaseException) -> bool:
+    """Whether an error is our word on what a user gave: one line that names what to mend."""
+    if not isinstance(error, (ValueError, FloatingPointError)):
+        return False
+    frames = list(_frames(error.__traceback__))
+    if _of_pydantic(type(error).__module__):
+        while frames and _of_pydantic(frames[-1].tb_frame.f_globals.get("__name__", "")):
+            frames.pop()
+        return bool(frames) and _is_ours(frames[-1])
+    return bool(frames) and _is_ours(frames[-1]) and _raises(frames[-1])
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    """From the outermost to the one that raised."""
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    file = Path(trace.tb_frame.f_code.co_filename).resolve()
+    return any(file.is_relative_to(package) for package in OURS)
+
+
+def _raises(trace: TracebackType) -> bool:
+    """Whether the frame stopped at a ``raise`` of its own, and not in a call or an operator."""
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def _of_pydantic(module: str) -> bool:
+    return module.partition(".")[0] in ("pydantic", "pydantic_core")

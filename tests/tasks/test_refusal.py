@@ -1,0 +1,94 @@
+"""What we refuse and what a library chokes on are both ValueErrors, and are told apart by who raised them."""
+
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel
+
+from tasks import methods
+from tasks.calibrate.parallel import side_by_side
+from tasks.data.corpus import build_corpus
+from tasks.formats.pattern import parse_pattern
+from tasks.models.checkpoint import validate
+from tasks.refusal import refused
+
+
+def caught(act) -> BaseException:
+    with pytest.raises(Exception) as error:     # noqa: B017 - whatever comes
+        act()
+    return error.value
+
+
+REFUSALS = {
+    "a raise": lambda: parse_pattern("hexagonal"),
+    "a shelf": lambda: methods.build("pruners", "wonda"),
+    "a field": lambda: methods.build("pruners", {"wanda": {"alpah": 1}}),
+    "pydantic": lambda: build_corpus({"files": {"paths": []}}),
+    "our validator": lambda: build_corpus({"sequence": {"A": "stdlib", "b": "stdlib"}}),
+    "a thread": lambda: ThreadPoolExecutor(1).submit(parse_pattern, "hexagonal").result(),
+}
+
+
+@pytest.mark.parametrize("act", REFUSALS.values(), ids=REFUSALS.keys())
+def test_what_we_refuse_is_a_refusal(act):
+    assert refused(caught(act))
+
+
+class Outside(BaseModel):
+    number: int
+
+
+def broadcast(name: str = "") -> np.ndarray:
+    return np.ones(3) + np.ones(4)
+
+
+LIBRARIES = {
+    "numpy, in C": broadcast,
+    "numpy, in Python": lambda: np.stack([np.ones(3), np.ones(4)]),
+    "torch, in C": lambda: torch.tensor([[1], [1, 2]]),
+    "torch, in Python": lambda: torch.nn.functional.cross_entropy(torch.ones(3, 4), torch.ones(2, dtype=torch.int64)),
+    "torch, an option": lambda: torch.optim.AdamW([torch.ones(1, requires_grad=True)], lr=-1),
+    "transformers": lambda: __import__("transformers").AutoConfig.for_model("nosuch"),
+    "json": lambda: json.loads("{"),
+    "python": lambda: int("x"),
+    "zip": lambda: list(zip([1], [], strict=True)),
+    "pydantic, of others": lambda: Outside(number="x"),
+    "another type": lambda: math.exp(1e9),
+}
+
+
+@pytest.mark.parametrize("act", LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_what_a_library_chokes_on_is_a_fault(act):
+    assert not refused(caught(act))
+
+
+def test_a_name_put_to_a_librarys_error_does_not_make_it_a_refusal():
+    matrices = {"a": torch.ones(1), "b": torch.ones(1)}
+    assert not refused(caught(lambda: side_by_side(broadcast, matrices, {})))
+
+
+IN_OUR_FILE = """
+import sys
+import numpy, torch
+sys.argv = ["winnow", "plan", sys.argv[1]]
+from flows import cli, plan
+plan.prepare = lambda *given: numpy.ones(3) + numpy.ones(4)
+cli.main()
+"""
+
+
+def test_the_command_keeps_the_trace_of_a_librarys_error(tmp_path):
+    done = subprocess.run([sys.executable, "-c", IN_OUR_FILE, "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "could not be broadcast" in done.stderr and "Traceback" in done.stderr
+
+
+def test_a_config_that_is_no_json_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    error = caught(lambda: validate(tmp_path))
+    assert refused(error) and str(error).startswith(f"{tmp_path / 'config.json'}: malformed JSON")
