@@ -101,8 +101,8 @@ def tamper(store, record: Record, name: str, change) -> None:
         path.write_bytes(new) if new is not None else path.unlink()
         return
     place = {"Bucket": "artifacts", "Key": key_of(record, name)}
-    new = change(store._client.get_object(**place)["Body"].read())
-    store._client.delete_object(**place) if new is None else store._client.put_object(**place, Body=new)
+    new = change(store.bucket.client.get_object(**place)["Body"].read())
+    store.bucket.client.delete_object(**place) if new is None else store.bucket.client.put_object(**place, Body=new)
 
 
 def test_what_is_published_is_fetched_byte_for_byte(store, tmp_path):
@@ -369,12 +369,12 @@ def test_a_repeated_upload_skips_what_already_arrived(remote, tmp_path, monkeypa
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(remote, "_create", lambda *_: 1 / 0)
         publish(remote, artifact(), source)
-    monkeypatch.setattr(remote._client, "upload_file", lambda *_: pytest.fail("uploaded again"))
+    monkeypatch.setattr(remote.bucket.client, "upload_file", lambda *_: pytest.fail("uploaded again"))
     assert remote.verify(publish(remote, artifact(), source)) == []
 
 
 def test_a_conflict_is_asked_again_and_not_taken_for_a_loss(remote, tmp_path, monkeypatch):
-    put, conflicts = remote._client.put_object, [409, 409]
+    put, conflicts = remote.bucket.client.put_object, [409, 409]
 
     def conflict_twice(**arguments):
         if "IfNoneMatch" in arguments and conflicts:
@@ -382,7 +382,7 @@ def test_a_conflict_is_asked_again_and_not_taken_for_a_loss(remote, tmp_path, mo
             raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}, "ResponseMetadata": meta}, "PutObject")
         return put(**arguments)
 
-    monkeypatch.setattr(remote._client, "put_object", conflict_twice)
+    monkeypatch.setattr(remote.bucket.client, "put_object", conflict_twice)
     assert publish(remote, artifact(), directory(tmp_path / "out"), host="me").environment == {"host": "me"}
     assert conflicts == []
 
@@ -398,7 +398,7 @@ def test_a_server_that_fails_every_third_request_is_outlasted(remote, tmp_path, 
         )
 
     monkeypatch.setattr("random.random", lambda: 0)  # botocore's back-off between its attempts
-    remote._client.meta.events.register("before-send.s3", fail)
+    remote.bucket.client.meta.events.register("before-send.s3", fail)
     record = publish(remote, artifact(), directory(tmp_path / "out"))
     assert contents(remote.fetch(record)).keys() == {"record.json", *record.files}
     assert remote.verify(record) == [] and next(requests) > 12
@@ -469,7 +469,7 @@ def test_a_server_that_is_not_there_is_one_line_within_seconds(s3, tmp_path, mon
 
 
 def test_a_server_that_ignores_the_condition_is_refused(remote, monkeypatch):
-    monkeypatch.setattr(remote._client, "put_object", lambda **_: None)
+    monkeypatch.setattr(remote.bucket.client, "put_object", lambda **_: None)
     with pytest.raises(ValueError, match="ignores If-None-Match"):
         remote.writable()
 
