@@ -28,9 +28,9 @@ DEEPEST = 64
 
 class CorruptArtifact(ValueError):
     """A published artifact is not what its record says; names the file, what was expected and what was found. ``aside``
-    is set where it was moved out of the way already, so that trying again makes it anew."""
+    is its address once it was moved out of the way, so that trying again makes it anew."""
 
-    def __init__(self, message: str, address: str = "", aside: bool = False) -> None:
+    def __init__(self, message: str, address: str = "", aside: str = "") -> None:
         super().__init__(message)
         self.address, self.aside = address, aside
 

@@ -48,7 +48,7 @@ class Healing(Protocol):
         except CorruptArtifact:
             address = address_of(what)
             if line := self.quarantine(address):
-                raise CorruptArtifact(f"{line}; the same command makes it again", address, aside=True) from None
+                raise CorruptArtifact(line, address, aside=address) from None
             return self.fetch(address)
 
     def quarantine(self: Store, what: Artifact | str) -> str:

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.artifacts import CorruptArtifact
 from flows import law
 from flows.options import ArtifactArgument, JsonOption, ProfileOption, RecipeArgument, console, errors, store_of
 from flows.proof import claims
 from flows.shelves import methods
+from flows.upkeep import discard, notes, verify
 
 app = typer.Typer(
     name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -24,6 +26,8 @@ app = typer.Typer(
 app.add_typer(law.app, name="law")
 app.command()(claims)
 app.command()(methods)
+app.command()(verify)
+app.command()(discard)
 
 
 def main() -> None:
@@ -49,6 +53,10 @@ def _fail(error: Exception) -> None:
     if not (usage or died or isinstance(error, (ValueError, OSError))):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
+    if getattr(error, "aside", ""):         # StageFailed has it too
+        text += "; run the same command to make it again"
+    elif isinstance(error, CorruptArtifact):
+        text += f"; to mend: winnow discard {error.address}, then run its recipe again"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
     sys.exit(1 if died and not error.final else 2)
 
@@ -155,25 +163,6 @@ def _show_status(services: Any) -> None:
 
 
 @app.command()
-def verify(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
-    """Reread an artifact: hashes of every file, promises of the masks, and that a model loads."""
-    record, store = _find(artifact, profile)
-    problems = store.verify(record)
-    if not problems and "config.json" in record.files:
-        from tasks.models.checkpoint import check_masks, load_model
-
-        directory = store.fetch(record)
-        masks = check_masks(directory)
-        load_model(directory)
-        console.print(f"{len(masks)} masks keep their promises; the model loads", highlight=False)
-    for problem in problems:
-        errors.print(f"{record.address}: {problem}", style="red", soft_wrap=True, highlight=False, markup=False)
-    if problems:
-        raise typer.Exit(1)
-    console.print(f"{record.address}: {len(record.files)} files as recorded", highlight=False)
-
-
-@app.command()
 def export(
     artifact: ArtifactArgument,
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
@@ -184,6 +173,8 @@ def export(
 
     record, store = _find(artifact, profile)
     export_model(store, record, directory)
+    for note in notes(record):
+        errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)
 
 

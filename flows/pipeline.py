@@ -15,10 +15,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from cluster.artifacts import Record
+from cluster.artifacts import CorruptArtifact, Record
 from cluster.profile import load_profile
+from cluster.quarantine import warn
 from flows.chronicle import Chronicle
-from flows.conductor import Conductor, StageFailed, Watcher
+from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
@@ -36,7 +37,7 @@ def run_name() -> str:
 @flow(name="winnow", flow_run_name=run_name, validate_parameters=False, persist_result=False)
 def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
     """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name."""
-    return run(recipe, profile)
+    return heal(lambda: run(recipe, profile))
 
 
 def run(recipe: str, profile: str, here: bool = False) -> dict[str, Any]:
@@ -44,6 +45,9 @@ def run(recipe: str, profile: str, here: bool = False) -> dict[str, Any]:
     begun = time.time()
     where = load_profile(profile)
     plan, store = prepare(recipe, where)
+    for step in plan.steps:
+        if step.damaged and (line := store.quarantine(step.artifact)):
+            warn(line)
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
@@ -77,7 +81,7 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
 
     def may_help(task: Any, run: Any, state: Any) -> bool:
         failure = state.result(raise_on_failure=False)
-        return not (isinstance(failure, StageFailed) and failure.final)
+        return not (isinstance(failure, CorruptArtifact) or isinstance(failure, StageFailed) and failure.final)
 
     futures: dict[str, Any] = {}
     for exclusive in (False, True):
