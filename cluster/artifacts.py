@@ -156,7 +156,7 @@ class Record(Artifact):
             raise ValueError(f"not a record: {str(error).replace('Record.__init__() ', '')}") from error
         _require(record.key == key, f"not a record: its fields give the key {record.key}, but it says {key!r}")
         _require(record.address == address, f"not a record: its address is {record.address}, but it says {address!r}")
-        changed = f"not a record: something in it was changed, its digest is {found}, but it says {digest!r:.80}"
+        changed = f"not a record: something in it was changed, since its digest is {found[:12]}, not {str(digest)[:12]!r}"
         _require(not sealed or digest == found, changed)
         return record
 

@@ -31,7 +31,7 @@ class Healing(Protocol):
         try:
             record = self.record(address)
         except CorruptArtifact as error:
-            return [str(error)]
+            return [str(error).removeprefix(f"{self.url}/{address}/")]
         return self.verify(record) if record else []
 
     def done(self: Store, what: Artifact | str) -> Record | None:

@@ -137,7 +137,8 @@ class LocalStore(Store):
                 raise
             if not os.path.lexists(place):      # moved away just now
                 return None
-            raise CorruptArtifact(f"{place / RECORD_NAME}: {error.strerror}", address_of(what)) from error
+            problem = "missing" if error.errno == errno.ENOENT else error.strerror
+            raise CorruptArtifact(f"{place / RECORD_NAME}: {problem}", address_of(what)) from error
         return read_record(content, what, str(place / RECORD_NAME))
 
     def fetch(self, what: Artifact | Record | str) -> Path:

@@ -12,97 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 from urllib3 import HTTPResponse
 
-from cluster.artifacts import Artifact, CorruptArtifact, Record
+from cluster.artifacts import CorruptArtifact, Record
 from cluster.s3 import S3Store
 from cluster.store import LocalStore, open_store, sha256_of
+from tests.cluster.stores import artifact, contents, control, directory, key_of, publish, tamper
 
 ROOT = Path(__file__).parents[2]
 RACERS = 30
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return boto3.session.Session("test", "test", region_name="us-east-1").client("s3", endpoint_url=server)
-
-
-@pytest.fixture
-def s3(server, client, monkeypatch, tmp_path):
-    """An empty bucket named `artifacts`, and a client that sees it as an intruder would."""
-    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
-    control(server, "reset")
-    client.create_bucket(Bucket="artifacts")
-    return client
-
-
-def control(server: str, action: str, content: bytes = b"") -> None:
-    headers = {"Content-Type": "text/plain"}
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/{action}", content, headers)).close()
-
-
-@pytest.fixture
-def local(tmp_path):
-    return LocalStore(tmp_path / "store")
-
-
-@pytest.fixture
-def remote(s3, tmp_path):
-    return open_store("s3://artifacts/team/runs", tmp_path / "cache")
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request):
-    return request.getfixturevalue(request.param)
-
-
-def artifact(label="wanda", stage="prune", **params) -> Artifact:
-    return Artifact(stage, 1, label, {"sparsity": 0.5, **params}, {})
-
-
-def directory(path: Path, content: bytes = b"weights") -> Path:
-    (path / "masks").mkdir(parents=True)
-    (path / "model.safetensors").write_bytes(content)
-    (path / "masks" / "layer.bin").write_bytes(content[::-1])
-    return path
-
-
-def publish(store, made: Artifact, source: Path, **environment) -> Record:
-    return store.publish(made, source, {"perplexity": 12.5}, 3.0, {}, environment)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def key_of(record: Record, name: str) -> str:
-    return f"team/runs/{record.address}/{record.files[name]['sha256']}/{name}"
-
-
-def tamper(store, record: Record, name: str, change) -> None:
-    """Change one stored file behind the store's back; `change` maps its bytes to other bytes, or to None."""
-    if isinstance(store, LocalStore):
-        path = store.root / record.address / name
-        new = change(path.read_bytes())
-        path.write_bytes(new) if new is not None else path.unlink()
-        return
-    place = {"Bucket": "artifacts", "Key": key_of(record, name)}
-    new = change(store.bucket.client.get_object(**place)["Body"].read())
-    store.bucket.client.delete_object(**place) if new is None else store.bucket.client.put_object(**place, Body=new)
 
 
 def test_what_is_published_is_fetched_byte_for_byte(store, tmp_path):
