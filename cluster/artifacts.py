@@ -3,30 +3,36 @@
 A stage is a pure function of a key: the sha256 over the stage's name, its version, its parameters and the keys of
 its parents. Same key, same result, so "is it done?" is one look at one address; caching, resuming, forking a run and
 sharing the prefix of a sweep all follow from that. It only holds if the key never lies, so the JSON under it refuses
-whatever it cannot encode exactly, and a record whose key does not follow from its own fields is not read.
+whatever it cannot encode exactly, and a record whose key does not follow from its own fields is not read. What was
+measured is no part of the key: the record's own digest, over everything else in it, protects that.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import BinaryIO
+
+from cluster.files import check_file_name
 
 NAME = re.compile(r"[a-z0-9_]{1,100}")
 KEY = re.compile(r"[0-9a-f]{64}")
 ADDRESS = re.compile(r"[a-z0-9_]{1,100}/[a-z0-9_]{1,100}-[0-9a-f]{12}")
 CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
 SURROGATE = re.compile("[\ud800-\udfff]")
-RECORD_NAME = "record.json"
 LARGEST_RECORD = 16 << 20
 DEEPEST = 64
 
 
 class CorruptArtifact(ValueError):
-    """A published artifact is not what its record says; names the file, what was expected and what was found."""
+    """A published artifact is not what its record says; names the file, what was expected and what was found. ``aside``
+    is its address once it was moved out of the way, so that trying again makes it anew."""
+
+    def __init__(self, message: str, address: str = "", aside: str = "") -> None:
+        super().__init__(message)
+        self.address, self.aside = address, aside
 
 
 def canonical_json(value: object) -> str:
@@ -74,8 +80,8 @@ class Artifact:
     parents: dict[str, str]
 
     def __post_init__(self) -> None:
-        for field in ("stage", "label"):
-            _require(_matches(NAME, getattr(self, field)), f"{field} {getattr(self, field)!r} is not [a-z0-9_]+")
+        for name in ("stage", "label"):
+            _require(_matches(NAME, getattr(self, name)), f"{name} {getattr(self, name)!r} is not [a-z0-9_]+")
         _require(type(self.version) is int and self.version > 0, f"version {self.version!r} is not a positive integer")
         _require(type(self.params) is dict, f"params is a {type(self.params).__name__}, not a mapping")
         _require(type(self.parents) is dict, f"parents is a {type(self.parents).__name__}, not a mapping")
@@ -83,8 +89,8 @@ class Artifact:
             _require(_matches(NAME, role), f"parent role {role!r} is not [a-z0-9_]+")
             _require(_matches(KEY, key), f"parent {role!r} is {key!r}, not the full sha256 key of an artifact")
         # A private copy: whoever still holds the parameters cannot change the key afterwards.
-        for field in ("params", "parents"):
-            object.__setattr__(self, field, json.loads(canonical_json({field: getattr(self, field)}))[field])
+        for name in ("params", "parents"):
+            object.__setattr__(self, name, json.loads(canonical_json({name: getattr(self, name)}))[name])
 
     @property
     def identity(self) -> dict:
@@ -102,7 +108,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Record(Artifact):
-    """An artifact that exists: its identity, its files and their hashes, and how it came to be."""
+    """An artifact that exists: its identity, its files and their hashes, and how it came to be. One that is not
+    ``sealed`` was read from a file without digest, as an older Winnow wrote them: its numbers are not protected."""
 
     parent_addresses: dict[str, str]
     files: dict[str, dict]
@@ -110,11 +117,12 @@ class Record(Artifact):
     seconds: float
     created: str
     environment: dict
+    sealed: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("metrics", "environment"):
-            _require(type(getattr(self, field)) is dict, f"{field} is not a mapping")
+        for name in ("metrics", "environment"):
+            _require(type(getattr(self, name)) is dict, f"{name} is not a mapping")
         _check_parent_addresses(self.parents, self.parent_addresses)
         _check_files(self.files)
         _check_metrics({**self.metrics, "seconds": self.seconds})
@@ -130,35 +138,46 @@ class Record(Artifact):
 
     def to_json(self) -> str:
         fields = {"key": self.key, "address": self.address, **asdict(self)}
+        if fields.pop("sealed"):
+            fields["digest"] = _digest(fields)
         return json.dumps(fields, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """Rebuild a record, trusting nothing: the key and the address must follow from the other fields."""
+        """Rebuild a record, trusting nothing: key, address and digest must follow from the other fields."""
         try:
             fields = json.loads(text)
             _require(type(fields) is dict, f"it is a {type(fields).__name__}, not a mapping")
+            sealed, digest = "digest" in fields, fields.pop("digest", None)
+            found = _digest(fields)
             key, address = fields.pop("key", None), fields.pop("address", None)
-            record = cls(**fields)
+            record = cls(**fields, sealed=sealed)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a record: {str(error).replace('Record.__init__() ', '')}") from error
         _require(record.key == key, f"not a record: its fields give the key {record.key}, but it says {key!r}")
         _require(record.address == address, f"not a record: its address is {record.address}, but it says {address!r}")
+        changed = f"not a record: something in it was changed, since its digest is {found[:12]}, not {str(digest)[:12]!r}"
+        _require(not sealed or digest == found, changed)
         return record
 
 
-def read_record(file: BinaryIO, what: Artifact | str, where: str) -> Record:
+def read_record(content: bytes, what: Artifact | str, where: str) -> Record:
     """Read the record found at `where`, and refuse one that is not the record of `what`."""
-    content = file.read(LARGEST_RECORD + 1)
+    address = address_of(what)
     if len(content) > LARGEST_RECORD:
-        raise CorruptArtifact(f"{where}: larger than {LARGEST_RECORD} bytes")
+        raise CorruptArtifact(f"{where}: larger than {LARGEST_RECORD} bytes", address)
     try:
         record = Record.from_json(content.decode())
     except ValueError as error:
-        raise CorruptArtifact(f"{where}: {error}") from error
-    if record.address != address_of(what) or (isinstance(what, Artifact) and record.key != what.key):
-        raise CorruptArtifact(f"{where}: holds the record of {record.address} with the key {record.key}")
+        raise CorruptArtifact(f"{where}: {error}", address) from error
+    if record.address != address or (isinstance(what, Artifact) and record.key != what.key):
+        raise CorruptArtifact(f"{where}: holds the record of {record.address} with the key {record.key}", address)
     return record
+
+
+def _digest(fields: dict) -> str:
+    """Over the values that a reader of the JSON gets, whatever number or mapping types the writer had."""
+    return hashlib.sha256(canonical_json(json.loads(json.dumps(fields))).encode()).hexdigest()
 
 
 def address_of(what: Artifact | str) -> str:
@@ -193,29 +212,9 @@ def nearest(artifact: Artifact, records: Iterable[Record]) -> tuple[Record, list
     return min(newest_first, key=lambda pair: len(pair[1]), default=None)
 
 
-def compare(name: str, expected: dict, size: int | None, sha256: Callable[[], str]) -> str | None:
-    """One file against its record entry, cheapest question first; None when it is as recorded."""
-    if size is None:
-        return f"{name}: missing, or not a plain file"
-    if size != expected["bytes"]:
-        return f"{name}: expected {expected['bytes']} bytes, found {size}"
-    found = sha256()
-    return None if found == expected["sha256"] else f"{name}: expected sha256 {expected['sha256']}, found {found}"
-
-
 def raise_if_corrupt(record: Record, where: object, found: list[str]) -> None:
     if found:
-        raise CorruptArtifact(f"{record.address} in {where} is corrupt: {'; '.join(found[:8])}")
-
-
-def check_file_name(name: str) -> None:
-    """A record names files below its own directory, and nothing else: never a way out of it, never itself."""
-    parts = name.split("/") if type(name) is str else []
-    plain = bool(parts) and name.isprintable() and "\\" not in name and len(name.encode()) <= 512
-    if not plain or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
-        raise ValueError(f"file name {name!r:.120} is not a plain relative path")
-    if name == RECORD_NAME:
-        raise ValueError(f"file name {RECORD_NAME!r} is reserved for the record itself")
+        raise CorruptArtifact(f"{record.address} in {where} is corrupt: {'; '.join(found[:8])}", record.address)
 
 
 def _check_files(files: dict) -> None:

@@ -4,49 +4,48 @@ A run is a chain of immutable directories, so the store has one hard promise: of
 artifact exactly one wins, the others are handed the winner's record, and a half-written artifact is never visible.
 Locally that is one `rename` of a finished sibling directory; in S3 (`cluster/s3.py`) one conditional PUT of the
 record, after the files it names. No file is ever unpickled, and nothing outside an artifact's directory is touched.
+What is found damaged later is kept aside and made again (`cluster/quarantine.py`).
 
     <root>/<stage>/<label>-<key12>/{files..., record.json}
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from cluster.artifacts import (
     ADDRESS,
-    RECORD_NAME,
+    LARGEST_RECORD,
     Artifact,
+    CorruptArtifact,
     Record,
     address_of,
-    check_file_name,
-    compare,
     raise_if_corrupt,
     read_record,
 )
+from cluster.files import RECORD_NAME, copy, file_sizes, install, problems, sha256_of, temporary_beside
+from cluster.quarantine import FOLDER, Healing, place_for, warn
 
-CHUNK = 1 << 20
 SETTLED_NANOSECONDS = 2_000_000_000
+NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)     # something lies there, but no record
 
 
-class Store(Protocol):
+class Store(Healing, Protocol):
     """The contract. `find` and `records` come for free with `addresses` and `record`."""
 
     url: str
 
     def addresses(self, stage: str | None = None) -> list[str]:
-        """Addresses of everything published, sorted."""
+        """Addresses of everything published, damaged or not, sorted."""
 
     def record(self, what: Artifact | str) -> Record | None:
-        """The record of an artifact (or of a full address) if it is published: the done check, one small read."""
+        """The record of an artifact (or of a full address) if it is published, one small read. CorruptArtifact where
+        something lies there that has no sound record."""
 
     def fetch(self, what: Artifact | Record | str) -> Path:
         """A local directory whose every byte was checked against the record; read it, never write to it."""
@@ -68,16 +67,28 @@ class Store(Protocol):
     def writable(self) -> None:
         """ValueError of one line unless publishing will work; asked before the first hour of compute."""
 
+    def discard(self, address: str) -> None:
+        """Remove an artifact for good, damaged or not."""
+
+    def aside(self) -> list[str]:
+        """Where everything lies that was found damaged and kept aside."""
+
     def records(self, stage: str | None = None) -> Iterator[Record]:
-        return (record for address in self.addresses(stage) if (record := self.record(address)))
+        return filter(None, map(self.sound, self.addresses(stage)))
 
     def find(self, prefix: str) -> Record:
         """The one artifact whose address or key starts with `prefix`."""
+        return self.require(self.locate(prefix))
+
+    def locate(self, prefix: str) -> str:
+        """Its address alone, for what may be damaged: there the twelve digits of the address are all that is known of
+        the key."""
         everything = self.addresses()
         matches = [name for name in everything if name.startswith(prefix) or name[-12:].startswith(prefix[:12])]
-        record = self.record(matches[0]) if len(matches) == 1 else None
-        if record and (record.address.startswith(prefix) or record.key.startswith(prefix)):
-            return record
+        if len(matches) == 1:
+            record = self.done(matches[0])
+            if record is None or record.address.startswith(prefix) or record.key.startswith(prefix):
+                return matches[0]
         if len(matches) > 1:
             raise ValueError(f"{prefix!r} is ambiguous in {self.url}; choose one of {_some(matches)}")
         choices = f"choose one of {_some(everything)}" if everything else "it is empty"
@@ -111,17 +122,24 @@ class LocalStore(Store):
         self._verified: dict[tuple, str] = {}
 
     def addresses(self, stage: str | None = None) -> list[str]:
-        paths = self.root.glob(f"{stage or '*'}/*/{RECORD_NAME}")
-        names = (path.parent.relative_to(self.root).as_posix() for path in paths)
+        names = (path.relative_to(self.root).as_posix() for path in self.root.glob(f"{stage or '*'}/*"))
         return sorted(name for name in names if ADDRESS.fullmatch(name))
 
     def record(self, what: Artifact | str) -> Record | None:
-        path = self.root / address_of(what) / RECORD_NAME
-        try:
-            with path.open("rb") as file:
-                return read_record(file, what, str(path))
-        except FileNotFoundError:
+        place = self.root / address_of(what)
+        if not os.path.lexists(place):      # asked first: what appears a moment later appears whole
             return None
+        try:
+            with (place / RECORD_NAME).open("rb") as file:
+                content = file.read(LARGEST_RECORD + 1)
+        except OSError as error:
+            if error.errno not in NO_RECORD:
+                raise
+            if not os.path.lexists(place):      # moved away just now
+                return None
+            problem = "missing" if error.errno == errno.ENOENT else error.strerror
+            raise CorruptArtifact(f"{place / RECORD_NAME}: {problem}", address_of(what)) from error
+        return read_record(content, what, str(place / RECORD_NAME))
 
     def fetch(self, what: Artifact | Record | str) -> Path:
         record = self.require(what)
@@ -129,15 +147,19 @@ class LocalStore(Store):
         return self.root / record.address
 
     def publish(self, artifact, directory, metrics, seconds, parent_addresses, environment) -> Record:
-        if winner := self.record(artifact):
+        if winner := self.done(artifact):
             return winner
         sizes = file_sizes(directory)
         final = self.root / artifact.address
         with temporary_beside(final, sum(sizes.values())) as temporary:
-            files = {name: _copy(Path(directory) / name, temporary / name) for name in sizes}
+            files = {name: copy(Path(directory) / name, temporary / name) for name in sizes}
             record = Record.of(artifact, files, metrics, seconds, parent_addresses, environment)
-            won = install(temporary, final, record)
-        return record if won else self.require(artifact)
+            while not install(temporary, final, record.to_json()):
+                if winner := self.done(artifact):
+                    return winner
+                if line := self.quarantine(artifact):
+                    warn(line)
+        return record
 
     def verify(self, record: Record) -> list[str]:
         return problems(self.root / record.address, record.files, sha256_of)
@@ -149,6 +171,25 @@ class LocalStore(Store):
         except OSError as error:
             raise ValueError(f"the store {self.root} is not writable: {error.strerror}") from error
 
+    def discard(self, address: str) -> None:
+        if place := self._set_aside(address_of(address), []):      # at once, so that nobody finds half of it
+            shutil.rmtree(place) if os.path.isdir(place) and not os.path.islink(place) else os.unlink(place)
+
+    def aside(self) -> list[str]:
+        places = (path for path in self.root.glob(f"{FOLDER}/*/*") if path.suffix != ".txt")
+        return sorted(map(str, places))
+
+    def _set_aside(self, address: str, found: list[str]) -> str:
+        place = self.root / place_for(address)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.root / address, place)
+        except FileNotFoundError:       # another process was first
+            return ""
+        if found:
+            place.with_name(f"{place.name}.txt").write_text("\n".join(found) + "\n", encoding="utf-8")
+        return str(place)
+
     def _sha256(self, path: Path) -> str:
         """Hash a file once per process, as long as nothing about it changes (1 s per GB, and stages fetch often)."""
         seen = path.stat()
@@ -158,92 +199,6 @@ class LocalStore(Store):
         if time.time_ns() - seen.st_ctime_ns > SETTLED_NANOSECONDS:
             self._verified[identity] = found
         return found
-
-
-def file_sizes(directory: Path) -> dict[str, int]:
-    """Names and sizes of the files to publish; a link or a device is refused: its bytes are not the artifact's."""
-    found = dict(sorted(_scan(directory)))
-    for name, size in found.items():
-        check_file_name(name)
-        if size is None:
-            raise ValueError(f"{Path(directory) / name} is not a plain file; links and devices are not published")
-    return found
-
-
-def problems(directory: Path, files: dict[str, dict], sha256: Callable[[Path], str]) -> list[str]:
-    """What is wrong with a local copy of `files`."""
-    present = dict(_scan(directory)) if directory.is_dir() else {}
-    present.pop(RECORD_NAME, None)
-    found = [compare(name, files[name], present.pop(name, None), partial(sha256, directory / name)) for name in files]
-    return [line for line in found if line] + [f"{name}: not in the record" for name in sorted(present)]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def temporary_beside(final: Path, size: int) -> Iterator[Path]:
-    """A directory on the file system of `final` with room for `size` bytes; what is left in it is removed."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(final.parent).free) < size:
-        raise OSError(errno.ENOSPC, f"disk full: {size} bytes needed, {free} free", str(final))
-    temporary = final.parent / f".{final.name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def install(temporary: Path, final: Path, record: Record) -> bool:
-    """Make a finished directory visible under its name; False when another publisher was first."""
-    (temporary / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-    _sync(temporary / RECORD_NAME)
-    for folder, _, _ in os.walk(temporary):
-        _sync(Path(folder))
-    try:
-        # The whole promise: rename is atomic, and fails on a directory that holds anything.
-        os.rename(temporary, final)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not (final / RECORD_NAME).exists():
-            raise ValueError(f"{final} exists but holds no {RECORD_NAME}; move it away") from error
-        return False
-    _sync(final.parent)
-    return True
-
-
-def _scan(directory: Path, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-    """Name and size of everything below that is not a directory, links not followed; no size if not a plain file."""
-    for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _scan(entry.path, f"{prefix}{entry.name}/")
-        else:
-            plain = entry.is_file(follow_symlinks=False)
-            yield prefix + entry.name, entry.stat(follow_symlinks=False).st_size if plain else None
-
-
-def _copy(source: Path, target: Path) -> dict:
-    """Copy and hash in one pass: the hash is of the bytes that were written, whatever happens to the source."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as reader, target.open("xb") as writer:
-        while chunk := reader.read(CHUNK):
-            digest.update(chunk)
-            size += writer.write(chunk)
-    _sync(target)
-    return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 8) -> str:

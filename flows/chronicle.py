@@ -108,7 +108,7 @@ class Chronicle:
         return [json.loads(line) for line in self._read(record, "report/history.jsonl").splitlines()]
 
     def _read(self, record: Record, name: str) -> str:
-        return (self.store.fetch(record) / name).read_text() if name in record.files else ""
+        return (self.store.take(record) / name).read_text() if name in record.files else ""
 
     def _figures(self, step: Step, record: Record, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
         from dashboards.figures import sparsity_heat_map, training_curves

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.artifacts import CorruptArtifact
 from flows import law
 from flows.options import (
     ArtifactArgument,
@@ -26,6 +27,7 @@ from flows.options import (
 )
 from flows.proof import claims
 from flows.shelves import methods
+from flows.upkeep import discard, notes, verify
 
 app = typer.Typer(
     name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -34,6 +36,8 @@ app = typer.Typer(
 app.add_typer(law.app, name="law")
 app.command()(claims)
 app.command()(methods)
+app.command()(verify)
+app.command()(discard)
 
 
 def main() -> None:
@@ -63,6 +67,10 @@ def _fail(error: Exception) -> None:
     if not (usage or died or isinstance(error, OSError) or refused(error)):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
+    if getattr(error, "aside", ""):         # StageFailed has it too
+        text += "; run the same command to make it again"
+    elif isinstance(error, CorruptArtifact):
+        text += f"; to mend: winnow discard {error.address}, then run its recipe again"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
     sys.exit(1 if died and not error.final else 2)
 
@@ -179,26 +187,6 @@ def _show_status(services: Any) -> None:
 
 
 @app.command()
-def verify(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
-    """Reread an artifact: hashes of every file, promises of the masks, and that a model loads."""
-    record, store = _find(artifact, profile)
-    problems = store.verify(record)
-    if not problems and "config.json" in record.files:
-        from tasks.models.checkpoint import load_model
-        from tasks.models.promises import check_model
-
-        directory = store.fetch(record)
-        masks = check_model(directory).masks
-        load_model(directory)
-        console.print(f"{len(masks)} masks keep their promises; the model loads", highlight=False)
-    for problem in problems:
-        errors.print(f"{record.address}: {problem}", style="red", soft_wrap=True, highlight=False, markup=False)
-    if problems:
-        raise typer.Exit(1)
-    console.print(f"{record.address}: {len(record.files)} files as recorded", highlight=False)
-
-
-@app.command()
 def export(
     artifact: ArtifactArgument,
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
@@ -209,6 +197,8 @@ def export(
 
     record, store = _find(artifact, profile)
     export_model(store, record, directory)
+    for note in notes(record):
+        errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)
 
 

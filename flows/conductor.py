@@ -7,24 +7,45 @@ store alone: a job that ends without an artifact has failed, an artifact that is
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from cluster.artifacts import Record
+from cluster.artifacts import CorruptArtifact, Record
 from cluster.events import parse_event
+from cluster.quarantine import warn
 from cluster.store import Store
 from flows.plan import Plan, Step
 from flows.submit import Submitter
 
 
 class StageFailed(RuntimeError):
-    """A job ended without its artifact. ``final`` is set where trying again cannot help: the input is at fault."""
+    """A job ended without its artifact. ``final`` is set where trying again cannot help: the input is at fault. ``aside``
+    is the address of an input that was damaged and is kept aside: a plan made anew makes it again."""
 
-    def __init__(self, message: str, final: bool = False) -> None:
+    def __init__(self, message: str, final: bool = False, aside: str = "") -> None:
         super().__init__(message)
-        self.final = final
+        self.final, self.aside = final, aside
+
+
+Made = TypeVar("Made")
+
+
+def heal(attempt: Callable[[], Made]) -> Made:
+    """Plan and run again when a run met a damaged artifact, each one once: what is damaged again has another cause."""
+    healed: set[str] = set()
+    while True:
+        try:
+            return attempt()
+        except (StageFailed, CorruptArtifact) as failure:
+            together = int(os.environ.get("WORLD_SIZE", 1)) > 1     # the ranks of torchrun end, and are started, as one
+            if not failure.aside or failure.aside in healed or together:
+                raise
+            healed.add(failure.aside)
+            warn(f"{failure}; it is made again now")
 
 
 class Watcher(Protocol):
@@ -42,6 +63,7 @@ class Group:
     running: bool = False
     final: bool = False
     message: str = ""
+    aside: str = ""
     published: set[str] = field(default_factory=set)
 
 
@@ -59,7 +81,7 @@ class Conductor:
     def make(self, step: Step) -> Record:
         """Return when the step's artifact is published. Raises StageFailed; calling again tries again."""
         group, begun = self.groups[step.id], None
-        while (record := self.store.record(step.artifact)) is None:
+        while (record := self.store.done(step.artifact)) is None:
             with self.changed:
                 self.changed.wait_for(lambda: self.stopped or group.running or self._in_flight() < self.most)
                 if self.stopped:
@@ -70,9 +92,9 @@ class Conductor:
                     self._start(group)
                 self.changed.wait_for(lambda: step.artifact.address in group.published or not group.running)
                 failed = not group.running and step.artifact.address not in group.published
-                message, final = group.message, group.final
-            if failed and (record := self.store.record(step.artifact)) is None:
-                raise StageFailed(f"{step.id}: {message}", final)
+                message, final, aside = group.message, group.final, group.aside
+            if failed and (record := self.store.done(step.artifact)) is None:
+                raise StageFailed(f"{step.id}: {message}", final, aside)
         begun = begun or self._begin(step)
         # An evaluation may have begun in its job before its turn came here.
         self.watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
@@ -95,8 +117,9 @@ class Conductor:
                 self.submitter.jobs.stop(group.job)
 
     def _start(self, group: Group) -> None:
-        missing = [step for step in group.steps if self.store.record(step.artifact) is None]
-        group.final, group.message, group.running = False, "", True
+        missing = [step for step in group.steps if self.store.done(step.artifact) is None]
+        group.final, group.message, group.aside, group.running = False, "", "", True
+        group.published.clear()
         try:
             group.job = self.submitter.submit(missing)
         except BaseException:
@@ -121,6 +144,7 @@ class Conductor:
         if (event := parse_event(line)) is None:
             return
         if event["event"] == "failed":
+            group.aside = group.aside or event.get("aside", "")
             if not group.final:     # the stage's own words count more than what its job says of them
                 group.message, group.final = event["message"].partition("\n")[0], event["final"]
         elif step := self.by_address.get(event["address"]):

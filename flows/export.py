@@ -60,7 +60,7 @@ def model_card(store: Store, record: Record, filled: bool) -> str:
         if other.parents.get("model") == record.key:
             measured |= other.metrics
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
-    lineage = "\n".join(f"{number}. `{step.address}`" for number, step in enumerate(_lineage(store, record), 1))
+    lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(_lineage(store, record), 1))
     params = json.dumps(record.params, indent=2)
     note = FILLED if filled else ""
     return f"""---
@@ -90,10 +90,10 @@ A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrai
 """
 
 
-def _lineage(store: Store, record: Record) -> list[Record]:
-    """The chain of artifacts from the data to this model, each once."""
-    chain: dict[str, Record] = {}
+def _lineage(store: Store, record: Record) -> list[str]:
+    """The chain of artifacts from the data to this model, each once. One that was discarded or damaged since ends it."""
+    chain: dict[str, None] = {}
     for address in record.parent_addresses.values():
-        for step in _lineage(store, store.require(address)):
-            chain[step.address] = step
-    return [*chain.values(), record]
+        parent = store.sound(address)
+        chain |= dict.fromkeys(_lineage(store, parent) if parent else [f"`{address}` (its record cannot be read any more)"])
+    return [*chain, f"`{record.address}`"]

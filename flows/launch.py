@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.profile import Profile, load_profile
+from flows.conductor import heal
 from flows.display import Display
 from flows.here import make_here
 from flows.plan import Plan, prepare
@@ -20,6 +21,10 @@ Summary = dict[str, Any]
 
 def launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help."""
+    return heal(lambda: _launch(recipe, profile, console, quiet, here))
+
+
+def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
     plan, store = prepare(recipe, where)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe

@@ -15,10 +15,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
-from cluster.artifacts import Record
+from cluster.artifacts import CorruptArtifact, Record
 from cluster.profile import load_profile
+from cluster.quarantine import warn
 from flows.chronicle import Chronicle
-from flows.conductor import Conductor, StageFailed, Watcher
+from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
@@ -37,7 +38,7 @@ def run_name() -> str:
 def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
     """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name. Paths
     of corpora and models in it must be absolute when the server runs it, which has no directory of the user's."""
-    return run(recipe, profile, served=deployment.id is not None)
+    return heal(lambda: run(recipe, profile, served=deployment.id is not None))
 
 
 def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> dict[str, Any]:
@@ -45,6 +46,9 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> 
     begun = time.time()
     where = load_profile(profile)
     plan, store = prepare(recipe, where, served)
+    for step in plan.steps:
+        if step.damaged and (line := store.quarantine(step.artifact)):
+            warn(line)
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
@@ -78,7 +82,7 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
 
     def may_help(task: Any, run: Any, state: Any) -> bool:
         failure = state.result(raise_on_failure=False)
-        return not (isinstance(failure, StageFailed) and failure.final)
+        return not (isinstance(failure, CorruptArtifact) or isinstance(failure, StageFailed) and failure.final)
 
     futures: dict[str, Any] = {}
     for exclusive in (False, True):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Artifact, Record, nearest
+from cluster.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.profile import Profile, home
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
@@ -22,13 +22,15 @@ TOGETHER = 32       # steps of one job at most: what it is told has to fit a var
 
 @dataclass(frozen=True)
 class Step:
-    """A node with its address. ``record`` is there when the artifact is; ``reason`` says why it is not."""
+    """A node with its address. ``record`` is there when the artifact is; ``reason`` says why it is not. What is
+    ``damaged`` counts as not there: a run keeps it aside and makes it again."""
 
     node: Node
     artifact: Artifact
     parent_addresses: dict[str, str]
     record: Record | None
     reason: str
+    damaged: bool = False
 
     @property
     def id(self) -> str:
@@ -102,10 +104,13 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
         artifact = Artifact(
             node.name, node.stage.version, node.stage.label, params, {role: parent.key for role, parent in parents.items()}
         )
-        record = store.record(artifact)
-        reason = "" if record else _reason(artifact, node, steps, store)
+        try:
+            record, damage = store.record(artifact), ""
+        except CorruptArtifact as error:
+            record, damage = None, f"damaged: {error}"
+        reason = "" if record else damage or _reason(artifact, node, steps, store)
         addresses = {role: parent.address for role, parent in parents.items()}
-        steps[node.id] = Step(node, artifact, addresses, record, reason)
+        steps[node.id] = Step(node, artifact, addresses, record, reason, bool(damage))
     return Plan(recipe, tuple(steps.values()))
 
 

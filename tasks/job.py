@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Artifact
+from cluster.artifacts import Artifact, CorruptArtifact
 from cluster.events import format_event, parse_event, print_event
 from cluster.profile import home
 from cluster.store import open_store
@@ -49,14 +49,15 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         _produce(work, tell)
     except (ValueError, FloatingPointError) as error:
         if refused(error):      # the input is at fault: trying again cannot help
-            tell(_failure(f"{type(error).__name__}: {error}", final=True))
+            aside = error.aside if isinstance(error, CorruptArtifact) else ""
+            tell(_failure(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
 
 
 def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     artifact = Artifact(**work["artifact"])
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
-    if store.record(artifact):
+    if store.done(artifact):
         return
     execution = _execution(work["execution"])
     stage = stage_class(artifact.stage).model_validate(work["fields"])
@@ -67,7 +68,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     history = History(scratch / HISTORY, artifact.address, tell)
     report = (lambda event: None) if execution.rank else history.report
-    inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
+    inputs = {role: store.take(address) for role, address in work["parents"].items()}
     context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
     planned, digests = artifact.params.get("fingerprints", {}), Digests(home() / DIGESTS)
     stage.verify(planned, digests)
@@ -213,8 +214,8 @@ def main() -> int:
     return 0
 
 
-def _failure(message: str, final: bool) -> Event:
-    return {"event": "failed", "message": message, "final": final, "address": ""}
+def _failure(message: str, final: bool, aside: str = "") -> Event:
+    return {"event": "failed", "message": message, "final": final, "address": "", "aside": aside}
 
 
 def _side_by_side(launches: list[Callable[[], None]]) -> None:

@@ -141,36 +141,37 @@ class Prune(CalibratedStage):
 
         from tasks.calibrate.scan import scan
         from tasks.models.blocks import BlockStream
-        from tasks.models.shards import write_durably
+        from tasks.models.kept import keep, kept
 
         made, mine = context.scratch / place / PARTS / "allocation.json", dump(self._allocator())
-        kept = json.loads(made.read_text()) if made.exists() else {}
-        if kept.get("allocator") != mine:
+        known = kept(made) or {}
+        if known.get("allocator") != mine:
             stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
             table = self._allocator().allocate(scan(stream, self.batches(context), self.room(context)), sparsity)
             made.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"allocator": mine, "table": table}
-            write_durably(json.dumps(kept).encode(), made)
-        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(kept["table"], sort_keys=False))
-        return kept["table"]
+            known = {"allocator": mine, "table": table}
+            keep(known, made)
+        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(known["table"], sort_keys=False))
+        return known["table"]
 
     def _loss(self, context: Context, sparsity: float, tried: list[float]) -> float:
         """Next-token loss on the calibration text at one sparsity; of the dense model at 0. ``tried`` are those before it:
         on the disk the last of them stays, which is the one looked for if this is too much."""
         from tasks.calibrate.essential import loss
-        from tasks.models.shards import write_durably
+        from tasks.models.kept import keep, kept
 
-        known = context.scratch / LOSSES / f"{sparsity:g}.json"
-        if not known.exists():
+        place = context.scratch / LOSSES / f"{sparsity:g}.json"
+        if (found := kept(place)) is None:
             directory = self.incoming(context)
             if sparsity:
                 directory = context.scratch / _place(sparsity) / "tried"
                 self._prune(context, sparsity, directory)
-            write_durably(json.dumps(loss(directory, self.batches(context), context.execution.device)).encode(), known)
+            found = loss(directory, self.batches(context), context.execution.device)
+            keep(found, place)
         for level in tried[:-1]:
             shutil.rmtree(context.scratch / _place(level), ignore_errors=True)
         tried.append(sparsity)
-        return json.loads(known.read_text())
+        return found
 
 
 def _place(sparsity: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from tasks.methods import Method, dump
-from tasks.models.shards import MASKS, write_durably
+from tasks.models.shards import MASKS
 
 NAME = "identity.json"
 
@@ -36,12 +37,18 @@ def identity(
 
 
 def claim(folder: Path, mine: dict[str, str]) -> None:
-    """Write down whose walk ``folder`` holds, or raise ValueError when it is another's."""
+    """Write down whose walk ``folder`` holds, or raise ValueError when it is another's. Where that cannot be read any more,
+    the walk begins anew."""
+    from tasks.models.kept import keep, kept
+
     path = folder / NAME
-    if not path.exists():
-        write_durably(json.dumps(mine).encode(), path)
+    theirs: dict[str, Any] | None = kept(path)
+    if theirs is None:
+        if path.exists():
+            shutil.rmtree(folder)
+            folder.mkdir()
+        keep(mine, path)
         return
-    theirs: dict[str, Any] = json.loads(path.read_text())
     if changed := [what for what in mine if theirs.get(what) != mine[what]]:
         raise ValueError(f"the walk in {folder} was begun with another {' and another '.join(changed)}; "
                          "remove that folder to begin anew")  # fmt: skip

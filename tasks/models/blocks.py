@@ -21,6 +21,7 @@ from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.activations import Activations, Room
 from tasks.models.capture import capture
 from tasks.models.companions import copy_companions
+from tasks.models.kept import hashes, keep, kept
 from tasks.models.linears import Linear, decoder_blocks, find_linears
 from tasks.models.materialise import give_back, materialise, rebuild_buffers, to_meta
 from tasks.models.names import NAMES, own_names, write_names
@@ -33,7 +34,6 @@ from tasks.models.shards import (
     merge_parts,
     settle,
     splice,
-    write_durably,
     write_index,
     write_tensors,
 )
@@ -153,12 +153,17 @@ class BlockStream(ResidentBlocks):
     def finished(self) -> list[dict]:
         notes = []
         for index in range(self.depth if self.output else 0):
-            note, shard = self.parts / f"done-{index:05d}", self.output / self._shard(index + 1)
-            if not (note.exists() and shard.exists()):
+            done, shard = kept(self.parts / f"done-{index:05d}"), self.output / self._shard(index + 1)
+            if done is None or done["files"] != self._written(index):       # killed before, or damaged since
                 break
             self._shards[shard.name] = list(header(shard)[0])
-            notes.append(json.loads(note.read_text()))
+            notes.append(done["note"])
         return notes
+
+    def _written(self, index: int) -> dict[str, str]:
+        """Digests of what was written of a block."""
+        shard = self.output / self._shard(index + 1)
+        return hashes([shard, self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"])
 
     def read_finished(self, index: int) -> nn.Module:
         """A block as it was written; :meth:`release` it after use."""
@@ -183,7 +188,7 @@ class BlockStream(ResidentBlocks):
                         for key, value in tensors.items()}  # fmt: skip
                 write_tensors(flat, self.parts / f"extras-{index:05d}")
             # Last, since it says that the rest is there.
-            write_durably(json.dumps(note or {}).encode(), self.parts / f"done-{index:05d}")
+            keep({"note": note or {}, "files": self._written(index)}, self.parts / f"done-{index:05d}")
         self.release(block)
 
     def _write_weights(self, index: int, block: nn.Module, changed: Collection[str]) -> None:

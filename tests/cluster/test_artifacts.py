@@ -162,6 +162,32 @@ def test_a_record_of_the_wrong_shape_names_what_is_wrong(change, named):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["metrics", "seconds", "created", "environment", "files", "version", "digest"])
+def test_no_field_of_a_record_can_be_edited_unnoticed(field):
+    fields = json.loads(record().to_json())
+    others = {"metrics": {**fields["metrics"], "loss": 0.1}, "seconds": 0.5, "created": "2020-01-01T00:00:00.000+00:00",
+              "environment": {"host": "another"}, "files": {}, "version": 7, "digest": "00" * 32}  # fmt: skip
+    assert others[field] != fields[field]
+    with pytest.raises(ValueError, match="not a record: (something in it was changed, since its digest|its fields give)"):
+        Record.from_json(json.dumps({**fields, field: others[field]}))
+
+
+def test_the_digest_follows_from_values_and_not_from_how_they_are_written():
+    made = record(metrics={"loss": numpy.float64(0.1), "perplexity": 12.5})
+    assert Record.from_json(json.dumps(dict(reversed(json.loads(made.to_json()).items())))) == made
+
+
+def test_a_record_of_a_winnow_without_digests_is_read_and_known_as_such():
+    made = record()
+    fields = json.loads(made.to_json())
+    del fields["digest"]
+    old = Record.from_json(json.dumps(fields))
+    assert old == made and made.sealed and not old.sealed
+    assert "digest" not in json.loads(old.to_json()) and not Record.from_json(old.to_json()).sealed
+    with pytest.raises(ValueError, match="digest"):
+        Record.from_json(json.dumps({**fields, "digest": None}))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"stage": NaN}', "[" * 100_000, "\x00"])
 def test_text_that_is_no_record_is_a_value_error(text):
     with pytest.raises(ValueError, match="not a record"):

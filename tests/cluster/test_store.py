@@ -12,97 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 from urllib3 import HTTPResponse
 
-from cluster.artifacts import Artifact, CorruptArtifact, Record
+from cluster.artifacts import CorruptArtifact, Record
 from cluster.s3 import S3Store
 from cluster.store import LocalStore, open_store, sha256_of
+from tests.cluster.stores import artifact, contents, control, directory, key_of, publish, tamper
 
 ROOT = Path(__file__).parents[2]
 RACERS = 30
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return boto3.session.Session("test", "test", region_name="us-east-1").client("s3", endpoint_url=server)
-
-
-@pytest.fixture
-def s3(server, client, monkeypatch, tmp_path):
-    """An empty bucket named `artifacts`, and a client that sees it as an intruder would."""
-    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
-    control(server, "reset")
-    client.create_bucket(Bucket="artifacts")
-    return client
-
-
-def control(server: str, action: str, content: bytes = b"") -> None:
-    headers = {"Content-Type": "text/plain"}
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/{action}", content, headers)).close()
-
-
-@pytest.fixture
-def local(tmp_path):
-    return LocalStore(tmp_path / "store")
-
-
-@pytest.fixture
-def remote(s3, tmp_path):
-    return open_store("s3://artifacts/team/runs", tmp_path / "cache")
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request):
-    return request.getfixturevalue(request.param)
-
-
-def artifact(label="wanda", stage="prune", **params) -> Artifact:
-    return Artifact(stage, 1, label, {"sparsity": 0.5, **params}, {})
-
-
-def directory(path: Path, content: bytes = b"weights") -> Path:
-    (path / "masks").mkdir(parents=True)
-    (path / "model.safetensors").write_bytes(content)
-    (path / "masks" / "layer.bin").write_bytes(content[::-1])
-    return path
-
-
-def publish(store, made: Artifact, source: Path, **environment) -> Record:
-    return store.publish(made, source, {"perplexity": 12.5}, 3.0, {}, environment)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def key_of(record: Record, name: str) -> str:
-    return f"team/runs/{record.address}/{record.files[name]['sha256']}/{name}"
-
-
-def tamper(store, record: Record, name: str, change) -> None:
-    """Change one stored file behind the store's back; `change` maps its bytes to other bytes, or to None."""
-    if isinstance(store, LocalStore):
-        path = store.root / record.address / name
-        new = change(path.read_bytes())
-        path.write_bytes(new) if new is not None else path.unlink()
-        return
-    place = {"Bucket": "artifacts", "Key": key_of(record, name)}
-    new = change(store._client.get_object(**place)["Body"].read())
-    store._client.delete_object(**place) if new is None else store._client.put_object(**place, Body=new)
 
 
 def test_what_is_published_is_fetched_byte_for_byte(store, tmp_path):
@@ -369,12 +293,12 @@ def test_a_repeated_upload_skips_what_already_arrived(remote, tmp_path, monkeypa
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(remote, "_create", lambda *_: 1 / 0)
         publish(remote, artifact(), source)
-    monkeypatch.setattr(remote._client, "upload_file", lambda *_: pytest.fail("uploaded again"))
+    monkeypatch.setattr(remote.bucket.client, "upload_file", lambda *_: pytest.fail("uploaded again"))
     assert remote.verify(publish(remote, artifact(), source)) == []
 
 
 def test_a_conflict_is_asked_again_and_not_taken_for_a_loss(remote, tmp_path, monkeypatch):
-    put, conflicts = remote._client.put_object, [409, 409]
+    put, conflicts = remote.bucket.client.put_object, [409, 409]
 
     def conflict_twice(**arguments):
         if "IfNoneMatch" in arguments and conflicts:
@@ -382,7 +306,7 @@ def test_a_conflict_is_asked_again_and_not_taken_for_a_loss(remote, tmp_path, mo
             raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}, "ResponseMetadata": meta}, "PutObject")
         return put(**arguments)
 
-    monkeypatch.setattr(remote._client, "put_object", conflict_twice)
+    monkeypatch.setattr(remote.bucket.client, "put_object", conflict_twice)
     assert publish(remote, artifact(), directory(tmp_path / "out"), host="me").environment == {"host": "me"}
     assert conflicts == []
 
@@ -398,7 +322,7 @@ def test_a_server_that_fails_every_third_request_is_outlasted(remote, tmp_path, 
         )
 
     monkeypatch.setattr("random.random", lambda: 0)  # botocore's back-off between its attempts
-    remote._client.meta.events.register("before-send.s3", fail)
+    remote.bucket.client.meta.events.register("before-send.s3", fail)
     record = publish(remote, artifact(), directory(tmp_path / "out"))
     assert contents(remote.fetch(record)).keys() == {"record.json", *record.files}
     assert remote.verify(record) == [] and next(requests) > 12
@@ -469,7 +393,7 @@ def test_a_server_that_is_not_there_is_one_line_within_seconds(s3, tmp_path, mon
 
 
 def test_a_server_that_ignores_the_condition_is_refused(remote, monkeypatch):
-    monkeypatch.setattr(remote._client, "put_object", lambda **_: None)
+    monkeypatch.setattr(remote.bucket.client, "put_object", lambda **_: None)
     with pytest.raises(ValueError, match="ignores If-None-Match"):
         remote.writable()
 

@@ -91,6 +91,25 @@ def test_whatever_the_block_it_stopped_after_the_bits_are_the_same(last, half, t
     assert content(root) == undisturbed
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["out/model-00003-of-00007.safetensors", "parts/masks-00001", "parts/done-00001",
+                                  "parts/identity.json"])  # fmt: skip
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["flipped", "truncated"])
+def test_damage_to_what_an_interrupted_walk_left_is_noticed_and_done_again(name, damage, tmp_path, undisturbed):
+    root = tmp_path / "stopped"
+    zoo.save("llama", root / "in", layers=LAYERS)
+    with pytest.raises(Stop):
+        prune(root, stop_after(3))
+    damage(root / name)
+    prune(root)
+    assert content(root) == undisturbed
+
+
 @pytest.mark.parametrize(
     ("changed", "what"),
     [({"seed": 2}, "data"), ({"sparsity": 0.6}, "config"), ({"method": "wanda"}, "config"), ({"pattern": "2:4"}, "config")],

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.artifacts import CorruptArtifact
 from cluster.events import format_event
 from cluster.store import LocalStore
-from flows.conductor import Conductor, StageFailed
+from flows.conductor import Conductor, StageFailed, heal
 from flows.plan import Step
 from tests.flows.recipes import BASE, plan, publish
 
@@ -130,6 +131,53 @@ def test_the_stages_own_words_count_more_than_its_jobs(stage):
     with pytest.raises(StageFailed, match="^pretrain: ValueError: corpus is too small$") as failed:
         conductor.make(model)
     assert failed.value.final
+
+
+def test_a_failure_tells_which_damaged_input_was_kept_aside_whichever_rank_says_so(stage):
+    def job(steps, say):
+        say(said("failed", message="ValueError: prepare/x is not published", final=True, aside=""))
+        say(said("failed", message="CorruptArtifact: prepare/x was damaged", final=True, aside="prepare/x"))
+
+    conductor, model, _ = stage(job)
+    with pytest.raises(StageFailed) as failed:
+        conductor.make(model)
+    assert failed.value.aside == "prepare/x" and failed.value.final
+
+
+def test_a_damaged_record_counts_as_not_there_and_is_made_again(stage):
+    conductor, model, _ = stage(lambda steps, say: stage.publish(steps[0]) and None)
+    stage.publish(model)
+    path = conductor.store.root / model.artifact.address / "record.json"
+    path.write_text("{}")
+    assert conductor.make(model).key == model.artifact.key and conductor.submitter.submitted
+
+
+def failing(*failures: Exception) -> Callable[[], int]:
+    """An attempt that fails in these ways, one after the other, and then comes to 7."""
+    left = list(failures)
+
+    def attempt() -> int:
+        if left:
+            raise left.pop(0)
+        return 7
+
+    return attempt
+
+
+def test_a_run_that_met_damage_is_run_again_once_for_each_damaged_artifact(capsys, monkeypatch):
+    first, second = CorruptArtifact("a was damaged", "a", aside="a"), StageFailed("prune: b was damaged", True, aside="b")
+    assert heal(failing(first, second)) == 7
+    assert [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "winnow: a was damaged", "winnow: prune: b was damaged"
+    ]
+    with pytest.raises(StageFailed, match="once more"):
+        heal(failing(first, second, StageFailed("once more", True, aside="a")))
+    for failure in (CorruptArtifact("read only", "a"), StageFailed("no", True), ValueError("bad input")):
+        with pytest.raises(type(failure), match=str(failure)):
+            heal(failing(failure))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CorruptArtifact):
+        heal(failing(first))
 
 
 def test_a_failure_without_words_takes_its_jobs(stage):

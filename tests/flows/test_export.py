@@ -65,6 +65,26 @@ def test_the_card_tells_lineage_measures_and_parameters(made, tmp_path):
     assert json.loads(card.split("```json")[1].split("```")[0]) == chain[-1].params
 
 
+def test_neither_a_damaged_record_elsewhere_nor_a_lost_ancestor_holds_up_an_export(made, tmp_path, capsys):
+    shop, (data, dense, pruned), measured = made
+    fields = {"method": "magnitude", "sparsity": 0.3, **CALIBRATION}
+    other = shop.make("prune", fields, data=data, model=dense)
+    strange = shop.make("evaluate", {"evaluators": ["size"]}, data=data, model=other)
+    (shop.store.root / strange.address / "record.json").write_text("{")
+    parent = shop.store.root / dense.address
+    parent.rename(tmp_path / "lost")
+    try:
+        export_model(shop.store, pruned, tmp_path / "out")
+    finally:
+        (tmp_path / "lost").rename(parent)
+        shop.store.discard(strange.address)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"`{dense.address}` (its record cannot be read any more)" in card and f"`{pruned.address}`" in card
+    assert all(f"| {name} |" in card for name in measured.metrics)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert strange.address in line and "left out" in line
+
+
 def test_what_is_no_model_and_a_directory_in_use_are_refused(made, tmp_path):
     shop, (data, _, pruned), _ = made
     with pytest.raises(ValueError, match=f"{data.address} is no model; choose one of the artifacts of"):

@@ -1,4 +1,4 @@
-"""Two terminals, one recipe: what one run is making the other waits for."""
+"""Two terminals, one recipe: what one run is making the other waits for. One terminal, a damaged store: it heals."""
 
 from __future__ import annotations
 
@@ -10,26 +10,55 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.store import LocalStore
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_runs_of_the_same_recipe_at_the_same_time_make_everything_once(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    recipe = {
-        "name": "twice",
-        "description": "one small dense model",
-        "model": {"architecture": {"model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 64, **sizes}},
-        "stages": [
-            {"prepare": {"corpus": {"stdlib": {"only": ["email", "json", "asyncio"]}}, "tokenizer": {"train": 300}}},
-            {"pretrain": {"method": "dense", "tokens": 2048, "length": 32, "batch": 8}},
-        ],
-    }
-    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(recipe))
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+RECIPE = {
+    "name": "twice",
+    "description": "one small dense model",
+    "model": {"architecture": {"model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 64, **SIZES}},
+    "stages": [
+        {"prepare": {"corpus": {"stdlib": {"only": ["email", "json", "asyncio"]}}, "tokenizer": {"train": 300}}},
+        {"pretrain": {"method": "dense", "tokens": 2048, "length": 32, "batch": 8}},
+    ],
+}
+
+
+def start(tmp_path: Path) -> subprocess.Popen:
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(RECIPE))
     command = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "twice.yaml"), "--here"]
     environment = {**os.environ, "WINNOW_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    runs = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def test_runs_of_the_same_recipe_at_the_same_time_make_everything_once(tmp_path):
+    runs = [start(tmp_path) for _ in range(2)]
     told = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
     assert sum("metrics" in text or "loss" in text for text in told) == 1, told     # one of them trained
+
+
+def test_the_same_command_mends_a_damaged_store_and_says_what_was_wrong(tmp_path):
+    run = start(tmp_path)
+    assert run.communicate(timeout=300)[0] and run.returncode == 0
+    store = LocalStore(tmp_path / "home" / "store")
+    before = {record.address: record.files for record in store.records()}
+    data, model = sorted(before)
+    (store.root / data / "record.json").write_text("{")
+    weights = store.root / model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    run = start(tmp_path)
+    told = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, told
+    lines = [line for line in told.splitlines() if "is kept aside as" in line]
+    assert len(lines) == 2 and f"{data} was damaged (record.json: not a record" in lines[0]
+    assert f"{model} was damaged (model.safetensors: expected sha256" in lines[1]
+    weights_alone = {name: entry for name, entry in before[model].items() if not name.startswith("report/")}
+    after = {record.address: record.files for record in store.records()}
+    assert after[data] == before[data] and after[model].items() >= weights_alone.items()
+    assert [store.damage(address) for address in store.addresses()] == [[], []]

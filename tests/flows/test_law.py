@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 
 import pytest
 import yaml
 
 from cluster.store import LocalStore
-from flows import cli
 from flows.evidence import gather, read_law
 from flows.plan import make_plan
 from flows.recipe import load_recipe
 from tasks.train.scaling_law import ScalingLaw
+from tests.flows.command import winnow
 from tests.flows.recipes import BASE, HUB, publish
 
 LAW = ScalingLaw(1.5, 30.0, 0.3, 60.0, 0.3)
@@ -54,15 +53,6 @@ def finish(store: LocalStore, tmp_path, **odd: float) -> list[str]:
             record = publish(store, step, tmp_path / "file", **metrics)
             addresses += [record.address] if record.stage == "pretrain" else []
     return addresses
-
-
-def winnow(*arguments: str) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["winnow", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-    return left.value.code or 0
 
 
 def complaint(capsys, *arguments: str) -> str:

@@ -92,6 +92,21 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
     assert keys(plans[0]) == keys(plans[1]) == keys(plans[2])
 
 
+def test_one_damaged_record_is_a_reason_to_run_and_no_obstacle(store, tmp_path):
+    first = plan(store)
+    for step in first.steps[:6]:
+        publish(store, step, tmp_path / step.id)
+    record = store.root / first.by_id["pretrain"].artifact.address / "record.json"
+    record.write_text(record.read_text()[:50])
+    again = plan(store)
+    assert [step.id for step in again.steps[:6] if not step.cached] == ["pretrain"]
+    damaged = again.by_id["pretrain"]
+    assert damaged.damaged and damaged.reason.startswith(f"damaged: {record}: not a record")
+    assert [step.id for step in again.steps if step.damaged] == ["pretrain"] and record.exists()
+    other = plan(store, *edited(1, tokens=20_000)).by_id["pretrain"]
+    assert (other.damaged, other.reason) == (False, "never run")
+
+
 def test_what_is_published_is_cached_and_the_rest_says_why_not(store, tmp_path):
     first = plan(store)
     assert first.by_id["prepare"].reason == "never run" and first.by_id["prune"].reason == "after prepare, pretrain"

@@ -84,8 +84,25 @@ def test_a_damaged_artifact_fails_its_verification(home: Home, failed: Done) -> 
         done = home.winnow("verify", address, "-p", home.profile, code=1)
     finally:
         tokens.write_bytes(content)
-    (line,) = done.err.splitlines()
-    assert line.startswith(f"{address}: heldout-00000.npy")
+    problem, remedy = done.err.splitlines()
+    assert problem.startswith(f"{address}: heldout-00000.npy") and f"winnow discard {address}" in remedy
+
+
+def test_damage_that_a_job_meets_and_damage_in_the_flow_heal_within_one_run(home: Home, failed: Done) -> None:
+    """The tokens are read by the stage alone, the weights by the flow that tells MLflow of what is cached."""
+    (data,), (model,) = home.directory.glob("store/prepare/*"), home.directory.glob("store/pretrain/*")
+    before = {file.name: file.read_bytes() for file in (*data.iterdir(), *model.iterdir()) if file.is_file()}
+    for file in (data / "calibration-00000.npy", model / "model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    done = home.run(home.recipe("healed", pretrain("dense", LONG), prune()))
+    told = [line for line in done.err.splitlines() if "is kept aside as" in line]
+    assert len(told) == 2 and all("made again now" in line for line in told)
+    assert f"prepare/{data.name} was damaged (calibration-00000.npy" in "".join(told)
+    assert f"pretrain/{model.name} was damaged (model.safetensors" in "".join(told)
+    again = home.winnow("verify", "--all", "-p", home.profile)
+    assert "0 damaged" in again.out and "2 kept aside" in again.out and done.survivors == []
+    assert before["calibration-00000.npy"] == (data / "calibration-00000.npy").read_bytes()
+    assert before["model.safetensors"] == (model / "model.safetensors").read_bytes()
 
 
 def test_and_is_not_tried_again(home: Home, failed: Done) -> None:

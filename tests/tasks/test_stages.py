@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from cluster.artifacts import CorruptArtifact
 from cluster.events import parse_event
 from cluster.tracking import VOCABULARY
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
@@ -158,6 +159,20 @@ def test_a_model_that_lost_one_bit_of_a_mask_is_never_published(shop, chain, spo
     assert shop.store.addresses() == before
     failed = events(capsys.readouterr().out)[-1]
     assert failed["event"] == "failed" and failed["final"] and message in failed["message"]
+
+
+def test_a_stage_that_meets_a_damaged_parent_keeps_it_aside_and_runs_once_it_is_made_again(tmp_path, capsys):
+    shop = Workshop(tmp_path)
+    data = shop.data()
+    model = shop.make("pretrain", {"model": LLAMA, **TRAINING, "tokens": 512}, data=data)
+    tokens = shop.store.root / data.address / "calibration-00000.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    with pytest.raises(CorruptArtifact, match=r"calibration-00000\.npy: expected .* is kept aside as"):
+        shop.make("prune", PRUNE, data=data, model=model)
+    failed = events(capsys.readouterr().out)[-1]
+    assert failed["event"] == "failed" and failed["aside"] == data.address and data.address in failed["message"]
+    assert shop.data().files == data.files
+    assert shop.make("prune", PRUNE, data=data, model=model).parents["data"] == data.key
 
 
 def test_training_that_blows_up_fails_for_good_and_publishes_nothing(shop, chain, capsys):
