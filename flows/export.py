@@ -42,9 +42,8 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
 
 
 def _write(model: Path, directory: Path) -> None:
-    from tasks.models.companions import copy_companions
-    from tasks.models.names import NAMES, write_as_on_hub
-    from tasks.models.shards import MASKS
+    from tasks.models.layout import MASKS, NAMES, copy_companions
+    from tasks.models.names import write_as_on_hub
 
     write_as_on_hub(model, directory)
     copy_companions(model, directory, skip={NAMES})

@@ -168,8 +168,8 @@ def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
     """The seam between stages: the artifact loads strictly and its masks keep every promise, counted on the stored weights,
     or the stage fails."""
     from tasks.formats.mask import load_masks
+    from tasks.models.layout import MASKS
     from tasks.models.promises import check_model, require_subset
-    from tasks.models.shards import MASKS
 
     checked = check_model(output)
     if "model" in inputs and stage.keeps_masks:

@@ -39,7 +39,7 @@ class Recover(TrainStage):
 
         from tasks.formats.mask import load_masks
         from tasks.models.checkpoint import load_model
-        from tasks.models.shards import MASKS
+        from tasks.models.layout import MASKS
 
         return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tasks.methods import Method, dump
-from tasks.models.shards import MASKS
+from tasks.models.layout import MASKS
 
 NAME = "identity.json"
 

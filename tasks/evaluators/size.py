@@ -15,7 +15,7 @@ class Size(Evaluator):
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
         from tasks.models.checkpoint import skeleton
-        from tasks.models.shards import MASKS
+        from tasks.models.layout import MASKS
 
         masks_file = candidate.directory / MASKS
         weight_bytes = sum(file.stat().st_size for file in candidate.directory.glob("model*.safetensors"))

@@ -20,23 +20,12 @@ from torch import nn
 from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.activations import Activations, Room
 from tasks.models.capture import capture
-from tasks.models.companions import copy_companions
 from tasks.models.kept import hashes, keep, kept
+from tasks.models.layout import EXTRAS, MASKS, NAMES, copy_companions
 from tasks.models.linears import Linear, decoder_blocks, find_linears
 from tasks.models.materialise import give_back, materialise, rebuild_buffers, to_meta
-from tasks.models.names import NAMES, own_names, write_names
-from tasks.models.shards import (
-    EXTRAS,
-    MASKS,
-    Place,
-    TensorFiles,
-    header,
-    merge_parts,
-    settle,
-    splice,
-    write_index,
-    write_tensors,
-)
+from tasks.models.names import own_names, write_names
+from tasks.models.shards import Place, TensorFiles, header, merge_parts, settle, splice, write_index, write_tensors
 
 Extras = dict[str, dict[str, torch.Tensor]]
 

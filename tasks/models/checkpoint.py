@@ -15,7 +15,8 @@ import torch
 
 from tasks.formats.mask import Masks, save_masks
 from tasks.models.intake import check_config, check_weights
-from tasks.models.shards import EXTRAS, MASKS, TensorFiles
+from tasks.models.layout import EXTRAS, MASKS
+from tasks.models.shards import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -1,8 +1,8 @@
 """Which model directories are taken in. What is wrong with one is said in a line, before anything is computed or hashed.
 
 Everything here is read from configs and from the first bytes of weight files, without torch or transformers: a plan asks
-it of every checkpoint it names. That the model can be built and its weights fit is asked last (``fits``), since it costs
-an import of both.
+it of every checkpoint it names. That the model can be built and its weights fit is asked last (``names.fits``), since it
+costs an import of both.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.models import known
+from tasks.models.layout import INDEX, SINGLE
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "*.tiktoken")
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM", "MultipleChoice")
@@ -183,17 +180,3 @@ def check_tokenizer(directory: Path) -> None:
         with file.open("rb") as content:
             if content.read(len(POINTER)) == POINTER:
                 raise ValueError(f"{file} is a git-lfs pointer and not the file itself; run git lfs pull in its folder")
-
-
-def fits(directory: Path, model: PreTrainedModel) -> None:
-    """Refuse weights that are not those of the model their config describes, as far as names and shapes tell: a model whose
-    tensors are stored under other names is converted, and checked, when it is loaded."""
-    stored, needed = check_weights(directory), model.state_dict()
-    for name in sorted(stored.keys() & needed.keys()):
-        if (shape := list(needed[name].shape)) != stored[name]["shape"]:
-            raise ValueError(f"{directory}: {name} is {stored[name]['shape']}, and by config.json it would be {shape}")
-    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
-    absent = sorted(needed.keys() - stored.keys() - set(model.all_tied_weights_keys))
-    missing = [name for name in absent if not any(pattern.search(name) for pattern in optional)]
-    if missing and stored.keys() <= needed.keys():      # nothing is left over that a missing one could be made of
-        raise ValueError(f"{directory} does not store {missing[0]} ({len(missing)} names in all); fetch it again")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tasks.models.layout import NAMES
 from tasks.models.shards import Place, TensorFiles, write_shards, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-NAMES = "names.json"
 
 
 @dataclass
@@ -81,15 +80,26 @@ class Naming:
         """Hub tensors under the model's own names; those that had to be converted lie in ``scratch``."""
         places = {own: files.places[hub] for hub, own in self.own.items()}
         places |= {name: files.places[name] for name in self.extra}
-        made: dict[str, Place] = {}
-        for number, (first, sources) in enumerate(self.converted.items()):
-            converter = deepcopy(self._converters[sources[0][1]])
-            for hub, pattern in sources:
-                converter.add_tensor(first, hub, pattern, partial(_one, files, hub))
-            tensors = converter.convert(first, model=self.model, config=self.model.config)
-            single = {name: value[0] if isinstance(value, list) else value for name, value in tensors.items()}
-            made |= _keep(single, scratch, number)
-        return files.renamed(places | made)
+        for number, first in enumerate(self.converted):
+            places |= _keep(self._convert(first, lambda hub: files.read([hub])[hub]), scratch, number)
+        return files.renamed(places)
+
+    def shapes(self, files: TensorFiles) -> dict[str, tuple[int, ...]]:
+        """What shapes hub tensors have under the model's own names; no tensor is read."""
+        found = {own: files.shape(hub) for hub, own in self.own.items()}
+        for first in self.converted:
+            made = self._convert(first, lambda hub: torch.empty(files.shape(hub), device="meta"))
+            found |= {name: tuple(tensor.shape) for name, tensor in made.items()}
+        return found
+
+    def _convert(self, first: str, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of the model that are made together with ``first``, by transformers' own conversion."""
+        sources = self.converted[first]
+        converter = deepcopy(self._converters[sources[0][1]])
+        for hub, pattern in sources:
+            converter.add_tensor(first, hub, pattern, partial(read, hub))
+        made = converter.convert(first, model=self.model, config=self.model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def to_hub(self, files: TensorFiles, scratch: Path) -> TensorFiles:
         """The model's tensors under the hub's names; those that had to be converted lie in ``scratch``."""
@@ -129,22 +139,27 @@ class Naming:
 
 def own_names(directory: Path, model: PreTrainedModel, scratch: Path) -> TensorFiles:
     """The weights of a model directory under the names of ``model``, its skeleton."""
+    files, naming = fits(directory, model)
+    return files if naming.same else naming.to_own(files, scratch)
+
+
+def fits(directory: Path, model: PreTrainedModel) -> tuple[TensorFiles, Naming]:
+    """The stored weights of a directory and how they are named, once they are those of ``model``, its skeleton."""
     files = TensorFiles(directory)
     naming = Naming.of(model, files)
-    files = files if naming.same else naming.to_own(files, scratch)
-    check_fits(set(files), files, model)
-    return files
+    check_fits(directory, naming.shapes(files), model)
+    return files, naming
 
 
-def check_fits(names: set[str], files: TensorFiles, model: PreTrainedModel) -> None:
-    """Raise ValueError where a tensor of a model, given as a skeleton, is not among ``names`` or is stored in another shape
-    than its config says."""
+def check_fits(directory: Path, shapes: Mapping[str, tuple[int, ...] | None], model: PreTrainedModel) -> None:
+    """Raise ValueError where a tensor of a model, given as a skeleton, is not stored, or in another shape than its config
+    says; ``shapes`` are the stored ones, None where it cannot be told."""
     state = model.state_dict()
-    if missing := sorted(state.keys() - model.all_tied_weights_keys.keys() - names):
-        raise ValueError(f"{files.directory} does not fit its config: {missing[0]} is not stored ({len(missing)} such names)")
-    for name in state.keys() & set(files):
-        if files.shape(name) != tuple(state[name].shape):
-            raise ValueError(f"{files.directory} does not fit its config: {name} is stored as {list(files.shape(name))}, not "
+    if missing := sorted(state.keys() - model.all_tied_weights_keys.keys() - shapes.keys()):
+        raise ValueError(f"{directory} does not fit its config: {missing[0]} is not stored ({len(missing)} such names)")
+    for name in sorted(state.keys() & shapes.keys()):
+        if shapes[name] not in (None, tuple(state[name].shape)):
+            raise ValueError(f"{directory} does not fit its config: {name} is stored as {list(shapes[name])}, not "
                              f"{list(state[name].shape)}")  # fmt: skip
 
 
@@ -193,7 +208,3 @@ def _keep(tensors: dict[str, torch.Tensor], scratch: Path, number: int) -> dict[
     path = scratch / f"{number:05d}.safetensors"
     write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return {name: Place(path, name) for name in tensors}
-
-
-def _one(files: TensorFiles, name: str) -> torch.Tensor:
-    return files.read([name])[name]

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from tasks.formats.mask import Mask, load_masks, save_masks
-from tasks.models.companions import copy_companions
+from tasks.models.layout import MASKS, copy_companions
 from tasks.models.linears import Linear, find_linears
-from tasks.models.shards import MASKS, TensorFiles, write_index
+from tasks.models.shards import TensorFiles, write_index
 from tasks.models.structure import FeedForward, by_block, feed_forward
 
 if TYPE_CHECKING:

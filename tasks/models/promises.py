@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.formats.mask import BrokenMask, Mask, Masks, load_masks
+from tasks.models.layout import MASKS
 from tasks.models.linears import Linear, find_linears
 from tasks.models.names import Naming, check_fits, hub_names
 from tasks.models.quantized import StoredWeights
-from tasks.models.shards import MASKS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def check_model(directory: Path) -> Checked:
 def check_tensors(weights: StoredWeights) -> None:
     """The stored tensors are those of the model and what its source had beside them: a strict load, without the loading."""
     directory, names = weights.files.directory, weights.names()
-    check_fits(names, weights.files, weights.skeleton)
+    shapes = {name: weights.files.shape(name) if name in weights.files else None for name in names}
+    check_fits(directory, shapes, weights.skeleton)
     known = {*weights.skeleton.state_dict(), *Naming.of(weights.skeleton, hub_names(directory)).extra}
     if unknown := sorted(names - known):
         raise ValueError(f"{directory} does not fit its config: it stores {unknown[0]}, which neither the architecture nor its "

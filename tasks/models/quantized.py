@@ -17,10 +17,10 @@ import torch
 
 from tasks.formats.grid import Grid
 from tasks.models.checkpoint import load_model, save_weights, skeleton
-from tasks.models.companions import copy_companions
+from tasks.models.layout import MASKS, copy_companions
 from tasks.models.linears import find_linears
 from tasks.models.narrow import WIDTHS
-from tasks.models.shards import MASKS, TensorFiles
+from tasks.models.shards import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

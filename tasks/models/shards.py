@@ -15,11 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-# In folders of their own: who takes every *.safetensors of a model directory for weights must not find them.
-MASKS = "masks/masks.safetensors"
-EXTRAS = "extras/extras.safetensors"
+from tasks.models.layout import INDEX, SINGLE
+
 LARGEST_SHARD = 5 * 10**9       # the size of shards on the hub
 _CHUNK = 1 << 22
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

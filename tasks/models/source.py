@@ -16,7 +16,8 @@ from tasks.data.digests import Digests
 from tasks.data.place import Commit, Place
 from tasks.methods import of
 from tasks.models import known
-from tasks.models.intake import check_config, check_type, check_unquantized, check_weights, fits
+from tasks.models.intake import check_config, check_type, check_unquantized, check_weights
+from tasks.models.layout import MASKS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -114,7 +115,7 @@ class Checkpoint(BaseModel):
             for info in sorted(filesystem.get_file_info(fs.FileSelector(inner)), key=lambda info: info.path):
                 total.update(f"{info.path}:{info.size}:{info.mtime_ns}".encode())
         else:
-            for file in sorted(path for path in self.local.iterdir() if path.is_file()):
+            for file in sorted(path for path in (*self.local.iterdir(), self.local / MASKS) if path.is_file()):
                 total.update(file.name.encode() + digests.of(file))
         return total.hexdigest()
 
@@ -176,6 +177,7 @@ class ModelSource(BaseModel):
         from tasks.models.accounting import on_meta
         from tasks.models.checkpoint import skeleton
         from tasks.models.linears import find_linears
+        from tasks.models.names import fits
 
         if self.checkpoint and not self.checkpoint.local:
             return

@@ -15,9 +15,8 @@ import torch
 
 from tasks.formats.mask import Masks, save_masks
 from tasks.models.checkpoint import save_config, save_weights, skeleton, skeleton_of
-from tasks.models.companions import copy_companions, tokenizer_files
+from tasks.models.layout import MASKS, copy_companions, tokenizer_files
 from tasks.models.names import hub_names, own_names, usual_names, write_names
-from tasks.models.shards import MASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

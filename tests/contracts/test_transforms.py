@@ -14,10 +14,10 @@ from tasks.models.accounting import shape_of, shape_of_config
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.building import builder
 from tasks.models.checkpoint import load_extras, load_model, save_model, validate
+from tasks.models.layout import MASKS
 from tasks.models.linears import find_linears
 from tasks.models.promises import check_masks
 from tasks.models.quantized import export_compressed
-from tasks.models.shards import MASKS
 from tasks.models.source import ModelSource
 from tasks.models.transform import FIELD, iso_sparsity
 from tests.tasks import models_zoo as zoo

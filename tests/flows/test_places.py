@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.artifacts import RECORD_NAME
+from cluster.files import RECORD_NAME
 from cluster.profile import load_profile
 from cluster.store import open_store
 from flows.options import settle_environment

@@ -16,8 +16,8 @@ from cluster.events import parse_event
 from cluster.tracking import VOCABULARY
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.checkpoint import load_model, save_model
+from tasks.models.layout import MASKS
 from tasks.models.promises import check_masks, require_subset
-from tasks.models.shards import MASKS
 from tasks.prune import Prune
 from tasks.recover import Recover
 from tasks.stage import Context, Execution

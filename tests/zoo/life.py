@@ -24,7 +24,7 @@ from tasks.data.tokens import calibration_batches
 from tasks.formats.mask import load_masks
 from tasks.job import produce
 from tasks.models.checkpoint import load_model
-from tasks.models.shards import MASKS
+from tasks.models.layout import MASKS
 from tests.tasks import data_zoo
 from tests.zoo.members import VOCABULARY, Member, build
 

@@ -13,7 +13,7 @@ from tasks.formats.mask import load_masks
 from tasks.methods import build, dump
 from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model
-from tasks.models.shards import MASKS
+from tasks.models.layout import MASKS
 from tests.tasks import models_zoo as zoo
 
 DOUBLE = {"sparsegpt": {"double": True}}

@@ -10,7 +10,7 @@ import pytest
 from cluster.jobs import Jobs
 from cluster.services import Services
 from tasks.formats.mask import load_masks
-from tasks.models.shards import MASKS
+from tasks.models.layout import MASKS
 from tests.tasks import models_zoo as zoo
 from tests.tasks.calibrate.test_shares import DOUBLE, shared
 

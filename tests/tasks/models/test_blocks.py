@@ -11,7 +11,7 @@ from tasks.calibrate.method import BlockMethod
 from tasks.calibrate.walk import walk
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.checkpoint import load_model
-from tasks.models.shards import MASKS
+from tasks.models.layout import MASKS
 from tests.tasks import models_zoo as zoo
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tasks.formats.mask import BrokenMask, Mask, save_masks
 from tasks.formats.pattern import NM
 from tasks.models.checkpoint import download, load_model, save_model, validate
+from tasks.models.layout import MASKS
 from tasks.models.promises import check_masks, require_subset
-from tasks.models.shards import MASKS
 from tests.tasks import models_zoo as zoo
 
 LINEAR = "model.layers.0.self_attn.q_proj.weight"

@@ -12,10 +12,10 @@ from tasks.calibrate.walk import walk
 from tasks.methods import build
 from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model, skeleton
+from tasks.models.layout import MASKS, NAMES
 from tasks.models.linears import find_linears
-from tasks.models.names import NAMES, hub_names
+from tasks.models.names import hub_names
 from tasks.models.promises import check_model
-from tasks.models.shards import MASKS
 from tasks.models.trained import Origin
 from tests.tasks import models_zoo as zoo
 

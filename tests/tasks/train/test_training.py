@@ -13,8 +13,8 @@ from tasks.data.tokenizer import train_tokenizer
 from tasks.formats.mask import Mask, load_masks
 from tasks.job import _make_engine
 from tasks.models.checkpoint import load_model, save_model
+from tasks.models.layout import MASKS
 from tasks.models.linears import find_linears
-from tasks.models.shards import MASKS
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
 from tasks.stage import Context, Execution

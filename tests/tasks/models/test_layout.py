@@ -1,6 +1,6 @@
 """What lies beside the weights of a model travels, whoever wrote it; weights, code and records do not."""
 
-from tasks.models.companions import copy_companions
+from tasks.models.layout import copy_companions
 
 
 def test_everything_travels_but_weights_code_and_what_is_written_anew(tmp_path):

@@ -1,8 +1,8 @@
-"""What a model directory holds beside its weights, and what of it travels from stage to stage and into an export.
+"""What lies where in a model directory, and what of it travels from stage to stage and into an export.
 
-Everything does that is a plain file of the directory itself (config, generation config, tokenizer, chat template,
-processor, licence) but weights in any format, code, hidden files, and what is written anew. So a file that nobody
-here has heard of is not lost.
+Of what lies beside the weights, every plain file travels (config, generation config, tokenizer, chat template, processor,
+licence) but weights in other formats, code, hidden files, and what is written anew. So a file that nobody here has heard of
+is not lost.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# In folders of their own: who takes every *.safetensors of a model directory for weights must not find them.
+MASKS = "masks/masks.safetensors"
+EXTRAS = "extras/extras.safetensors"
+NAMES = "names.json"        # what the tensors were called where the model came from
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
              "chat_template*")  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".npz")
