@@ -13,7 +13,7 @@ def main() -> None:
     """Register the deployment and run what it is asked for, until stopped. ``winnow up`` starts this."""
     deployment = pipeline.to_deployment(
         name=DEPLOYMENT,
-        description="Run a Winnow recipe: a path, the name of a shipped recipe, or YAML text.",
+        description="Run a Winnow recipe: a path, the name of a shipped recipe, or YAML text. Paths in it are absolute.",
         tags=["winnow"],
     )
     deployment.model_fields_set.discard("schedules")    # made in the UI; sent as the empty list, each start would delete them

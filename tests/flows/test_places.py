@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -97,6 +98,27 @@ def test_a_recipe_that_comes_as_text_or_through_a_server_names_absolute_paths(st
         with pytest.raises(ValueError, match="is relative, and a recipe that comes as text or through a server") as refused:
             prepare(recipe, load_profile("local"), served)
         assert field in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_server_refuses_what_the_same_recipe_means_to_a_terminal(folder, monkeypatch):
+    from flows.pipeline import pipeline
+
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "places", "stages": [TEXT]}))
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "as Prefect sets it in a run that was triggered")
+    with pytest.raises(ValueError, match="is relative, and a recipe that comes as text or through a server"):
+        pipeline.fn(str(folder / "recipe.yaml"), "local")
+
+
+def test_branches_on_one_checkpoint_read_its_weights_once(folder, monkeypatch):
+    zoo.save("llama", folder / "model")
+    read, real = [], hashlib.file_digest
+    monkeypatch.setattr("tasks.data.digests.SETTLED", -1)       # as if the files had lain there for a while
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or real(file, name))
+    branches = [{**copy.deepcopy(PRUNE), "id": f"branch{number}", "from": "prepare"} for number in range(4)]
+    made = plan(folder, TEXT, *branches, model={"checkpoint": "model"})
+    assert len({step.artifact.params["fingerprints"]["model"] for step in made.steps[1:]}) == 1
+    assert read.count("model.safetensors") == 1
 
 
 def spoil(kind: str, folder: Path) -> None:
