@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.artifacts import Artifact, Record, nearest
 from cluster.profile import Profile
+from cluster.reach import check_s3
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
@@ -68,10 +69,13 @@ class Plan:
 
 def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
     """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
+    check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_device()
-    plan = make_plan(load_recipe(recipe), store)
+    read = load_recipe(recipe)
+    check_s3("s3://" if "s3://" in read.text else "")
+    plan = make_plan(read, store)
     if plan.due:
         check(plan.recipe)
     return plan, store
