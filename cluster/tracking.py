@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cluster.lock import locked
 from cluster.profile import home
+from cluster.reach import Plain, check_tracking, plainly, variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}     # op
 CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"     # verdicts of a recipe that claims something; how many hold
 BATCH = 900
 FLUSH_SECONDS = 3.0
+BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}     # before anything is begun
 
 
 class Metric(NamedTuple):
@@ -105,8 +107,10 @@ class Tracking:
 
         for talker in ("alembic", "mlflow.store.db.utils"):     # they tell of every new database on stderr
             logging.getLogger(talker).setLevel(logging.WARNING)
-        with locked(home() / "locks" / "mlflow"):       # two runs at once must not both set up a new database
-            client = MlflowClient(tracking_uri=uri)
+        check_tracking(uri)
+        setting_up = locked(home() / "locks" / "mlflow")       # two runs at once must not both set up a new database
+        with setting_up, variables(BRIEFLY), plainly(uri):
+            client = Plain(MlflowClient(tracking_uri=uri), uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
             else:

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.profile import Profile, load_profile
+from cluster.reach import check_servers
+from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
 from flows.here import make_here
@@ -32,6 +34,7 @@ def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
+    check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=bool(plan.due) and not here)
     with _servers(where, console, needed=bool(plan.due) and not here):
         return plan, _run_pipeline(recipe, profile, display, here, as_flow=bool(plan.due) and not here)
 

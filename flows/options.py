@@ -40,7 +40,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 def store_of(profile: str) -> Store:
     from cluster.profile import load_profile
+    from cluster.reach import check_s3
     from cluster.store import open_store
 
     where = load_profile(profile)
+    check_s3(where.store)
     return open_store(where.store, Path(where.scratch) / "cache")

@@ -6,6 +6,7 @@ here, for stages that died, and not for stages whose input is at fault.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -26,6 +27,7 @@ from flows.recipe import load_recipe
 from flows.submit import Submitter
 from flows.summary import summarise
 
+LOG = logging.getLogger(__name__)
 WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
@@ -52,7 +54,12 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> 
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
-    status = "FAILED"
+
+    def close(status: str) -> dict[str, Any]:
+        summary = summarise(plan, chronicle.records, watcher.overheads, begun)
+        chronicle.close(summary["models"], summary["claims"], status)
+        return summary
+
     try:
         for step in plan.steps:
             if step.cached:
@@ -62,16 +69,14 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> 
             make_here(plan, store, where, watcher)
         else:
             run_tasks(plan, conductor, where.retries)
-        status = "FINISHED"
     except BaseException as interruption:
-        if isinstance(interruption, KeyboardInterrupt):
-            status = "KILLED"
         conductor.stop()
+        try:
+            close("KILLED" if isinstance(interruption, KeyboardInterrupt) else "FAILED")
+        except OSError as error:        # what went wrong first is what is raised
+            LOG.error("%s", error)
         raise
-    finally:
-        summary = summarise(plan, chronicle.records, watcher.overheads, begun)
-        chronicle.close(summary["models"], summary["claims"], status)
-    return summary
+    return close("FINISHED")
 
 
 def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:

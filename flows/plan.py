@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.profile import Profile, home
+from cluster.reach import check_s3
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
@@ -71,10 +72,12 @@ class Plan:
 
 def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, Store]:
     """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
+    check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_device()
     checked = load_recipe(recipe, served)
+    check_s3("s3://" if "s3://" in checked.text else "")
     inspect(checked)
     plan = make_plan(checked, store)
     if plan.due:

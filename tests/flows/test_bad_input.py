@@ -530,6 +530,17 @@ def test_the_command_exits_with_2_and_one_line_and_starts_nothing(home: Path) ->
     assert not (home / "services.json").exists()
 
 
+def test_an_mlflow_that_is_not_there_is_one_line_within_seconds_and_starts_nothing(home: Path) -> None:
+    (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
+    (home / "profile.yaml").write_text("mlflow: {tracking_uri: 'http://127.0.0.1:9'}")
+    command = [sys.executable, "-m", "flows.cli", "run", str(home / "recipe.yaml"), "-p", str(home / "profile.yaml")]
+    environment = {**os.environ, "WINNOW_HOME": str(home), "no_proxy": "127.0.0.1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    assert done.returncode == 2 and not (home / "services.json").exists()
+    assert done.stderr.splitlines()[-1].startswith("winnow: mlflow.tracking_uri http://127.0.0.1:9 does not answer")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_help_needs_no_heavy_import() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

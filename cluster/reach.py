@@ -1,0 +1,139 @@
+"""Asks a service that a profile names whether it is there: once, with a deadline, before anything is begun.
+
+Clients of such services are patient. MLflow's tries for four minutes, S3's for three, a full disk is retried for one, and what
+they raise then speaks of their insides. A wrong address is told within seconds, in one line; later failures in one line too.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.follower import get_json
+from cluster.jobs import Jobs
+from cluster.profile import Profile
+
+DEADLINE = 5.0      # seconds a service may take to answer at all
+ROOM = 4 << 20      # bytes that a database must be able to grow by
+SQLITE = "sqlite:///"
+S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+CLIENTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")
+
+
+def check_servers(profile: Profile, tracking: str, jobs: bool) -> None:
+    """Raise an OSError of one line when MLflow, or with ``jobs`` the Ray or Prefect that a profile names, is not there."""
+    check_tracking(tracking)
+    if jobs and profile.ray.address:
+        known = Jobs.at(profile.ray.address)
+        if get_json(f"{known.address}/api/version", known.headers, DEADLINE) is None:
+            raise ConnectionError(f"ray.address {known.address} is no dashboard of Ray: it knows no /api/version")
+    if jobs and (api := profile.prefect.api_url):
+        status = _status("prefect.api_url", api, f"{api.rstrip('/')}/health")
+        if status == 404:
+            raise ConnectionError(f"prefect.api_url {api} is no API of Prefect: it knows no /health; most end with /api")
+
+
+def check_tracking(uri: str) -> None:
+    """The same for an MLflow server, or the database MLflow writes to."""
+    if uri.startswith(SQLITE):
+        _check_database(Path(uri.removeprefix(SQLITE)))
+    elif uri.startswith(("http://", "https://")):
+        _status("mlflow.tracking_uri", uri, f"{uri.rstrip('/')}/health")
+    elif host := urlsplit(uri).hostname:
+        try:
+            socket.create_connection((host, urlsplit(uri).port or 5432), DEADLINE).close()
+        except OSError as error:
+            raise ConnectionError(f"mlflow.tracking_uri {_shown(uri)} does not answer: {error}") from None
+
+
+def check_s3(*places: str) -> None:
+    """The same for the S3 endpoint that the environment names, where one of the places is on S3."""
+    endpoint = next(filter(None, map(os.environ.get, S3_ENDPOINTS)), None)
+    if endpoint and any(place.startswith("s3://") for place in places):
+        _status(next(name for name in S3_ENDPOINTS if os.environ.get(name)), endpoint, endpoint)
+
+
+def _status(what: str, shown: str, url: str) -> int:
+    """The status of a server's answer, whatever it is: an error of its own is an answer too."""
+    try:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error) or type(error).__name__).split())
+        raise ConnectionError(f"{what} {shown} does not answer: {reason}; start it, or mend the address") from None
+
+
+def _check_database(path: Path) -> None:
+    """That a SQLite file is one, and that it may grow: MLflow would try for a minute, and then show its SQL."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("r+b") as file:
+                start = file.read(16)
+            if start and not start.startswith(b"SQLite format 3"):
+                raise OSError("it is no SQLite database")
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"MLflow cannot write its database {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def plainly(uri: str) -> Iterator[None]:
+    """What MLflow's client and those below it raise becomes a ConnectionError of one line."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(f"MLflow at {_shown(uri)}: {what}") from error
+
+
+class Plain:
+    """An MLflow client whose every call fails :func:`plainly`."""
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client, self._uri = client, uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with plainly(self._uri):
+                return method(*args, **kwargs)
+
+        return call
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a moment, where nobody set them."""
+    mine = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
+
+
+def _shown(uri: str) -> str:
+    """Without the password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
