@@ -27,7 +27,7 @@ class Shape:
     prunable: int
     active: int
     layers: int
-    attention_width: float
+    attention_width: int
     hidden: int
     vocabulary: int
     unpruned: int = 0
@@ -89,25 +89,18 @@ def shape_of(model: nn.Module) -> Shape:
         experts = linear.shape[0] if len(linear.shape) == 3 else 1
         prunable += count
         active += count * min(getattr(config, "num_experts_per_tok", 1) or 1, experts) // experts
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         prunable=prunable,
         active=active,
         layers=config.num_hidden_layers,
-        attention_width=_attention_width(config),
+        attention_width=heads * head_width,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         unpruned=sum(module.weight.numel() for module in model.modules() if isinstance(module, Unpruned)),
     )
-
-
-def _attention_width(config: PretrainedConfig) -> float:
-    """The width of all heads of a layer together; the mean over the layers where they differ (Gemma 4)."""
-    layers = [config]
-    if config.is_heterogeneous:
-        layers = [config.per_layer_config[index] for index in range(config.num_hidden_layers)]
-    heads = [(layer.num_attention_heads, getattr(layer, "head_dim", None)) for layer in layers]
-    return sum(count * (width or config.hidden_size // count) for count, width in heads) / len(layers)
 
 
 def shape_of_config(config: PretrainedConfig) -> Shape:

@@ -98,10 +98,6 @@ def test_heads_wider_than_the_model_count_in_attention():
     assert shape_of(zoo.model("qwen3", head_dim=16)).attention_width == 4 * 16
 
 
-def test_heads_that_differ_from_layer_to_layer_count_by_their_mean():
-    assert shape_of_config(zoo.config("gemma4")).attention_width == 4 * (8 + 16) / 2
-
-
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
 def test_a_shape_is_read_off_a_config_without_building_the_model(architecture):
     model = zoo.model(architecture)
