@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.options import console
-from tests.zoo.keeper import QUIET, Row, open_zoo, treat
+from tests.zoo.keeper import QUIET, Row, log_to, open_zoo, treat
 from tests.zoo.table import failures, page, show
 
 
@@ -64,7 +64,7 @@ def _root(keep: Path | None) -> Iterator[Path]:
 def run(root: Path, names: Sequence[str], jobs: int) -> list[Row]:
     """The rows of the members, several treated at once, each judged in a fresh process of its own."""
     progress = Console(stderr=True)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _log_to, (root,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), log_to, (root,)) as pool:
         pool.submit(open_zoo, root).result()
         pending = [pool.submit(treat, root, [name]) for name in names]
         rows: list[Row] = []
@@ -74,13 +74,6 @@ def run(root: Path, names: Sequence[str], jobs: int) -> list[Row]:
             outcome = "[red]FAILED[/]" if row.failed else "[green]ok[/]"
             progress.print(f"{len(rows)}/{len(names)} {row.name} {outcome} {row.seconds:.1f} s", highlight=False)
     return sorted(rows, key=lambda row: names.index(row.name))
-
-
-def _log_to(root: Path) -> None:
-    """What libraries print goes to a file beside the members, so that the table stands alone."""
-    log = os.open(root / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
 
 
 if __name__ == "__main__":
