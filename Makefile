@@ -3,6 +3,7 @@
 # make bench        speed and memory, as ratios of two things measured in the same run
 # make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (20 minutes on one core);
 # make claims-prune      the same of the pruning methods
+# make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
 # make bench-peers  the walker against llm-compressor
 
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast bench bench-peers claims-pretrain claims-prune lint lock install clean
+.PHONY: quickstart test test-fast zoo bench bench-peers claims-pretrain claims-prune lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -21,6 +22,9 @@ test: install lint
 
 test-fast: install lint
 	$(BIN)/python -m pytest -m "not slow"
+
+zoo: install
+	$(BIN)/python -m tests.zoo --page docs/zoo.md
 
 bench: install
 	$(BIN)/python -m tests.bench

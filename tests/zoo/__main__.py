@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.options import console
-from tests.zoo.keeper import QUIET, Row, open_zoo, treat
+from tests.zoo.keeper import QUIET, Row, log_to, open_zoo, treat
 from tests.zoo.table import failures, page, show
 
 
@@ -64,7 +64,7 @@ def _root(keep: Path | None) -> Iterator[Path]:
 def run(root: Path, names: Sequence[str], jobs: int) -> list[Row]:
     """The rows of the members, several treated at once, each judged in a fresh process of its own."""
     progress = Console(stderr=True)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), log_to, (root,)) as pool:
         pool.submit(open_zoo, root).result()
         pending = [pool.submit(treat, root, [name]) for name in names]
         rows: list[Row] = []

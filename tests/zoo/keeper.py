@@ -37,6 +37,13 @@ class Row:
         return any(cell.state == "FAILED" for cell in self.cells.values())
 
 
+def log_to(root: Path) -> None:
+    """What libraries print goes to a file beside the members, so that the table stands alone."""
+    log = os.open(root / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+
+
 def open_zoo(root: Path) -> None:
     """Make what all members share."""
     from tests.zoo.life import Zoo

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,8 @@ def _persistent(model: PreTrainedModel) -> Iterator[torch.Tensor]:
 def _save(model: PreTrainedModel, directory: Path, shards: int) -> None:
     """In the hub's layout, in as many shards as asked: the size of one is found by trying."""
     total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    for share in range(100, 0, -1):
+    for share in range(99, 0, -1):
+        shutil.rmtree(directory, ignore_errors=True)
         model.save_pretrained(directory, max_shard_size=int(total * share / 100))
         if len(list(directory.glob("*.safetensors"))) >= shards:
             return

@@ -57,11 +57,11 @@ def edit_json(path: Path, **fields) -> None:
 
 
 def change_live_weight(home: Path) -> None:
-    edit(home, lambda tensors: tensors[WEIGHT].view(-1)[tensors[WEIGHT].view(-1).nonzero()[0]].mul_(1.5))
+    edit(home, lambda tensors: tensors[WEIGHT].view(-1)[int(tensors[WEIGHT].view(-1).nonzero()[0])].mul_(1.5))
 
 
 def revive_dead_weight(home: Path) -> None:
-    edit(home, lambda tensors: tensors[WEIGHT].view(-1)[(tensors[WEIGHT].view(-1) == 0).nonzero()[0]].fill_(1.0))
+    edit(home, lambda tensors: tensors[WEIGHT].view(-1)[int((tensors[WEIGHT].view(-1) == 0).nonzero()[0])].fill_(1.0))
 
 
 def lay_masks_beside_the_weights(home: Path) -> None:

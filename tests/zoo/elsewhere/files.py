@@ -20,14 +20,17 @@ def files_named(case: Case, export: str) -> str:
     files, known = by_glob(directory), by_glob(case.directory("source"))
     given = Counter(name for names in files.values() for name in names)
     found, expected = {stem(name) for name in given}, {name for names in known.values() for name in names}
+    placed = {(name, file) for file, names in files.items() for name in names}
     index = directory / "model.safetensors.index.json"
-    placed = json.loads(index.read_text())["weight_map"] if index.exists() else dict.fromkeys(given, min(files))
+    indexed = placed if len(files) == 1 else set()
+    if index.exists():
+        indexed = set(json.loads(index.read_text())["weight_map"].items())
     reasons = {
         "lost": few(expected - found),
         "no names of the source": few(found - expected),
         "in two files": few(name for name, count in given.items() if count > 1),
         "more files than the source has": few(files) if len(files) > len(known) else "",
-        "not in the index": few({(name, file) for file, names in files.items() for name in names} ^ set(placed.items())),
+        "not as the index says": few(f"{name} in {file}" for name, file in placed ^ indexed),
     }
     return "; ".join(f"{what}: {which}" for what, which in reasons.items() if which)
 
