@@ -149,9 +149,10 @@ def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[An
     from cluster.workers import on_cluster, start_actor
 
     if not on_cluster():
+        from cluster.targets import load
         from tasks.calibrate.shares import Nearby
 
-        return [Nearby(given) for given in payloads]
+        return [Nearby(load(target)(given)) for given in payloads]
     resources = work["resources"]
     return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]
 

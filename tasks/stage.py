@@ -118,6 +118,12 @@ class Facts:
     upstream: tuple[Stage, ...] = ()
 
 
+def _nobody(target: str, payloads: list[dict[str, Any]]) -> list[Any]:
+    """Who would do the work of a stage that shares none out."""
+    assert not payloads, f"nobody here starts {target}, and its share of the work would be lost"
+    return []
+
+
 @dataclass
 class Context:
     """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results."""
@@ -128,7 +134,7 @@ class Context:
     execution: Execution
     report: Callable[[Event], None] = lambda event: None
     make_engine: Callable[..., Any] | None = None
-    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = lambda target, payloads: []
+    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = _nobody
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
