@@ -13,8 +13,9 @@ from cluster.profile import Profile
 from cluster.store import Store, open_store
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
-from tasks.stage import Facts, Stage
+from tasks.stage import STAGES, Facts, Stage
 
+RESOURCED = ("default", *STAGES, "speed")      # what a profile may name resources for; speed is measured apart
 TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
 
 
@@ -69,6 +70,7 @@ def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
     """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
+    profile.check_stages(RESOURCED)
     profile.check_device()
     plan = make_plan(load_recipe(recipe), store)
     if plan.due:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from tasks.methods import of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Facts, Kind
@@ -26,6 +28,13 @@ class Pretrain(TrainStage):
 
     model: ModelSource
     method: of("regimes") = "dense"
+
+    @model_validator(mode="after")
+    def _learns_alone(self) -> Pretrain:
+        if self.method.needs_teacher():
+            name = self.method.name
+            raise ValueError(f"{name} learns from a teacher, and pretrain has none; set {name}: {{kl: 0}}, or recover with it")
+        return self
 
     @classmethod
     def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:

@@ -97,6 +97,8 @@ TABLE = [
     ("stages/0/prepare/tokenizer", "earlier", "no tokenizer (tokens) upstream; put the prepare stage that trains it before"),
     ("stages/1/pretrain/method", "sparcl", "sparcl learns a sequence of corpora, and corpus is one"),
     ("stages/1/grid", {"method.sparsty": [0.5]}, "no such field"),
+    ("stages/1/pretrain/method", "masked",
+     "recipe.stages[1].pretrain: masked learns from a teacher, and pretrain has none; set masked: {kl: 0}, or recover with it"),
     ("claims", [{"says": "x", "stage": "pretrain", "order": ["a", "b"]}], "recipe.claims[0].order: no group 'a'"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
     ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),
@@ -237,6 +239,7 @@ PROFILES = [
     ("name: !!python/object:os.system x", "tag"),
     ("a: &a [x]\nb: *a", "anchors and aliases"),
     ("nosuch: 1", "no field 'nosuch'; choose one of"),
+    ("stages: {prun: {cpus: 2}}", "profile 'profile': stages.prun: no such stage; choose one of default, prepare, pretrain, prune,"),
     ("device: cuda", "no usable GPU"),
     ("store: /proc/nosuch", "store"),
 ]
