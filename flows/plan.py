@@ -11,6 +11,7 @@ from typing import Any
 from cluster.artifacts import Artifact, Record, nearest
 from cluster.profile import Profile
 from cluster.store import Store, open_store
+from flows.facts import examine
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage
@@ -75,6 +76,7 @@ def prepare(recipe: str, profile: Profile) -> tuple[Plan, Store]:
     plan = make_plan(load_recipe(recipe), store)
     if plan.due:
         check(plan.recipe)
+        examine(plan.recipe)
     return plan, store
 
 

@@ -65,6 +65,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
     context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
+    stage.check_parties(stage.parties(context))
     started = time.monotonic()
     metrics = stage.run(context)
     seconds = time.monotonic() - started

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 
 from tasks.methods import of, validate
+from tasks.models.facts import ModelFacts, facts_of
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Facts, Kind
 from tasks.train.training import TrainStage
@@ -73,17 +74,20 @@ class Pretrain(TrainStage):
             raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
                              f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
 
+    def facts(self, context: Context, ids: int) -> ModelFacts:
+        return facts_of(self.model, ids) if self.model.architecture else super().facts(context, ids)
+
     def initial(self, context: Context) -> tuple[PreTrainedModel, Masks]:
         import torch
 
-        from tasks.data.tokenizer import load_tokenizer
+        from tasks.data.tokenizer import count_ids, load_tokenizer
         from tasks.models.building import builder
         from tasks.models.checkpoint import load_model
 
         if self.model.checkpoint:
             return load_model(self.model.checkpoint.fetch(context.scratch)).float(), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
-        config = self.model.initial_config(len(tokenizer))
+        config = self.model.initial_config(count_ids(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in

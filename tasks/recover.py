@@ -41,4 +41,6 @@ class Recover(TrainStage):
         return load_model(directory).float(), load_masks(directory / "masks.safetensors")
 
     def teacher_directory(self, context: Context) -> Path | None:
+        if not self.method.needs_teacher():
+            return None
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
@@ -68,6 +69,16 @@ class Stage(BaseModel):
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
 
+    def parties(self, context: Context) -> Parties:
+        """Who takes part, now that the inputs are there."""
+        return Parties()
+
+    def check_parties(self, parties: Parties) -> None:
+        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields.
+
+        Asked when a plan is made, and again when the stage starts: a plan may not see them.
+        """
+
     def run(self, context: Context) -> dict[str, float]:
         raise NotImplementedError
 
@@ -100,6 +111,21 @@ class ModelStage(Stage):
                 self.check_width(width)
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
+
+    def parties(self, context: Context) -> Parties:
+        ids, teacher = ids_in(context.inputs["data"]), self.teacher_directory(context)
+        return Parties(ids, self.facts(context, ids), facts_in(teacher) if teacher else None)
+
+    def facts(self, context: Context, ids: int) -> ModelFacts:
+        """Of the model this stage starts from, whose data may hold that many token ids."""
+        return facts_in(self.incoming(context))
+
+    def teacher_directory(self, context: Context) -> Path | None:
+        """That of the model this stage learns from, where it does."""
+        return None
+
+    def check_parties(self, parties: Parties) -> None:
+        parties.check(getattr(self, "length", 0))
 
     def incoming(self, context: Context) -> Path:
         """The directory of the model this stage starts from."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tasks.methods import of
+from tasks.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,6 +50,10 @@ class Architecture(BaseModel):
             if not hasattr(known, name):
                 fields = ", ".join(sorted(known.to_dict())[:60])
                 raise ValueError(f"model type {self.model_type} has no config field {name!r}; choose one of {fields}")
+        try:
+            check_sizes(known, self.overrides)
+        except ValueError as error:
+            raise ValueError(f"model type {self.model_type}: {error}") from None
         fields = dict(self.overrides)
         if vocabulary is not None:
             fields.setdefault("vocab_size", vocabulary)

@@ -1,0 +1,72 @@
+"""The sizes of an architecture: each possible by itself, and together what a model can be made of.
+
+transformers tells some wrong ones in words of its own, some by a trace when the model is built, and some not before a
+batch runs through it. Here each is a line that names the fields and their values, before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings", "ffn_dim", "n_inner", "word_embed_proj_dim", "moe_intermediate_size",
+    "num_local_experts", "num_experts_per_tok",
+)  # fmt: skip
+LARGEST, DEEPEST = 1 << 24, 1 << 12     # beyond any model there is, and still quick to lay out without memory
+
+
+def check_sizes(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError where ``overrides`` of a type's config, of which ``known`` has the defaults, give no model."""
+    meanings = {own: meaning for meaning, own in known.attribute_map.items()}
+    for name, value in overrides.items():
+        _check_one(name, meanings.get(name, name), value)
+    _check_together({meanings.get(name, name): (name, value) for name, value in _stated(known, overrides).items()})
+
+
+def _check_one(name: str, meaning: str, value: Any) -> None:
+    size = name in SIZES or meaning in SIZES
+    if size and isinstance(value, bool):
+        raise ValueError(f"{name} {value}: should be a number")
+    if not isinstance(value, int) or name.endswith(("_id", "_idx")):      # another kind of field, or a token's number
+        return
+    least = 1 if size else 0
+    if value < least:
+        raise ValueError(f"{name} {value}: should be {least} or more")
+    most = DEEPEST if meaning == "num_hidden_layers" else LARGEST
+    if size and value > most:
+        raise ValueError(f"{name} {value}: should be {most} or less")
+
+
+def _stated(known: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config as they are stated: those that it would work out from others, None at first, stay None."""
+    defaults = {name: getattr(type(known), name, value) for name, value in known.to_dict().items()}
+    aliases = {meaning: own for meaning, own in known.attribute_map.items() if meaning in overrides}
+    return {**defaults, **{aliases.get(name, name): value for name, value in overrides.items()}}
+
+
+def _check_together(fields: Mapping[str, tuple[str, Any]]) -> None:
+    def size(meaning: str) -> int:
+        value = fields.get(meaning, ("", None))[1]
+        return value if isinstance(value, int) else 0
+
+    def say(*meanings: str) -> list[str]:
+        return [f"{fields[meaning][0]} {fields[meaning][1]}" for meaning in meanings]
+
+    heads, latent = size("num_attention_heads"), size("kv_lora_rank")
+    if heads and not latent and not size("head_dim") and size("hidden_size") % heads:
+        hidden, by = say("hidden_size", "num_attention_heads")
+        raise ValueError(f"{hidden} is no multiple of {by}")
+    if size("num_key_value_heads") and heads % size("num_key_value_heads"):
+        queries, keys = say("num_attention_heads", "num_key_value_heads")
+        raise ValueError(f"{queries} is no multiple of {keys}")
+    if size("head_dim") % 2 and "rope_parameters" in fields and not latent:
+        raise ValueError(f"{say('head_dim')[0]}: should be even, since rotary positions turn features in pairs")
+    for experts in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if 0 < size(experts) < size("num_experts_per_tok"):
+            chosen, of = say("num_experts_per_tok", experts)
+            raise ValueError(f"{chosen} is more than {of}")
