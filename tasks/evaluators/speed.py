@@ -23,7 +23,8 @@ class Speed(Evaluator):
 
     def check_positions(self, positions: int) -> None:
         if self.prompt + self.new > positions:
-            raise ValueError(f"speed.prompt {self.prompt} and speed.new {self.new} are more than the model's {positions} positions")
+            raise ValueError(f"speed.prompt {self.prompt} and speed.new {self.new} together are more than the model's "
+                             f"{positions} positions")  # fmt: skip
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         import torch

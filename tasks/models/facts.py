@@ -89,8 +89,8 @@ def facts_of(source: ModelSource, ids: int | None) -> ModelFacts | None:
         skeleton = on_meta(config)
     except Exception as error:      # the code of a model trusts its config
         fields = ", ".join(f"{name} {value!r}" for name, value in given.items())
-        kind = f"model type {source.architecture.model_type}"
-        raise ValueError(f"{kind} cannot be built with {fields}: {type(error).__name__} {' '.join(str(error).split())}") from error
+        kind, reason = source.architecture.model_type, " ".join(str(error).split())
+        raise ValueError(f"model type {kind} cannot be built with {fields}: {type(error).__name__} {reason}") from error
     return ModelFacts(skeleton, settled=ids is not None or "vocab_size" in given)
 
 

@@ -12,8 +12,6 @@ from pydantic import Field
 from tasks.stage import Context, Facts, ModelStage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel
 
     from tasks.data.tokens import Sampler
