@@ -23,18 +23,25 @@ LARGEST, DEEPEST = 1 << 24, 1 << 12     # beyond any model there is, and still q
 def check_sizes(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
     """Raise ValueError where ``overrides`` of a type's config, of which ``known`` has the defaults, give no model."""
     meanings = {own: meaning for meaning, own in known.attribute_map.items()}
+    defaults = _stated(known, {})
     for name, value in overrides.items():
-        _check_one(name, meanings.get(name, name), value)
-    _check_together({meanings.get(name, name): (name, value) for name, value in _stated(known, overrides).items()})
+        _check_one(name, meanings.get(name, name), value, defaults.get(name))
+
+    def broken(given: Mapping[str, Any]) -> dict[str, str]:
+        return _disagreements({meanings.get(name, name): (name, value) for name, value in _stated(known, given).items()})
+
+    excused = broken({})    # what a type's own defaults do not keep is no rule for it
+    if wrong := {rule: message for rule, message in broken(overrides).items() if rule not in excused}:
+        raise ValueError(next(iter(wrong.values())))
 
 
-def _check_one(name: str, meaning: str, value: Any) -> None:
+def _check_one(name: str, meaning: str, value: Any, default: Any) -> None:
     size = name in SIZES or meaning in SIZES
     if size and isinstance(value, bool):
         raise ValueError(f"{name} {value}: should be a number")
     if not isinstance(value, int) or name.endswith(("_id", "_idx")):      # another kind of field, or a token's number
         return
-    least = 1 if size else 0
+    least = min(1 if size else 0, default) if isinstance(default, int) else int(size)
     if value < least:
         raise ValueError(f"{name} {value}: should be {least} or more")
     most = DEEPEST if meaning == "num_hidden_layers" else LARGEST
@@ -49,24 +56,24 @@ def _stated(known: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str, 
     return {**defaults, **{aliases.get(name, name): value for name, value in overrides.items()}}
 
 
-def _check_together(fields: Mapping[str, tuple[str, Any]]) -> None:
+def _disagreements(fields: Mapping[str, tuple[str, Any]]) -> dict[str, str]:
+    """What is wrong with sizes taken together, by rule. ``fields`` are (name, value) by what they mean."""
+
     def size(meaning: str) -> int:
         value = fields.get(meaning, ("", None))[1]
         return value if isinstance(value, int) else 0
 
-    def say(*meanings: str) -> list[str]:
-        return [f"{fields[meaning][0]} {fields[meaning][1]}" for meaning in meanings]
+    def say(meaning: str) -> str:
+        return f"{fields[meaning][0]} {fields[meaning][1]}"
 
-    heads, latent = size("num_attention_heads"), size("kv_lora_rank")
+    wrong, heads, latent = {}, size("num_attention_heads"), size("kv_lora_rank")
     if heads and not latent and not size("head_dim") and size("hidden_size") % heads:
-        hidden, by = say("hidden_size", "num_attention_heads")
-        raise ValueError(f"{hidden} is no multiple of {by}")
+        wrong["heads"] = f"{say('hidden_size')} is no multiple of {say('num_attention_heads')}"
     if size("num_key_value_heads") and heads % size("num_key_value_heads"):
-        queries, keys = say("num_attention_heads", "num_key_value_heads")
-        raise ValueError(f"{queries} is no multiple of {keys}")
+        wrong["groups"] = f"{say('num_attention_heads')} is no multiple of {say('num_key_value_heads')}"
     if size("head_dim") % 2 and "rope_parameters" in fields and not latent:
-        raise ValueError(f"{say('head_dim')[0]}: should be even, since rotary positions turn features in pairs")
+        wrong["rotary"] = f"{say('head_dim')}: should be even, since rotary positions turn features in pairs"
     for experts in ("num_experts", "num_local_experts", "n_routed_experts"):
         if 0 < size(experts) < size("num_experts_per_tok"):
-            chosen, of = say("num_experts_per_tok", experts)
-            raise ValueError(f"{chosen} is more than {of}")
+            wrong["experts"] = f"{say('num_experts_per_tok')} is more than {say(experts)}"
+    return wrong
