@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.rank import join
-from cluster.zero import LAYOUTS
+from cluster.zero import LAYOUTS, configuration
 from tasks.train.engine import MOMENTS, Shard
 
 
@@ -104,13 +104,15 @@ class DeepSpeedEngine:
     def read(self, name: str) -> torch.Tensor:
         if name in self._shards:
             return self._gathered(name, self._shards[name].master)
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([self._parameters[name]], enabled=self._stage == 3):
-            return self._parameters[name].detach().to(torch.float32, copy=True)
+        with self._frozen(name) as whole:
+            return whole.to(torch.float32, copy=True)
 
     @torch.no_grad()
     def write(self, name: str, weight: torch.Tensor) -> None:
+        if name not in self._shards:
+            with self._frozen(name) as whole:
+                whole.copy_(weight)
+            return
         shard, flat = self._shards[name], weight.to(self.device).flatten()
         for tensor in (shard.master, *shard.copies):
             tensor.copy_(flat[shard.start : shard.start + shard.numel])
@@ -118,11 +120,14 @@ class DeepSpeedEngine:
             whole.copy_(flat)
 
     def grad(self, name: str) -> torch.Tensor:
+        if name not in self._shards:
+            return torch.zeros(self._shapes[name], device=self.device)
         return self._gathered(name, self._layout.gradient(self._parameters[name], self._shards[name]))
 
     def hold(self, name: str, keep: torch.Tensor) -> None:
         keep = keep.to(self.device, torch.bool)
-        self._held[name] = self._piece(name, keep)
+        if name in self._shards:
+            self._held[name] = self._piece(name, keep)
         self.restart(name, ~keep)
 
     def release(self, name: str) -> None:
@@ -130,7 +135,7 @@ class DeepSpeedEngine:
 
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         self._focused.pop(name, None)
-        if keep is not None:
+        if keep is not None and name in self._shards:
             self._focused[name] = self._piece(name, keep.to(self.device))
 
     def _piece(self, name: str, keep: torch.Tensor) -> torch.Tensor:
@@ -140,7 +145,12 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def restart(self, name: str, born: torch.Tensor) -> None:
-        shard, born = self._shards[name], born.to(self.device, torch.bool).flatten()
+        born = born.to(self.device, torch.bool)
+        if name not in self._shards:
+            with self._frozen(name) as whole:
+                whole.masked_fill_(born, 0)
+            return
+        shard, born = self._shards[name], born.flatten()
         piece = born[shard.start : shard.start + shard.numel]
         for values in (shard.master, *shard.moments.values(), *shard.copies):
             values.masked_fill_(piece, 0)
@@ -163,6 +173,14 @@ class DeepSpeedEngine:
         for state in self._optimizer.state.values():
             state["step"].fill_(step)
         self._held.clear()
+
+    @contextmanager
+    def _frozen(self, name: str) -> Iterator[torch.Tensor]:
+        """A parameter that takes no step, whole; where ZeRO-3 holds it in pieces, rank 0's changes are cut up again."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([self._parameters[name]], modifier_rank=0, enabled=self._stage == 3):
+            yield self._parameters[name].detach()
 
     def _whole(self, name: str) -> torch.Tensor | None:
         """The full parameter as the forward pass of this rank reads it; None while ZeRO-3 holds it in pieces."""
@@ -197,27 +215,6 @@ class DeepSpeedEngine:
         with quiet():
             self._engine.step()
         self._engine.optimizer.check_grad_overflow = False
-
-
-def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
-    bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
-    zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
-        zero["compute_grad_norm"] = False  # ours is over the masked gradient
-    if zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": 0.0,  # its default is 1
-        "timers": {"throughput": {"enabled": False}},
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
-    }
-    if precision == "bf16" and zero_stage > 0:
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    return settings
 
 
 def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):

@@ -7,6 +7,7 @@ Bad values are refused here, in one line and before anything heavy is imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,6 +125,11 @@ class Profile(_Section):
         """What `stage` may use: its own entry, else the entry `default`, else one CPU."""
         entry = self.stages.get(stage) or self.stages.get("default") or Resources()
         return entry.resolved(self.ranks)
+
+    def check_stages(self, known: Sequence[str]) -> None:
+        """Refuse resources for a stage that there is none of: they would go to nothing."""
+        if odd := [stage for stage in self.stages if stage not in known]:
+            raise ValueError(f"profile '{self.name}': stages.{odd[0]}: no such stage; choose one of {', '.join(known)}")
 
     def check_device(self) -> None:
         """Refuse a GPU that was asked for and is absent. torch is imported only where a device node promises one."""

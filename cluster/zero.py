@@ -1,4 +1,4 @@
-"""Where each ZeRO stage keeps a parameter on this rank: its master values, moments, copies and reduced gradient.
+"""What DeepSpeed is told of a ZeRO stage, and where that keeps a parameter on this rank: masters, moments, copies, gradient.
 
 DeepSpeed has no common way to ask (its public calls gather full tensors, or work at stage 3 only, or return None at
 stage 0), so the three layouts are written down here and nowhere else. They follow DeepSpeed 0.19.8, whose names are
@@ -84,3 +84,24 @@ class Partitions(Replicated):
 
 
 LAYOUTS = (Replicated, Fragments, Fragments, Partitions)
+
+
+def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
+    bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
+    zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
+        zero["compute_grad_norm"] = False  # ours is over the masked gradient
+    if zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # its default is 1
+        "timers": {"throughput": {"enabled": False}},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+    }
+    if precision == "bf16" and zero_stage > 0:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings

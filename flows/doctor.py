@@ -92,9 +92,11 @@ def _servers() -> list[Finding]:
 def _profile(name: str) -> list[Finding]:
     from cluster.profile import load_profile
     from cluster.store import open_store
+    from flows.plan import RESOURCED
 
     try:
         profile = load_profile(name)
+        profile.check_stages(RESOURCED)
         profile.check_device()
         open_store(profile.store, Path(profile.scratch) / "cache").writable()
     except (ValueError, OSError) as error:

@@ -12,12 +12,14 @@ from cluster.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.profile import Profile, home
 from cluster.reach import check_s3
 from cluster.store import Store, open_store
+from flows.facts import examine
 from flows.recipe import Node, Recipe, load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.refusal import refused
-from tasks.stage import Facts, Stage
+from tasks.stage import STAGES, Facts, Stage
 
+RESOURCED = ("default", *STAGES, "speed")      # what a profile may name resources for; speed is measured apart
 TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
 
 
@@ -75,6 +77,7 @@ def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, 
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
+    profile.check_stages(RESOURCED)
     profile.check_device()
     checked = load_recipe(recipe, served)
     check_s3("s3://" if "s3://" in checked.text else "")
@@ -82,7 +85,7 @@ def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, 
     plan = make_plan(checked, store)
     if plan.due:
         check(plan.recipe)
-        build(plan.recipe)
+        examine(plan.recipe)
     return plan, store
 
 
@@ -143,21 +146,6 @@ def check(recipe: Recipe) -> None:
             if not refused(error):
                 raise
             raise ValueError(f"recipe.{node.id}: {error}") from None
-
-
-def build(recipe: Recipe) -> None:
-    """What only transformers can tell of a model: that it can be built, and that its blocks are understood. The last check,
-    since it takes seconds to import."""
-    built: list[tuple[ModelSource, int | None]] = []
-    for node in recipe.nodes:
-        for source in node.stage.sources().values():
-            wanted = (source, vocabulary(recipe.nodes, node.parents.get("data")))
-            if node.stage.yields == "model" and wanted not in built:
-                built.append(wanted)
-                try:
-                    source.build(wanted[1])
-                except ValueError as error:
-                    raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def _source(recipe: Recipe, node: Node) -> ModelSource | None:

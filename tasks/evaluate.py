@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, PlainSerializer
 
 from tasks.methods import Method, build, dump
+from tasks.models.facts import Parties, facts_in, ids_in
 from tasks.stage import Context, Kind, Stage
 
 
@@ -36,6 +37,15 @@ class Evaluate(Stage):
     @property
     def exclusive(self) -> bool:
         return any(evaluator.exclusive for evaluator in self.evaluators)
+
+    def parties(self, context: Context) -> Parties:
+        return Parties(ids_in(context.inputs["data"]), facts_in(context.inputs["model"]))
+
+    def check_parties(self, parties: Parties) -> None:
+        parties.check()
+        if parties.model and parties.model.positions:
+            for evaluator in self.evaluators:
+                evaluator.check_positions(parties.model.positions)
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.evaluators import Candidate

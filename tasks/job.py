@@ -72,6 +72,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
     planned, digests = artifact.params.get("fingerprints", {}), Digests(home() / DIGESTS)
     stage.verify(planned, digests)
+    stage.check_parties(stage.parties(context))
     started = time.monotonic()
     metrics = stage.run(context)
     seconds = time.monotonic() - started
@@ -157,9 +158,10 @@ def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[An
     from cluster.workers import on_cluster, start_actor
 
     if not on_cluster():
+        from cluster.targets import load
         from tasks.calibrate.shares import Nearby
 
-        return [Nearby(given) for given in payloads]
+        return [Nearby(load(target)(given)) for given in payloads]
     resources = work["resources"]
     return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]
 

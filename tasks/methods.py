@@ -30,8 +30,8 @@ class Method(BaseModel):
 
 def names(shelf: str) -> list[str]:
     """The methods on a shelf, sorted."""
-    folder = Path(__file__).parent / shelf
-    return sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+    folders = map(Path, import_module(f"tasks.{shelf}").__path__)
+    return sorted(file.stem for folder in folders for file in folder.glob("*.py") if not file.stem.startswith("_"))
 
 
 @cache

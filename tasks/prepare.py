@@ -40,6 +40,15 @@ class Tokenizer(BaseModel):
         return self
 
 
+    def ids(self) -> int | None:
+        """How many ids it needs, the largest and one; None where it lies elsewhere, or is another stage's."""
+        from tasks.data.tokenizer import count_ids, load_tokenizer
+
+        if self.checkpoint and self.checkpoint.local:
+            return count_ids(load_tokenizer(self.checkpoint.local))
+        return self.train
+
+
 class Prepare(Stage):
     version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"tokenizer": "tokens"}
@@ -94,13 +103,14 @@ class Prepare(Stage):
                     yield (f"{split}-{task}" if task else split), document
 
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
+        from tasks.data.tokenizer import count_ids
         from tasks.data.tokens import TASKS, TokenWriter
 
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")
         tasks = list(self.corpus.parts())
         names = [f"{split}-{task}" if task else split for split in SPLITS for task in tasks]
-        writers = {name: TokenWriter(context.output, name, len(tokenizer)) for name in names}
+        writers = {name: TokenWriter(context.output, name, count_ids(tokenizer)) for name in names}
         (context.output / TASKS).write_text(json.dumps([task for task in tasks if task]))
         with (context.output / "heldout.jsonl").open("w") as heldout:
             for count, (split, document) in enumerate(self._dealt(), 1):
@@ -120,14 +130,17 @@ class Prepare(Stage):
         train, heldout = (sum(writer.counts for writer in of[split]) for split in ("train", "heldout"))
         return {
             "vocabulary": len(tokenizer),
-            "unigram_perplexity": unigram_perplexity(train, heldout),
+            "unigram_perplexity": unigram_perplexity(train, heldout, len(tokenizer)),
             **{f"{split}_tokens": sum(writer.total for writer in of[split]) for split in SPLITS},
         }
 
 
-def unigram_perplexity(train_counts: Any, heldout_counts: Any) -> float:
-    """Held-out perplexity of the add-one smoothed unigram model: what a model that learned nothing but frequency scores."""
+def unigram_perplexity(train_counts: Any, heldout_counts: Any, vocabulary: int) -> float:
+    """Held-out perplexity of the add-one smoothed unigram model: what a model that learned nothing but frequency scores.
+
+    Counts are by id, and there may be ids that are none of the ``vocabulary``'s tokens.
+    """
     import numpy as np
 
-    probabilities = (train_counts + 1) / (train_counts.sum() + len(train_counts))
+    probabilities = (train_counts + 1) / (train_counts.sum() + vocabulary)
     return float(np.exp(-(heldout_counts * np.log(probabilities)).sum() / heldout_counts.sum()))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from tasks.methods import of, validate
+from tasks.models.facts import ModelFacts, facts_of
 from tasks.models.source import ModelSource
 from tasks.refusal import refused
 from tasks.stage import Context, Facts, Kind
@@ -30,6 +33,13 @@ class Pretrain(TrainStage):
 
     model: ModelSource
     method: of("regimes") = "dense"
+
+    @model_validator(mode="after")
+    def _learns_alone(self) -> Pretrain:
+        if self.method.needs_teacher():
+            name = self.method.name
+            raise ValueError(f"{name} learns from a teacher, and pretrain has none; set {name}: {{kl: 0}}, or recover with it")
+        return self
 
     @classmethod
     def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
@@ -70,20 +80,23 @@ class Pretrain(TrainStage):
             raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
                              f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
 
+    def facts(self, context: Context, ids: int) -> ModelFacts:
+        return facts_of(self.model, ids) if self.model.architecture else super().facts(context, ids)
+
     def origin(self, context: Context) -> Path | None:
         return self.model.checkpoint.fetch(context.scratch) if self.model.checkpoint else None
 
     def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
         import torch
 
-        from tasks.data.tokenizer import load_tokenizer
+        from tasks.data.tokenizer import count_ids, load_tokenizer
         from tasks.models.building import builder
         from tasks.models.checkpoint import load_model
 
         if origin:
             return load_model(origin, dtype=torch.float32), {}
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
-        config = self.model.initial_config(len(tokenizer))
+        config = self.model.initial_config(count_ids(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in

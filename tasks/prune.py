@@ -15,6 +15,7 @@ from tasks.stage import REPORT, Context, Facts
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
     from tasks.models.allocation import Allocator
+    from tasks.models.facts import Parties
 
 ESSENTIAL = "essential"
 LOSSES = "losses"   # the folder in scratch of what a search has measured
@@ -99,6 +100,11 @@ class Prune(CalibratedStage):
         if masked and not self.method.takes_masks:
             raise ValueError(f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
                              f"prune with {self.method.name} first")  # fmt: skip
+
+    def check_parties(self, parties: Parties) -> None:
+        super().check_parties(parties)
+        if parties.model:
+            self.method.admit(parties.model.linears, dict.fromkeys(parties.model.linears, self.target), self._pattern())
 
     def check_width(self, width: int) -> None:
         self._pattern().check(self.target, width, width)       # what one matrix reads another has made

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import of
 from tasks.stage import Context, Facts
+
+if TYPE_CHECKING:
+    from tasks.models.facts import Parties
 
 
 class Quantize(CalibratedStage):
@@ -22,6 +25,15 @@ class Quantize(CalibratedStage):
         if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
             raise ValueError("no quantized format has feed-forward networks of different widths; "
                              "prune with cfsp: {shrink: false}")  # fmt: skip
+
+    def check_parties(self, parties: Parties) -> None:
+        super().check_parties(parties)
+        if parties.model:
+            from tasks.formats.pattern import parse_pattern
+            from tasks.models.packable import require_packable
+
+            require_packable(parties.model.skeleton)
+            self.method.admit(parties.model.linears, {}, parse_pattern("unstructured"))
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)

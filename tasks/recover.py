@@ -44,4 +44,6 @@ class Recover(TrainStage):
         return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
 
     def teacher_directory(self, context: Context) -> Path | None:
+        if not self.method.needs_teacher():
+            return None
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
+from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
@@ -89,6 +90,16 @@ class Stage(BaseModel):
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
 
+    def parties(self, context: Context) -> Parties:
+        """Who takes part, now that the inputs are there."""
+        return Parties()
+
+    def check_parties(self, parties: Parties) -> None:
+        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields.
+
+        Asked when a plan is made, and again when the stage starts: a plan may not see them.
+        """
+
     def run(self, context: Context) -> dict[str, float]:
         raise NotImplementedError
 
@@ -126,6 +137,21 @@ class ModelStage(Stage):
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
+    def parties(self, context: Context) -> Parties:
+        ids, teacher = ids_in(context.inputs["data"]), self.teacher_directory(context)
+        return Parties(ids, self.facts(context, ids), facts_in(teacher) if teacher else None)
+
+    def facts(self, context: Context, ids: int) -> ModelFacts:
+        """Of the model this stage starts from, whose data may hold that many token ids."""
+        return facts_in(self.incoming(context))
+
+    def teacher_directory(self, context: Context) -> Path | None:
+        """That of the model this stage learns from, where it does."""
+        return None
+
+    def check_parties(self, parties: Parties) -> None:
+        parties.check(getattr(self, "length", 0))
+
     def incoming(self, context: Context) -> Path:
         """The directory of the model this stage starts from."""
         return context.inputs["model"] if "model" in context.inputs else self.model.checkpoint.fetch(context.scratch)
@@ -143,6 +169,12 @@ class Facts:
     upstream: tuple[Stage, ...] = ()
 
 
+def _nobody(target: str, payloads: list[dict[str, Any]]) -> list[Any]:
+    """Who would do the work of a stage that shares none out."""
+    assert not payloads, f"nobody here starts {target}, and its share of the work would be lost"
+    return []
+
+
 @dataclass
 class Context:
     """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results."""
@@ -153,7 +185,7 @@ class Context:
     execution: Execution
     report: Callable[[Event], None] = lambda event: None
     make_engine: Callable[..., Any] | None = None
-    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = lambda target, payloads: []
+    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = _nobody
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""

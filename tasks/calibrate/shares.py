@@ -71,13 +71,13 @@ class Share:
 
 
 class Nearby:
-    """A follower in this process, which does at once what it is asked for: for tests, and to see what sharing costs."""
+    """A worker in this process, which does at once what it is asked for: where there is no cluster."""
 
-    def __init__(self, payload: Mapping[str, Any]) -> None:
-        self.share = Share(payload)
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
 
     def call(self, method: str, *arguments: Any) -> Pending:
-        return _Done(getattr(self.share, method)(*arguments))
+        return _Done(getattr(self.worker, method)(*arguments))
 
 
 class _Done:

@@ -32,6 +32,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def count_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many rows an embedding needs for a tokenizer: its largest id and one. There may be fewer tokens, since added ones
+    can leave holes."""
+    return 1 + max([*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder])
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local checkpoint or data directory."""
     from transformers import AutoTokenizer

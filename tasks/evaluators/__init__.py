@@ -40,14 +40,19 @@ class Candidate:
 
     @property
     def longest(self) -> int:
-        """The longest sequence the model's positions allow."""
-        return getattr(self.model.config, "max_position_embeddings", None) or 2048
+        """The longest sequence the model's positions allow; a length that serves where they set no bound."""
+        from tasks.models.facts import positions
+
+        return positions(self.model.config) or 2048
 
 
 class Evaluator(Method):
     """Root of the evaluators. An ``exclusive`` one measures time, so it asks for the whole machine."""
 
     exclusive: ClassVar[bool] = False
+
+    def check_positions(self, positions: int) -> None:
+        """Raise ValueError where this measures on sequences longer than a model's positions allow."""
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         raise NotImplementedError

@@ -19,6 +19,10 @@ class Perplexity(Evaluator):
     tokens: int = Field(1 << 17, gt=0)
     batch: int = Field(16, gt=0)
 
+    def check_positions(self, positions: int) -> None:
+        if self.length > positions:
+            raise ValueError(f"perplexity.length {self.length} is more than the model's {positions} positions")
+
     def measure(self, candidate: Candidate) -> dict[str, float]:
         import numpy as np
         import torch
@@ -26,7 +30,7 @@ class Perplexity(Evaluator):
         from tasks.data.tokens import Tokens
         from tasks.train.objective import next_token_loss
 
-        heldout, length = Tokens(candidate.data, "heldout"), min(self.length, candidate.longest)
+        heldout, length = Tokens(candidate.data, "heldout"), self.length
         windows = min(heldout.sequences(length), max(1, self.tokens // length))
         if windows == 0:
             raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")

@@ -21,12 +21,17 @@ class Speed(Evaluator):
     new: int = Field(32, gt=0)
     repeats: int = Field(5, gt=0)
 
+    def check_positions(self, positions: int) -> None:
+        if self.prompt + self.new > positions:
+            raise ValueError(f"speed.prompt {self.prompt} and speed.new {self.new} together are more than the model's "
+                             f"{positions} positions")  # fmt: skip
+
     def measure(self, candidate: Candidate) -> dict[str, float]:
         import torch
 
         from tasks.data.tokens import Tokens
 
-        heldout, prompt = Tokens(candidate.data, "heldout"), max(1, min(self.prompt, candidate.longest - self.new))
+        heldout, prompt = Tokens(candidate.data, "heldout"), self.prompt
         if heldout.sequences(prompt) == 0:
             raise ValueError(f"corpus is too small: the held-out split has less than one prompt of {prompt} tokens")
         tokens_BT = torch.from_numpy(heldout.sequence(0, prompt))[None].to(candidate.device)

@@ -19,7 +19,7 @@ from tasks.formats.grid import Grid
 from tasks.models.checkpoint import load_model, save_weights, skeleton
 from tasks.models.layout import MASKS, copy_companions
 from tasks.models.linears import find_linears
-from tasks.models.narrow import WIDTHS
+from tasks.models.packable import require_packable
 from tasks.models.shards import TensorFiles
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def export_compressed(directory: Path, scales: Scales, grid: Grid, output: Path)
     with torch.no_grad():
         before = model(tokens_BT, use_cache=False).logits
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
-    _attach(model.float(), scales, grid)
-    _write(model, dtype, directory, output)
+    untouched = _attach(model.float(), scales, grid)
+    _write(model, dtype, untouched, directory, output)
     if (directory / MASKS).exists():
         (output / MASKS).parent.mkdir(exist_ok=True)
         shutil.copyfile(directory / MASKS, output / MASKS)
@@ -50,23 +50,18 @@ def export_compressed(directory: Path, scales: Scales, grid: Grid, output: Path)
 
 
 def _refuse_unsupported(directory: Path, scales: Scales, grid: Grid) -> None:
-    linears = find_linears(skeleton(directory))
-    for name, linear in linears.items():
-        if linear.transposed or len(linear.shape) != 2:
-            kind = "a transposed Conv1D matrix" if linear.transposed else "a fused stack of experts"
-            raise ValueError(f"unsupported: compressed-tensors packs nn.Linear only, and {name} is {kind}")
-    if WIDTHS in json.loads((directory / "config.json").read_text()):
-        raise ValueError(f"unsupported: {directory} has feed-forward networks of different widths, and no other program loads "
-                         "such a model; prune with cfsp: {shrink: false} before quantizing")  # fmt: skip
+    model = skeleton(directory)
+    require_packable(model)
     if not grid.symmetric:
         raise ValueError("unsupported: compressed-tensors 0.20 does not read its packed asymmetric weights back; "
                          "choose symmetric")  # fmt: skip
-    if odd := sorted(linears.keys() ^ scales.keys()):
+    if odd := sorted(find_linears(model).keys() ^ scales.keys()):
         raise ValueError(f"a scale is needed for every linear and only those; {odd[0]} differs ({len(odd)} in all)")
 
 
-def _attach(model: torch.nn.Module, scales: Scales, grid: Grid) -> None:
-    """Hang the quantization scheme and its scales on the model's linears, the way compressed-tensors expects them."""
+def _attach(model: torch.nn.Module, scales: Scales, grid: Grid) -> list[str]:
+    """Hang the quantization scheme and its scales on the model's linears, the way compressed-tensors expects them; the
+    names of those that are left as they are."""
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 
     weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric, "dynamic": False}
@@ -85,13 +80,18 @@ def _attach(model: torch.nn.Module, scales: Scales, grid: Grid) -> None:
         module.weight_scale.data.copy_(given["scale"])
         if hasattr(module, "weight_zero_point"):
             module.weight_zero_point.data.copy_(given.get("zero_point", torch.zeros(())))
+    return ignored
 
 
-def _write(model: PreTrainedModel, dtype: torch.dtype, directory: Path, output: Path) -> None:
+def _write(model: PreTrainedModel, dtype: torch.dtype, untouched: list[str], directory: Path, output: Path) -> None:
     """Codes and scales (in ``dtype``) as compressed-tensors packs them, all else as it is stored in ``directory``."""
     from compressed_tensors.compressors import ModelCompressor
 
     compressor = ModelCompressor.from_pretrained_model(model)
+    # It leaves out what is no module of a packed one's very class: a plain head beside layers of a class of their own, or a
+    # layer of such a class beside plain ones. Readers match subclasses too, and would look for packed weights there.
+    scheme = compressor.quantization_config
+    scheme.ignore = list(dict.fromkeys([*scheme.ignore, *untouched]))
     compressor.compress_model(model)
     files, tied = TensorFiles(directory), model.all_tied_weights_keys
     made = {name: value for name, value in model.state_dict().items() if name not in files and name not in tied}

@@ -7,6 +7,7 @@ said before anything starts.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from tasks.methods import of
 from tasks.models import known
 from tasks.models.intake import check_config, check_type, check_unquantized, check_weights
 from tasks.models.layout import MASKS
+from tasks.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,13 +47,17 @@ class Architecture(BaseModel):
         return {**known.config_defaults(self.model_type), **given}
 
     def check(self, vocabulary: int | None = None) -> None:
-        """Raise ValueError at what is wrong without asking transformers: its type, names of fields, too small a vocabulary."""
+        """Raise ValueError at what is wrong without asking transformers: its type, names of fields, sizes."""
         check_type(self.model_type)
         names = known.config_names(self.model_type)
         for name in self.overrides:
             if names is not None and name not in names:
                 fields = ", ".join(sorted(known.config_defaults(self.model_type))[:60])
                 raise ValueError(f"model type {self.model_type} has no config field {name!r}; choose one of {fields}")
+        try:
+            check_sizes(self.model_type, self.overrides)
+        except ValueError as error:
+            raise ValueError(f"model type {self.model_type}: {error}") from None
         given = self.overrides.get("vocab_size")
         if vocabulary is not None and isinstance(given, int) and given < vocabulary:
             raise ValueError(f"the tokenizer has {vocabulary} tokens, more than the model's vocab_size {given}")
@@ -133,9 +139,13 @@ class Checkpoint(BaseModel):
             return download(self.hub, self.revision)
         from pyarrow import fs
 
-        directory = scratch / f"source-{hashlib.sha256(self.path.encode()).hexdigest()[:12]}"    # model and teacher differ
-        directory.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(self.path, str(directory))
+        directory = scratch / f"source-{self.fingerprint()[:12]}"
+        if not directory.exists():      # else it was fetched before, in this attempt or one that died
+            half = directory.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+            fs.copy_files(self.path, str(half))
+            half.rename(directory)
         return directory
 
 
@@ -170,27 +180,6 @@ class ModelSource(BaseModel):
         elif directory := self.checkpoint.local:
             check_config(directory)
             (check_weights if quantized else check_unquantized)(directory)
-
-    def build(self, vocabulary: int | None = None) -> None:
-        """Build the model without memory, as far as it is known here, and find its linears. Raises ValueError where that
-        cannot be done, or where stored weights are not those of the model."""
-        from tasks.models.accounting import on_meta
-        from tasks.models.checkpoint import skeleton
-        from tasks.models.linears import find_linears
-        from tasks.models.names import fits
-
-        if self.checkpoint and not self.checkpoint.local:
-            return
-        try:
-            model = skeleton(self.checkpoint.local) if self.checkpoint else on_meta(self.initial_config(vocabulary))
-        except ValueError:
-            raise
-        except Exception as error:      # whatever the config's values lead to in code that trusts them
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"{self.describe()} cannot be built: {reason}") from None
-        find_linears(model)
-        if self.checkpoint:
-            fits(self.checkpoint.local, model)
 
     def initial_config(self, vocabulary: int | None = None) -> PretrainedConfig:
         """The config of the model to initialise, after its transform."""

@@ -15,6 +15,7 @@ from pydantic import Field
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
+    from tasks.models.linears import Linear
     from tasks.train.hook import Hook
 
 
@@ -25,6 +26,9 @@ class Fst(Regime):
     decay: float = Field(6e-5, ge=0)
     dense: float = Field(1 / 6, ge=0, lt=1)
     mvue: bool = True
+
+    def treats(self, linear: Linear) -> bool:
+        return linear.feed_forward
 
     def check_width(self, width: int) -> None:
         from tasks.train.semi_structured import PATTERN
@@ -37,5 +41,5 @@ class Fst(Regime):
 
         # a run with no dense phase is sparse at its last step too
         dense_from = setting.steps + 1 if self.dense == 0 else setting.steps - round(self.dense * setting.steps)
-        chosen = treated(setting, "ffn")
+        chosen = treated(setting, self)
         return [Transposable(setting.linears, setting.masks, chosen, self.refresh, dense_from, self.decay, self.mvue)]

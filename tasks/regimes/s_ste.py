@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
+    from tasks.models.linears import Linear
     from tasks.train.hook import Hook
 
 
@@ -18,6 +19,9 @@ class SSte(Regime):
     paper: ClassVar[str] = "S-STE (arXiv 2409.09099)"
 
     mvue: bool = True
+
+    def treats(self, linear: Linear) -> bool:
+        return linear.feed_forward
 
     def check_width(self, width: int) -> None:
         from tasks.train.semi_structured import PATTERN
@@ -28,4 +32,4 @@ class SSte(Regime):
         from tasks.train.semi_structured import SoftThreshold
         from tasks.train.structured_regime import treated
 
-        return [SoftThreshold(setting.linears, setting.masks, treated(setting, "ffn"), self.mvue)]
+        return [SoftThreshold(setting.linears, setting.masks, treated(setting, self), self.mvue)]

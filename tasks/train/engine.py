@@ -62,7 +62,10 @@ class Engine(Protocol):
         """The full dense gradient, averaged over ranks; only between the last backward and step. A collective."""
 
     def hold(self, name: str, keep: torch.Tensor) -> None:
-        """From now on weights whose ``keep`` (bool, in the parameter's shape) is False are dead, moments included."""
+        """From now on weights whose ``keep`` (bool, in the parameter's shape) is False are dead, moments included.
+
+        A frozen parameter takes no step: its dead weights are zeroed once, and stay. A collective there.
+        """
 
     def release(self, name: str) -> None:
         """Stop holding a mask: dead weights are zero, with zero moments, and may grow again."""
@@ -71,7 +74,7 @@ class Engine(Protocol):
         """From now on only gradients where ``keep`` is True count, for the norm too; None is all of them again."""
 
     def restart(self, name: str, born: torch.Tensor) -> None:
-        """Weights where ``born`` is True start at zero with zero moments."""
+        """Weights where ``born`` is True start at zero with zero moments, where they have any."""
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         """This rank's shards; those of all ranks together cover every trainable parameter exactly once."""
@@ -160,7 +163,8 @@ class TorchEngine:
 
     def hold(self, name: str, keep: torch.Tensor) -> None:
         keep = keep.to(self.device, torch.bool)
-        self._held[name] = keep.to(torch.uint8)  # a byte per weight; its product is 3 times faster than bool's
+        if self._parameters[name].requires_grad:
+            self._held[name] = keep.to(torch.uint8)  # a byte per weight; its product is 3 times faster than bool's
         self.restart(name, ~keep)
 
     def release(self, name: str) -> None:
@@ -174,7 +178,8 @@ class TorchEngine:
     @torch.no_grad()
     def restart(self, name: str, born: torch.Tensor) -> None:
         parameter, born = self._parameters[name], born.to(self.device, torch.bool)
-        for values in (parameter, *(self._optimizer.state[parameter][moment] for moment in MOMENTS)):
+        moments = [self._optimizer.state[parameter][moment] for moment in MOMENTS] if parameter.requires_grad else []
+        for values in (parameter, *moments):
             values.masked_fill_(born, 0)
 
     def shards(self) -> Iterator[tuple[str, Shard]]:

@@ -54,6 +54,10 @@ class Regime(Method):
     def needs_teacher(self) -> bool:
         return False
 
+    def treats(self, linear: Linear) -> bool:
+        """Whether the regime does anything with a matrix."""
+        return True
+
     def check_width(self, width: int) -> None:
         """Raise ValueError where the regime cannot treat a matrix of this input width."""
 

@@ -95,7 +95,7 @@ class TaskSequence(Hook):
         return self.tasks
 
     def objective(self, objective: Objective) -> Objective:
-        return _Scored(self)
+        return _Scored(self, objective)
 
     def score(self, start: int, wrong_B: torch.Tensor, step: int) -> None:
         """Note how many of a sequence's tokens were predicted wrong; ``start`` is its place in the rank's batch."""
@@ -170,14 +170,31 @@ class TaskSequence(Hook):
 
 @dataclass
 class _Scored:
-    """Cross-entropy that tells the sequence hook how wrong each sequence was."""
+    """An objective as it is; the sequence hook is told how wrong each sequence was."""
 
     hook: TaskSequence
+    objective: Objective
 
     def __call__(self, engine: Any, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        logits_BTV = engine.forward(input_ids=tokens_BT, use_cache=False).logits
-        loss = next_token_loss(logits_BTV, tokens_BT)
-        wrong_BT = logits_BTV[:, :-1].detach().argmax(-1) != tokens_BT[:, 1:]
+        heard = _Overheard(engine)
+        loss, metrics = self.objective(heard, tokens_BT)
+        wrong_BT = heard.logits_BTV[:, :-1].argmax(-1) != tokens_BT[:, 1:]
         self.hook.score(self.hook.place, wrong_BT.float().mean(1), self.hook.run.step)
         self.hook.place += len(tokens_BT)
-        return loss, {"loss": loss.detach()}
+        return loss, metrics
+
+
+class _Overheard:
+    """An engine whose first answer is kept: what the model said of the batch, without another forward pass."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.logits_BTV = engine, None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._engine.forward(*args, **kwargs)
+        if self.logits_BTV is None:
+            self.logits_BTV = output.logits.detach()
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from tasks.train.structured import Frame
 
 
-def treated(setting: Setting, location: str) -> dict[str, Linear]:
-    """The linears at a location: ``ffn`` or ``all``."""
-    return {name: linear for name, linear in setting.linears.items() if location == "all" or linear.feed_forward}
+def treated(setting: Setting, regime: Regime) -> dict[str, Linear]:
+    """The linears that a regime treats."""
+    return {name: linear for name, linear in setting.linears.items() if regime.treats(linear)}
 
 
 class NMRegime(Regime):
@@ -45,6 +45,9 @@ class NMRegime(Regime):
             raise ValueError(f"pattern is N:M (like 2:4) in this method, got {self.pattern}")
         return pattern
 
+    def treats(self, linear: Linear) -> bool:
+        return self.location == "all" or linear.feed_forward
+
     def check_width(self, width: int) -> None:
         self.nm().check(self.nm().sparsity, width)
 
@@ -70,7 +73,7 @@ class NMRegime(Regime):
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.structured import Structured
 
-        chosen = treated(setting, self.location)
+        chosen = treated(setting, self)
         return [
             Structured(setting.linears, setting.masks, chosen, lambda step: self.frame(step, setting.steps), **self.flow())
         ]

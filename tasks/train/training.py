@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
+    from tasks.models.facts import Parties
     from tasks.models.trained import Origin
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
@@ -62,6 +63,15 @@ class TrainStage(ModelStage):
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
 
+    def check_parties(self, parties: Parties) -> None:
+        super().check_parties(parties)
+        for name, linear in parties.model.linears.items() if parties.model else ():
+            try:
+                if self.method.treats(linear):
+                    self.method.check_width(linear.shape[-1])
+            except ValueError as error:
+                raise ValueError(f"{error} ({name})") from None
+
     def origin(self, context: Context) -> Path | None:
         """The directory of the model that is trained; None where it begins at random."""
         return self.incoming(context)
@@ -69,9 +79,6 @@ class TrainStage(ModelStage):
     def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
         """The model before training, in float32 on the CPU, and the masks it came with."""
         raise NotImplementedError
-
-    def teacher_directory(self, context: Context) -> Path | None:
-        return None
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of

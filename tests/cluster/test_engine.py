@@ -105,9 +105,12 @@ def plain(precision: str = "fp32") -> TorchEngine:
 
 
 def sharded(stage: int, precision: str = "fp32"):
+    return engine_over(llama(), stage, precision)
+
+
+def engine_over(module, stage: int, precision: str):
     from cluster.engine import DeepSpeedEngine
 
-    module = llama()
     return DeepSpeedEngine(module, adamw(module), CLIPPING, precision=precision, zero_stage=stage, accumulation=2)
 
 
@@ -161,6 +164,24 @@ def check_bf16(stage: int, directory: Path) -> None:
     assert_same(state(resumed), state(engine))
 
 
+def check_frozen(stage: int, precision: str) -> None:
+    """UP takes no step: its dead weights are zeroed once, on every rank, and nothing moves it. ZeRO-3 cuts it."""
+    module = llama()
+    module.get_parameter(UP).requires_grad_(False)
+    engine, keep = engine_over(module, stage, precision), keeps(0)[UP]
+    before = engine.read(UP)
+    engine.hold(UP, keep)
+    engine.focus(UP, keep)
+    assert not engine.grad(UP).any() and UP not in dict(engine.shards())
+    for step in range(2):
+        backward(engine, step)
+        assert 0 < engine.step(3e-3) < float("inf")
+        assert torch.equal(engine.read(UP), before.masked_fill(~keep, 0))
+    engine.release(UP)
+    engine.write(UP, before)
+    assert torch.equal(engine.read(UP), before)
+
+
 def ranks(count: int, *arguments: str, environment: dict[str, str], module: str = __name__) -> list[str]:
     """Run a test file as that many ranks on this machine; what each printed."""
     with socket.socket() as free:
@@ -211,6 +232,11 @@ def test_one_rank_makes_its_own_process_group_and_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay(stage):
+    check_frozen(stage, "fp32")
+
+
 @pytest.mark.parametrize(("options", "message"), [({"stage": 4}, "no ZeRO stage 4"), ({"precision": "fp16"}, "'fp16'")])
 def test_settings_that_do_not_exist_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
@@ -220,6 +246,8 @@ def test_settings_that_do_not_exist_are_refused_by_name(options, message):
 if __name__ == "__main__":
     check_stage(int(sys.argv[1]), Path(sys.argv[2]))
     check_bf16(int(sys.argv[1]), Path(sys.argv[2]))
+    check_frozen(int(sys.argv[1]), "fp32")
+    check_frozen(int(sys.argv[1]), "bf16")
     from cluster.rank import leave
 
     leave(0)

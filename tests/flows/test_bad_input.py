@@ -46,6 +46,13 @@ def edited(path: str, value: object) -> dict:
     return recipe
 
 
+def of_architecture(fields: dict) -> dict:
+    """GOOD with another model, on a corpus that nobody reads."""
+    recipe = edited("model/architecture", fields)
+    recipe["stages"][0]["prepare"]["corpus"] = {"hub": {"dataset": "a/b", "revision": "c" * 40, "documents_at_most": 5}}
+    return recipe
+
+
 TABLE = [
     ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, pretrain, prune"),
     ("stages/2/prune/method", "wonda", "no method 'wonda' in tasks.pruners; choose one of cfsp, dsnot, heads, magnitude"),
@@ -100,6 +107,8 @@ TABLE = [
     ("stages/0/prepare/tokenizer", "earlier", "no tokenizer (tokens) upstream; put the prepare stage that trains it before"),
     ("stages/1/pretrain/method", "sparcl", "sparcl learns a sequence of corpora, and corpus is one"),
     ("stages/1/grid", {"method.sparsty": [0.5]}, "no such field"),
+    ("stages/1/pretrain/method", "masked",
+     "recipe.stages[1].pretrain: masked learns from a teacher, and pretrain has none; set masked: {kl: 0}, or recover with it"),
     ("claims", [{"says": "x", "stage": "pretrain", "order": ["a", "b"]}], "recipe.claims[0].order: no group 'a'"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
     ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),
@@ -137,6 +146,62 @@ TABLE = [
     ("stages/3", {"id": "prune", "recover": {"tokens": 10}}, "recipe.stages[3].id: 'prune' is taken"),
     ("stages/3", {"from": "nowhere", "recover": {"tokens": 10}}, "no earlier stage 'nowhere'; choose one of"),
     ("stages/0", {"prune": {"method": "wanda", "pattern": "2:4"}}, "tokens) upstream; put a prepare stage before it"),
+]
+
+
+TINY = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+GQA = {**TINY, "num_key_value_heads": 2}
+FUSED = "unsupported: compressed-tensors packs nn.Linear only, and {} is a fused stack of experts"
+UNREADABLE = "unsupported: transformers cannot load a {} whose matrices are packed: its initialisation of {} finds no weights"
+UNPACKABLE = [
+    ({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2},
+     "packs nn.Linear only, and transformer.h.0.attn.c_attn.weight is a transposed Conv1D matrix"),
+    ({"model_type": "mixtral", **GQA}, FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
+    ({"model_type": "gpt_oss", **GQA, "head_dim": 32, "num_local_experts": 4},
+     FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
+    ({"model_type": "qwen2_moe", **GQA, "num_experts": 4}, FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
+    ({"model_type": "granitemoe", **GQA, "num_local_experts": 4},
+     FUSED.format("model.layers.0.block_sparse_moe.experts.gate_up_proj")),
+    ({"model_type": "falcon", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+     UNREADABLE.format("FalconForCausalLM", "transformer.h.0.self_attention.query_key_value")),
+    ({"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 1, "n_head": 2},
+     UNREADABLE.format("GPTBigCodeForCausalLM", "transformer.h.0.attn")),
+    ({"model_type": "nanochat", **GQA}, UNREADABLE.format("NanoChatForCausalLM", "model.layers.0.self_attn")),
+]
+SIZES = [
+    ("llama", {"hidden_size": -7}, "model type llama: hidden_size -7: should be 1 or more"),
+    ("llama", {"hidden_size": 0}, "hidden_size 0: should be 1 or more"),
+    ("llama", {"hidden_size": 10**12}, "hidden_size 1000000000000: should be 16777216 or less"),
+    ("llama", {"hidden_size": True}, "hidden_size True: should be a number"),
+    ("llama", {"hidden_size": "64"}, "Field 'hidden_size' expected int, got str (value: '64')"),
+    ("llama", {"num_attention_heads": 3}, "hidden_size 64 is no multiple of num_attention_heads 3"),
+    ("llama", {"num_attention_heads": 4, "num_key_value_heads": 3},
+     "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+    ("mistral", {"num_attention_heads": 2}, "num_attention_heads 2 is no multiple of num_key_value_heads 8"),
+    ("llama", {"num_key_value_heads": 0}, "num_key_value_heads 0: should be 1 or more"),
+    ("llama", {"intermediate_size": -1}, "intermediate_size -1: should be 1 or more"),
+    ("llama", {"num_hidden_layers": 0}, "num_hidden_layers 0: should be 1 or more"),
+    ("llama", {"num_hidden_layers": 10**6}, "num_hidden_layers 1000000: should be 4096 or less"),
+    ("llama", {"vocab_size": 0}, "vocab_size 0: should be 1 or more"),
+    ("llama", {"max_position_embeddings": -5}, "max_position_embeddings -5: should be 1 or more"),
+    ("llama", {"head_dim": 3}, "head_dim 3: should be even"),
+    ("llama", {"hidden_act": "nosuch"}, "model type llama cannot be built with hidden_act 'nosuch', hidden_size 64"),
+    ("llama", {"pad_token_id": 10**6}, ", pad_token_id 1000000, vocab_size 300: AssertionError Padding_idx must be within num"),
+    ("mixtral", {"num_local_experts": 0}, "num_local_experts 0: should be 1 or more"),
+    ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok 3 is more than num_local_experts 2"),
+    ("gpt2", {"n_embd": 63, "n_head": 2}, "model type gpt2: n_embd 63 is no multiple of n_head 2"),
+    ("gpt2", {"n_layer": -1}, "n_layer -1: should be 1 or more"),
+    ("opt", {"ffn_dim": 0}, "ffn_dim 0: should be 1 or more"),
+]
+LENGTHS = [
+    ("stages/1/pretrain/length", 4096, "recipe.pretrain: length 4096 is more than the model's 2048 positions"),
+    ("stages/2/prune/length", 4096, "recipe.prune: length 4096 is more than the model's 2048 positions"),
+    ("stages/3/recover/length", 4096, "recipe.recover: length 4096 is more than the model's 2048 positions"),
+    ("stages/4/quantize/length", 4096, "recipe.quantize: length 4096 is more than the model's 2048 positions"),
+    ("evaluate", {"perplexity": {"length": 4096}},
+     "recipe.pretrain.evaluate: perplexity.length 4096 is more than the model's 2048 positions"),
+    ("evaluate", {"speed": {"prompt": 2048}},
+     "recipe.pretrain.speed: speed.prompt 2048 and speed.new 32 together are more than the model's 2048 positions"),
 ]
 
 
@@ -198,6 +263,28 @@ def test_a_bad_field_of_a_regime_is_refused_in_one_line(method: str, fields: dic
     message = refusal(edited("stages/1/pretrain/method", {method: fields}), home)
     assert expected in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), LENGTHS, ids=[path for path, _, _ in LENGTHS])
+def test_sequences_that_the_positions_do_not_allow_are_refused_whatever_reads_them(path, value, expected, home: Path) -> None:
+    assert refusal(edited(path, value), home) == expected
+
+
+@pytest.mark.parametrize(("kind", "sizes", "expected"), SIZES, ids=[f"{kind}-{sizes}" for kind, sizes, _ in SIZES])
+def test_sizes_of_which_there_is_no_model_are_named_with_their_values(kind, sizes, expected, home: Path) -> None:
+    base = {"gpt2": {}, "mistral": TINY, "opt": {}}.get(kind, GQA)
+    message = refusal(of_architecture({"model_type": kind, **base, **sizes}), home)
+    assert expected in message and "\n" not in message
+
+
+@pytest.mark.parametrize(("architecture", "expected"), UNPACKABLE, ids=[given["model_type"] for given, _ in UNPACKABLE])
+def test_what_no_reader_of_packed_weights_takes_is_refused_and_can_be_pruned(architecture, expected, home) -> None:
+    recipe = of_architecture(architecture)
+    message = refusal(recipe, home)
+    assert message.startswith("recipe.quantize: ") and expected in message and "\n" not in message
+    del recipe["stages"][4]
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert prepare(str(home / "recipe.yaml"), load_profile("local"))[0].due
 
 
 @pytest.mark.parametrize(
@@ -367,8 +454,8 @@ CHECKPOINTS = {     # what is wrong with a model directory of two shards, and wh
     "shard-unlisted": (write("model-00003-of-00002.safetensors", ""), "does not list model-00003-of-00002.safetensors"),
     "tensor-elsewhere": (lambda model: reindex(model, **{UP[:-7]: LAST, DOWN[:-7]: LAST}), f"lacks {UP}, which the index says"),
     "tensor-unlisted": (lambda model: reindex(model, **{UP[:-7]: None}), f"{INDEX} does not list {UP}, which its files"),
-    "tensor-nowhere": (lambda model: store(model, UP, None), f"does not store {UP} (1 names in all)"),
-    "another-shape": (lambda model: store(model, UP, torch.zeros(4, 4)), f"{UP} is [4, 4], and by config.json it would be ["),
+    "tensor-nowhere": (lambda model: store(model, UP, None), f"{UP} is not stored (1 such names)"),
+    "another-shape": (lambda model: store(model, UP, torch.zeros(4, 4)), f"{UP} is stored as [4, 4], not ["),
     "index-without-map": (write(INDEX, "{}"), "has no weight_map"),
     "index-no-json": (write(INDEX, "{"), f"{INDEX} is no JSON"),
     "both-layouts": (lambda model: shutil.copy(model / FIRST, model / "model.safetensors"), "holds both model.safetensors and"),
@@ -502,6 +589,7 @@ PROFILES = [
     ("name: !!python/object:os.system x", "tag"),
     ("a: &a [x]\nb: *a", "anchors and aliases"),
     ("nosuch: 1", "no field 'nosuch'; choose one of"),
+    ("stages: {prun: {cpus: 2}}", "profile 'profile': stages.prun: no such stage; choose one of default, prepare, pretrain,"),
     ("device: cuda", "no usable GPU"),
     ("store: /proc/nosuch", "store"),
 ]

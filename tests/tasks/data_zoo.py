@@ -41,6 +41,18 @@ def write_tokens(directory: Path, split: str, *shards: list[int] | np.ndarray) -
     return Tokens(directory, split)
 
 
+def write_tokenizer(directory: Path, holes: int = 0) -> Path:
+    """One of 300 tokens; with ``holes`` its end-of-text id, 0 otherwise, lies that far behind the last of the others."""
+    from tasks.data.tokenizer import END_OF_TEXT, train_tokenizer
+
+    train_tokenizer((text(number) for number in range(8)), 300).save_pretrained(directory)
+    if holes:
+        content = json.loads((directory / "tokenizer.json").read_text())
+        content["model"]["vocab"][END_OF_TEXT] = content["added_tokens"][0]["id"] = 299 + holes
+        (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
+
+
 def periodic(count: int, period: int = 7) -> np.ndarray:
     """Tokens that a model can learn to foretell: 0, 1, ..., period - 1, over and over."""
     return np.arange(count) % period

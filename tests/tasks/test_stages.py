@@ -21,6 +21,7 @@ from tasks.models.promises import check_masks, require_subset
 from tasks.prune import Prune
 from tasks.recover import Recover
 from tasks.stage import Context, Execution
+from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
@@ -224,6 +225,34 @@ def test_a_life_can_begin_with_a_users_checkpoint(shop, users):
     first = (shop.path(recovered) / "report" / "history.jsonl").read_text().splitlines()[0]
     assert {"kl", "loss"} <= json.loads(first)["metrics"].keys()
     assert (shop.path(recovered) / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral", "gpt_oss"])
+def test_what_cannot_be_packed_is_refused_when_the_stage_starts_and_not_after_it(shop, chain, architecture, tmp_path):
+    """The plan may not have seen the model, on S3 say."""
+    source = {"checkpoint": str(zoo.save(architecture, tmp_path, vocab_size=300))}
+    with pytest.raises(ValueError, match="compressed-tensors packs nn.Linear only, and .*layers.0|h.0"):
+        shop.make("quantize", {"method": {"gptq": {"group_size": 8}}, **CALIBRATION, "model": source}, data=chain["prepare"])
+    assert not list((shop.root / "scratch").rglob("walk"))
+
+
+def test_vocabularies_and_positions_are_compared_when_a_stage_starts(shop, chain, tmp_path):
+    small, wide = (zoo.save("llama", tmp_path / str(size), layers=1, vocab_size=size) for size in (64, 320))
+    with pytest.raises(ValueError, match="the tokenizer's largest id is 299, and the model's embedding has 64 rows"):
+        shop.make("prune", {**PRUNE, "model": {"checkpoint": str(small)}}, data=chain["prepare"])
+    with pytest.raises(ValueError, match="the teacher tells the odds of 320 tokens, the model of 300"):
+        fields = {**TRAINING, "teacher": {"checkpoint": str(wide)}}
+        shop.make("recover", fields, data=chain["prepare"], model=chain["prune"])
+    for length, evaluator in ((129, {"perplexity": {"length": 129}}), (125, {"speed": {"prompt": 125, "new": 4}})):
+        with pytest.raises(ValueError, match=f"{length} .*more than the model's 128 positions"):
+            shop.make("evaluate", {"evaluators": evaluator}, data=chain["prepare"], model=chain["prune"])
+
+
+def test_a_tokenizer_whose_ids_have_holes_makes_data_and_a_model_with_a_row_for_each(shop, tmp_path):
+    data = shop.data(tokenizer={"checkpoint": str(data_zoo.write_tokenizer(tmp_path, holes=11))})
+    made = shop.make("pretrain", {"model": LLAMA, **TRAINING, "tokens": 512}, data=data)
+    assert data.metrics["vocabulary"] == 300 and int(np.load(shop.path(data) / "train-00000.npy").max()) == 310
+    assert load_model(shop.path(made)).config.vocab_size == 311
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])

@@ -7,19 +7,21 @@ import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian, InputNorms
-from tasks.calibrate.shares import Nearby, deal, merge
+from tasks.calibrate.shares import Nearby, Share, deal, merge
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import load_masks
+from tasks.job import _hire
 from tasks.methods import build, dump
 from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model
 from tasks.models.layout import MASKS
+from tasks.stage import Context, Execution
 from tests.tasks import models_zoo as zoo
 
 DOUBLE = {"sparsegpt": {"double": True}}
 
 
-def shared(source, output, workers, name, hire=Nearby):
+def shared(source, output, workers, name, hire=lambda payload: Nearby(Share(payload))):
     """A walk whose sequences are dealt to this many workers."""
     batches = zoo.batches(count=6, rows=4)
     method = ("pruners", dump(build("pruners", name)))
@@ -69,6 +71,18 @@ def test_what_only_a_later_share_has_seen_is_taken_over():
     seen = InputNorms(2)
     seen.add(torch.ones(3, 2))
     assert merge([{}, {"expert": seen}])["expert"].count == 3
+
+
+def test_off_the_cluster_what_is_started_is_what_was_asked_for():
+    [worker] = _hire({}, "collections:Counter", [{"b": 1, "a": 2}])
+    assert worker.call("most_common").result() == [("a", 2), ("b", 1)]
+
+
+def test_a_share_that_nobody_takes_is_not_lost_in_silence(tmp_path):
+    context = Context({}, tmp_path, tmp_path, Execution())
+    assert context.hire("tasks.calibrate.shares:Share", []) == []
+    with pytest.raises(AssertionError, match="its share of the work would be lost"):
+        context.hire("tasks.calibrate.shares:Share", [{}])
 
 
 def test_batches_are_dealt_in_order_and_evenly():

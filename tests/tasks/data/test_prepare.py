@@ -48,7 +48,7 @@ def test_every_document_comes_back_from_exactly_one_split(tmp_path):
 
 def test_the_unigram_bar_is_the_add_one_smoothed_one():
     train, heldout = np.array([3, 1, 0]), np.array([1, 0, 1])       # p = 4/7, 2/7, 1/7
-    assert unigram_perplexity(train, heldout) == pytest.approx(math.sqrt(7 / 4 * 7))
+    assert unigram_perplexity(train, heldout, 3) == pytest.approx(math.sqrt(7 / 4 * 7))
 
 
 def test_a_corpus_that_leaves_a_split_empty_is_refused(tmp_path):

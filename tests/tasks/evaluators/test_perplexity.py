@@ -46,11 +46,17 @@ def test_a_uniform_model_scores_its_vocabulary(tmp_path):
     assert perplexity(length=8).measure(candidate(tmp_path, uniform=True))["perplexity"] == pytest.approx(zoo.VOCABULARY)
 
 
-def test_tokens_bound_the_windows_and_positions_bound_the_length(tmp_path):
-    measured, seen = candidate(tmp_path, max_position_embeddings=12), []
+def test_tokens_bound_the_windows(tmp_path):
+    measured, seen = candidate(tmp_path), []
     measured.progress = lambda done, total, unit: seen.append((done, total))
-    perplexity(length=512, tokens=30, batch=1).measure(measured)
+    perplexity(length=12, tokens=30, batch=1).measure(measured)
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_windows_longer_than_the_positions_are_refused_and_not_cut():
+    perplexity(length=12).check_positions(12)
+    with pytest.raises(ValueError, match="^perplexity.length 512 is more than the model's 12 positions$"):
+        perplexity().check_positions(12)
 
 
 def test_too_little_text_is_refused(tmp_path):

@@ -26,8 +26,14 @@ def test_it_is_tokens_over_the_median_of_all_rounds_but_the_first(candidate, mon
 
 
 def test_a_real_model_has_a_speed_and_needs_the_machine_for_itself(candidate):
-    found = Speed(prompt=256, new=4, repeats=1).measure(candidate)     # the prompt is cut to the model's positions
+    found = Speed(prompt=16, new=4, repeats=1).measure(candidate)
     assert all(value > 0 for value in found.values()) and Speed.exclusive
+
+
+def test_a_prompt_longer_than_the_positions_is_refused_and_not_cut():
+    Speed(prompt=60, new=4).check_positions(64)
+    with pytest.raises(ValueError, match="^speed.prompt 61 and speed.new 4 together are more than the model's 64 positions$"):
+        Speed(prompt=61, new=4).check_positions(64)
 
 
 def test_too_little_text_is_refused(candidate):

@@ -1,5 +1,6 @@
 """Exports are read back by plain transformers, give the same logits, and carry their masks."""
 
+import json
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from tasks.models.promises import check_masks
 from tasks.models.quantized import StoredWeights, export_compressed
 from tests.tasks import models_zoo as zoo
 
+ZOO_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+              "num_hidden_layers", "max_position_embeddings", "sliding_window", "layer_types")  # fmt: skip
 ELSEWHERE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -58,6 +61,25 @@ def test_the_export_reads_back_exactly_with_its_masks(architecture, dtype, field
     packed, dequantized = StoredWeights(tmp_path / "packed"), load_model(source).state_dict()
     for name in masks:
         assert f"{name}_packed" in packed.files and torch.equal(packed.read(name), dequantized[name])
+
+
+def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_path):
+    """A vision tower's pooling head projects by a subclass of nn.Linear, which readers that look for Linear match as well."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = {name: value for name, value in zoo.config("gemma3").to_dict().items() if name in ZOO_FIELDS}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    config = Gemma3Config(text_config=text, vision_config={**vision, "patch_size": 14, "vision_use_head": True},
+                          mm_tokens_per_image=4, image_token_index=60, boi_token_index=61, eoi_token_index=62)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    save_model(model.state_dict(), model.config, tmp_path / "dense")
+    method = build("quantizers", {"round_to_nearest": {"group_size": 8}})
+    walk(BlockStream(tmp_path / "dense", tmp_path / "solved"), zoo.batches(), method)
+    found = export_compressed(tmp_path / "solved", load_extras(tmp_path / "solved"), method.grid, tmp_path / "packed")
+    head = "model.vision_tower.head.attention.out_proj"
+    ignored = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert found["logits_difference"] == 0 and {head, "lm_head"} <= set(ignored)
+    assert torch.equal(load_model(tmp_path / "packed").get_parameter(f"{head}.weight"), model.get_parameter(f"{head}.weight"))
 
 
 def test_the_export_loads_where_our_code_is_not_known(tmp_path):

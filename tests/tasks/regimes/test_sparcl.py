@@ -11,6 +11,7 @@ from tasks.models.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
 from tasks.train.loop import fit
+from tasks.train.objective import CrossEntropy
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.tasks import data_zoo
@@ -34,11 +35,11 @@ def learn(tmp_path):
     """Train on two tasks; (hooks, what ``look`` saw after every step)."""
     data = data_zoo.write_sequence(tmp_path / "data", length=16)
 
-    def run(look=lambda hooks, run: None, steps=STEPS, **fields):
+    def run(look=lambda hooks, run: None, steps=STEPS, objective=None, **fields):
         regime, model = build("regimes", {"sparcl": {**QUICK, **fields}}), zoo.model("llama", layers=1)
         hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps, "cpu", data=data))
         sampler = Sampler(data_zoo.write_tokens(tmp_path / "whole", "train", data_zoo.periodic(64)), 16, 4, 0)
-        objective, spy = regime.objective(None), Spy(lambda run: look(hooks, run))
+        objective, spy = objective or regime.objective(None), Spy(lambda run: look(hooks, run))
         for hook in hooks:
             sampler, objective = hook.sampler(sampler), hook.objective(objective)
         engine = TorchEngine(model, adamw(model), 1.0)
@@ -134,6 +135,23 @@ def test_the_buffer_holds_past_sequences_with_what_was_said_of_them(learn):
     assert replay.logits_BTV.shape == (6, 16, zoo.VOCABULARY) and replay.logits_BTV.dtype == torch.float16
     first = {tuple(row) for row in (hooks[0].tasks.tasks[0].sequence(number, 16) for number in range(40))}
     assert {tuple(row) for row in replay.tokens_BT.numpy()} <= first
+
+
+def test_the_objective_it_is_given_is_what_it_minimises(learn):
+    """A distillation, say: here cross-entropy and a pull on the head, which moves only where the pull is passed on."""
+    engines = []
+
+    def pulled(engine, tokens_BT):
+        engines.append(engine)
+        loss, metrics = CrossEntropy()(engine, tokens_BT)
+        return loss + 1000 * engine.module.lm_head.weight.square().mean(), metrics | {"pull": loss.detach() * 0}
+
+    def head(hooks, run):
+        return float(run.engine.read("lm_head.weight").norm()), [len(alive) for alive in hooks[0].tasks.alive]
+
+    (plain, left), (drawn, as_many) = (learn(head, objective=objective)[1][-1] for objective in (None, pulled))
+    assert engines and drawn < 0.98 * plain
+    assert left == as_many == [28, 28]       # and how wrong each sequence was is known as before
 
 
 def test_data_that_are_no_sequence_are_refused(tmp_path):

@@ -173,6 +173,21 @@ def test_frozen_weights_can_be_read_and_stay():
     assert {name for name, _ in engine.shards()} == {"2.weight", "2.bias"}
 
 
+def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay():
+    module, keep = network(), half((16, 8))
+    module[0].requires_grad_(False)
+    before, engine = copy.deepcopy(module[0].weight.data), engine_of(module)
+    engine.hold(WEIGHT, keep)
+    engine.focus(WEIGHT, keep)
+    train(engine, range(2))
+    assert torch.equal(engine.read(WEIGHT), before.masked_fill(~keep, 0)) and not engine.grad(WEIGHT).any()
+    assert {name for name, _ in engine.shards()} == {"2.weight", "2.bias"}
+    engine.release(WEIGHT)
+    engine.write(WEIGHT, before)
+    train(engine, range(1))
+    assert torch.equal(engine.read(WEIGHT), before)
+
+
 def test_an_unknown_precision_is_refused_by_name():
     with pytest.raises(ValueError, match="no precision 'fp16'; choose fp32 or bf16"):
         engine_of(network(), precision="fp16")

@@ -1,0 +1,65 @@
+"""Who takes part in each stage of a recipe, as far as this machine knows: models without memory, tokenizers, teachers.
+
+transformers tells, which takes seconds to import, so this is asked last, and of each model and tokenizer once.
+"""
+
+from __future__ import annotations
+
+from flows.recipe import Node, Recipe
+from tasks.models.facts import ModelFacts, Parties, facts_of
+from tasks.models.source import ModelSource
+
+
+def examine(recipe: Recipe) -> None:
+    """Raise ValueError, in one line, at the first stage whose parties fit neither each other nor its fields."""
+    known = _Known(recipe)
+    for node in recipe.nodes:
+        try:
+            node.stage.check_parties(known.parties(node))
+        except ValueError as error:
+            raise ValueError(f"recipe.{node.id}: {error}") from None
+
+
+class _Known:
+    """The models and tokenizers of a recipe, each looked at once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.models: dict[tuple[str, int | None], ModelFacts | None] = {}
+        self.tokenizers: dict[str, int | None] = {}
+
+    def parties(self, node: Node) -> Parties:
+        data = node.id if node.stage.yields == "tokens" else node.parents.get("data")
+        return Parties(self._ids(data), self._model(node), self._teacher(node))
+
+    def _ids(self, data: str | None) -> int | None:
+        """How many ids the tokenizer behind a node of tokens needs; None where it lies elsewhere."""
+        if data is None:
+            return None
+        node = self.recipe.node(data)
+        if "tokenizer" in node.parents:
+            return self._ids(node.parents["tokenizer"])
+        if data not in self.tokenizers:
+            self.tokenizers[data] = node.stage.tokenizer.ids()
+        return self.tokenizers[data]
+
+    def _model(self, node: Node) -> ModelFacts | None:
+        """Of where a node's model began: a stage changes its weights, and neither its vocabulary nor its positions."""
+        while getattr(node.stage, "model", None) is None and "model" in node.parents:
+            node = self.recipe.node(node.parents["model"])
+        source = getattr(node.stage, "model", None)
+        return self._facts(source, self._ids(node.parents.get("data"))) if source else None
+
+    def _teacher(self, node: Node) -> ModelFacts | None:
+        method = getattr(node.stage, "method", None)
+        if not (hasattr(method, "needs_teacher") and method.needs_teacher()):
+            return None
+        if "teacher" in node.parents:
+            return self._model(self.recipe.node(node.parents["teacher"]))
+        return self._facts(node.stage.teacher, None)
+
+    def _facts(self, source: ModelSource, ids: int | None) -> ModelFacts | None:
+        key = (source.model_dump_json(), ids if source.architecture else None)
+        if key not in self.models:
+            self.models[key] = facts_of(source, ids)
+        return self.models[key]
