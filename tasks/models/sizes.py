@@ -39,7 +39,8 @@ def _check_one(name: str, meaning: str, value: Any, default: Any) -> None:
     size = name in SIZES or meaning in SIZES
     if size and isinstance(value, bool):
         raise ValueError(f"{name} {value}: should be a number")
-    if not isinstance(value, int) or name.endswith(("_id", "_idx")):      # another kind of field, or a token's number
+    told = size or isinstance(default, int)     # else what it may be is not known
+    if not told or not isinstance(value, int) or name.endswith(("_id", "_idx")):      # or a token's number
         return
     least = min(1 if size else 0, default) if isinstance(default, int) else int(size)
     if value < least:
