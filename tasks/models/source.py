@@ -133,8 +133,10 @@ class Checkpoint(BaseModel):
         from pyarrow import fs
 
         directory = scratch / f"source-{hashlib.sha256(self.path.encode()).hexdigest()[:12]}"    # model and teacher differ
-        directory.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(self.path, str(directory))
+        if not (whole := directory.with_suffix(".whole")).exists():     # a stage asks more than once
+            directory.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(self.path, str(directory))
+            whole.touch()
         return directory
 
 
