@@ -57,5 +57,9 @@ def test_a_model_and_its_teacher_are_fetched_apart(bucket, tmp_path):
     student = Checkpoint(path=f"{uri}/student").fetch(tmp_path)
     teacher = Checkpoint(path=f"{uri}/teacher").fetch(tmp_path)
     assert [file.name for file in student.iterdir()] == ["config.txt"]
+    (student / "config.txt").touch()        # and once
+    written = (student / "config.txt").stat().st_mtime_ns
+    assert Checkpoint(path=f"{uri}/student").fetch(tmp_path) == student
+    assert (student / "config.txt").stat().st_mtime_ns == written
     assert (student / "config.txt").read_text() == "student" and (teacher / "config.txt").read_text() == "teacher"
     assert Checkpoint(path=f"{uri}/student").fingerprint() != Checkpoint(path=f"{uri}/teacher").fingerprint()
