@@ -63,8 +63,9 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
 def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, as_flow: bool) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
-    from flows.pipeline import WATCHERS, pipeline, run
+    from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
 
+    refresh_global_settings_context()       # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
         WATCHERS.set((display,))
         try:

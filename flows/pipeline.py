@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run
 
 from cluster.artifacts import CorruptArtifact, Record
@@ -27,6 +28,7 @@ from flows.recipe import load_recipe
 from flows.submit import Submitter
 from flows.summary import summarise
 
+__all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
 WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 

@@ -69,3 +69,22 @@ def test_a_run_that_lost_its_cache_is_cached_all_the_same(home: Home, first: Don
 def test_an_artifact_in_the_bucket_is_verified(home: Home, first: Done) -> None:
     done = home.winnow("verify", first.summary["models"][-1]["address"], "-p", home.profile)
     assert "14 masks keep their promises; the model loads" in done.out and "as recorded" in done.out
+
+
+def test_damage_in_the_bucket_heals_within_one_run_and_deletes_nothing(home: Home, first: Done, bucket) -> None:
+    address = first.summary["models"][-1]["address"]
+    record = f"team/runs/{address}/record.json"
+    (weights, *_) = [entry for entry in bucket.objects.filter(Prefix=f"team/runs/{address}/") if "safetensors" in entry.key]
+    content = weights.get()["Body"].read()
+    weights.put(Body=content[:-1] + bytes([content[-1] ^ 1]))
+    before = {entry.key for entry in bucket.objects.all()}
+    shutil.rmtree(home.directory / "scratch")
+    done = run(home)
+    (line,) = [line for line in done.err.splitlines() if "is kept aside as" in line]
+    assert address in line and "s3://artifacts/team/runs/.quarantine/" in line
+    assert [stage["id"] for stage in done.summary["stages"] if not stage["cached"]] == ["prune"]
+    assert done.summary["models"][-1]["perplexity"] == first.summary["models"][-1]["perplexity"]
+    after = {entry.key for entry in bucket.objects.all()}
+    assert before <= after and record in after      # what is new is the old record, and reports with other times in them
+    assert all("/.quarantine/" in key or f"{address}/" in key for key in after - before)
+    assert "0 damaged" in home.winnow("verify", "--all", "-p", home.profile).out

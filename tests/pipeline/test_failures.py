@@ -88,6 +88,21 @@ def test_a_damaged_artifact_fails_its_verification(home: Home, failed: Done) -> 
     assert problem.startswith(f"{address}: heldout-00000.npy") and f"winnow discard {address}" in remedy
 
 
+def test_and_is_not_tried_again(home: Home, failed: Done) -> None:
+    with sqlite3.connect(home.directory / "prefect" / "prefect.db") as database:
+        (attempts,) = database.execute("select run_count, state_type from task_run where name like 'prune/%'").fetchall()
+    assert attempts == (1, "FAILED")
+
+
+def test_and_mlflow_says_so_too(home: Home, failed: Done) -> None:
+    ledger = Ledger.of(home)
+    (parent,) = ledger.parents("greedy")
+    assert parent.info.status == "FAILED"
+    assert {id: run.info.status for id, run in ledger.children(parent).items()} == {
+        "prepare": "FINISHED", "pretrain": "FINISHED", "prune": "FAILED"
+    }
+
+
 def test_damage_that_a_job_meets_and_damage_in_the_flow_heal_within_one_run(home: Home, failed: Done) -> None:
     """The tokens are read by the stage alone, the weights by the flow that tells MLflow of what is cached."""
     (data,), (model,) = home.directory.glob("store/prepare/*"), home.directory.glob("store/pretrain/*")
@@ -103,18 +118,3 @@ def test_damage_that_a_job_meets_and_damage_in_the_flow_heal_within_one_run(home
     assert "0 damaged" in again.out and "2 kept aside" in again.out and done.survivors == []
     assert before["calibration-00000.npy"] == (data / "calibration-00000.npy").read_bytes()
     assert before["model.safetensors"] == (model / "model.safetensors").read_bytes()
-
-
-def test_and_is_not_tried_again(home: Home, failed: Done) -> None:
-    with sqlite3.connect(home.directory / "prefect" / "prefect.db") as database:
-        (attempts,) = database.execute("select run_count, state_type from task_run where name like 'prune/%'").fetchall()
-    assert attempts == (1, "FAILED")
-
-
-def test_and_mlflow_says_so_too(home: Home, failed: Done) -> None:
-    ledger = Ledger.of(home)
-    (parent,) = ledger.parents("greedy")
-    assert parent.info.status == "FAILED"
-    assert {id: run.info.status for id, run in ledger.children(parent).items()} == {
-        "prepare": "FINISHED", "pretrain": "FINISHED", "prune": "FAILED"
-    }
