@@ -20,6 +20,7 @@ from typing import Any
 from cluster.artifacts import Artifact
 from cluster.events import format_event, parse_event, print_event
 from cluster.store import open_store
+from tasks.models.memory import Peak
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
@@ -66,13 +67,14 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     inputs = {role: store.fetch(address) for role, address in work["parents"].items()}
     context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
     started = time.monotonic()
-    metrics = stage.run(context)
+    with Peak(execution.device) as peak:
+        metrics = stage.run(context)
     seconds = time.monotonic() - started
     if execution.rank:
         return
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
-        metrics |= _check_masks(stage, inputs, output)
+        metrics |= {"peak_memory_bytes": float(peak.bytes), **_check_masks(stage, inputs, output)}
     history.settle(output / REPORT / HISTORY)
     record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})

@@ -9,11 +9,9 @@ Shapes: B = batch, T = tokens.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.activations import Activations, Room
 from tasks.models.capture import capture
 from tasks.models.linears import Linear, decoder_blocks, find_linears
+from tasks.models.memory import give_back
 from tasks.models.shards import (
     EXTRAS,
     INDEX,
@@ -203,7 +202,7 @@ class BlockStream(ResidentBlocks):
 
     def _read(self, index: int, files: TensorFiles) -> nn.Module:
         block, prefix = self.blocks[index], f"{self.prefix}.{index}."
-        _give_back()
+        give_back()     # the blocks before this one: by itself the heap grows with depth
         self._rebuild_buffers(list(block.modules()))
         self._load(block, prefix, [prefix + name for name in block.state_dict()], files)
         return block
@@ -234,9 +233,3 @@ def _to_meta(module: nn.Module) -> None:
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = buffer.to("meta")
-
-
-def _give_back() -> None:
-    """Return what the heap holds free, the blocks before this one, to the kernel: by itself the heap grows with depth."""
-    with suppress(OSError, AttributeError):     # glibc alone keeps it, and alone can be told
-        ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,8 @@ from tasks.train.objective import next_token_loss
 from tests.tasks import models_zoo as zoo
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 2}  # fmt: skip
 AFTER_THE_HEAD = {      # caps or scales of logits, which head(hidden) would miss
     "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 8},
     "granite": {"logits_scaling": 8.0},
@@ -58,4 +59,5 @@ def test_an_engine_is_asked_a_few_sequences_at_a_time(monkeypatch):
         return model(input_ids=input_ids, use_cache=use_cache)
 
     monkeypatch.setattr(scoring, "HELD", 64 * 20)
-    assert scoring.summed_loss(model, TOKENS, forward) == pytest.approx(scoring.summed_loss(model, TOKENS)) and asked == [1, 1, 1]
+    assert scoring.summed_loss(model, TOKENS, forward) == pytest.approx(scoring.summed_loss(model, TOKENS))
+    assert asked == [1, 1, 1]
