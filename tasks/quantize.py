@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import of
 from tasks.stage import Context, Facts
@@ -9,6 +11,8 @@ from tasks.stage import Context, Facts
 
 class Quantize(CalibratedStage):
     """The walk leaves a dequantized model in scratch; its export is the artifact."""
+
+    version: ClassVar[int] = 2
 
     method: of("quantizers")
 
