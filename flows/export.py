@@ -48,7 +48,7 @@ def model_card(store: Store, record: Record, filled: bool) -> str:
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
     lineage = "\n".join(f"{number}. `{step.address}`" for number, step in enumerate(_lineage(store, record), 1))
     params = json.dumps(record.params, indent=2)
-    note = FILLED if filled else ""
+    note = (FILLED if filled else "") + "".join(map(_blind, _lineage(store, record)))
     return f"""---
 library_name: transformers
 tags: [winnow, sparse]
@@ -74,6 +74,13 @@ A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrai
 {params}
 ```
 """
+
+
+def _blind(step: Record) -> str:
+    """A warning where a stage of the lineage decided without data."""
+    if not (count := step.metrics.get("unseen_matrices")):
+        return ""
+    return f"\n\nNo calibration token reached {count:.0f} matrices (experts) in `{step.address}`; nothing was measured of them."
 
 
 def _lineage(store: Store, record: Record) -> list[Record]:

@@ -22,6 +22,7 @@ class Pretrain(TrainStage):
     model costs what its architecture costs dense; a number must be that one.
     """
 
+    version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource

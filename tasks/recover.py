@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Recover(TrainStage):
     """``teacher`` is set by the recipe where the teacher is a user's checkpoint and not an earlier stage."""
 
+    version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
 
     model: ModelSource | None = None

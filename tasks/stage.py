@@ -109,13 +109,14 @@ class ModelStage(Stage):
 @dataclass(frozen=True)
 class Facts:
     """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name, how
-    many tasks the corpus is, and the stages that the model has been through, the last first."""
+    many tasks the corpus is, the stages that the model has been through, the last first, and its attention heads."""
 
     vocabulary: int | None
     positions: int | None
     widths: dict[str, int]
     tasks: int = 1
     upstream: tuple[Stage, ...] = ()
+    heads: int | None = None
 
 
 @dataclass
@@ -136,6 +137,10 @@ class Context:
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         self.report({"event": "progress", "done": done, "total": total, "unit": unit, "note": note})
+
+    def note(self, text: str) -> None:
+        """A line for people that must not pass unseen."""
+        self.report({"event": "note", "text": text})
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class PruneAndGrow(Masking):
         alive = mask.keep.to(weight.device)
         kept = keep_highest_overall(weight.abs().masked_fill(~alive, -1.0), mask.numel - mask.live + count)
         born = keep_highest_overall(self._worth(run, name).to(weight.device).masked_fill(kept, -1.0), mask.numel - count)
-        self.masks[name] = Mask.of((kept | born).cpu(), mask.pattern, mask.sparsity)
+        self.masks[name] = Mask.of((kept | born).cpu(), mask.pattern, mask.sparsity, mask.exempt)
         run.engine.hold(name, self.linears[name].stored(kept | born))
         if not self.moves.keep_regrown:
             run.engine.restart(name, self.linears[name].stored(born))
