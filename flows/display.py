@@ -52,7 +52,9 @@ class Display:
             self.say(f"{step.id}: starting")
 
     def event(self, step: Step, event: Mapping[str, Any]) -> None:
-        """Progress events {done, total, unit, note, timestamp} move the stage's bar."""
+        """Progress events {done, total, unit, note, timestamp} move the stage's bar; a note {text} is a line of its own."""
+        if event["event"] == "note":
+            self.say(f"{step.id}: {event['text']}")
         if event["event"] != "progress":
             return
         id, rate = step.id, self._rate(step.id, event)
@@ -84,6 +86,7 @@ ROWS = (
     ("task_accuracy", "task accuracy", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),
     ("pattern_holds", "pattern kept", "{:.0%}"),
+    ("unseen_matrices", "unseen matrices", "{:,.0f}"),
     ("bytes", "size", "bytes"),
     ("parameters", "parameters", "count"),
     ("live_parameters", "live parameters", "count"),

@@ -59,9 +59,11 @@ def model_card(store: Store, record: Record, filled: bool) -> str:
         if other.parents.get("model") == record.key:
             measured |= other.metrics
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
-    lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(_lineage(store, record), 1))
+    chain = _lineage(store, record)
+    steps = [f"`{address}`" + ("" if step else " (its record cannot be read any more)") for address, step in chain.items()]
+    lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
     params = json.dumps(record.params, indent=2)
-    note = FILLED if filled else ""
+    note = (FILLED if filled else "") + "".join(map(_blind, chain.values()))
     return f"""---
 library_name: transformers
 tags: [winnow, sparse]
@@ -89,10 +91,18 @@ A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrai
 """
 
 
-def _lineage(store: Store, record: Record) -> list[str]:
-    """The chain of artifacts from the data to this model, each once. One that was discarded or damaged since ends it."""
-    chain: dict[str, None] = {}
+def _blind(step: Record | None) -> str:
+    """A warning where a stage of the lineage decided without data."""
+    if not (step and (count := step.metrics.get("unseen_matrices"))):
+        return ""
+    return f"\n\nNo calibration token reached {count:.0f} matrices (experts) in `{step.address}`; nothing was measured of them."
+
+
+def _lineage(store: Store, record: Record) -> dict[str, Record | None]:
+    """The chain of artifacts from the data to this model by address, each once. One that was discarded or damaged since ends
+    it, with no record."""
+    chain: dict[str, Record | None] = {}
     for address in record.parent_addresses.values():
         parent = store.sound(address)
-        chain |= dict.fromkeys(_lineage(store, parent) if parent else [f"`{address}` (its record cannot be read any more)"])
-    return [*chain, f"`{record.address}`"]
+        chain |= _lineage(store, parent) if parent else {address: None}
+    return chain | {record.address: record}

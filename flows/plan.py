@@ -139,7 +139,7 @@ def check(recipe: Recipe) -> None:
             continue
         data = node.parents.get("data")
         tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
-        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks, upstream)
+        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks, upstream, source.heads())
         try:
             node.stage.check(facts)
         except ValueError as error:

@@ -22,6 +22,7 @@ from cluster.events import format_event, parse_event, print_event
 from cluster.profile import home
 from cluster.store import open_store
 from tasks.data.digests import DIGESTS, Digests
+from tasks.models.memory import Peak
 from tasks.refusal import refused
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
@@ -74,14 +75,15 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     stage.verify(planned, digests)
     stage.check_parties(stage.parties(context))
     started = time.monotonic()
-    metrics = stage.run(context)
+    with Peak(execution.device) as peak:
+        metrics = stage.run(context)
     seconds = time.monotonic() - started
     if execution.rank:
         return
     stage.verify(planned, digests)      # what changed while it was read must not be published under the old key
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
-        metrics |= _check_model(stage, inputs, output)
+        metrics |= {"peak_memory_bytes": float(peak.bytes), **_check_model(stage, inputs, output)}
     history.settle(output / REPORT / HISTORY)
     record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from tasks.methods import Method, build, dump, of, seeded
 from tasks.stage import REPORT, Context, Facts
 
 if TYPE_CHECKING:
+    from tasks.calibrate.report import WalkReport
     from tasks.formats.pattern import Pattern
     from tasks.models.allocation import Allocator
     from tasks.models.facts import Parties
@@ -36,13 +37,16 @@ def _sane(sparsity: float | str | None) -> float | str | None:
 class Prune(CalibratedStage):
     """``pattern`` is unstructured, N:M, block:SIZE, group:ROWS, channel or neuron; an N:M pattern says its sparsity by
     itself, and sparsity ``essential`` looks for the highest one that costs next to nothing. ``allocator`` shares the
-    sparsity out over the matrices; without one the method's own does."""
+    sparsity out over the matrices; without one the method's own does. A matrix that no calibration token reached, an
+    expert, is pruned by magnitude or, with ``unseen`` dense, left whole; its mask then promises nothing of it."""
 
     version: ClassVar[int] = 2
+
     method: of("pruners")
     pattern: str = "unstructured"
     sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None
     allocator: of("allocators", optional=True) = None
+    unseen: Literal["magnitude", "dense"] = "magnitude"
 
     @field_validator("method")
     @classmethod
@@ -100,6 +104,18 @@ class Prune(CalibratedStage):
         if masked and not self.method.takes_masks:
             raise ValueError(f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
                              f"prune with {self.method.name} first")  # fmt: skip
+        self._check_share(facts)
+
+    def _check_share(self, facts: Facts) -> None:
+        """Raise ValueError where the share takes nothing at all, as far as is known before an allocation."""
+        from tasks.formats.selection import quota
+
+        choices = self.method.choices(self._pattern(), facts.widths, facts.heads)
+        if self.target and choices and self._allocator().name in ("uniform", "cfsp"):
+            most = max(choices, key=choices.get)
+            if not quota(choices[most], self.target):
+                raise ValueError(f"sparsity {self.target:g} takes none of {choices[most]} {most}; "
+                                 f"choose at least {1 / choices[most]:.4g}")  # fmt: skip
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
@@ -108,6 +124,15 @@ class Prune(CalibratedStage):
 
     def check_width(self, width: int) -> None:
         self._pattern().check(self.target, width, width)       # what one matrix reads another has made
+
+    @property
+    def unreached(self) -> str:
+        return "left dense" if self.unseen == "dense" else "pruned by magnitude (unseen: dense leaves them whole)"
+
+    def judge(self, report: WalkReport) -> None:
+        if report.total("asked") and not report.total("given") and self.sparsity != ESSENTIAL:
+            raise ValueError(f"sparsity {self.target:g} takes nothing: it is less than one unit of pattern {self.pattern} "
+                             "in every matrix; choose a higher one")  # fmt: skip
 
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT
@@ -130,13 +155,13 @@ class Prune(CalibratedStage):
     def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
         place, title = _place(sparsity), f"at {sparsity:g}" if self.sparsity == ESSENTIAL else ""
-        table = self._allocate(context, sparsity, place)
+        choices = {"pattern": self._pattern(), "sparsity": self._allocate(context, sparsity, place), "unseen": self.unseen}
         if not self.shrinks:
-            return self.walk(context, output, place, title, pattern=self._pattern(), sparsity=table)
+            return self.walk(context, output, place, title, **choices)
         from tasks.models.narrow import shrink
 
         masked = context.scratch / place / "masked"
-        metrics = self.walk(context, masked, place, title, pattern=self._pattern(), sparsity=table)
+        metrics = self.walk(context, masked, place, title, **choices)
         shrink(masked, output)
         return metrics
 

@@ -16,6 +16,7 @@ class Quantize(CalibratedStage):
     """The walk leaves a dequantized model in scratch; its export is the artifact."""
 
     version: ClassVar[int] = 2
+
     method: of("quantizers")
 
     def check(self, facts: Facts) -> None:

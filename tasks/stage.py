@@ -160,13 +160,14 @@ class ModelStage(Stage):
 @dataclass(frozen=True)
 class Facts:
     """What is known before anything runs: the tokenizer's size, the model's positions, its matrices' widths by name, how
-    many tasks the corpus is, and the stages that the model has been through, the last first."""
+    many tasks the corpus is, the stages that the model has been through, the last first, and its attention heads."""
 
     vocabulary: int | None
     positions: int | None
     widths: dict[str, int]
     tasks: int = 1
     upstream: tuple[Stage, ...] = ()
+    heads: int | None = None
 
 
 def _nobody(target: str, payloads: list[dict[str, Any]]) -> list[Any]:
@@ -193,6 +194,10 @@ class Context:
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         self.report({"event": "progress", "done": done, "total": total, "unit": unit, "note": note})
+
+    def note(self, text: str) -> None:
+        """A line for people that must not pass unseen."""
+        self.report({"event": "note", "text": text})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from tasks.calibrate.report import BlockReport
+    from tasks.calibrate.report import BlockReport, WalkReport
     from tasks.calibrate.shares import Follower
     from tasks.models.activations import Room
 
@@ -29,6 +29,8 @@ class CalibratedStage(ModelStage):
     """``sequences`` sequences of ``length`` tokens from the calibration split, ``batch`` at a time."""
 
     frugal: ClassVar[bool] = True
+
+    unreached: ClassVar[str] = "rounded to nearest"     # what is done to a matrix that no calibration token reached
 
     method: Any
     sequences: int = Field(128, gt=0)
@@ -86,11 +88,15 @@ class CalibratedStage(ModelStage):
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)
         (context.output / REPORT / "walk.json").write_text(json.dumps(rows))
+        for remark in report.remarks(self.unreached):
+            context.note(f"{title}: {remark}" if title else remark)
+        self.judge(report)
         errors = [block.error for block in report.blocks if block.error is not None]
-        return {
-            "reconstruction_error": sum(errors) / max(1, len(errors)),
-            "peak_memory_bytes": float(max(block.peak_bytes for block in report.blocks)),
-        }
+        unseen = {"unseen_matrices": float(len(report.unseen))} if report.unseen else {}
+        return {"reconstruction_error": sum(errors) / max(1, len(errors)), **unseen}
+
+    def judge(self, report: WalkReport) -> None:
+        """Raise ValueError where a walk did not do what was asked for."""
 
     def _followers(self, context: Context, batches: list[torch.Tensor]) -> list[Follower]:
         """Workers for all shares of the sequences but the first."""

@@ -42,16 +42,9 @@ def _perplexity(loss: float) -> float | None:
 
 def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:
     """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
-    import torch
-
     from tasks.models.checkpoint import load_model
+    from tasks.models.scoring import summed_loss
 
     model = load_model(directory, device=device)
-    total = count = 0.0
-    with torch.inference_mode():
-        for tokens_BT in batches:
-            tokens_BT = tokens_BT.to(device)
-            logits_NV = model(input_ids=tokens_BT, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-            total += float(torch.nn.functional.cross_entropy(logits_NV, tokens_BT[:, 1:].flatten(), reduction="sum"))
-            count += tokens_BT[:, 1:].numel()
-    return total / count
+    total = sum(summed_loss(model, tokens_BT.to(device)) for tokens_BT in batches)
+    return total / sum(tokens_BT[:, 1:].numel() for tokens_BT in batches)

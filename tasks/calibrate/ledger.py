@@ -22,7 +22,7 @@ NAME = "identity.json"
 
 
 def identity(
-    model: Path, batches: Iterable[torch.Tensor], method: Method, levels: Mapping[str, float], pattern: object
+    model: Path, batches: Iterable[torch.Tensor], method: Method, levels: Mapping[str, float], settings: object
 ) -> dict[str, str]:
     """What decides a walk's result, as digests by what they are of."""
     weights, data = hashlib.sha256(), hashlib.sha256()
@@ -32,7 +32,7 @@ def identity(
             weights.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     for tokens_BT in batches:
         data.update(f"{list(tokens_BT.shape)}".encode() + tokens_BT.contiguous().numpy().tobytes())
-    config = hashlib.sha256(json.dumps([_settings(method), dict(levels), str(pattern)], sort_keys=True).encode())
+    config = hashlib.sha256(json.dumps([_settings(method), dict(levels), str(settings)], sort_keys=True).encode())
     return {"model": weights.hexdigest(), "data": data.hexdigest(), "config": config.hexdigest()}
 
 

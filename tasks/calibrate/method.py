@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tasks.calibrate.observe import all_finite
-from tasks.methods import Method, of
+from tasks.methods import Method
 
 if TYPE_CHECKING:
     from tasks.formats.grid import Grid
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 class Edit:
     """What shall become of one matrix. ``keep_OI`` None leaves its mask, if it has one, as it is. ``extras`` are stored
     beside the model, ``notes`` go to the report. ``promise`` is the pattern and sparsity of the mask where they are not
-    those the walk asked for."""
+    those the walk asked for; ``follows`` says that the mask follows from another matrix's, so no share was asked of it."""
 
     weight_OI: torch.Tensor
     keep_OI: torch.Tensor | None = None
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
     promise: tuple[Pattern, float] | None = None
+    follows: bool = False
 
 
 @dataclass
@@ -135,6 +136,10 @@ class Pruner(BlockMethod):
         if pattern.kind not in self.patterns:
             raise ValueError(f"{self.name} cannot keep pattern {pattern}; choose one of {', '.join(self.patterns)}")
 
+    def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
+        """How many units a share is taken of, by what they are, as far as widths and heads tell before anything runs."""
+        return {f"units of {pattern} in {name} {width}": pattern.units(width, width) for name, width in widths.items()}
+
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
         self.suit(pattern)
         for name, linear in linears.items():
@@ -183,31 +188,6 @@ class Pruner(BlockMethod):
                     raise ValueError(f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
                                      f"{sparsity:g}; choose unstructured or N:M, or prune the dense model")  # fmt: skip
                 raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
-
-
-class Refiner(Pruner):
-    """A pruner on top of another, ``initial``, whose ranking and allocator it takes over."""
-
-    initial: of("pruners") = Field("wanda", validate_default=True)
-
-    @field_validator("initial")
-    @classmethod
-    def _plain(cls, initial: Pruner) -> Pruner:
-        if isinstance(initial, Refiner):
-            raise ValueError(f"{initial.name} refines a mask itself; choose a pruner that makes one")
-        return initial
-
-    @property
-    def scope(self) -> str:
-        return self.initial.scope
-
-    @property
-    def allocator(self) -> str:
-        return self.initial.allocator
-
-    def suit(self, pattern: Pattern) -> None:
-        super().suit(pattern)
-        self.initial.suit(pattern)
 
 
 class Quantizer(BlockMethod):

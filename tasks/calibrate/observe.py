@@ -101,7 +101,7 @@ class Hessian:
     def __init__(self, width: int, dtype: str = "float32") -> None:
         self.sum_II = torch.zeros(width, width, dtype=getattr(torch, dtype))
         self.count = 0
-        self.factors: dict[float, Any] = {}
+        self.factors: dict[tuple[float, int], Any] = {}
 
     def add(self, input_TI: torch.Tensor) -> None:
         self.sum_II = self.sum_II.to(input_TI.device)
@@ -145,13 +145,26 @@ class Hessian:
         other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
         return other
 
-    def factor(self, percent_damp: float):
-        """The damped inverse's factor, computed once for all linears that share this statistic."""
+    def factor(self, percent_damp: float, act_order: int = 0):
+        """The damped inverse's factor, computed once for all linears that share this statistic. With ``act_order`` its
+        columns come in groups of as many, those of the highest summed curvature first."""
+        from dataclasses import replace
+
         from tasks.calibrate.sweep import factor
 
-        if percent_damp not in self.factors:
-            self.factors[percent_damp] = factor(self.mean_II, percent_damp)
-        return self.factors[percent_damp]
+        key = (percent_damp, act_order)
+        if key not in self.factors and not act_order:
+            self.factors[key] = factor(self.mean_II, percent_damp)
+        elif key not in self.factors:
+            order_I = self.by_curvature(act_order)
+            self.factors[key] = replace(factor(self.mean_II[order_I][:, order_I], percent_damp), order_I=order_I)
+        return self.factors[key]
+
+    def by_curvature(self, group: int) -> torch.Tensor:
+        """int64 [I]: the columns, whole groups of consecutive ones at a time, by descending curvature; ties stay in order."""
+        columns_GI = torch.arange(len(self.sum_II), device=self.sum_II.device).view(-1, group)
+        curvature_G = self.sum_II.diagonal().double().view(-1, group).sum(1)
+        return columns_GI[curvature_G.argsort(descending=True, stable=True)].flatten()
 
 
 class Both:

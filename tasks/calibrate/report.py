@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+NOTABLE = 0.001     # a share that differs by less from the one asked for is that share
+
 
 @dataclass(frozen=True)
 class BlockReport:
     """``error``: squared change of the block's output over the output's squares; None without data.
 
-    ``peak_bytes`` of memory were the most this process ever held; on a GPU, the device's. ``unseen``: matrices that no
+    ``peak_bytes`` of memory were the most this process had held, see :mod:`tasks.models.memory`. ``unseen``: matrices that no
     token reached, solved as if all inputs were alike. ``notes``: what a method had to say of a matrix, such as the
-    damping it needed.
+    damping it needed. Of the ``weights`` in ``matrices`` that a share was asked of, ``asked`` were to go and ``given`` are
+    dead.
     """
 
     index: int
@@ -22,6 +25,10 @@ class BlockReport:
     peak_bytes: int
     unseen: list[str] = field(default_factory=list)
     notes: dict[str, dict[str, float]] = field(default_factory=dict)
+    matrices: int = 0
+    weights: int = 0
+    asked: float = 0.0
+    given: int = 0
 
 
 @dataclass
@@ -35,6 +42,23 @@ class WalkReport:
     @property
     def unseen(self) -> list[str]:
         return [name for block in self.blocks for name in block.unseen]
+
+    def total(self, name: str) -> float:
+        """A count of the blocks, over all of them."""
+        return sum(getattr(block, name) for block in self.blocks)
+
+    def remarks(self, unreached: str) -> list[str]:
+        """What people have to be told: matrices that were solved blindly, ``unreached`` says how, and a share that is not
+        the one asked for."""
+        found, weights = [], self.total("weights")
+        if self.unseen:
+            found.append(f"{len(self.unseen)} of {self.total('matrices')} matrices got no calibration token and were "
+                         f"{unreached}; more sequences reach more of them")  # fmt: skip
+        # A weight a matrix is rounding; more than that is units that no share divides.
+        if abs(self.total("asked") - self.total("given")) > max(self.total("matrices"), NOTABLE * weights):
+            asked, given = (self.total(name) / weights for name in ("asked", "given"))
+            found.append(f"{asked:.2%} of {weights:,} weights were to go, and {given:.2%} are dead")
+        return found
 
     @property
     def metrics(self) -> dict[str, float]:

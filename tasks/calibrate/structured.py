@@ -9,7 +9,7 @@ Shapes: O = output features, I = input features, U = units.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -60,8 +60,6 @@ class Structured(Pruner):
         return edits
 
     def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
-        from dataclasses import replace
-
         touched = {name: matrix for name, matrix in view.matrices.items() if name in edits}
         super().check(replace(view, matrices=touched), edits)
 
@@ -77,7 +75,8 @@ class Structured(Pruner):
             made = weight_OI.shape[0] // units.width
             alive = kept_U.view(made, -1).any(1).repeat_interleave(units.width)
             if not bool(alive.all()):
-                edits[name] = self._edit(weight_OI, alive[:, None].expand_as(weight_OI), Neuron())
+                keep_OI = alive[:, None].expand_as(weight_OI)
+                edits[name] = replace(self._edit(weight_OI, keep_OI, Neuron()), follows=True)
         return edits
 
     @staticmethod

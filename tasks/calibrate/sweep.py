@@ -1,9 +1,9 @@
 """The column sweep that SparseGPT (arXiv 2301.00774) and GPTQ (arXiv 2210.17323) share.
 
-Columns are settled one by one from left to right. Each time, what the projection takes away is made good by the
-columns still to come, in the way that costs the layer's output least. With U the upper factor of the damped inverse
-Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U, and the loss sum(E^2) / 2 equals
-tr(D H D^T) / 2 for D = W - Q.
+Columns are settled one by one, from left to right or by descending curvature (act-order). Each time, what the
+projection takes away is made good by the columns still to come, in the way that costs the layer's output least. With U
+the upper factor of the damped inverse Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U,
+and the loss sum(E^2) / 2 equals tr(D H D^T) / 2 for D = W - Q.
 
 Shapes: O = output rows, I = input columns, G = the columns of one block that are not settled yet.
 """
@@ -24,10 +24,20 @@ LEAF = 128    # triangles of fewer rows are inverted at once
 
 @dataclass(frozen=True)
 class Factor:
-    """``upper_II``: U with H^-1 = U^T U. ``damping``: the share of the mean diagonal that was added to H to get it."""
+    """``upper_II``: U with H^-1 = U^T U. ``damping``: the share of the mean diagonal that was added to H to get it.
+    ``order_I``: the columns of the matrix in the order of U's, which a sweep takes them in; None as they stand."""
 
     upper_II: torch.Tensor
     damping: float
+    order_I: torch.Tensor | None = None
+
+    def arrange(self, matrix_OI: torch.Tensor) -> torch.Tensor:
+        """The columns of a matrix in the order of the sweep."""
+        return matrix_OI if self.order_I is None else matrix_OI[:, self.order_I]
+
+    def restore(self, matrix_OI: torch.Tensor) -> torch.Tensor:
+        """The columns back in their places."""
+        return matrix_OI if self.order_I is None else torch.empty_like(matrix_OI).index_copy_(1, self.order_I, matrix_OI)
 
 
 def factor(hessian_II: torch.Tensor, percent_damp: float = 0.01) -> Factor:

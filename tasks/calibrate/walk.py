@@ -7,23 +7,26 @@ A stream with durable parts resumes: blocks that an interrupted walk finished ar
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Literal
 
 import torch
 
 from tasks.calibrate.ledger import claim, identity
-from tasks.calibrate.method import BlockMethod, Edit
+from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import open_block
 from tasks.calibrate.report import BlockReport, WalkReport
 from tasks.calibrate.shares import Follower, deal, propagate
 from tasks.formats.mask import Mask
-from tasks.formats.pattern import Pattern, parse_pattern
+from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
 from tasks.models.activations import Activations, Held, Room
 from tasks.models.blocks import Extras, ResidentBlocks
 from tasks.models.linears import Linear
+from tasks.models.memory import peak_bytes
+
+Unseen = Literal["magnitude", "dense"]
 
 
 def walk(
@@ -33,6 +36,7 @@ def walk(
     *,
     sparsity: float | Mapping[str, float] = 0.0,
     pattern: Pattern | str = "unstructured",
+    unseen: Unseen = "magnitude",
     room: Room | None = None,
     followers: Sequence[Follower] = (),
     on_block: Callable[[BlockReport], None] = lambda report: None,
@@ -40,8 +44,9 @@ def walk(
     """Run ``method`` over every block of ``stream``; ``batches`` are tokens int64 [B, T].
 
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
-    no error is measured. ``room`` is the memory the activations may take. ``followers`` hold the further shares that
-    :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
+    no error is measured. ``unseen`` is what is done to a matrix that no token reached: what the method does where all
+    inputs are alike, for a pruner magnitude, or nothing. ``room`` is the memory the activations may take. ``followers``
+    hold the further shares that :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern, getattr(method, "scope", "layer"))
@@ -51,7 +56,7 @@ def walk(
     if not batches and any(method.observer(linear) is not None for linear in stream.linears.values()):
         raise ValueError(f"{method.name} needs calibration data, and there is none")
     if stream.durable:
-        claim(stream.parts, identity(stream.source, batches, method, levels, pattern))
+        claim(stream.parts, identity(stream.source, batches, method, levels, (str(pattern), unseen)))
     report = WalkReport([BlockReport(**note) for note in stream.finished()])
     with torch.no_grad():
         flow = stream.capture(deal(batches, 1 + len(followers))[0], room)
@@ -59,7 +64,7 @@ def walk(
             if index < len(report.blocks):
                 _pass(stream, index, flow, followers)
             else:
-                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, followers))
+                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, unseen, followers))
             on_block(report.blocks[index])
         flow.hidden.clear()
         stream.finish()
@@ -101,43 +106,66 @@ def _treat(
     method: BlockMethod,
     levels: Mapping[str, float],
     pattern: Pattern,
+    unseen: Unseen,
     followers: Sequence[Follower],
 ) -> BlockReport:
     started = time.perf_counter()
     opened = open_block(stream, index, flow, method.observer, levels, pattern, followers)
     view, block = opened.view, opened.view.module
     edits = method.solve(view)
+    spared = [name for name in opened.unseen if unseen == "dense" and name in edits]
+    edits |= {name: _spare(view, name) for name in spared}
     method.check(view, edits)
-    masks = opened.masks | _new_masks(view.linears, edits, levels, pattern)
+    masks = opened.masks | _new_masks(view.linears, edits, levels, pattern, spared)
     extras = _extras(view.linears, edits)
     _assign(opened.parameters, view.matrices, edits)
     error = _advance(block, index, flow, opened.dense, followers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
-    peak, seconds = _peak_bytes(stream.device), time.perf_counter() - started
-    report = BlockReport(index, stream.depth, densities, error, seconds, peak, opened.unseen, notes)
+    peak, seconds = peak_bytes(stream.device), time.perf_counter() - started
+    counts = (len(view.matrices), *_share(view, edits))
+    report = BlockReport(index, stream.depth, densities, error, seconds, peak, opened.unseen, notes, *counts)
     stream.write(index, block, masks, extras, _edited(view.linears, edits), asdict(report))
     return report
 
 
-def _peak_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _spare(view: BlockView, name: str) -> Edit:
+    """A matrix left as it came."""
+    weight_OI = view.matrices[name]
+    keep_OI = view.keep.get(name, torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device))
+    return Edit(weight_OI, keep_OI, promise=(Unstructured(), 0.0))
+
+
+def _share(view: BlockView, edits: Mapping[str, Edit]) -> tuple[int, float, int]:
+    """(weights, asked, given) of the matrices that a share was asked of; more that was dead before counts as asked for."""
+    weights = asked = given = 0
+    for name in view.matrices:
+        keep_OI = edits[name].keep_OI if name in edits else None
+        if keep_OI is not None and not edits[name].follows:
+            share, dead = view.sparsity[name] * keep_OI.numel(), int((~keep_OI).sum())
+            weights, given = weights + keep_OI.numel(), given + dead
+            asked += max(share, dead) if name in view.keep else share
+    return weights, asked, given
 
 
 def _new_masks(
-    linears: dict[str, Linear], edits: Mapping[str, Edit], levels: Mapping[str, float], pattern: Pattern
+    linears: dict[str, Linear],
+    edits: Mapping[str, Edit],
+    levels: Mapping[str, float],
+    pattern: Pattern,
+    spared: Sequence[str],
 ) -> dict[str, Mask]:
-    """The masks that were decided. Edits without one leave the weight's mask, and its promise, as they are."""
+    """The masks that were decided; of what was ``spared`` they promise nothing. Edits without one leave the weight's mask,
+    and its promise, as they are."""
     masks = {}
     for name, linear in linears.items():
         keeps = [edits[matrix].keep_OI for matrix in linear.matrices if matrix in edits]
         if keeps and all(keep_OI is not None for keep_OI in keeps):
             assert len(keeps) == len(linear.matrices), f"{name}: some of its experts got a mask and some did not"
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
-            promise = next(edits[matrix].promise for matrix in linear.matrices) or (pattern, levels[name])
-            masks[name] = Mask.of(keep.cpu(), *promise)
+            exempt = [index for index, matrix in enumerate(linear.matrices) if matrix in spared]
+            promise = next(edits[matrix].promise for matrix in linear.matrices if matrix not in spared)
+            masks[name] = Mask.of(keep.cpu(), *(promise or (pattern, levels[name])), exempt)
     return masks
 
 

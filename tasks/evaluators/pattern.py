@@ -30,9 +30,9 @@ class Pattern(Evaluator):
             zeros, numel = zeros + int((~alive).sum()), numel + alive.numel()
             if name not in masks:
                 continue
-            pattern, matrices = parse_pattern(masks[name].pattern), alive.reshape(-1, *alive.shape[-2:])
+            pattern, matrices = parse_pattern(masks[name].pattern), masks[name].promised(alive)
             if isinstance(pattern, NM):
-                live = alive.reshape(-1, pattern.m).sum(-1)
+                live = matrices.reshape(-1, pattern.m).sum(-1)
                 kept, units = kept + int((live <= pattern.n).sum()), units + len(live)
             else:
                 kept += sum(pattern.holds(matrix, masks[name].sparsity) for matrix in matrices)

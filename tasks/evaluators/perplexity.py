@@ -28,7 +28,7 @@ class Perplexity(Evaluator):
         import torch
 
         from tasks.data.tokens import Tokens
-        from tasks.train.objective import next_token_loss
+        from tasks.models.scoring import summed_loss
 
         heldout, length = Tokens(candidate.data, "heldout"), self.length
         windows = min(heldout.sequences(length), max(1, self.tokens // length))
@@ -39,8 +39,7 @@ class Perplexity(Evaluator):
             for start in range(0, windows, self.batch):
                 numbers = range(start, min(start + self.batch, windows))
                 tokens_BT = torch.from_numpy(np.stack([heldout.sequence(number, length) for number in numbers]))
-                tokens_BT = tokens_BT.to(candidate.device)
-                logits_BTV = candidate.model(input_ids=tokens_BT, use_cache=False).logits
-                total += next_token_loss(logits_BTV, tokens_BT).double().item() * len(numbers)
+                total += summed_loss(candidate.model, tokens_BT.to(candidate.device))
                 candidate.progress(start + len(numbers), windows, "windows")
-        return {"heldout_loss": total / windows, "perplexity": math.exp(total / windows)}
+        loss = total / (windows * (length - 1))
+        return {"heldout_loss": loss, "perplexity": math.exp(loss)}

@@ -53,17 +53,19 @@ def unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 class Mask:
     """One weight's mask in the weight's [out, in] view: packed bits, and the promise (pattern, sparsity) they keep.
 
-    A fused stack of expert matrices has shape [experts, out, in]; each matrix keeps the promise by itself.
+    A fused stack of expert matrices has shape [experts, out, in]; each matrix keeps the promise by itself, but for those
+    in ``exempt``, of which none is made: experts that were left dense.
     """
 
     packed: torch.Tensor
     shape: tuple[int, ...]
     pattern: str
     sparsity: float
+    exempt: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float) -> Mask:
-        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity))
+    def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float, exempt: Collection[int] = ()) -> Mask:
+        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity), tuple(exempt))
 
     @property
     def keep(self) -> torch.Tensor:
@@ -77,11 +79,16 @@ class Mask:
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
 
+    def promised(self, values: torch.Tensor) -> torch.Tensor:
+        """[matrices, out, in]: those matrices of ``values``, which has the mask's shape, that keep the promise."""
+        matrices = values.reshape(-1, *self.shape[-2:])
+        kept = [index for index in range(len(matrices)) if index not in self.exempt]
+        return matrices[kept] if self.exempt else matrices
+
     def broken(self) -> str | None:
         """Why the mask breaks its own promise, or None."""
         pattern = parse_pattern(self.pattern)
-        matrices = self.keep.reshape(-1, *self.shape[-2:])
-        if all(pattern.holds(matrix, self.sparsity) for matrix in matrices):
+        if all(pattern.holds(matrix, self.sparsity) for matrix in self.promised(self.keep)):
             return None
         return f"pattern {self.pattern} at sparsity {self.sparsity:g} does not hold"
 
@@ -94,6 +101,7 @@ def save_masks(masks: Masks, path: Path) -> None:
 
     promises = {
         name: {"shape": list(mask.shape), "pattern": mask.pattern, "sparsity": mask.sparsity}
+        | ({"exempt": list(mask.exempt)} if mask.exempt else {})
         for name, mask in sorted(masks.items())
     }
     path.parent.mkdir(exist_ok=True)
@@ -109,7 +117,10 @@ def load_masks(path: Path, names: Collection[str] | None = None) -> dict[str, Ma
     with safe_open(path, "pt") as file:
         promises = json.loads((file.metadata() or {})["masks"])
         return {
-            name: Mask(file.get_tensor(name + KEY), tuple(promise["shape"]), promise["pattern"], promise["sparsity"])
+            name: Mask(
+                file.get_tensor(name + KEY), tuple(promise["shape"]), promise["pattern"], promise["sparsity"],
+                tuple(promise.get("exempt", ())),
+            )
             for name, promise in promises.items()
             if names is None or name in names
         }

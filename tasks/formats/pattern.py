@@ -1,8 +1,9 @@
 """Sparsity patterns: which weights may live together.
 
 Methods score, patterns select, so that 50 % means the same 50 % everywhere, to the last weight: a pattern prunes
-``floor(sparsity * count)`` weights of each group it compares, and where a matrix is solved a few columns at a time the
-quota is carried across the column groups.
+``floor(sparsity * count)`` of a matrix's weights, or of the units it takes whole. Where rows compete within themselves
+they share that number out and differ by one at most; where a matrix is solved a few columns at a time it is carried
+across the column groups.
 
 Shapes: O = output rows, I = input columns, G = the columns at hand. Masks are boolean, True = keep.
 """
@@ -16,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from tasks.formats.selection import keep_highest, quota
+from tasks.formats.selection import keep_highest, keep_highest_evenly, keep_highest_overall, quota
 
 Scope = Literal["row", "layer"]
 
@@ -41,16 +42,16 @@ class Pattern:
         if width % self.width_multiple:
             raise ValueError(f"pattern {self} needs an input width divisible by {self.width_multiple}, got {width}")
 
+    def units(self, rows: int, width: int) -> int:
+        """How many pieces that live or die as one a matrix of ``rows`` x ``width`` has."""
+        return rows * width
+
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
         """Select the weights to keep among columns ``first_column ... first_column + G`` of a matrix."""
         raise NotImplementedError
 
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
         """Whether the mask of a whole matrix keeps this pattern at (at least) this sparsity."""
-        raise NotImplementedError
-
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        """bool [width]: the columns whose fate is decided together with ``column``."""
         raise NotImplementedError
 
 
@@ -63,18 +64,15 @@ class Unstructured(Pattern):
 
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
         rows, columns = score_OG.shape
-        unit = rows if self.scope == "layer" else 1
-        last_column = first_column + columns
-        pruned = quota(unit * last_column, sparsity) - quota(unit * first_column, sparsity)
-        ranked = score_OG.reshape(1, -1) if self.scope == "layer" else score_OG
-        return keep_highest(ranked, pruned).reshape(rows, columns)
+        before, after = (quota(rows * column, sparsity) for column in (first_column, first_column + columns))
+        if self.scope == "row":
+            return keep_highest_evenly(score_OG, after, before)
+        return keep_highest_overall(score_OG, after - before)
 
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
-        dead = ~(keep_OI.reshape(1, -1) if self.scope == "layer" else keep_OI)
-        return bool((dead.sum(-1) >= quota(dead.shape[-1], sparsity)).all())
-
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.ones(width, dtype=torch.bool)
+        dead_O, pruned = (~keep_OI).sum(-1), quota(keep_OI.numel(), sparsity)
+        fewest = pruned // len(keep_OI) if self.scope == "row" else 0
+        return int(dead_O.sum()) >= pruned and int(dead_O.min()) >= fewest
 
     def __str__(self) -> str:
         return "unstructured" if self.scope == "layer" else "unstructured:row"
@@ -112,9 +110,6 @@ class NM(Pattern):
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
         return bool((keep_OI.reshape(-1, self.m).sum(-1) <= self.n).all())
 
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.arange(width) // self.m == column // self.m
-
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
 
@@ -136,6 +131,9 @@ class Block(Pattern):
         if rows is not None and rows % self.size:
             raise ValueError(f"pattern {self} needs an output width divisible by {self.size}, got {rows}")
 
+    def units(self, rows: int, width: int) -> int:
+        return (rows // self.size) * (width // self.size)
+
     def _tiles(self, matrix_OI: torch.Tensor) -> torch.Tensor:
         rows, columns = matrix_OI.shape
         if rows % self.size or columns % self.size:
@@ -152,9 +150,6 @@ class Block(Pattern):
         first = tiles[:, :1, :, :1]
         return bool((tiles == first).all()) and Unstructured("layer").holds(first.squeeze(3).squeeze(1), sparsity)
 
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.arange(width) // self.size == column // self.size
-
     def __str__(self) -> str:
         return f"block:{self.size}"
 
@@ -166,15 +161,15 @@ class Channel(Pattern):
     kind = "channel"
     dead_score = 0.0
 
+    def units(self, rows: int, width: int) -> int:
+        return width
+
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
         kept = Unstructured("layer").keep(score_OG.double().sum(0, keepdim=True), sparsity, first_column)
         return kept.expand_as(score_OG).clone()
 
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
         return bool((keep_OI == keep_OI[:1]).all()) and Unstructured("layer").holds(keep_OI[:1], sparsity)
-
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.arange(width) == column
 
     def __str__(self) -> str:
         return "channel"
@@ -187,6 +182,9 @@ class Neuron(Pattern):
     kind = "neuron"
     dead_score = 0.0
 
+    def units(self, rows: int, width: int) -> int:
+        return rows
+
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
         assert first_column == 0, "rows are decided once, over all columns"
         kept = Unstructured("layer").keep(score_OG.double().sum(1)[None], sparsity)
@@ -195,16 +193,13 @@ class Neuron(Pattern):
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
         return bool((keep_OI == keep_OI[:, :1]).all()) and Unstructured("layer").holds(keep_OI[:, :1], sparsity)
 
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.ones(width, dtype=torch.bool)
-
     def __str__(self) -> str:
         return "neuron"
 
 
 @dataclass(frozen=True)
 class Group(Pattern):
-    """Every ``rows`` consecutive output rows share the columns they keep; each group of rows keeps equally many."""
+    """Every ``rows`` consecutive output rows share the columns they keep; groups of rows differ by one column at most."""
 
     kind = "group"
     dead_score = 0.0
@@ -215,6 +210,9 @@ class Group(Pattern):
         if rows is not None and rows % self.rows:
             raise ValueError(f"pattern {self} needs an output width divisible by {self.rows}, got {rows}")
 
+    def units(self, rows: int, width: int) -> int:
+        return rows // self.rows * width
+
     def keep(self, score_OG: torch.Tensor, sparsity: float, first_column: int = 0) -> torch.Tensor:
         group_scores = score_OG.double().unflatten(0, (-1, self.rows)).sum(1)
         return Unstructured("row").keep(group_scores, sparsity, first_column).repeat_interleave(self.rows, 0)
@@ -222,9 +220,6 @@ class Group(Pattern):
     def holds(self, keep_OI: torch.Tensor, sparsity: float) -> bool:
         grouped = keep_OI.unflatten(0, (-1, self.rows))
         return bool((grouped == grouped[:, :1]).all()) and Unstructured("row").holds(grouped[:, 0], sparsity)
-
-    def partners(self, column: int, width: int) -> torch.Tensor:
-        return torch.ones(width, dtype=torch.bool)
 
     def __str__(self) -> str:
         return f"group:{self.rows}"

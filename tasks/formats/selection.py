@@ -8,6 +8,7 @@ Shapes: O = output rows, I = input columns. Masks are boolean, True = keep.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -72,6 +73,22 @@ def _lowest(score: torch.Tensor, place: int) -> torch.Tensor:
     if place <= others:
         return score.topk(place, largest=False, sorted=False).values.amax(-1, keepdim=True)
     return score.topk(others + 1, sorted=False).values.amin(-1, keepdim=True)
+
+
+def keep_highest_evenly(score: torch.Tensor, after: int, before: int = 0) -> torch.Tensor:
+    """Keep all but the lowest entries of each row of a 2-D score, so that the rows have lost ``after`` entries together,
+    ``before`` of them in columns that are settled. Rows differ by one at most: what does not go round, the largest
+    remainders of equal rows, is taken from the rows of lower index."""
+    rows = len(score)
+    edges = sorted({0, before % rows, after % rows, rows})
+    taken = [row_share(after, row, rows) - row_share(before, row, rows) for row in edges[:-1]]
+    pieces = [keep_highest(score[first:last], count) for (first, last), count in zip(pairwise(edges), taken, strict=True)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def row_share(total: int, row: int, rows: int) -> int:
+    """How many of ``total`` entries one of ``rows`` rows loses."""
+    return total // rows + (row < total % rows)
 
 
 def keep_highest_overall(score: torch.Tensor, pruned: int) -> torch.Tensor:

@@ -23,7 +23,8 @@ from tasks.models.capture import capture
 from tasks.models.kept import hashes, keep, kept
 from tasks.models.layout import EXTRAS, MASKS, NAMES, copy_companions
 from tasks.models.linears import Linear, decoder_blocks, find_linears
-from tasks.models.materialise import give_back, materialise, rebuild_buffers, to_meta
+from tasks.models.materialise import materialise, rebuild_buffers, to_meta
+from tasks.models.memory import give_back
 from tasks.models.names import own_names, write_names
 from tasks.models.shards import Place, TensorFiles, header, merge_parts, settle, splice, write_index, write_tensors
 
@@ -222,7 +223,7 @@ class BlockStream(ResidentBlocks):
 
     def _read(self, index: int, files: TensorFiles) -> nn.Module:
         block, prefix = self.blocks[index], f"{self.prefix}.{index}."
-        give_back()
+        give_back()     # the blocks before this one: by itself the heap grows with depth
         rebuild_buffers(self.model, block.modules(), self.device)
         materialise(block, prefix, [prefix + name for name in block.state_dict()], files, self.device)
         return block

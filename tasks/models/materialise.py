@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,9 +41,3 @@ def to_meta(module: nn.Module) -> None:
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = buffer.to("meta")
-
-
-def give_back() -> None:
-    """Return what the heap holds free, the blocks before this one, to the kernel: by itself the heap grows with depth."""
-    with suppress(OSError, AttributeError):     # glibc alone keeps it, and alone can be told
-        ctypes.CDLL(None).malloc_trim(0)

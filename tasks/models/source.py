@@ -205,6 +205,11 @@ class ModelSource(BaseModel):
         config = self.config()
         return config.get("max_position_embeddings") or config.get("n_positions")
 
+    def heads(self) -> int | None:
+        """Attention heads of a block, as far as the config tells."""
+        config = self.config()
+        return config.get("num_attention_heads") or config.get("n_head")
+
     def widths(self) -> dict[str, int]:
         """The input widths of the prunable matrices as far as the config tells them by name; for early checks."""
         config, aliases = self.config(), {"n_embd": "hidden_size"}

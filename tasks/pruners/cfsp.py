@@ -41,6 +41,9 @@ class Cfsp(Structured):
     def allocator(self) -> str:
         return "cfsp"
 
+    def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
+        return {f"channels of {name}": width for name, width in widths.items() if name != "hidden_size"}
+
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
         from tasks.models.structure import by_block, feed_forward
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from tasks.calibrate.method import Edit, Refiner
+from tasks.calibrate.method import Edit
+from tasks.calibrate.refiner import Refiner
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern

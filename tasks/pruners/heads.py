@@ -25,6 +25,9 @@ class Heads(Structured):
 
     paper: ClassVar[str] = "Are Sixteen Heads Really Better than One? (arXiv 1905.10650)"
 
+    def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
+        return {"heads": heads} if heads else {}
+
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
         self.suit(pattern)
 

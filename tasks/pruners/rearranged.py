@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from tasks.calibrate.method import BlockView, Edit, Refiner
+from tasks.calibrate.method import BlockView, Edit
+from tasks.calibrate.refiner import Refiner
 
 if TYPE_CHECKING:
     from tasks.models.linears import Linear

@@ -33,6 +33,7 @@ class Sparsegpt(Pruner):
 
     percent_damp: float = Field(0.01, gt=0, le=1)
     block: int = Field(128, ge=1)
+    act_order: bool = False
     double: bool = False
 
     def observer(self, linear: Linear) -> Any:
@@ -51,13 +52,13 @@ class Sparsegpt(Pruner):
         from tasks.calibrate.pruning import prune_columns, prune_groups
         from tasks.calibrate.sweep import sweep_blocks
 
-        factor = statistics.factor(self.percent_damp)
+        factor = statistics.factor(self.percent_damp, pattern.width_multiple * self.act_order)
         # A feature that was always zero is worth nothing, so its weights are the first to go.
-        worth_I = factor.upper_II.diagonal().square().reciprocal() * (statistics.norm_I > 0)
+        worth_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
         span = pattern.width_multiple if pattern.width_multiple > 1 else self.block
         chosen_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if keep_OI is not None:
-            chosen_OI &= keep_OI
+            chosen_OI &= factor.arrange(keep_OI)
 
         def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
             if isinstance(pattern, NM):
@@ -71,6 +72,7 @@ class Sparsegpt(Pruner):
                 chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, chosen_OI[:, column:last], column)
                 prune_columns(work_OI, errors_OI, chosen_OI, factor.upper_II, column, last, end)
 
-        settled_OI, errors_OI = sweep_blocks(weight_OI, factor.upper_II, settle, max(1, self.block // span) * span)
+        ahead = max(1, self.block // span) * span
+        settled_OI, errors_OI = sweep_blocks(factor.arrange(weight_OI), factor.upper_II, settle, ahead)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
-        return Edit(settled_OI.to(weight_OI.dtype), chosen_OI, notes=notes)
+        return Edit(factor.restore(settled_OI).to(weight_OI.dtype), factor.restore(chosen_OI), notes=notes)

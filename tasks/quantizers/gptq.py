@@ -30,6 +30,7 @@ class Gptq(Quantizer):
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 
     percent_damp: float = Field(0.01, gt=0, le=1)
+    act_order: bool = True
     double: bool = False
 
     def observer(self, linear: Linear) -> Any:
@@ -41,13 +42,16 @@ class Gptq(Quantizer):
         from tasks.calibrate.sweep import sweep
 
         scale_OG, zero_OG = grid.fit(weight_OI)
-        factor = statistics.factor(self.percent_damp)
+        factor = statistics.factor(self.percent_damp, int(self.act_order))
+        columns = range(weight_OI.shape[1]) if factor.order_I is None else factor.order_I.tolist()
 
-        def project(column: int, ahead_OG: torch.Tensor) -> torch.Tensor:
+        def project(place: int, ahead_OG: torch.Tensor) -> torch.Tensor:
+            column = columns[place]
             group = grid.group(column)
             rounded_O = grid.round(ahead_OG[:, 0], scale_OG[:, group], zero_OG[:, group])
             return rounded_O if keep_OI is None else rounded_O.masked_fill(~keep_OI[:, column], 0)
 
-        settled_OI, errors_OI = sweep(weight_OI, factor.upper_II, project)
+        settled_OI, errors_OI = sweep(factor.arrange(weight_OI), factor.upper_II, project)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
-        return Edit(settled_OI.to(weight_OI.dtype), None, {"scale": scale_OG, "zero_point": zero_OG}, notes)
+        rounded_OI = factor.restore(settled_OI).to(weight_OI.dtype)
+        return Edit(rounded_OI, None, {"scale": scale_OG, "zero_point": zero_OG}, notes)

@@ -13,7 +13,7 @@ import torch
 
 from tasks.formats.mask import Mask, Masks, pack, unpack
 from tasks.formats.pattern import Unstructured
-from tasks.formats.selection import keep_highest_overall, quota
+from tasks.formats.selection import keep_highest, keep_highest_overall, quota
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
 from tasks.train.masking import Masking
@@ -57,12 +57,18 @@ class TaskAwareMasks(Masking):
         weight, gradient = self.weight(run, name), linear.matrix(run.engine.grad(name))
         alive = mask.keep.to(weight.device)
         importance = (weight.abs() + self.gradient * gradient.abs()).masked_fill(~alive, -1.0)
-        kept = alive & keep_highest_overall(importance, quota(mask.numel, lower))
+        kept = alive & self._each(importance, lower)
         generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{name}/{run.step}".encode()))
         lot = torch.rand(linear.shape, generator=generator).to(weight.device).masked_fill(kept, 2.0)
-        keep = keep_highest_overall(lot, quota(mask.numel, upper))
+        keep = self._each(lot, upper)
         self.masks[name] = Mask.of(keep.cpu(), Unstructured(), upper)
         run.engine.hold(name, linear.stored(keep))
+
+    @staticmethod
+    def _each(score: torch.Tensor, sparsity: float) -> torch.Tensor:
+        """The highest of each matrix: an expert of a stack keeps the promise by itself."""
+        flat = score.reshape(-1, score.shape[-2:].numel())
+        return keep_highest(flat, quota(flat.shape[1], sparsity)).view(score.shape)
 
 
 class GradientMasks(Hook):

@@ -67,16 +67,22 @@ class PruneAndGrow(Masking):
     def _move(self, run: Run) -> None:
         for name, mask in self.masks.items():
             room = mask.live < mask.numel       # a full mask has nowhere to go
-            if room and (count := self.moves.count(run.step, mask.live)):
-                self._move_within(run, name, mask, count)
+            if room and self.moves.count(run.step, mask.live):
+                self._move_within(run, name, mask)
 
-    def _move_within(self, run: Run, name: str, mask: Mask, count: int) -> None:
-        """``count`` weights of one linear die, as many are born."""
+    def _move_within(self, run: Run, name: str, mask: Mask) -> None:
+        """Some weights of one linear die, as many are born; of a stack of experts in each by itself, as its mask promises."""
         weight = self.weight(run, name)
-        alive = mask.keep.to(weight.device)
-        kept = keep_highest_overall(weight.abs().masked_fill(~alive, -1.0), mask.numel - mask.live + count)
-        born = keep_highest_overall(self._worth(run, name).to(weight.device).masked_fill(kept, -1.0), mask.numel - count)
-        self.masks[name] = Mask.of((kept | born).cpu(), mask.pattern, mask.sparsity)
+        worth, alive = self._worth(run, name).to(weight.device), mask.keep.to(weight.device)
+        kept, born = alive.clone(), torch.zeros_like(alive)
+        each = (-1, alive.shape[-2:].numel())
+        flat = [*(values.reshape(each) for values in (weight.abs(), worth, alive)), kept.view(each), born.view(each)]
+        for weight_N, worth_N, alive_N, kept_N, born_N in zip(*flat, strict=True):
+            live, numel = int(alive_N.sum()), alive_N.numel()
+            if live < numel and (count := self.moves.count(run.step, live)):
+                kept_N.copy_(keep_highest_overall(weight_N.masked_fill(~alive_N, -1.0), numel - live + count))
+                born_N.copy_(keep_highest_overall(worth_N.masked_fill(kept_N, -1.0), numel - count))
+        self.masks[name] = Mask.of((kept | born).cpu(), mask.pattern, mask.sparsity, mask.exempt)
         run.engine.hold(name, self.linears[name].stored(kept | born))
         if not self.moves.keep_regrown:
             run.engine.restart(name, self.linears[name].stored(born))

@@ -51,13 +51,15 @@ class Masking(Hook):
         return {"sparsity": 1 - self.density()}
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        promises = {name: [list(mask.shape), mask.pattern, mask.sparsity] for name, mask in self.masks.items()}
+        promises = {
+            name: [list(mask.shape), mask.pattern, mask.sparsity, list(mask.exempt)] for name, mask in self.masks.items()
+        }
         return {"promises": promises}, {name: mask.packed for name, mask in self.masks.items()}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         self.masks = {
-            name: Mask(tensors[name], tuple(shape), pattern, sparsity)
-            for name, (shape, pattern, sparsity) in values["promises"].items()
+            name: Mask(tensors[name], tuple(shape), pattern, sparsity, tuple(exempt))
+            for name, (shape, pattern, sparsity, exempt) in values["promises"].items()
         }
 
 

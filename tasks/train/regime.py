@@ -100,8 +100,9 @@ class SparseRegime(Regime):
         """A mask for every linear, drawn at random with exact counts; inside the mask the linear came with, if any."""
         from tasks.train.masking import draw_mask
 
+        levels = self.levels(setting)
         return {
-            name: draw_mask(linear, self.levels(setting)[name], setting.seed, setting.masks.get(name))
+            name: draw_mask(linear, levels[name], setting.seed, setting.masks.get(name))
             for name, linear in setting.linears.items()
         }
 

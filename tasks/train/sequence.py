@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 
 from tasks.data.tokens import TASKS, Sampler, Tokens
+from tasks.models.scoring import summed_loss
 from tasks.train.hook import Hook, Run
-from tasks.train.objective import Metrics, Objective, next_token_loss
+from tasks.train.objective import Metrics, Objective
 
 
 def task_names(data: Path) -> list[str]:
@@ -137,8 +138,8 @@ class TaskSequence(Hook):
         for start in range(0, count, self.tasks.batch):
             numbers = range(start, min(count, start + self.tasks.batch))
             rows = torch.from_numpy(np.stack([tokens.sequence(number, length) for number in numbers])).to(run.engine.device)
-            total += float(next_token_loss(run.engine.forward(input_ids=rows, use_cache=False).logits, rows)) * len(numbers)
-        return total / count
+            total += summed_loss(run.engine.module, rows, run.engine.forward)
+        return total / (count * (length - 1))
 
     def results(self) -> dict[str, float]:
         """Held-out loss of every task at the end, and how much of it came after the task was learned."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +282,56 @@ def test_transposed_and_expert_matrices_are_pretrained_sparse(shop, chain, archi
 def made_with(shop, chain, **fields):
     record = shop.make("prune", {**CALIBRATION, **fields}, data=chain["prepare"], model=chain["pretrain"])
     return record, shop.path(record)
+
+
+def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table_and_the_card(shop, chain, tmp_path, capsys):
+    from rich.console import Console
+
+    from flows.display import models_table
+    from flows.export import model_card
+
+    model = zoo.model("mixtral", vocab_size=300)
+    for layer in model.model.layers:
+        layer.mlp.gate.weight.data.zero_()      # every token goes to the same two experts of four
+    save_model(model.state_dict(), model.config, tmp_path)
+    pruned = shop.make("prune", {**PRUNE, "model": {"checkpoint": str(tmp_path)}, "unseen": "dense"}, data=chain["prepare"])
+    notes = [event["text"] for event in events(capsys.readouterr().out) if event["event"] == "note"]
+    assert notes[0] == "8 of 24 matrices got no calibration token and were left dense; more sequences reach more of them"
+    assert "50.00% of" in notes[1] and pruned.metrics["unseen_matrices"] == 8 and pruned.metrics["sparsity"] < 0.5
+    table = Console(record=True, width=100)
+    table.print(models_table([{**pruned.metrics, "stage": "prune", "address": pruned.address}], None, 100))
+    assert "unseen matrices" in table.export_text()
+    fields = {**TRAINING, "tokens": 256, "method": "static"}
+    recovered = shop.make("recover", fields, data=chain["prepare"], model=pruned)
+    assert f"reached 8 matrices (experts) in `{pruned.address}`" in model_card(shop.store, recovered, False)
+
+
+def test_a_share_that_a_pattern_cannot_give_is_told_and_one_that_takes_nothing_is_refused(shop, chain, users, capsys):
+    fields = {"method": "heads", "pattern": "channel", "model": {"checkpoint": str(users)}, **CALIBRATION}
+    shop.make("prune", {**fields, "sparsity": 0.4}, data=chain["prepare"])
+    notes = [event["text"] for event in events(capsys.readouterr().out) if event["event"] == "note"]
+    assert notes == ["40.00% of 2,048 weights were to go, and 25.00% are dead"]
+    with pytest.raises(ValueError, match="sparsity 0.2 takes nothing: it is less than one unit of pattern channel"):
+        shop.make("prune", {**fields, "sparsity": 0.2}, data=chain["prepare"])
+    assert not [record for record in shop.store.records("prune") if record.params.get("sparsity") == 0.2]
+
+
+@pytest.mark.parametrize("sparsity", [0.6, 0.33])
+def test_the_share_given_is_the_share_asked_for_to_a_weight_a_matrix(shop, chain, sparsity, capsys):
+    source = {"architecture": {**LLAMA["architecture"], "hidden_size": 24, "intermediate_size": 37}}
+    narrow = shop.make("pretrain", {"model": source, **TRAINING, "tokens": 256}, data=chain["prepare"])
+    pruned = shop.make("prune", {**CALIBRATION, "method": "wanda", "sparsity": sparsity}, data=chain["prepare"], model=narrow)
+    masks = load_masks(shop.path(pruned) / MASKS).values()
+    assert all(mask.numel - mask.live == int(mask.numel * sparsity + 1e-9) for mask in masks)
+    assert not [event for event in events(capsys.readouterr().out) if event["event"] == "note"]
+
+
+def test_every_stage_tells_its_own_peak_of_memory(shop, chain):
+    assert all(chain[name].metrics["peak_memory_bytes"] > 0 for name in ("pretrain", "prune", "recover", "quantize"))
+    assert np.ones(400 << 20, dtype=np.uint8)[::4096].all(), "something large ran in this process before"
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    again = shop.make("prune", {**PRUNE, "seed": 9}, data=chain["prepare"], model=chain["pretrain"])
+    assert again.metrics["peak_memory_bytes"] < before + (200 << 20)
 
 
 def test_an_allocators_table_is_an_artifact_that_can_be_fed_back(shop, chain):

@@ -36,13 +36,13 @@ def test_keep_highest_equals_a_stable_sort(values, shape, dtype, device):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("scope", ["row", "layer"])
 @pytest.mark.parametrize("shape", [(7, 13), (5, 37)])
-def test_unstructured_prunes_exactly_the_floor_of_each_group(sparsity, scope, shape):
+def test_unstructured_prunes_exactly_the_floor_of_the_matrix_and_rows_differ_by_one_at_most(sparsity, scope, shape):
     keep = Unstructured(scope).keep(torch.rand(shape), sparsity)
     assert Unstructured(scope).holds(keep, sparsity)
+    assert int((~keep).sum()) == quota(shape[0] * shape[1], sparsity)
     if scope == "row":
-        assert ((~keep).sum(1) == quota(shape[1], sparsity)).all()
-    else:
-        assert int((~keep).sum()) == quota(shape[0] * shape[1], sparsity)
+        dead = (~keep).sum(1)
+        assert dead.max() - dead.min() <= 1 and dead.min() == quota(shape[1], sparsity)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
@@ -53,7 +53,25 @@ def test_the_quota_is_exact_across_column_groups(sparsity, scope, group):
     score = torch.rand(rows, width)
     pieces = [Unstructured(scope).keep(piece, sparsity, i * group) for i, piece in enumerate(score.split(group, 1))]
     dead = ~torch.cat(pieces, 1)
-    assert int(dead.sum()) == (rows * quota(width, sparsity) if scope == "row" else quota(rows * width, sparsity))
+    assert int(dead.sum()) == quota(rows * width, sparsity)
+    if scope == "row":
+        assert torch.equal(dead.sum(1), (~Unstructured("row").keep(score, sparsity)).sum(1))
+
+
+def test_what_does_not_go_round_is_taken_from_the_first_rows_worked_by_hand():
+    # 60 % of 3 x 3 are five: two of the first two rows and one of the third.
+    keep = Unstructured("row").keep(torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [2.0, 3.0, 1.0]]), 0.6)
+    assert keep.int().tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+    assert Unstructured("row").holds(keep, 0.6)
+    one_less = keep.clone()
+    one_less[0, 0] = True
+    assert not Unstructured("row").holds(one_less, 0.6), "four are less than 60 %"
+
+
+def test_groups_of_rows_share_the_remainder_out_too():
+    keep = Group(2).keep(torch.rand(10, 13), 0.6)
+    dead = (~keep).view(5, 2, 13)[:, 0].sum(1)
+    assert int(dead.sum()) == quota(5 * 13, 0.6) and dead.max() - dead.min() <= 1 and Group(2).holds(keep, 0.6)
 
 
 def test_two_of_four_worked_by_hand():
@@ -83,7 +101,8 @@ def test_a_row_wise_promise_survives_its_text():
     keep = Unstructured("row").keep(torch.rand(10, 13), 0.5)
     assert parse_pattern(str(Unstructured("row"))) == Unstructured("row")
     assert parse_pattern("unstructured:row").holds(keep, 0.5)
-    assert not parse_pattern("unstructured").holds(keep, 0.5), "60 of 130 dead is 50 % of each row, not of the layer"
+    keep[8], keep[9] = True, False      # one more in all
+    assert parse_pattern("unstructured").holds(keep, 0.5) and not parse_pattern("unstructured:row").holds(keep, 0.5)
 
 
 def test_global_ranking_counts_over_the_union():
@@ -104,6 +123,15 @@ def test_rows_of_a_group_share_their_columns_worked_by_hand():
 def test_neurons_fall_whole():
     keep = parse_pattern("neuron").keep(torch.tensor([[3.0, 1.0], [0.0, 1.0], [2.0, 1.0]]), 0.34)
     assert keep.int().tolist() == [[1, 1], [0, 0], [1, 1]] and parse_pattern("neuron").holds(keep, 0.34)
+
+
+@pytest.mark.parametrize(("text", "units"), [("unstructured", 96), ("unstructured:row", 96), ("block:4", 6), ("group:4", 24),
+                                            ("channel", 12), ("neuron", 8)])  # fmt: skip
+def test_a_pattern_counts_its_units_as_it_selects_them(text, units):
+    pattern = parse_pattern(text)
+    assert pattern.units(8, 12) == units
+    least = pattern.keep(torch.rand(8, 12), 1 / units)
+    assert int((~least).sum()) == 96 // units and pattern.keep(torch.rand(8, 12), 0.99 / units).all()
 
 
 def test_cumulative_share_worked_by_hand():

@@ -97,6 +97,37 @@ def test_the_reported_loss_is_the_change_of_the_output():
     assert edit.notes["damping"] == 0.01 and edit.notes["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_in_act_order_the_order_of_the_features_means_nothing():
+    weight_OI, hessian = problem()
+    shuffled_I, grid = torch.randperm(64, generator=torch.Generator().manual_seed(1)), Grid(4, None)
+    for act_order in (True, False):
+        method = Gptq(double=True, act_order=act_order)
+        straight = method.solve_linear(weight_OI, None, hessian, grid).weight_OI
+        moved = method.solve_linear(weight_OI[:, shuffled_I], None, hessian.reordered(shuffled_I), grid).weight_OI
+        assert torch.equal(straight[:, shuffled_I], moved) == act_order
+
+
+def test_act_order_settles_the_features_that_matter_most_while_all_others_can_still_make_good():
+    losses = {True: 0.0, False: 0.0}
+    for seed in range(5):
+        weight_OI, hessian = problem(seed=seed)
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
+        scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[order]
+        hessian.sum_II = scale_I[:, None] * hessian.mean_II * scale_I
+        hessian.count = 1
+        for act_order in losses:
+            hessian.factors.clear()
+            edit = Gptq(double=True, act_order=act_order).solve_linear(weight_OI, None, hessian, Grid(3, 16))
+            losses[act_order] += loss(weight_OI, edit, hessian)
+    assert Gptq().act_order and losses[True] < 0.8 * losses[False]
+
+
+def test_linears_that_share_a_statistic_share_its_factor_in_either_order():
+    _, hessian = problem()
+    assert hessian.factor(0.01, 1) is hessian.factor(0.01, 1) is not hessian.factor(0.01)
+    assert hessian.factor(0.01, 4).order_I.view(-1, 4).diff().eq(1).all(), "whole groups move together"
+
+
 def test_a_dead_feature_is_rounded_by_itself():
     weight_OI, hessian = problem()
     hessian.sum_II[7] = hessian.sum_II[:, 7] = 0

@@ -27,6 +27,14 @@ def test_every_matrix_loses_its_exact_share_at_once_and_nothing_moves_after(spar
         assert gym.weight(name)[mask.keep].all()
 
 
+def test_the_allocator_is_asked_once_for_all_matrices(monkeypatch):
+    from tasks.allocators.uniform import Uniform
+
+    asked, own = [], Uniform.allocate
+    monkeypatch.setattr(Uniform, "allocate", lambda *given: asked.append(1) or own(*given))
+    assert len(enter("static").hook.masks) > 1 and asked == [1]
+
+
 def test_the_seed_decides_and_matrices_of_one_shape_differ():
     one, same, other = enter("static"), enter("static"), enter("static", seed=1)
     gate = UP.replace("up", "gate")

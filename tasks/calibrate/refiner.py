@@ -1,0 +1,38 @@
+"""Pruners that stand on another pruner: they refine its mask, or change what it is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from tasks.calibrate.method import Pruner
+from tasks.methods import of
+
+if TYPE_CHECKING:
+    from tasks.formats.pattern import Pattern
+
+
+class Refiner(Pruner):
+    """A pruner on top of another, ``initial``, whose ranking and allocator it takes over."""
+
+    initial: of("pruners") = Field("wanda", validate_default=True)
+
+    @field_validator("initial")
+    @classmethod
+    def _plain(cls, initial: Pruner) -> Pruner:
+        if isinstance(initial, Refiner):
+            raise ValueError(f"{initial.name} refines a mask itself; choose a pruner that makes one")
+        return initial
+
+    @property
+    def scope(self) -> str:
+        return self.initial.scope
+
+    @property
+    def allocator(self) -> str:
+        return self.initial.allocator
+
+    def suit(self, pattern: Pattern) -> None:
+        super().suit(pattern)
+        self.initial.suit(pattern)

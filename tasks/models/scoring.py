@@ -1,0 +1,76 @@
+"""How well a model predicts tokens, in memory that does not grow with the text: logits are made and scored in pieces.
+
+A few sequences at a time, and of a sequence whose logits alone are too many, a few tokens. The blocks run once a sequence
+either way. The model's own forward makes the logits, since some cap or scale them after the head: it is asked for a
+slice of them while its blocks are stood in for by what they gave.
+
+Shapes: B = sequences, T = tokens, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+HELD = 1 << 25      # logits held at once
+SCORED = 1 << 22    # of them scored at once, in float32
+
+
+@torch.no_grad()
+def summed_loss(model: nn.Module, tokens_BT: torch.Tensor, forward: Callable[..., Any] | None = None) -> float:
+    """Cross-entropy in nats of each next token given its prefix, summed over all of ``tokens_BT``. ``forward`` is what to
+    call where it is not the model itself, but an engine around it."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    held = tokens_BT.shape[1] * vocabulary
+    total = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
+    for rows_BT in tokens_BT.split(max(1, HELD // held)):
+        if held > HELD and forward is None and (stand_in := _stand_in(model, rows_BT)):
+            for start, logits_BTV in _piecewise(model, *stand_in, rows_BT, max(1, HELD // vocabulary)):
+                total += _score(logits_BTV, rows_BT[:, start + 1 :])
+        else:
+            total += _score((forward or model)(input_ids=rows_BT, use_cache=False).logits, rows_BT[:, 1:])
+    return float(total)
+
+
+def _score(logits_BTV: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
+    """The loss of the next tokens that there are logits for; the last logits of a sequence have none."""
+    count, step = min(logits_BTV.shape[1], next_BT.shape[1]), max(1, SCORED // logits_BTV.shape[-1])
+    total = torch.zeros((), dtype=torch.float64, device=next_BT.device)
+    for logits_TV, next_T in zip(logits_BTV[:, :count], next_BT[:, :count], strict=True):
+        for piece_TV, scored_T in zip(logits_TV.split(step), next_T.split(step), strict=True):
+            total += functional.cross_entropy(piece_TV.float(), scored_T, reduction="none").sum(dtype=torch.float64)
+    return total
+
+
+def _stand_in(model: nn.Module, tokens_BT: torch.Tensor) -> tuple[nn.Module, Any] | None:
+    """What runs the blocks inside the model's forward, and what it gave; None where no logits of some tokens alone are to
+    be had. The module is the base model or, in OPT, its decoder."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return None
+    inner, given = model.base_model, []
+    candidates = {inner, getattr(inner, "decoder", None)} - {model, None}
+    hooks = [module.register_forward_hook(lambda *called: given.append((called[0], called[-1]))) for module in candidates]
+    try:
+        model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return given[-1] if given else None     # the outermost ends last
+
+
+def _piecewise(
+    model: nn.Module, module: nn.Module, gave: Any, tokens_BT: torch.Tensor, step: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first token, logits [B, T, V]) of ``step`` tokens at a time, with ``module`` giving what it ``gave``."""
+    module.forward = lambda *args, **fields: gave
+    try:
+        for start in range(0, tokens_BT.shape[1], step):
+            wanted_T = torch.arange(start, min(start + step, tokens_BT.shape[1]), device=tokens_BT.device)
+            yield start, model(input_ids=tokens_BT, use_cache=False, logits_to_keep=wanted_T).logits
+    finally:
+        del module.forward
