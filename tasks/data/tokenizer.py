@@ -44,8 +44,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from None
+    except Exception as error:      # whatever the libraries make of files that are no tokenizer's
+        reason = " ".join(str(error).split()) or "it cannot be read"
+        raise ValueError(f"no tokenizer in {directory}: {type(error).__name__}: {reason}") from error
 
 
 def same_tokens(first: Path, second: Path) -> bool:

@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path}: malformed JSON ({error})") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a {type(document).__name__} where fields by name are needed")
     return document

@@ -465,7 +465,7 @@ CHECKPOINTS = {     # what is wrong with a model directory of two shards, and wh
     "tensor-nowhere": (lambda model: store(model, UP, None), f"{UP} is not stored (1 such names)"),
     "another-shape": (lambda model: store(model, UP, torch.zeros(4, 4)), f"{UP} is stored as [4, 4], not ["),
     "index-without-map": (write(INDEX, "{}"), "has no weight_map"),
-    "index-no-json": (write(INDEX, "{"), f"{INDEX} is no JSON"),
+    "index-no-json": (write(INDEX, "{"), f"{INDEX}: malformed JSON"),
     "both-layouts": (lambda model: shutil.copy(model / FIRST, model / "model.safetensors"), "holds both model.safetensors and"),
     "other-names": (rename(INDEX, "x.json"), f"has no safetensors weights, only others ({FIRST}) than"),
     "adapter": (write("adapter_config.json", "{}"), "is an adapter and no whole model; merge it into its base model"),
@@ -482,7 +482,7 @@ CHECKPOINTS = {     # what is wrong with a model directory of two shards, and wh
     "classifier": (rewrite("config.json", architectures=["LlamaForSequenceClassification"]), "has no language modelling head"),
     "headless": (rewrite("config.json", architectures=["LlamaModel"]), "is a LlamaModel, which has no language modelling head"),
     "config-list": (write("config.json", "[]"), "config.json holds a list where fields by name are needed"),
-    "config-no-json": (write("config.json", "{"), "config.json is no JSON"),
+    "config-no-json": (write("config.json", "{"), "config.json: malformed JSON"),
     "heads": (rewrite("config.json", num_attention_heads=7), "cannot be built: StrictDataclassClassValidationError"),
 }
 LATE = ("tensor-nowhere", "another-shape", "heads")      # told by building the model: the last check

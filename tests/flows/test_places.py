@@ -19,7 +19,9 @@ from cluster.store import open_store
 from flows.options import settle_environment
 from flows.plan import Plan, Step, prepare
 from flows.submit import Submitter
+from tasks.data.tokenizer import train_tokenizer
 from tasks.job import produce
+from tasks.models.facts import Parties
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
@@ -66,7 +68,7 @@ def test_a_relative_path_is_read_where_the_command_was_run_and_not_where_the_job
 
 
 def test_where_a_folder_lies_is_no_part_of_a_relative_paths_key_and_changes_no_result(folder, tmp_path, monkeypatch):
-    zoo.save("llama", folder / "model")
+    zoo.save("llama", folder / "model", vocab_size=300)
     stages, model = (TEXT, PRUNE), {"checkpoint": "model"}
     before = plan(folder, *stages, model=model)
     made = make(before.by_id["prepare"])
@@ -80,7 +82,7 @@ def test_where_a_folder_lies_is_no_part_of_a_relative_paths_key_and_changes_no_r
 
 def test_a_path_below_the_users_home_is_that_of_who_gave_it(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
-    zoo.save("llama", folder / "model")
+    zoo.save("llama", folder / "model", vocab_size=300)
     source = plan(folder, TEXT, PRUNE, model={"checkpoint": "~/model"}).recipe.node("prune").stage.model
     monkeypatch.setenv("HOME", str(tmp_path))
     assert source.checkpoint.local == folder / "model"
@@ -111,7 +113,7 @@ def test_a_server_refuses_what_the_same_recipe_means_to_a_terminal(folder, monke
 
 
 def test_branches_on_one_checkpoint_read_its_weights_once(folder, monkeypatch):
-    zoo.save("llama", folder / "model")
+    zoo.save("llama", folder / "model", vocab_size=300)
     read, real = [], hashlib.file_digest
     monkeypatch.setattr("tasks.data.digests.SETTLED", -1)       # as if the files had lain there for a while
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or real(file, name))
@@ -125,7 +127,7 @@ def spoil(kind: str, folder: Path) -> None:
     if kind == "corpus":
         (folder / "texts" / "007.txt").write_text("changed")
     else:
-        zoo.save("llama", folder / kind, num_attention_heads=2)
+        zoo.save("llama", folder / kind, num_attention_heads=2, vocab_size=300)
 
 
 @pytest.mark.parametrize(("kind", "stages", "id"), [
@@ -139,11 +141,12 @@ def test_what_changed_after_the_plan_fails_the_stage_in_one_line_and_publishes_n
     kind, stages, id, moment, folder, monkeypatch
 ):
     for name in ("model", "teacher"):
-        zoo.save("llama", folder / name)
-    (folder / "model" / "tokenizer.json").write_text("{}")
+        zoo.save("llama", folder / name, vocab_size=300)
+    train_tokenizer([data_zoo.text(0)], 300).save_pretrained(folder / "model")
     made = plan(folder, *stages, **({} if len(stages) == 1 else {"model": {"checkpoint": "model"}}))
     step, stage = made.by_id[id], made.by_id[id].node.stage
     monkeypatch.setattr("cluster.store.LocalStore.fetch", lambda *given: folder)      # no matter what parents would hold
+    monkeypatch.setattr(type(stage), "parties", lambda *given: Parties())
     monkeypatch.setattr(type(stage), "run", lambda *given: spoil(changed, folder) or {} if moment == "meanwhile" else {})
     changed = "model" if kind == "tokenizer" else kind
     if moment == "before":

@@ -9,9 +9,10 @@ from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.formats.pattern import NM
 from tasks.methods import build
 from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import check_masks, load_model, save_model
+from tasks.models.checkpoint import load_model, save_model
 from tasks.models.layout import MASKS
 from tasks.models.linears import find_linears
+from tasks.models.promises import check_masks
 from tasks.train.masking import Masking
 from tests.tasks import models_zoo as zoo
 
