@@ -43,7 +43,7 @@ def groups_of(models: Sequence[Mapping[str, Any]], metric: str = "perplexity") -
 class Claim(BaseModel):
     """``stage`` is the id of the stage whose models are compared; ``metric`` any metric of the vocabulary."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     says: str
     stage: str

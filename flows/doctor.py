@@ -91,13 +91,17 @@ def _servers() -> list[Finding]:
 
 def _profile(name: str) -> list[Finding]:
     from cluster.profile import load_profile
+    from cluster.reach import check_s3, check_servers
     from cluster.store import open_store
+    from flows.chronicle import tracking_uri
     from flows.plan import RESOURCED
 
     try:
         profile = load_profile(name)
         profile.check_stages(RESOURCED)
         profile.check_device()
+        check_servers(profile, profile.mlflow.tracking_uri or tracking_uri(), jobs=True)
+        check_s3(profile.store)
         open_store(profile.store, Path(profile.scratch) / "cache").writable()
     except (ValueError, OSError) as error:
         return [Finding(f"profile {name}", False, " ".join(str(error).split()))]

@@ -21,7 +21,7 @@ SHELVES = ("transforms", "regimes", "pruners", "allocators", "quantizers", "eval
 class Method(BaseModel):
     """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def name(self) -> str:

@@ -34,7 +34,7 @@ class Stage(BaseModel):
     an ``exclusive`` one measures time, so it runs when nothing else does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     version: ClassVar[int] = 1
     needs: ClassVar[dict[str, Kind]] = {}
