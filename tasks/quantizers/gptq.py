@@ -1,7 +1,13 @@
 """GPTQ (arXiv 2210.17323): quantize column by column, the columns to come make good what each rounding took away.
 
-The grids are fitted to the whole matrix beforehand (static groups), so a group narrower than the sweep's block is not
-fitted to weights that lack the block's own updates. A dead weight stays exactly zero: it takes part in the sweep like
+Columns come by descending curvature (act-order): what weighs most is rounded while most others can still make it good.
+The grids are fitted to the whole matrix beforehand (static groups), to groups of columns as they stand, so no format
+needs an index of who is in which group, and a group narrower than the sweep's block is not fitted to weights that lack
+the block's own updates. SmolLM2-135M at 4 bits in groups of 64, calibrated on 48 sequences of 512 tokens, has perplexity
+32.2 on ten windows of WikiText-2 left to right and 28.8 in act-order; dense 23.4, rounded to nearest 32.3, and by
+llm-compressor 0.14, which also takes act-order and static groups, 28.4.
+
+A dead weight stays exactly zero: it takes part in the sweep like
 any column, so the compensation it is offered is not lost but handed on, through its error, to the live weights after
 it. Keeping updates away from dead weights instead leaves that share uncompensated. Measured at 2:4 and 3 bits on
 correlated inputs: loss 280 rounded to nearest, 220 with updates kept away, 194 handed on, 176 with a Hessian of each
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
 
 
 class Gptq(Quantizer):
-    """``percent_damp`` of the mean curvature is added to every feature's; ``double`` sweeps in float64."""
+    """``percent_damp`` of the mean curvature is added to every feature's; ``act_order`` False takes the columns from left to
+    right; ``double`` sweeps in float64."""
 
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 

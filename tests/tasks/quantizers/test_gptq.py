@@ -111,8 +111,8 @@ def test_act_order_settles_the_features_that_matter_most_while_all_others_can_st
     losses = {True: 0.0, False: 0.0}
     for seed in range(5):
         weight_OI, hessian = problem(seed=seed)
-        order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
-        scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[order]
+        order_I = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
+        scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[order_I]
         hessian.sum_II = scale_I[:, None] * hessian.mean_II * scale_I
         hessian.count = 1
         for act_order in losses:
