@@ -6,7 +6,7 @@ directory of ours remembers in ``names.json`` what its tensors were called where
 them back under those names and any other program finds them. Tensors that the architecture does not name (the heads
 of multi-token prediction) keep their names and travel along.
 
-Both ways one tensor of the model is held at a time, and every tensor keeps the dtype it is stored in.
+No more than one block is in memory either way, and every tensor keeps the dtype it is stored in.
 """
 
 from __future__ import annotations
