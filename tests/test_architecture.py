@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("flows", "tasks", "cluster", "dashboards")
 TOP = {
     "pyproject.toml", "README.md", "Makefile", "LICENSE", "CONTRIBUTING.md",
-    "flows", "tasks", "cluster", "dashboards", "infra", "tests",
+    "flows", "tasks", "cluster", "dashboards", "infra", "tests", "docs",
 }  # fmt: skip
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
 LIBRARIES = {       # where a library may be imported: path prefixes
