@@ -35,7 +35,7 @@ def prune(root: Path, on_block=lambda block: None, method="sparsegpt", seed=1, *
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (root / "out").iterdir()}
+    return {file.name: file.read_bytes() for file in (root / "out").rglob("*") if file.is_file()}
 
 
 @pytest.fixture
