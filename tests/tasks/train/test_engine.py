@@ -85,7 +85,8 @@ def test_dead_weights_are_exactly_zero_and_carry_no_moments():
 
 
 def test_newborn_weights_start_at_zero_and_learn_from_the_next_step_on():
-    engine, old, new = engine_of(network()), half((16, 8), 1), half((16, 8), 2)
+    module, old, new = network(), half((16, 8), 1), half((16, 8), 2)
+    engine = TorchEngine(module, adamw(module, epsilon=1e-15), 1.0)
     engine.hold(WEIGHT, old)
     train(engine, range(5))
     engine.hold(WEIGHT, new)
