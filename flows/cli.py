@@ -43,6 +43,7 @@ app.command()(discard)
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
     _make_lazy("torch")
+    os.environ.setdefault("TQDM_DISABLE", "1")      # libraries' bars: a stage tells its own progress
     settle_environment()
     try:
         code = app(standalone_mode=False)       # what typer.Exit carried, and 130 where typer caught a Ctrl-C
@@ -140,7 +141,7 @@ def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json:
         print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))
         return
     console.print(plan_table(plan, rows))
-    console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run", highlight=False)
+    console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
 
 
 @app.command()

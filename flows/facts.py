@@ -5,7 +5,7 @@ transformers tells, which takes seconds to import, so this is asked last, and of
 
 from __future__ import annotations
 
-from flows.recipe import Node, Recipe
+from flows.recipe import Node, Recipe, naming
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
 
@@ -14,10 +14,8 @@ def examine(recipe: Recipe) -> None:
     """Raise ValueError, in one line, at the first stage whose parties fit neither each other nor its fields."""
     known = _Known(recipe)
     for node in recipe.nodes:
-        try:
+        with naming(node):
             node.stage.check_parties(known.parties(node))
-        except ValueError as error:
-            raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 class _Known:

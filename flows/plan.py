@@ -13,10 +13,9 @@ from cluster.profile import Profile, home
 from cluster.reach import check_s3
 from cluster.store import Store, open_store
 from flows.facts import examine
-from flows.recipe import Node, Recipe, load_recipe, vocabulary
+from flows.recipe import Node, Recipe, load_recipe, naming, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
-from tasks.refusal import refused
 from tasks.stage import STAGES, Facts, Stage
 
 RESOURCED = ("default", *STAGES, "speed")      # what a profile may name resources for; speed is measured apart
@@ -92,10 +91,8 @@ def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, 
 def inspect(recipe: Recipe) -> None:
     """What the files that a recipe names show at once, before any is read whole."""
     for node in recipe.nodes:
-        try:
+        with naming(node):
             node.stage.inspect()
-        except ValueError as error:
-            raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def make_plan(recipe: Recipe, store: Store) -> Plan:
@@ -104,7 +101,9 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     digests = Digests(home() / DIGESTS)
     for node in recipe.nodes:
         params = node.stage.parameters()
-        if fingerprints := node.stage.fingerprints(digests):
+        with naming(node):
+            fingerprints = node.stage.fingerprints(digests)
+        if fingerprints:
             params["fingerprints"] = fingerprints
         parents = {role: steps[parent].artifact for role, parent in node.parents.items()}
         artifact = Artifact(
@@ -140,12 +139,8 @@ def check(recipe: Recipe) -> None:
         data = node.parents.get("data")
         tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
         facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks, upstream, source.heads())
-        try:
+        with naming(node):
             node.stage.check(facts)
-        except ValueError as error:
-            if not refused(error):
-                raise
-            raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def _source(recipe: Recipe, node: Node) -> ModelSource | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tasks.data.place import reading
 from tasks.evaluate import Evaluate
 from tasks.methods import validate
 from tasks.models.source import ModelSource
+from tasks.refusal import refused
 from tasks.stage import STAGES, Kind, Stage, stage_class
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
@@ -73,6 +75,17 @@ class Recipe:
 
     def models(self) -> Iterator[Node]:
         return (node for node in self.nodes if node.stage.yields == "model")
+
+
+@contextmanager
+def naming(node: Node) -> Iterator[None]:
+    """What is refused meanwhile is refused in the name of a node."""
+    try:
+        yield
+    except ValueError as error:
+        if not refused(error):
+            raise
+        raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def load_recipe(source: str, served: bool = False) -> Recipe:

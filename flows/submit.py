@@ -38,7 +38,7 @@ class Submitter:
             for name, value in os.environ.items()
             if name.startswith(PASSED_ON) and (name in NOT_SECRET or not SECRET.search(name))
         }
-        environment |= {JOB_VARIABLE: json.dumps(work), "PYTHONUNBUFFERED": "1"}
+        environment |= {JOB_VARIABLE: json.dumps(work), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
         return self.jobs.submit(steps[0].artifact.key, [sys.executable, "-m", "tasks.job"], environment)
 
     def payload(self, step: Step) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import inspect
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
 SHELVES = ("transforms", "regimes", "pruners", "allocators", "quantizers", "evaluators")
@@ -72,19 +73,25 @@ def validate(model: type[Model], fields: Any, where: str, context: Any = None) -
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """The first complaint of a validation error as one line: ``where.field: what (got value)``."""
-    first = error.errors()[0]
+    # A misspelt field comes before the one that is missing for it.
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     path = ".".join([where, *(str(part) for part in first["loc"])])
     if first["type"] == "extra_forbidden":
         owner: Any = model
         for part in first["loc"][:-1]:
-            owner = getattr(owner, "model_fields", {}).get(part)
-            owner = getattr(owner, "annotation", None)
-        fields = getattr(owner, "model_fields", model.model_fields)
+            owner = _owner(getattr(owner, "model_fields", {}).get(part))
+        fields = getattr(owner, "model_fields", {})
         return f"{path}: no such field; " + (f"choose one of {', '.join(fields)}" if fields else "there are none")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"
     return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
+
+
+def _owner(field: FieldInfo | None) -> Any:
+    """The class of a field's value, where it has fields of its own."""
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 
 def seeded(method: Method, seed: int) -> Method:

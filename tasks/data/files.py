@@ -44,6 +44,9 @@ def expand(pattern: str) -> list[str]:
         found = [pattern] if pattern in names else sorted(fnmatch.filter(names, glob.escape(root) + pattern[len(root) :]))
     if not found:
         raise ValueError(f"corpus file {pattern}: does not exist")
+    for path in found:
+        if re.search("[\ud800-\udfff]", path):      # how Python spells bytes of a name that are no text
+            raise ValueError(f"corpus file {path!a}: its name is no valid UTF-8; rename it")
     return found
 
 

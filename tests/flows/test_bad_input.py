@@ -60,6 +60,8 @@ TABLE = [
     ("stages/2/prune/method", "wonda", "no method 'wonda' in tasks.pruners; choose one of cfsp, dsnot, heads, magnitude"),
     ("model/architecture/model_type", "mamba", "unsupported: model type mamba has state-space layers"),
     ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
+    ("model/hub", "my-llama", "recipe.model.hub: no such field; choose one of architecture, transform, checkpoint"),
+    ("stage", [], "recipe.stage: no such field; choose one of name, description, seed, model, evaluate, stages"),
     ("stages/2/prune/sparsty", 0.5, "recipe.stages[2].prune.sparsty: no such field; choose one of"),
     ("stages/2/prune", {"method": "wanda", "sparsity": 1.0}, "recipe.stages[2].prune.sparsity: input should be less than 1"),
     ("stages/2/prune", {"method": "wanda", "sparsity": -0.1}, "sparsity: input should be greater than or equal to 0"),

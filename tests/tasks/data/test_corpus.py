@@ -6,10 +6,13 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+from pathlib import Path
 
 import pytest
 
 from tasks.data.corpus import Files, Hub, Stdlib, build_corpus, split_of
+from tasks.data.files import expand
 from tests.tasks import data_zoo
 
 AWKWARD = "one\u2028two\x85three\x0cfour"      # line breaks to Python, plain characters to JSON
@@ -161,3 +164,10 @@ def test_every_prefix_of_the_corpus_holds_the_shares(heldout, calibration):
 def test_a_corpus_round_trips_through_its_name():
     assert build_corpus("stdlib") == Stdlib() == build_corpus({"stdlib": None})
     assert build_corpus({"files": {"paths": ["x"]}}) == Files(paths=("x",))
+
+
+def test_a_name_that_is_no_text_is_refused_by_name(tmp_path):
+    folder = os.fsencode(tmp_path)
+    Path(os.fsdecode(folder + b"/caf\xe9.txt")).write_text("wheat")
+    with pytest.raises(ValueError, match=r"caf\\udce9.txt': its name is no valid UTF-8; rename it$"):
+        expand(f"{tmp_path}/*.txt")
