@@ -23,7 +23,10 @@ Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")]  # no userinf
 
 def home() -> Path:
     """Where services, logs, and by default store and scratch live: $WINNOW_HOME, or the checkout's `.winnow`."""
-    return Path(os.environ.get("WINNOW_HOME") or CHECKOUT / ".winnow").expanduser().resolve()
+    found = Path(os.environ.get("WINNOW_HOME") or CHECKOUT / ".winnow").expanduser().resolve()
+    if "?" in str(found):
+        raise ValueError(f"WINNOW_HOME {found}: no database address can hold a '?'; choose another folder")
+    return found
 
 
 class _Section(BaseModel):

@@ -27,6 +27,8 @@ from tasks.stage import STAGES, Kind, Stage, stage_class
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
 
+LONGEST_ID = 160        # it begins MLflow's names of parameters and metrics, of 250 characters at most
+
 
 class Header(BaseModel):
     """The recipe's own fields. ``evaluate`` lists the evaluators that measure every model; ``model`` is where it starts;
@@ -148,6 +150,9 @@ class _Graph:
         id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]] or {}
         if not isinstance(own, dict):
             raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
+        if len(id) > LONGEST_ID:
+            raise ValueError(f"recipe.{where}.id: {len(id)} characters are more than the {LONGEST_ID} MLflow has room for; "
+                             "give a shorter id")  # fmt: skip
         if not re.fullmatch(NAME, id):
             raise ValueError(f"recipe.{where}.id: {id!r} is no name; use lower-case letters, digits, _ and -")
         fields = {"seed": self.header.seed, **own}

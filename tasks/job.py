@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact, CorruptArtifact
-from cluster.events import format_event, parse_event, print_event
+from cluster.events import print_event
 from cluster.profile import home
 from cluster.store import open_store
 from tasks.data.digests import DIGESTS, Digests
+from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
-from tasks.refusal import refused
+from tasks.refusal import disk_full, refused
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
-HISTORY = "history.jsonl"
 # One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/blocks.py), a
 # walk holds one block whatever the depth. Giving back each tensor as it is freed costs a fifth more time.
 FRUGAL = {"MALLOC_ARENA_MAX": "1", "THP_MEM_ALLOC_ENABLE": "1"}
@@ -52,6 +52,11 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         if refused(error):      # the input is at fault: trying again cannot help
             aside = error.aside if isinstance(error, CorruptArtifact) else ""
             tell(_failure(f"{type(error).__name__}: {error}", final=True, aside=aside))
+        raise
+    except Exception as error:
+        if (full := disk_full(error)) is not None:
+            places = f"the disk of {work['scratch']} or of {work['store']}"
+            raise OSError(f"no space left on {places}{full}; free some and run the same command to go on") from error
         raise
 
 
@@ -88,38 +93,6 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-class History:
-    """A stage's events: told as they come; its curves also kept in scratch, so that a resumed run has all of them."""
-
-    def __init__(self, path: Path, address: str, tell: Callable[[Event], None]) -> None:
-        self.path, self.address, self.tell = path, address, tell
-        self.last_progress = 0.0
-
-    def report(self, event: Event) -> None:
-        if event["event"] == "progress" and not self._time_for_progress(event):
-            return
-        event = {**event, "address": self.address, "timestamp": int(time.time() * 1000)}
-        self.tell(event)
-        if event["event"] == "metrics":
-            with self.path.open("a") as file:
-                file.write(format_event(event) + "\n")
-
-    def _time_for_progress(self, event: Event) -> bool:
-        due = time.monotonic() - self.last_progress > 0.5 or event["done"] == event["total"]
-        if due:
-            self.last_progress = time.monotonic()
-        return due
-
-    def settle(self, target: Path) -> None:
-        """Write the curves to the artifact, each step once: the last telling of a step that was run again counts.
-
-        A line that an attempt did not finish writing (killed, disk full) is passed over.
-        """
-        if self.path.exists():
-            steps = {event["step"]: event for line in self.path.open() if (event := parse_event(line))}
-            target.write_text("".join(json.dumps(steps[step]) + "\n" for step in sorted(steps)))
 
 
 def _execution(fields: dict[str, Any]) -> Execution:

@@ -114,6 +114,8 @@ class Prepare(Stage):
         (context.output / TASKS).write_text(json.dumps([task for task in tasks if task]))
         with (context.output / "heldout.jsonl").open("w") as heldout:
             for count, (split, document) in enumerate(self._dealt(), 1):
+                if not document.text.strip():       # it would be an end of text and nothing else
+                    continue
                 tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
                 writers[split].add([*tokens, tokenizer.eos_token_id])
                 if split.startswith("heldout"):

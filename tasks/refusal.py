@@ -8,6 +8,7 @@ wrong with an object that we asked it for, our validators' words among it, count
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dis import opmap
 from pathlib import Path
@@ -27,6 +28,15 @@ def refused(error: BaseException) -> bool:
             frames.pop()
         return bool(frames) and _is_ours(frames[-1])
     return bool(frames) and _is_ours(frames[-1]) and _raises(frames[-1])
+
+
+def disk_full(error: BaseException) -> str | None:
+    """Where an error says that a disk is full, " (file)" or "" as far as it tells which file; libraries have words of
+    their own for it. None for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f" ({error.filename})" if error.filename else ""
+    words = ("No space left on device", " requested and ")      # of safetensors; of NumPy, for a write that fell short
+    return "" if any(word in str(error) for word in words) else None
 
 
 def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:

@@ -9,7 +9,6 @@ only a commit stays what it is.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from pathlib import Path
@@ -45,16 +44,6 @@ def _settle(stated: str, info: ValidationInfo) -> str:
     return placed
 
 
-def _settle_pattern(stated: str, info: ValidationInfo) -> str:
-    """The same for a glob: only what was written may hold wildcards, and only where no file has that very name."""
-    placed = _settle(stated, info)
-    if not isinstance(placed, _Placed) or os.path.isabs(stated) or stated.startswith("~") or os.path.exists(placed):
-        return placed
-    pattern = _Placed(os.path.join(glob.escape(str(_folder(stated, info))), stated))
-    pattern.stated = stated
-    return pattern
-
-
 def _folder(stated: str, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder", Path.cwd())
     if folder is None:
@@ -75,5 +64,5 @@ def _write(path: str, info: SerializationInfo) -> str:
 
 
 Place = Annotated[str, AfterValidator(_settle), PlainSerializer(_write, return_type=str)]
-Pattern = Annotated[str, AfterValidator(_settle_pattern), PlainSerializer(_write, return_type=str)]
+Pattern = Place     # or a glob: folders that exist under the very name written count first (tasks.data.files)
 Commit = Annotated[str, AfterValidator(_pinned)]

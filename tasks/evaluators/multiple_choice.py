@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tasks.evaluators import Candidate, Evaluator
 
-TASK = "winnow_next_line"
+TASK, ITEMS = "winnow_next_line", "items.jsonl"
 
 
 class MultipleChoice(Evaluator):
@@ -33,6 +33,7 @@ class MultipleChoice(Evaluator):
     def measure(self, candidate: Candidate) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             self.write_task(candidate.data, Path(folder))
+            self._check_lengths(candidate, Path(folder))
             results = self._simple_evaluate(candidate, folder)
         return {
             "task_accuracy": results["acc,none"],
@@ -40,6 +41,15 @@ class MultipleChoice(Evaluator):
             "task_accuracy_normalised": results["acc_norm,none"],
             "task_chance": 1 / self.choices,
         }
+
+    def _check_lengths(self, candidate: Candidate, folder: Path) -> None:
+        """lm-eval cuts a context that is too long, and has no word for a choice that is."""
+        items = [json.loads(line) for line in (folder / ITEMS).read_text().splitlines()]
+        choices = {choice for item in items for choice in item["choices"]}
+        longest = max(len(tokens) for tokens in candidate.tokenizer(sorted(choices), add_special_tokens=False).input_ids)
+        if longest >= candidate.longest:
+            raise ValueError(f"evaluator multiple_choice: a choice has {longest} tokens, and the model {candidate.longest} "
+                             "positions; leave it out for this model")  # fmt: skip
 
     def _simple_evaluate(self, candidate: Candidate, folder: str) -> dict[str, float]:
         import datasets
@@ -63,13 +73,13 @@ class MultipleChoice(Evaluator):
 
     def write_task(self, data: Path, folder: Path) -> None:
         """The task's YAML file and its items as JSON lines."""
-        with (folder / "items.jsonl").open("w") as file:
+        with (folder / ITEMS).open("w") as file:
             for item in self.make_items(data):
                 file.write(json.dumps(item) + "\n")
         task = {
             "task": TASK,
             "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}, "cache_dir": str(folder / "cache")},
+            "dataset_kwargs": {"data_files": {"test": str(folder / ITEMS)}, "cache_dir": str(folder / "cache")},
             "test_split": "test",
             "output_type": "multiple_choice",
             "doc_to_text": "{{context}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import ClassVar
 
 from pydantic import Field
@@ -42,4 +43,6 @@ class Perplexity(Evaluator):
                 total += summed_loss(candidate.model, tokens_BT.to(candidate.device))
                 candidate.progress(start + len(numbers), windows, "windows")
         loss = total / (windows * (length - 1))
+        if not loss < math.log(sys.float_info.max):
+            raise ValueError(f"the model is broken: a held-out loss of {loss:.4g} nats a token has no finite perplexity")
         return {"heldout_loss": loss, "perplexity": math.exp(loss)}

@@ -184,7 +184,7 @@ class BlockStream(ResidentBlocks):
     def _write_weights(self, index: int, block: nn.Module, changed: Collection[str]) -> None:
         prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
         state = block.state_dict()
-        edited = {name: state[name.removeprefix(prefix)].cpu().contiguous() for name in sorted(changed)}
+        edited = {name: self._as_stored(name, state[name.removeprefix(prefix)].cpu()) for name in sorted(changed)}
         pieces = {name: self.files.places[name] for name in self.files if name.startswith(prefix)}
         if edited:
             write_tensors(edited, self.parts / "edited")
@@ -192,6 +192,13 @@ class BlockStream(ResidentBlocks):
         splice(pieces, self.output / shard, {"format": "pt"})
         (self.parts / "edited").unlink(missing_ok=True)
         self._shards[shard] = list(pieces)
+
+    def _as_stored(self, name: str, edited: torch.Tensor) -> torch.Tensor:
+        """An edited tensor in the dtype its source has on disk; what the edit left alone keeps every bit of it."""
+        if self.files.dtype(name) in (None, edited.dtype):
+            return edited.contiguous()
+        source = self.files.read([name])[name]
+        return torch.where(edited == source.to(edited.dtype), source, edited.to(source.dtype)).contiguous()
 
     def release(self, block: nn.Module) -> None:
         for module in block.modules():

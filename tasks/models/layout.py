@@ -1,6 +1,6 @@
 """What lies where in a model directory, and what of it travels from stage to stage and into an export.
 
-Of what lies beside the weights, every plain file travels (config, generation config, tokenizer, chat template, processor,
+Of what lies beside the weights, every plain file travels (config, generation config, tokenizer, chat templates, processor,
 licence) but weights in other formats, code, hidden files, and what is written anew. So a file that nobody here has heard of
 is not lost.
 """
@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 MASKS = "masks/masks.safetensors"
 EXTRAS = "extras/extras.safetensors"
 NAMES = "names.json"        # what the tensors were called where the model came from
+TEMPLATES = "additional_chat_templates"     # a folder: transformers keeps named ones there
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
              "chat_template*")  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".npz")
@@ -25,7 +26,7 @@ _WRITTEN_ANEW = ("record.json", "README.md")
 
 def companions(directory: Path) -> Iterator[Path]:
     """The files that travel, sorted."""
-    for file in sorted(directory.iterdir()):
+    for file in sorted([*directory.iterdir(), *directory.glob(f"{TEMPLATES}/*")]):
         weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
         left = weights or file.suffix == ".py" or file.name.startswith(".") or file.name in _WRITTEN_ANEW
         if file.is_file() and not left:
@@ -36,9 +37,11 @@ def copy_companions(source: Path, output: Path, skip: Collection[str] = ()) -> N
     """Copy what travels, but for the file names in ``skip``."""
     for file in companions(source):
         if file.name not in skip:
-            shutil.copyfile(file, output / file.name)
+            target = output / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def tokenizer_files(directory: Path) -> set[str]:
     """Names of the files that make up a model's tokenizer, chat template included."""
-    return {file.name for pattern in TOKENIZER for file in directory.glob(pattern)}
+    return {file.name for pattern in (*TOKENIZER, f"{TEMPLATES}/*") for file in directory.glob(pattern)}

@@ -90,10 +90,11 @@ def _write(model: PreTrainedModel, dtype: torch.dtype, untouched: list[str], dir
     compressor = ModelCompressor.from_pretrained_model(model)
     # It leaves out what is no module of a packed one's very class: a plain head beside layers of a class of their own, or a
     # layer of such a class beside plain ones. Readers match subclasses too, and would look for packed weights there.
+    files, tied, known = TensorFiles(directory), model.all_tied_weights_keys, model.state_dict().keys()
+    unknown = [name.removesuffix(".weight") for name in files if name.endswith(".weight") and name not in known]
     scheme = compressor.quantization_config
-    scheme.ignore = list(dict.fromkeys([*scheme.ignore, *untouched]))
+    scheme.ignore = list(dict.fromkeys([*scheme.ignore, *untouched, *unknown]))
     compressor.compress_model(model)
-    files, tied = TensorFiles(directory), model.all_tied_weights_keys
     made = {name: value for name, value in model.state_dict().items() if name not in files and name not in tied}
     made = {name: value.to(dtype) if value.is_floating_point() else value for name, value in made.items()}
     packed = {name.removesuffix("_packed") for name in made if name.endswith("_packed")}

@@ -18,7 +18,7 @@ from tasks.data.place import Commit, Place
 from tasks.methods import of
 from tasks.models import known
 from tasks.models.intake import check_config, check_type, check_unquantized, check_weights
-from tasks.models.layout import MASKS
+from tasks.models.layout import MASKS, TEMPLATES
 from tasks.models.sizes import check_sizes
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class Checkpoint(BaseModel):
             for info in sorted(filesystem.get_file_info(fs.FileSelector(inner)), key=lambda info: info.path):
                 total.update(f"{info.path}:{info.size}:{info.mtime_ns}".encode())
         else:
-            for file in sorted(path for path in (*self.local.iterdir(), self.local / MASKS) if path.is_file()):
+            content = (*self.local.iterdir(), *self.local.glob(f"{TEMPLATES}/*"), self.local / MASKS)
+            for file in sorted(path for path in content if path.is_file()):
                 total.update(file.name.encode() + digests.of(file))
         return total.hexdigest()
 

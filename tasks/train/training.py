@@ -93,6 +93,7 @@ class TrainStage(ModelStage):
         directory = self.origin(context)
         model, masks = self.initial(context, directory)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
+        _learn_padding(model)
         model.train()
         shape = shape_of(model)
         setting = Setting(
@@ -172,3 +173,12 @@ class TrainStage(ModelStage):
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)
             origin.write(weights, model, masks, None if own else tokenizer, context.output)
+
+
+def _learn_padding(model: PreTrainedModel) -> None:
+    """Let the token that pads elsewhere, often the end of text, learn like any other: nothing is padded here."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ from tasks import methods
 from tasks.calibrate.parallel import side_by_side
 from tasks.data.corpus import build_corpus
 from tasks.formats.pattern import parse_pattern
+from tasks.job import produce
 from tasks.models.checkpoint import validate
-from tasks.refusal import refused
+from tasks.refusal import disk_full, refused
 
 
 def caught(act) -> BaseException:
@@ -92,3 +94,28 @@ def test_a_config_that_is_no_json_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     error = caught(lambda: validate(tmp_path))
     assert refused(error) and str(error).startswith(f"{tmp_path / 'config.json'}: malformed JSON")
+
+
+def test_a_full_disk_is_told_whoever_met_it(tmp_path):
+    def met(write):
+        with pytest.raises(Exception) as caught:
+            write()
+        return disk_full(caught.value)
+
+    def unbuffered():
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    assert met(unbuffered) == ""
+    assert met(lambda: shutil.copyfile(__file__, "/dev/full")) in ("", " (/dev/full)")
+    assert disk_full(RuntimeError("I/O error: No space left on device (os error 28)")) == ""       # as safetensors says it
+    assert disk_full(FileNotFoundError(2, "No such file", "x")) is None and disk_full(ValueError("full")) is None
+
+
+def test_a_stage_that_meets_a_full_disk_names_the_places_and_the_way_on(tmp_path, monkeypatch):
+    def full(work, tell):
+        raise OSError(28, "No space left on device", "/scratch/x")
+
+    monkeypatch.setattr("tasks.job._produce", full)
+    with pytest.raises(OSError, match=r"^no space left on the disk of S or of T \(/scratch/x\); free some and run the same"):
+        produce({"scratch": "S", "store": "T"}, lambda event: None)

@@ -197,7 +197,7 @@ def test_a_rank_that_is_not_the_first_tells_nothing_and_publishes_nothing(shop, 
 
 
 def test_curves_survive_a_line_that_an_attempt_did_not_finish(tmp_path):
-    from tasks.job import History
+    from tasks.history import History
 
     history = History(tmp_path / "history.jsonl", "a/b", lambda event: None)
     history.report({"event": "metrics", "step": 1, "metrics": {"loss": 2.0}})

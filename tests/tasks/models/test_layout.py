@@ -5,10 +5,11 @@ from tasks.models.layout import copy_companions
 
 def test_everything_travels_but_weights_code_and_what_is_written_anew(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
-    (source / "original").mkdir(parents=True), output.mkdir()
+    (source / "additional_chat_templates").mkdir(parents=True), output.mkdir()
     travels = {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.bpe",
         "preprocessor_config.json", "processor_config.json", "LICENSE", "something_new.json",
+        "additional_chat_templates/tool_use.jinja",
     }  # fmt: skip
     stays = {
         "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "model.gguf", "modeling_x.py", "record.json",
@@ -17,4 +18,4 @@ def test_everything_travels_but_weights_code_and_what_is_written_anew(tmp_path):
     for name in travels | stays:
         (source / name).write_text("{}")
     copy_companions(source, output)
-    assert {file.name for file in output.iterdir()} == travels
+    assert {file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()} == travels
