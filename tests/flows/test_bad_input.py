@@ -61,6 +61,7 @@ TABLE = [
     ("model/architecture/model_type", "mamba", "unsupported: model type mamba has state-space layers"),
     ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
     ("model/hub", "my-llama", "recipe.model.hub: no such field; choose one of architecture, transform, checkpoint"),
+    ("stages/1/id", "n" * 200, "recipe.stages[1].id: 200 characters are more than the 160 MLflow has room for"),
     ("stage", [], "recipe.stage: no such field; choose one of name, description, seed, model, evaluate, stages"),
     ("stages/2/prune/sparsty", 0.5, "recipe.stages[2].prune.sparsty: no such field; choose one of"),
     ("stages/2/prune", {"method": "wanda", "sparsity": 1.0}, "recipe.stages[2].prune.sparsity: input should be less than 1"),

@@ -69,3 +69,15 @@ def test_a_tokenizer_that_cannot_end_texts_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path / "endless")
     with pytest.raises(ValueError, match="no end-of-text token"):
         prepare(tmp_path / "again", tokenizer={"checkpoint": str(tmp_path / "endless")})
+
+
+def test_documents_without_text_are_no_documents(tmp_path):
+    directory, _ = prepare(tmp_path)
+    for number in range(60, 90):
+        (tmp_path / "texts" / f"{number:03d}.txt").write_text(" \n")
+    again = tmp_path / "again"
+    again.mkdir()
+    given = {"corpus": {"files": {"paths": [f"{tmp_path}/texts/*.txt"]}}, "tokenizer": {"train": 300}}
+    Prepare.model_validate(given).run(Context({}, again, tmp_path / "scratch", Execution()))
+    for split in ("train", "calibration", "heldout"):
+        assert documents(again, split) == documents(directory, split)

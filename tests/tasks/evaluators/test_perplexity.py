@@ -63,3 +63,10 @@ def test_windows_longer_than_the_positions_are_refused_and_not_cut():
 def test_too_little_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="less than one window of 50 tokens"):
         perplexity(length=50).measure(candidate(tmp_path))
+
+
+def test_a_loss_beyond_all_numbers_is_told_in_one_line(tmp_path):
+    measured = candidate(tmp_path)
+    measured.model.lm_head.weight.data.mul_(1e6)
+    with pytest.raises(ValueError, match="^the model is broken: a held-out loss of .* has no finite perplexity$"):
+        perplexity(length=8).measure(measured)

@@ -56,3 +56,11 @@ def test_rounding_twice_changes_nothing_and_zero_stays_zero(dtype, symmetric):
 def test_a_group_size_that_does_not_divide_the_width_is_refused():
     with pytest.raises(ValueError, match="128 does not divide the input width 96"):
         Grid().check(96)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 2e-6), (torch.float16, 1e-5), (torch.bfloat16, 1e-10)])
+def test_small_weights_are_not_rounded_to_zeros_by_their_scale(dtype, largest):
+    weight_OI = (largest * torch.linspace(-1, 1, 64).reshape(4, 16)).to(dtype)
+    grid = Grid(bits=8, group_size=16)
+    rounded_OI = grid.round_matrix(weight_OI, *grid.fit(weight_OI)).float()
+    assert (rounded_OI - weight_OI.float()).norm() < 0.2 * weight_OI.float().norm()

@@ -178,3 +178,28 @@ def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to_stays_itself(
     for made in ("pruned", "trained"):
         after = tensors(export(tmp_path / made, tmp_path / f"{made}-out"))
         assert before.keys() == after.keys() and all(same_bytes(before[name], after[name]) for name in before)
+
+
+def test_what_pruning_keeps_of_a_matrix_keeps_the_precision_it_is_stored_in(tmp_path):
+    model = zoo.model("llama")
+    model.save_pretrained(tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    before, after = tensors(tmp_path / "source"), tensors(prune(tmp_path / "source", tmp_path / "pruned"))
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert all(torch.equal(after[name][after[name] != 0], before[name][after[name] != 0]) for name in before)
+
+
+def test_a_packed_model_names_the_matrices_no_class_knows_as_left_alone(tmp_path):
+    from tasks.models.checkpoint import load_extras
+    from tasks.models.quantized import export_compressed
+
+    model = zoo.model("llama")
+    model.save_pretrained(tmp_path / "source")
+    state = load_file(tmp_path / "source" / "model.safetensors")
+    save_file(state | {"mtp.fc.weight": torch.rand(8, 8)}, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    method = build("quantizers", {"round_to_nearest": {"group_size": 8}})
+    walk(BlockStream(tmp_path / "source", tmp_path / "rounded"), zoo.batches(), method)
+    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), method.grid, tmp_path / "packed")
+    scheme = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert {"lm_head", "mtp.fc"} <= set(scheme["ignore"]) and "mtp.fc.weight" in tensors(tmp_path / "packed")

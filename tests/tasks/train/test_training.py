@@ -131,3 +131,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data, tmp_pat
         pretrain(seed=seed).run(context(data, tmp_path, name))
         states.append((tmp_path / name / "model.safetensors").read_bytes())
     assert states[0] == states[1] != states[2]
+
+
+def test_the_token_that_pads_elsewhere_learns_as_any_other(data, tmp_path):
+    model = zoo.model("llama", vocab_size=300, pad_token_id=0, tie_word_embeddings=False)
+    save_model(model.state_dict(), model.config, tmp_path / "in")
+    recover(weight_decay=0.0).run(context(data, tmp_path, inputs={"model": tmp_path / "in"}))
+    after = load_model(tmp_path / "out").get_input_embeddings().weight
+    assert not after[0].equal(model.get_input_embeddings().weight[0])       # the end of text, which every text here ends with
