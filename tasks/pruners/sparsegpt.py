@@ -5,6 +5,12 @@ on weights that earlier columns have already compensated: for N:M the group abou
 columns whose rows compete with each other. The paper's threshold prunes one weight per block too many (<=); here the
 quota is exact over the whole matrix.
 
+N:M groups come by descending curvature (act-order): those that weigh most are pruned while most others can still make it
+good. Where columns compete for a block's quota they stay as they stand: sorted, a block of nothing but important columns
+would have to give up as many weights as any other. Squared error over sixteen matrices of SmolLM2-135M on text
+other than the calibration's, left to right and in act-order: 2:4 3.66 and 3.53 %, 4:8 2.80 and 2.71 %, but unstructured
+1.77 and 1.78 % at half of the weights, 5.84 and 5.92 % at 70 %.
+
 Shapes: O = output features, I = input features, G = columns ahead in the sweep's block.
 """
 
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
 
 class Sparsegpt(Pruner):
     """``percent_damp`` of the mean curvature is added to every feature's. ``block`` columns are decided at once where
-    the pattern does not say how many; ``double`` sweeps in float64."""
+    the pattern does not say how many; ``act_order`` False takes N:M groups from left to right; ``double`` sweeps in
+    float64."""
 
     paper: ClassVar[str] = "SparseGPT (arXiv 2301.00774)"
     scope: ClassVar[Literal["row", "layer"]] = "layer"
@@ -33,7 +40,7 @@ class Sparsegpt(Pruner):
 
     percent_damp: float = Field(0.01, gt=0, le=1)
     block: int = Field(128, ge=1)
-    act_order: bool = False
+    act_order: bool = True
     double: bool = False
 
     def observer(self, linear: Linear) -> Any:
@@ -52,7 +59,8 @@ class Sparsegpt(Pruner):
         from tasks.calibrate.pruning import prune_columns, prune_groups
         from tasks.calibrate.sweep import sweep_blocks
 
-        factor = statistics.factor(self.percent_damp, pattern.width_multiple * self.act_order)
+        moved = pattern.m if self.act_order and isinstance(pattern, NM) else 0
+        factor = statistics.factor(self.percent_damp, moved)
         # A feature that was always zero is worth nothing, so its weights are the first to go.
         worth_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
         span = pattern.width_multiple if pattern.width_multiple > 1 else self.block

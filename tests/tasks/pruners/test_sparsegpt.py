@@ -97,6 +97,29 @@ def test_a_dead_feature_goes_first_and_moves_nothing():
     assert not edit.keep_OI[:, 5].any() and edit.weight_OI.isfinite().all()
 
 
+def test_the_order_of_n_m_groups_means_nothing_and_that_of_columns_that_compete_is_left():
+    weight_OI, hessian_II = problem()
+    moved_I = torch.arange(40).view(-1, 4)[torch.randperm(10, generator=torch.Generator().manual_seed(1))].flatten()
+    for pattern, act_order in (("2:4", True), ("2:4", False), ("unstructured", True)):
+        straight = solve(weight_OI, hessian_II, 0.5, pattern, act_order=act_order, block=8)
+        moved = solve(weight_OI[:, moved_I], hessian_II[moved_I][:, moved_I], 0.5, pattern, act_order=act_order, block=8)
+        same = torch.allclose(straight.weight_OI[:, moved_I], moved.weight_OI, rtol=0, atol=1e-9)
+        assert same == (pattern == "2:4" and act_order)
+
+
+def test_n_m_groups_that_matter_most_are_pruned_while_all_others_can_still_make_good():
+    losses = {True: 0.0, False: 0.0}
+    for seed in range(5):
+        weight_OI, hessian_II = problem(rows=32, width=64, tokens=400, seed=seed)
+        order_I = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
+        scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[order_I]
+        hessian_II = scale_I[:, None] * hessian_II * scale_I
+        for act_order in losses:
+            change_OI = weight_OI - solve(weight_OI, hessian_II, 0.5, "2:4", act_order=act_order).weight_OI
+            losses[act_order] += float(torch.trace(change_OI @ hessian_II @ change_OI.T))
+    assert Sparsegpt().act_order and losses[True] < 0.9 * losses[False]
+
+
 def test_damping_beyond_what_was_asked_is_noted():
     weight_OI, hessian_II = problem(tokens=10)
     assert solve(weight_OI, hessian_II).notes["damping"] == 0.01
