@@ -39,8 +39,11 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 def problems(directory: Path, files: dict[str, dict], sha256: Callable[[Path], str]) -> list[str]:
-    """What is wrong with a local copy of `files`."""
-    present = dict(_scan(directory)) if directory.is_dir() else {}
+    """What is wrong with a local copy of `files`. Another process may move it aside meanwhile: what is gone is missing."""
+    try:
+        present = dict(_scan(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        present = {}
     present.pop(RECORD_NAME, None)
     found = [compare(name, files[name], present.pop(name, None), partial(sha256, directory / name)) for name in files]
     return [line for line in found if line] + [f"{name}: not in the record" for name in sorted(present)]
@@ -48,12 +51,15 @@ def problems(directory: Path, files: dict[str, dict], sha256: Callable[[Path], s
 
 def compare(name: str, expected: dict, size: int | None, sha256: Callable[[], str]) -> str | None:
     """One file against its record entry, cheapest question first; None when it is as recorded."""
+    missing = f"{name}: missing, or not a plain file"
     if size is None:
-        return f"{name}: missing, or not a plain file"
+        return missing
     if size != expected["bytes"]:
         return f"{name}: expected {expected['bytes']} bytes, found {size}"
     try:
         found = sha256()
+    except FileNotFoundError:
+        return missing
     except OSError as error:
         if error.errno != errno.EIO:        # how a disk, or a file system with checksums, says that bytes are lost
             raise

@@ -159,7 +159,7 @@ def test_of_many_who_meet_damage_one_moves_it_and_of_many_who_mend_it_one_wins(s
     source = directory(tmp_path / "out")
     record = publish(store, artifact(), source, racer=-1)
     spoil(store, record, "file flipped")
-    start = threading.Barrier(RACERS)
+    start = threading.Barrier(RACERS, timeout=60)
 
     def race(racer: int) -> Record:
         start.wait()
@@ -173,6 +173,21 @@ def test_of_many_who_meet_damage_one_moves_it_and_of_many_who_mend_it_one_wins(s
     assert all(other == records[0] == store.record(artifact()) for other in records)
     assert records[0].environment["racer"] >= 0 and store.verify(records[0]) == []
     assert len(store.aside()) == 1 or not isinstance(store, LocalStore)     # a bucket may keep a record more than once
+
+
+def test_what_another_process_moves_aside_while_its_bytes_are_read_is_not_published(local, tmp_path, monkeypatch):
+    record = publish(local, artifact(), directory(tmp_path / "out"))
+    spoil(local, record, "file flipped")
+
+    def read(path: Path) -> str:
+        monkeypatch.undo()
+        LocalStore(local.root).quarantine(record.address)
+        return sha256_of(path)
+
+    monkeypatch.setattr("cluster.store.sha256_of", read)
+    with pytest.raises(ValueError, match="is not published"):
+        local.take(record)
+    assert len(local.aside()) == 1
 
 
 def test_bytes_that_the_disk_cannot_read_are_damage(local, tmp_path, monkeypatch):

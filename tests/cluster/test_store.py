@@ -49,7 +49,7 @@ def test_a_second_publisher_is_handed_the_first_record(store, tmp_path):
 
 def test_of_thirty_racing_publishers_exactly_one_wins_and_its_files_are_complete(store, tmp_path):
     sources = [directory(tmp_path / f"out{racer}", b"%d" % racer * 1000) for racer in range(RACERS)]
-    start = threading.Barrier(RACERS)
+    start = threading.Barrier(RACERS, timeout=60)
 
     def race(racer: int) -> Record:
         start.wait()
