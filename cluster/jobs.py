@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cluster.services import Services
 
 ACTIVE = ("PENDING", "RUNNING")
+AGENT_SECONDS = 60.0    # how long a cluster that has just started may have no agent yet
 EXCLUDES = [".git/**", ".venv/**", ".winnow/**", "build/**", "**/__pycache__/**", "*.egg-info/**", "tests/**"]
 SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
 _LONE = threading.Lock()
@@ -78,15 +80,17 @@ class Jobs:
             "metadata": {"key": key, **(metadata or {})},
             **_driver_resources(resources or {}),
         }
-        attempt = 1
+        attempt, deadline = 1, time.monotonic() + AGENT_SECONDS
         while True:
             job = f"{key[:24]}-{attempt}"
             info = self.info(job)
             if info is None:
                 try:
                     return self._client.submit_job(submission_id=job, **request)
-                except RuntimeError:
-                    if self.info(job) is None:  # not refused for its name: a real error
+                except RuntimeError as error:
+                    if "No available agent" in str(error) and time.monotonic() < deadline:
+                        time.sleep(1)       # a young cluster answers before it can take a job
+                    elif self.info(job) is None:  # not refused for its name: a real error
                         raise
                     continue  # another submitter was faster
             if info["status"] in ACTIVE:

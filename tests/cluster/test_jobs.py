@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -146,6 +148,42 @@ def test_a_follower_can_be_told_to_stop_while_another_goes_on(jobs):
 def test_a_job_the_cluster_does_not_know_is_lost_not_awaited(jobs):
     result = jobs.follow("unknown-1")
     assert result.status == "LOST" and "knows no job unknown-1" in result.message
+
+
+class Young(BaseHTTPRequestHandler):
+    """A Ray dashboard whose agent is not there yet, in its own words."""
+
+    posts: list[str] = []
+
+    def do_GET(self):
+        version = {"version": "4", "ray_version": "2", "ray_commit": "0"}
+        self.answer(200, version) if self.path == "/api/version" else self.answer(404, {})
+
+    def do_POST(self):
+        self.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"])
+        if len(self.posts) < 3:
+            self.answer(500, "No available agent to submit job, please try again later.")
+        else:
+            self.answer(200, {"job_id": self.posts[-1], "submission_id": self.posts[-1]})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_cluster_that_has_no_agent_yet_is_asked_again(monkeypatch):
+    monkeypatch.setattr("cluster.jobs.time.sleep", lambda seconds: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Young)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert Jobs(f"http://127.0.0.1:{server.server_port}", local=True).submit("young", "true") == "young-1"
+    assert Young.posts == ["young-1"] * 3
+    server.shutdown()
 
 
 @pytest.mark.slow
