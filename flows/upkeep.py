@@ -39,8 +39,10 @@ def verify(
     if everything == bool(artifact):
         raise ValueError("verify takes one ADDRESS, or --all and none")
     store = store_of(profile)
-    findings = []
-    for address in store.addresses() if everything else [store.locate(artifact)]:
+    findings, addresses = [], store.addresses() if everything else [store.locate(artifact)]
+    if not addresses and not store.aside():
+        raise ValueError(f"nothing is published in {store.url}")
+    for address in addresses:
         findings.append(examine(store, address))
         if not as_json:
             _show(findings[-1])

@@ -80,6 +80,12 @@ def test_verify_takes_one_address_or_all(store, capsys):
         assert out == [] and ("--all" in line or "no artifact" in line)
 
 
+def test_a_store_with_nothing_in_it_is_not_called_sound(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    out, err = lines(capsys, 2, "verify", "--all")
+    assert not out and len(err) == 1 and "nothing is published in" in err[0]
+
+
 def test_damage_is_discarded_and_the_plan_makes_it_again(store, capsys):
     bad = spoil(store, "pretrain")
     assert make_plan(recipe(), store).by_id["pretrain"].damaged
