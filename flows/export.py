@@ -9,36 +9,37 @@ from pathlib import Path
 
 from cluster.artifacts import Record
 from cluster.store import Store
-from tasks.models.transform import FIELD
-
-FILLED = """
-Its feed-forward networks are narrower than their config says: channels of zeros fill them up here, so sizes and speeds below
-are those of Winnow's own artifact."""
+from tasks.models.surgery import surgeries_of
 
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
     """Write the model's weights by the names and in the shards the hub has, copy its companions and masks (which no loader
-    takes for weights), and write a card that says how it was made. A model of narrower networks is filled up to what plain
-    transformers loads."""
+    takes for weights), and write a card that says how it was made. Surgeries, which plain transformers does not know, are
+    undone, the last first."""
     if "config.json" not in record.files:
         raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is there already; choose a new directory")
     source = store.fetch(record)
-    config = json.loads((source / "config.json").read_text())
-    if transform := config.get(FIELD):
-        raise ValueError(f"{record.address} has {', '.join(transform)} layers, which plain transformers does not load; "
-                         "choose a model with transform wide or none")  # fmt: skip
-    from tasks.models.narrow import WIDTHS, widen  # brings torch, so after what is refused
-
+    surgeries = surgeries_of(json.loads((source / "config.json").read_text()))
+    if lasting := [surgery.name for surgery in surgeries if not surgery.undone]:
+        raise ValueError(f"{record.address} has the surgery {lasting[0]}, which plain transformers does not load and which "
+                         "cannot be undone; choose a model without it")  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    if WIDTHS in config:
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".widened-") as widened:
-            widen(source, Path(widened))
-            _write(Path(widened), directory)
-    else:
-        _write(source, directory)
-    (directory / "README.md").write_text(model_card(store, record, WIDTHS in config))
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".undone-") as scratch:
+        _write(_undone(source, len(surgeries), Path(scratch)), directory)
+    (directory / "README.md").write_text(model_card(store, record, [surgery.undone for surgery in surgeries]))
+
+
+def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
+    """The model directory without its last ``surgeries``."""
+    from tasks.models.resizing import undo_last  # brings torch, so after what is refused
+
+    for number in range(surgeries):
+        before = scratch / str(number)
+        undo_last(model, before)
+        model = before
+    return model
 
 
 def _write(model: Path, directory: Path) -> None:
@@ -52,7 +53,7 @@ def _write(model: Path, directory: Path) -> None:
         shutil.copyfile(model / MASKS, directory / MASKS)
 
 
-def model_card(store: Store, record: Record, filled: bool) -> str:
+def model_card(store: Store, record: Record, notes: list[str]) -> str:
     """Front matter, lineage from this model back to the data, and everything measured of it."""
     measured = dict(record.metrics)
     for other in store.records("evaluate"):
@@ -63,7 +64,7 @@ def model_card(store: Store, record: Record, filled: bool) -> str:
     steps = [f"`{address}`" + ("" if step else " (its record cannot be read any more)") for address, step in chain.items()]
     lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
     params = json.dumps(record.params, indent=2)
-    note = (FILLED if filled else "") + "".join(map(_blind, chain.values()))
+    note = "".join(f"\n{line}" for line in dict.fromkeys(notes)) + "".join(map(_blind, chain.values()))
     return f"""---
 library_name: transformers
 tags: [winnow, sparse]

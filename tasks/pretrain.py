@@ -28,7 +28,7 @@ class Pretrain(TrainStage):
     model costs what its architecture costs dense; a number must be that one.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource

@@ -40,7 +40,7 @@ class Prune(CalibratedStage):
     sparsity out over the matrices; without one the method's own does. A matrix that no calibration token reached, an
     expert, is pruned by magnitude or, with ``unseen`` dense, left whole; its mask then promises nothing of it."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: of("pruners")
     pattern: str = "unstructured"
@@ -158,7 +158,7 @@ class Prune(CalibratedStage):
         choices = {"pattern": self._pattern(), "sparsity": self._allocate(context, sparsity, place), "unseen": self.unseen}
         if not self.shrinks:
             return self.walk(context, output, place, title, **choices)
-        from tasks.models.narrow import shrink
+        from tasks.models.resizing import shrink
 
         masked = context.scratch / place / "masked"
         metrics = self.walk(context, masked, place, title, **choices)

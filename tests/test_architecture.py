@@ -40,6 +40,7 @@ MACHINERY = {       # what the methods of a shelf stand on, formats, torch and p
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "transforms": ("tasks.models.transform", "tasks.models.expanded"),
+    "surgeries": ("tasks.models.surgery", "tasks.models.linears", "tasks.models.structure", "tasks.methods"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "tasks.train.objective",
                    "lm_eval", "datasets", "numpy", "yaml"),

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
+    from tasks.models.transform import Transform
     from tasks.train.schedule import ExponentialDensity
 
 
@@ -110,14 +111,16 @@ def _attention_width(layer: PretrainedConfig) -> int:
 
 def shape_of_config(config: PretrainedConfig) -> Shape:
     """The shape of a model that is not built: nothing is allocated."""
+    from tasks.models.building import on_meta
+
     return shape_of(on_meta(config))
 
 
-def on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The modules of a config's model, without memory."""
-    import torch
-
-    from tasks.models.building import builder
-
-    with torch.device("meta"):
-        return builder(config).from_config(config)
+def iso_sparsity(dense: PretrainedConfig, transform: Transform, length: int) -> float:
+    """The sparsity of the prunable matrices at which a token of the transformed model costs what it costs in the dense one,
+    attention and LM head included, which a wide model makes dearer too."""
+    sparsity = shape_of_config(transform.resize(dense)).iso_sparsity(shape_of_config(dense), length)
+    if sparsity >= 1:
+        raise ValueError(f"transform {transform.name}: what stays dense at sparsity {transform.sparsity:g} alone costs "
+                         "more than the dense model; choose a lower sparsity or a larger model")  # fmt: skip
+    return sparsity

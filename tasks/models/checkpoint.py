@@ -37,17 +37,8 @@ def download(hub_id: str, revision: str) -> Path:
 
 def validate(directory: Path) -> None:
     """Raise ValueError, in one line, when a model directory is not one Winnow loads."""
-    _validate_transform(directory, check_config(directory))
+    check_config(directory)
     check_weights(directory)
-
-
-def _validate_transform(directory: Path, config: dict[str, Any]) -> None:
-    from tasks.models.transform import FIELD, transform_of
-
-    try:
-        transform_of(config)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {FIELD}: {error}") from None
 
 
 def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTrainedModel:

@@ -81,7 +81,7 @@ def positions(config: PretrainedConfig) -> int | None:
 def facts_of(source: ModelSource, ids: int | None) -> ModelFacts | None:
     """Of where a recipe's model begins, a new one made for ``ids`` token ids; None where it lies elsewhere. Raises ValueError
     where it cannot be built, where its blocks are not understood, or where stored weights are not its own."""
-    from tasks.models.accounting import on_meta
+    from tasks.models.building import on_meta
     from tasks.models.names import fits
 
     directory = source.checkpoint and source.checkpoint.local

@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks.models import known
 from tasks.models.layout import INDEX, SINGLE
+from tasks.models.surgery import surgeries_of
 
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "*.tiktoken")
@@ -65,6 +66,10 @@ def check_config(directory: Path) -> dict[str, Any]:
     if config.get("is_encoder_decoder"):
         raise ValueError(f"{directory} is an encoder-decoder; choose a model with a decoder alone")
     _check_head(directory, config)
+    try:
+        surgeries_of(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
     return config
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tasks.models.linears import find_linears
-from tasks.models.narrow import WIDTHS
+from tasks.models.surgery import surgeries_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,9 +26,8 @@ def require_packable(model: PreTrainedModel) -> None:
         if len(linear.shape) != 2 or linear.transposed:
             kind = "a fused stack of experts" if len(linear.shape) != 2 else "a transposed Conv1D matrix"
             raise ValueError(f"unsupported: compressed-tensors packs nn.Linear only, and {name} is {kind}")
-    if getattr(model.config, WIDTHS, None):
-        raise ValueError("unsupported: its feed-forward networks have different widths, and no other program loads such a "
-                         "model; prune with cfsp: {shrink: false} before quantizing")  # fmt: skip
+    if reasons := [surgery.unpacked for surgery in surgeries_of(model.config) if surgery.unpacked]:
+        raise ValueError(f"unsupported: {reasons[0]}")
     _require_loadable(model, [name.removesuffix(".weight") for name in linears])
 
 

@@ -189,7 +189,7 @@ class ModelSource(BaseModel):
 
     def iso_sparsity(self, vocabulary: int | None, length: int) -> float | None:
         """The sparsity that makes the transformed model cost what its architecture costs dense; None without transform."""
-        from tasks.models.transform import iso_sparsity
+        from tasks.models.accounting import iso_sparsity
 
         if self.transform is None:
             return None
@@ -223,7 +223,7 @@ class ModelSource(BaseModel):
         }
 
     def _built_widths(self) -> dict[str, int]:
-        from tasks.models.accounting import on_meta
+        from tasks.models.building import on_meta
         from tasks.models.linears import find_linears
 
         return {name: linear.shape[-1] for name, linear in find_linears(on_meta(self.initial_config())).items()}

@@ -58,6 +58,20 @@ def feed_forward(linears: Mapping[str, Linear]) -> FeedForward | None:
     return found[0] if len(found) == 1 and whole else None
 
 
+def feed_forwards(linears: Mapping[str, Linear]) -> list[FeedForward]:
+    """Those of all blocks, in order; refused where one has none."""
+    found = [feed_forward(block) for _, block in sorted(by_block(linears).items())]
+    if None in found:
+        raise ValueError(f"unsupported: block {found.index(None)} has not one feed-forward network of single matrices")
+    return found
+
+
+def channel_axes(network: FeedForward, linears: Mapping[str, Linear]) -> dict[str, int]:
+    """The axis the channels are on in each stored tensor of a network, biases included."""
+    axes = {name: int(name == network.down) ^ linears[name].transposed for name in (*network.ups, network.down)}
+    return axes | {f"{name.rpartition('.')[0]}.bias": 0 for name in network.ups}
+
+
 def attention(linears: Mapping[str, Linear], block: nn.Module, prefix: str) -> Attention | None:
     """The attention of a block: queries, keys and values, in one matrix or three, and an output, with no norm over several
     heads; None where it has another. ``prefix`` is what the names of the block's parameters begin with."""

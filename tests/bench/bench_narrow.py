@@ -18,7 +18,7 @@ def measure() -> list[Measured]:
     from tasks.methods import build
     from tasks.models.blocks import BlockStream
     from tasks.models.checkpoint import load_model
-    from tasks.models.narrow import shrink
+    from tasks.models.resizing import shrink
     from tests.tasks import models_zoo as zoo
 
     torch.set_num_threads(1)

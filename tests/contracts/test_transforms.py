@@ -10,7 +10,7 @@ import torch
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import Mask, load_masks
 from tasks.methods import build, dump, names
-from tasks.models.accounting import shape_of, shape_of_config
+from tasks.models.accounting import iso_sparsity, shape_of, shape_of_config
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.building import builder
 from tasks.models.checkpoint import load_extras, load_model, save_model, validate
@@ -19,7 +19,7 @@ from tasks.models.linears import find_linears
 from tasks.models.promises import check_masks
 from tasks.models.quantized import export_compressed
 from tasks.models.source import ModelSource
-from tasks.models.transform import FIELD, iso_sparsity
+from tasks.models.surgery import FIELD
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
@@ -97,7 +97,8 @@ def test_saving_and_loading_gives_the_same_logits_and_the_same_promises(name, ar
     assert torch.equal(logits(loaded), logits(model))
     assert check_masks(tmp_path).keys() == masks.keys() == find_linears(loaded).keys()
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config.get(FIELD, {name: {}}).keys() == {name} and config["architectures"] == [type(model).__name__]
+    assert config.get(FIELD, []) == ([] if name == "wide" else [{"transform": {"by": dump(transform(name, 0.5))}}])
+    assert config["architectures"] == [type(model).__name__]
 
 
 @transforms
@@ -110,9 +111,9 @@ def test_attention_and_feed_forward_are_still_told_apart(name, architecture):
 @transforms
 def test_a_wrong_field_in_a_config_is_refused_in_one_line(name, tmp_path):
     zoo.save("llama", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {FIELD: {name: {"sparsity": 2}}}
+    config = json.loads((tmp_path / "config.json").read_text()) | {FIELD: [{"transform": {"by": {name: {"sparsity": 2}}}}]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=rf"{FIELD}: {name}.sparsity: input should be less than 1") as refused:
+    with pytest.raises(ValueError, match=rf"{FIELD}: transform.by: {name}.sparsity: input should be less than 1") as refused:
         validate(tmp_path)
     assert "\n" not in str(refused.value)
 

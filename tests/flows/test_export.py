@@ -102,7 +102,7 @@ def test_a_model_that_plain_transformers_would_load_wrong_is_not_exported(made, 
     fields = {**TRAINING, "tokens": 512}
     parallel, wide = (shop.make("pretrain", {"model": {**LLAMA, "transform": name}, **fields}, data=data)
                       for name in ("parallel", "wide"))  # fmt: skip
-    with pytest.raises(ValueError, match=f"{parallel.address} has parallel layers, which plain transformers does not load"):
+    with pytest.raises(ValueError, match=f"{parallel.address} has the surgery transform, which plain"):
         export_model(shop.store, parallel, tmp_path / "parallel")
     assert not (tmp_path / "parallel").exists()
     export_model(shop.store, wide, tmp_path / "wide")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.models.accounting import on_meta
+from tasks.models.building import on_meta
 from tasks.models.packable import require_packable
 from tests.tasks import models_zoo as zoo
 

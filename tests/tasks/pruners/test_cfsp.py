@@ -9,8 +9,8 @@ from tasks.calibrate.walk import walk
 from tasks.methods import build
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.checkpoint import load_model, save_model
-from tasks.models.narrow import shrink
 from tasks.models.promises import check_masks
+from tasks.models.resizing import shrink
 from tests.tasks import models_zoo as zoo
 
 DENSE = ["llama", "gpt2", "opt", "qwen3", "gemma"]
@@ -52,7 +52,7 @@ def test_a_smaller_model_is_a_model_like_any_other(tmp_path):
     model = load_model(tmp_path / "sparse")
     save_model(model.state_dict(), model.config, tmp_path / "again")
     assert torch.equal(logits(tmp_path / "again"), logits(tmp_path / "sparse"))
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["ffn_widths"] == [36, 24]
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["surgeries"] == [{"narrow": {"widths": [36, 24]}}]
 
 
 def test_worked_by_hand():

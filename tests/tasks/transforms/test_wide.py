@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tasks.methods import build
-from tasks.models.accounting import shape_of_config
-from tasks.models.transform import FIELD, iso_sparsity
+from tasks.models.accounting import iso_sparsity, shape_of_config
+from tasks.models.surgery import FIELD
 from tests.tasks import models_zoo as zoo
 
 

@@ -1,0 +1,31 @@
+"""Transform: matrices of the decoder blocks replaced by bigger and sparser layers, at the FLOPs of the dense model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import field_validator
+
+from tasks.methods import Method, of
+from tasks.models.surgery import Surgery
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Transformed(Surgery):
+    """``by`` is a method of ``tasks/transforms``, which recipes choose as ``transform`` of a new model."""
+
+    paper: ClassVar[str] = "Sparse-IFT (arXiv 2303.11525)"
+
+    by: of("transforms")
+
+    @field_validator("by")
+    @classmethod
+    def _replaces(cls, by: Method) -> Method:
+        if not by.replaces:
+            raise ValueError(f"{by.name} changes sizes in the config and no modules")
+        return by
+
+    def apply(self, model: PreTrainedModel) -> None:
+        self.by.apply(model)
