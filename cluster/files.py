@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from cluster.durable import sync
+
 RECORD_NAME = "record.json"
 CHUNK = 1 << 20
 
@@ -123,11 +125,3 @@ def copy(source: Path, target: Path) -> dict:
             size += writer.write(chunk)
     sync(target)
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,20 +13,28 @@ import sys
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cluster.artifacts import Artifact, CorruptArtifact, Record, address_of
-
-if TYPE_CHECKING:
-    from cluster.store import Store
 
 FOLDER = ".quarantine"
 
 
 class Healing(Protocol):
-    """The part of every store that deals with damage. A store adds `_set_aside`: move one address, say where to."""
+    """The part of every store that deals with damage, by these four of its methods."""
 
-    def damage(self: Store, address: str) -> list[str]:
+    url: str
+
+    def record(self, what: Artifact | str) -> Record | None: ...
+
+    def fetch(self, what: Artifact | Record | str) -> Path: ...
+
+    def verify(self, record: Record) -> list[str]: ...
+
+    def _set_aside(self, address: str, found: list[str]) -> str:
+        """Move one address out of the way, with what was found wrong; where to, empty if another process was first."""
+
+    def damage(self, address: str) -> list[str]:
         """Everything wrong with what lies at an address, its record included; rereads every byte."""
         try:
             record = self.record(address)
@@ -34,14 +42,14 @@ class Healing(Protocol):
             return [str(error).removeprefix(f"{self.url}/{address}/")]
         return self.verify(record) if record else []
 
-    def done(self: Store, what: Artifact | str) -> Record | None:
+    def done(self, what: Artifact | str) -> Record | None:
         """The done check of a run: what has no sound record is to be made, and `publish` replaces it."""
         try:
             return self.record(what)
         except CorruptArtifact:
             return None
 
-    def take(self: Store, what: Artifact | Record | str) -> Path:
+    def take(self, what: Artifact | Record | str) -> Path:
         """`fetch` for a run: what is damaged is kept aside before the error, so the next attempt makes it anew."""
         try:
             return self.fetch(what)
@@ -51,7 +59,7 @@ class Healing(Protocol):
                 raise CorruptArtifact(line, address, aside=address) from None
             return self.fetch(address)
 
-    def quarantine(self: Store, what: Artifact | str) -> str:
+    def quarantine(self, what: Artifact | str) -> str:
         """Move what is damaged out of the way of a new one; the line that tells of it, empty where nothing is wrong."""
         address = address_of(what)
         seen, found = self.done(address), self.damage(address)
@@ -65,7 +73,7 @@ class Healing(Protocol):
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         return f"{address} was damaged ({found[0]}{more}) and is kept aside as {where}" if where else ""
 
-    def sound(self: Store, address: str) -> Record | None:
+    def sound(self, address: str) -> Record | None:
         """The record if it can be read. One that cannot must not hide the others: a line on stderr tells of it."""
         try:
             return self.record(address)

@@ -102,17 +102,6 @@ class Store(Healing, Protocol):
         return record
 
 
-def open_store(url: str, cache: Path, **s3_options) -> Store:
-    """`s3://bucket/prefix` or a local path; `cache` keeps what is fetched from S3 (a local store needs none)."""
-    if url.startswith("s3://"):
-        from cluster.s3 import S3Store  # boto3 costs half a second: only those who use S3 pay it
-
-        return S3Store(url, cache, **s3_options)
-    if "://" in url:
-        raise ValueError(f"no store for {url.split('://')[0]!r} URLs; choose one of s3://bucket/prefix, a local path")
-    return LocalStore(Path(url).expanduser())
-
-
 class LocalStore(Store):
     """Artifacts on a POSIX file system, shared or not. Dot directories are the leftovers of dead publishers."""
 

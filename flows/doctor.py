@@ -92,7 +92,7 @@ def _servers() -> list[Finding]:
 def _profile(name: str) -> list[Finding]:
     from cluster.profile import load_profile
     from cluster.reach import check_s3, check_servers
-    from cluster.store import open_store
+    from cluster.storage import open_store
     from flows.chronicle import tracking_uri
     from flows.plan import RESOURCED
 

@@ -41,7 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 def store_of(profile: str) -> Store:
     from cluster.profile import load_profile
     from cluster.reach import check_s3
-    from cluster.store import open_store
+    from cluster.storage import open_store
 
     where = load_profile(profile)
     check_s3(where.store)

@@ -11,7 +11,8 @@ from typing import Any
 from cluster.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.profile import Profile, home
 from cluster.reach import check_s3
-from cluster.store import Store, open_store
+from cluster.storage import open_store
+from cluster.store import Store
 from flows.facts import examine
 from flows.recipe import Node, Recipe, load_recipe, naming, vocabulary
 from tasks.data.digests import DIGESTS, Digests

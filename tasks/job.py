@@ -20,7 +20,7 @@ from typing import Any
 from cluster.artifacts import Artifact, CorruptArtifact
 from cluster.events import print_event
 from cluster.profile import home
-from cluster.store import open_store
+from cluster.storage import open_store
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak

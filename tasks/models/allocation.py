@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from tasks.methods import Method
+from tasks.models.structure import block_index
 
 MOST = 0.99         # no matrix is emptied, whatever it is thought to be worth
 
@@ -37,10 +38,6 @@ class Scan:
             raise ValueError("this allocator reads the model, and there is none")
         return self.look(observer)
 
-    def block_of(self, name: str) -> int:
-        """The index of the block a linear is in."""
-        return next(int(part) for part in name.split(".") if part.isdecimal())
-
 
 class Allocator(Method):
     """Root of the allocators."""
@@ -58,10 +55,10 @@ def spread_out(scan: Scan, overall: float, offsets: Mapping[int, float], lowest:
     """
     sizes = dict.fromkeys(offsets, 0)
     for name in scan.shapes:
-        sizes[scan.block_of(name)] += scan.size(name)
+        sizes[block_index(name)] += scan.size(name)
     mean = sum(offsets[block] * sizes[block] for block in offsets) / sum(sizes.values())
     centred = {block: offset - mean for block, offset in offsets.items()}
     rooms = [(MOST if offset > 0 else lowest) - overall for offset in centred.values()]
     fits = [room / offset for offset, room in zip(centred.values(), rooms, strict=True) if offset]
     factor = max(0.0, min([1.0, *fits]))
-    return {name: overall + factor * centred[scan.block_of(name)] for name in scan.shapes}
+    return {name: overall + factor * centred[block_index(name)] for name in scan.shapes}

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cluster import durable
 from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.activations import Activations, Room
 from tasks.models.capture import capture
@@ -26,7 +27,7 @@ from tasks.models.linears import Linear, decoder_blocks, find_linears
 from tasks.models.materialise import materialise, rebuild_buffers, to_meta
 from tasks.models.memory import give_back
 from tasks.models.names import own_names, write_names
-from tasks.models.shards import Place, TensorFiles, header, merge_parts, settle, splice, write_index, write_tensors
+from tasks.models.shards import Place, TensorFiles, as_stored, header, merge_parts, splice, write_index, write_tensors
 
 Extras = dict[str, dict[str, torch.Tensor]]
 
@@ -172,7 +173,7 @@ class BlockStream(ResidentBlocks):
             self._write_weights(index, block, changed)
             if masks:
                 save_masks(masks, self.parts / f"masks-{index:05d}.half")
-                settle(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
+                durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
             if extras:
                 flat = {f"{name}:{key}": value.cpu().contiguous() for name, tensors in extras.items()
                         for key, value in tensors.items()}  # fmt: skip
@@ -197,8 +198,7 @@ class BlockStream(ResidentBlocks):
         """An edited tensor in the dtype its source has on disk; what the edit left alone keeps every bit of it."""
         if self.files.dtype(name) in (None, edited.dtype):
             return edited.contiguous()
-        source = self.files.read([name])[name]
-        return torch.where(edited == source.to(edited.dtype), source, edited.to(source.dtype)).contiguous()
+        return as_stored(edited, self.files.read([name])[name])
 
     def release(self, block: nn.Module) -> None:
         for module in block.modules():

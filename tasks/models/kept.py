@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tasks.models.shards import write_durably
+from cluster import durable
 
 
 def keep(value: Any, path: Path) -> None:
     """Write a value as JSON beside its digest: all of it or nothing, even after a crash."""
-    write_durably(json.dumps({"value": value, "sha256": _digest(value)}).encode(), path)
+    durable.write(path, json.dumps({"value": value, "sha256": _digest(value)}).encode())
 
 
 def kept(path: Path) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from cluster import durable
 from tasks.models.layout import INDEX, SINGLE
 
 LARGEST_SHARD = 5 * 10**9       # the size of shards on the hub
@@ -118,7 +118,7 @@ def splice(pieces: Mapping[str, Place], output: Path, metadata: dict[str, str]) 
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for path, start, length in sources:
             _copy(path, start, length, file)
-    settle(half, output)
+    durable.put(half, output)
     return offset
 
 
@@ -161,24 +161,17 @@ def _copy(path: Path, start: int, length: int, output) -> None:
             length -= len(chunk)
 
 
+def as_stored(edited: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """An edited tensor in the dtype of its source; what the edit left alone keeps every bit."""
+    return torch.where(edited == source.to(edited.dtype), source, edited.to(source.dtype)).contiguous()
+
+
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """A safetensors file that is either not there or whole, even after a crash."""
     from safetensors.torch import save_file
 
     save_file(tensors, path.with_suffix(".half"), {"format": "pt"})
-    settle(path.with_suffix(".half"), path)
-
-
-def write_durably(content: bytes, path: Path) -> None:
-    path.with_suffix(".half").write_bytes(content)
-    settle(path.with_suffix(".half"), path)
-
-
-def settle(half: Path, path: Path) -> None:
-    """Give a file that was written under another name its own, once the disk has it."""
-    with half.open("rb") as file:
-        os.fsync(file.fileno())
-    half.replace(path)
+    durable.put(path.with_suffix(".half"), path)
 
 
 def merge_parts(parts: list[Path], output: Path) -> None:

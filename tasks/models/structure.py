@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from tasks.models.linears import Linear
+    from tasks.models.linears import Linear
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,16 @@ class Attention:
     head_width: int
 
 
+def block_index(name: str) -> int:
+    """The block a parameter is in: the first number in its name."""
+    return next(int(part) for part in name.split(".") if part.isdecimal())
+
+
 def by_block(linears: Mapping[str, Linear]) -> dict[int, dict[str, Linear]]:
-    """The linears of each block: the first number in a parameter's name is its block's."""
+    """The linears of each block."""
     blocks: dict[int, dict[str, Linear]] = {}
     for name, linear in linears.items():
-        index = next(int(part) for part in name.split(".") if part.isdecimal())
-        blocks.setdefault(index, {})[name] = linear
+        blocks.setdefault(block_index(name), {})[name] = linear
     return blocks
 
 

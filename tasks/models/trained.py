@@ -17,6 +17,7 @@ from tasks.formats.mask import Masks, save_masks
 from tasks.models.checkpoint import save_config, save_weights, skeleton, skeleton_of
 from tasks.models.layout import MASKS, copy_companions, tokenizer_files
 from tasks.models.names import hub_names, own_names, usual_names, write_names
+from tasks.models.shards import as_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,8 @@ class Origin:
     ) -> None:
         """A model directory of trained ``weights``; ``tokenizer`` is a directory whose tokenizer replaces the origin's."""
         output.mkdir(parents=True, exist_ok=True)
-        save_weights({**weights, **self.kept}, output)
+        buffers = {name: as_stored(value.cpu(), self.kept[name]) for name, value in model.named_buffers() if name in self.kept}
+        save_weights({**weights, **self.kept, **buffers}, output)
         write_names(self.names, output)
         if self.directory is None:
             save_config(model.config, output)

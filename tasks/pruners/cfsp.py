@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from zlib import crc32
 
 import torch
 from pydantic import Field
 
 from tasks.calibrate.method import BlockView
 from tasks.calibrate.structured import Structured, Units
+from tasks.formats.seeding import generator_for
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
@@ -69,7 +69,7 @@ class Cfsp(Structured):
         down_DF, norm_F = view.matrices[network.down].float().abs(), view.statistics[network.down].norm_I
         ups_FD = [view.matrices[name].float().abs() for name in network.ups]
         if self.criterion == "random":
-            generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{network.down}".encode()))
+            generator = generator_for(self.seed, network.down)
             return torch.rand(network.width, generator=generator).to(down_DF.device)
         if self.criterion == "magnitude":
             return down_DF.sum(0) + sum(up_FD.sum(1) for up_FD in ups_FD)

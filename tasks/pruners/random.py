@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from tasks.calibrate.method import BlockView, Edit, Pruner, select
+from tasks.formats.seeding import generator_for
 
 
 class Random(Pruner):
@@ -32,5 +33,5 @@ class Random(Pruner):
         return view.each(solve_one)
 
     def _draw(self, weight_OI: torch.Tensor, name: str) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{name}".encode()))
+        generator = generator_for(self.seed, name)
         return torch.rand(weight_OI.shape, generator=generator).to(weight_OI.device)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
 
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack, unpack
 from tasks.formats.pattern import Unstructured
+from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_highest, keep_highest_overall, quota
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
@@ -58,7 +58,7 @@ class TaskAwareMasks(Masking):
         alive = mask.keep.to(weight.device)
         importance = (weight.abs() + self.gradient * gradient.abs()).masked_fill(~alive, -1.0)
         kept = alive & self._each(importance, lower)
-        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{name}/{run.step}".encode()))
+        generator = generator_for(self.seed, name, run.step)
         lot = torch.rand(linear.shape, generator=generator).to(weight.device).masked_fill(kept, 2.0)
         keep = self._each(lot, upper)
         self.masks[name] = Mask.of(keep.cpu(), Unstructured(), upper)

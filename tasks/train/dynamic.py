@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
-from zlib import crc32
 
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack
+from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_highest_overall
 from tasks.models.linears import Linear
 from tasks.train.hook import Run
@@ -92,7 +92,7 @@ class PruneAndGrow(Masking):
         """What a dead weight is worth reviving for; never negative."""
         if self.moves.grow == "gradient":
             return self.linears[name].matrix(run.engine.grad(name)).abs()
-        generator = torch.Generator().manual_seed(crc32(f"{self.seed}/{name}/{run.step}".encode()))
+        generator = generator_for(self.seed, name, run.step)
         return torch.rand(self.linears[name].shape, generator=generator)
 
     def compute(self) -> float:

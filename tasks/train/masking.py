@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
 
 import torch
 
 from tasks.formats.mask import Mask, Masks
 from tasks.formats.pattern import Pattern, Unstructured
+from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_global
 from tasks.models.linears import Linear
 from tasks.train.hook import Hook, Run
@@ -66,7 +66,7 @@ class Masking(Hook):
 def draw_mask(linear: Linear, sparsity: float, seed: int, inside: Mask | None = None) -> Mask:
     """A random mask with an exact count per matrix; each linear draws by its name, so their order changes nothing."""
     pattern = Unstructured("layer")
-    generator = torch.Generator().manual_seed(crc32(f"{seed}/{linear.name}".encode()))
+    generator = generator_for(seed, linear.name)
     score = torch.rand(linear.shape, generator=generator)
     if inside is not None:
         score.masked_fill_(~inside.keep, pattern.dead_score)

@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cluster import durable
+
 MANIFEST = "manifest.json"
-
-
-def write(path: Path, content: bytes) -> None:
-    """All or nothing, and on the disk when this returns."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        sync(draft)
-        draft.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({len(content)} bytes): {error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -39,17 +27,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     size = sum(tensor.nbytes for tensor in tensors.values())
     try:
         save_file(tensors, path, metadata)
-        sync(path)
+        durable.sync(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path} ({size} bytes): {error}") from error
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hashes(directory: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -58,7 +38,7 @@ def hashes(directory: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def seal(directory: Path, facts: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the manifest: ``facts`` and the :func:`hashes` of every file."""
-    write(directory / MANIFEST, _sealed({**facts, "files": dict(files)}))
+    durable.write(directory / MANIFEST, _sealed({**facts, "files": dict(files)}))
 
 
 def manifest(directory: Path) -> dict[str, Any]:

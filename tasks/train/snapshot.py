@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster import durable
 from tasks.formats.mask import pack, unpack
 from tasks.train import sealed
 from tasks.train.engine import Engine
@@ -50,7 +51,7 @@ def claim(directory: Path, attempt: int) -> None:
     """Make ``attempt`` the owner: from now on older attempts cannot save here. Called before the workers start."""
     directory.mkdir(parents=True, exist_ok=True)
     _refuse_if_fenced(directory, attempt)
-    sealed.write(directory / "owner.json", json.dumps({"attempt": attempt}).encode())
+    durable.write(directory / "owner.json", json.dumps({"attempt": attempt}).encode())
 
 
 def save(
@@ -76,11 +77,11 @@ def save(
     }
     if engine.rank == 0:
         files["tensors.safetensors"] = _with_bits(tensors)
-        sealed.write(partial / "state.json", json.dumps(state, allow_nan=False).encode())
+        durable.write(partial / "state.json", json.dumps(state, allow_nan=False).encode())
     for name, (values, metadata) in files.items():
         sealed.write_tensors(partial / name, values, metadata)
     written = [*files, "state.json"] if engine.rank == 0 else list(files)
-    sealed.write(partial / f"hashes-{engine.rank}.json", json.dumps(sealed.hashes(partial, written)).encode())
+    durable.write(partial / f"hashes-{engine.rank}.json", json.dumps(sealed.hashes(partial, written)).encode())
     _decide(lambda: _publish(directory, final, partial, attempt, {"step": step, "ranks": engine.ranks}))
     return final
 
@@ -177,7 +178,7 @@ def _publish(directory: Path, final: Path, partial: Path, attempt: int, facts: d
     sealed.seal(partial, facts, files)
     _refuse_if_fenced(directory, attempt)
     partial.rename(final)
-    sealed.sync(directory)
+    durable.sync(directory)
     for old in sorted(directory.glob(_NAMES), reverse=True)[KEPT:]:
         shutil.rmtree(old.rename(directory / f".partial-dropped-{old.name}"), ignore_errors=True)
     return 0

@@ -5,7 +5,8 @@ import os
 import boto3
 import pytest
 
-from cluster.store import LocalStore, open_store
+from cluster.storage import open_store
+from cluster.store import LocalStore
 from tests.cluster.stores import control
 
 

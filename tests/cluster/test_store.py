@@ -22,7 +22,8 @@ from urllib3 import HTTPResponse
 
 from cluster.artifacts import CorruptArtifact, Record
 from cluster.s3 import S3Store
-from cluster.store import LocalStore, open_store, sha256_of
+from cluster.storage import open_store
+from cluster.store import LocalStore, sha256_of
 from tests.cluster.stores import artifact, contents, control, directory, key_of, publish, tamper
 
 ROOT = Path(__file__).parents[2]
@@ -407,6 +408,6 @@ def test_a_url_that_names_no_store_is_refused_without_being_repeated(tmp_path, u
 
 def test_a_plain_path_is_a_local_store_and_costs_no_boto3(tmp_path):
     script = (
-        "import sys; from cluster.store import open_store; open_store(sys.argv[1], None); print('boto3' in sys.modules)"
+        "import sys; from cluster.storage import open_store; open_store(sys.argv[1], None); print('boto3' in sys.modules)"
     )
     assert python(script, tmp_path).communicate()[0] == "False\n"

@@ -15,7 +15,7 @@ import yaml
 
 from cluster.files import RECORD_NAME
 from cluster.profile import load_profile
-from cluster.store import open_store
+from cluster.storage import open_store
 from flows.options import settle_environment
 from flows.plan import Plan, Step, prepare
 from flows.submit import Submitter

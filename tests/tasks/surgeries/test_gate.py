@@ -16,6 +16,7 @@ from tasks.models.checkpoint import load_model, save_model, validate
 from tasks.models.linears import find_linears
 from tasks.models.promises import check_model
 from tasks.models.shards import TensorFiles
+from tasks.models.trained import Origin
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import LLAMA, TRAINING, Workshop
 
@@ -80,6 +81,19 @@ def test_surgeries_are_applied_in_their_order(tmp_path):
     (tmp_path / "both" / "config.json").write_text(json.dumps({**config, "surgeries": config["surgeries"][::-1]}))
     with pytest.raises(ValueError, match="does not fit its config"):
         check_model(tmp_path / "both")
+
+
+def test_a_buffer_that_training_changed_is_saved_changed_and_the_others_bit_for_bit(tmp_path):
+    gated(zoo.save("llama", tmp_path / "users"), tmp_path / "gated")
+    model = load_model(tmp_path / "gated")
+    origin = Origin.of(model, tmp_path / "gated", tmp_path / "scratch")
+    model.model.layers[0].mlp.down_proj.threshold.fill_(0.5)
+    origin.write(dict(model.named_parameters()), model.bfloat16(), {}, None, tmp_path / "out")      # as an engine may hold it
+    before, after = TensorFiles(tmp_path / "gated"), TensorFiles(tmp_path / "out")
+    thresholds = [name for name in before if name.endswith(".threshold")]
+    read = {name: (before.read([name])[name], after.read([name])[name]) for name in thresholds}
+    assert [name for name, pair in read.items() if not torch.equal(*pair)] == ["model.layers.0.mlp.down_proj.threshold"]
+    assert float(read["model.layers.0.mlp.down_proj.threshold"][1]) == 0.5
 
 
 def test_training_keeps_buffers_trains_parameters_and_export_refuses(tmp_path):
