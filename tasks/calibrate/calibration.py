@@ -111,7 +111,7 @@ class CalibratedStage(ModelStage):
         }
         _, *others = deal(batches, context.execution.workers)
         return context.hire(
-            "tasks.calibrate.shares:Share",
+            "tasks.calibrate.worker:Share",
             [
                 {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}
                 for number, share in enumerate(others, 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tasks.calibrate.observe import all_finite
+from tasks.calibrate.finite import all_finite
 from tasks.methods import Method
 
 if TYPE_CHECKING:

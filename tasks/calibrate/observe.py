@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether none is NaN or infinite, by the two ends: a third of the time of asking every entry."""
-    return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())
+from tasks.calibrate.finite import all_finite
 
 
 class InputNorms:
@@ -199,6 +196,3 @@ class Both:
     @property
     def norm_I(self) -> torch.Tensor:
         return self.own.norm_I
-
-
-Observer = InputNorms | Hessian | Both

@@ -10,15 +10,11 @@ Shapes: B = batch, T = tokens, D = hidden features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from tasks.calibrate.method import BlockMethod
-from tasks.models.activations import Activations, Held, Room
-
-State = dict[str, torch.Tensor]
+from tasks.models.activations import Activations, Held
 
 
 class Pending(Protocol):
@@ -28,46 +24,9 @@ class Pending(Protocol):
 
 
 class Follower(Protocol):
-    """A worker with a share: :class:`Share` somewhere else."""
+    """A worker with a share: :class:`tasks.calibrate.worker.Share` somewhere else."""
 
     def call(self, method: str, *arguments: Any) -> Pending: ...
-
-
-class Share:
-    """One worker's share of the sequences, between two blocks. ``payload``: model (a directory), scratch, device,
-    activation_bytes, method ({name: fields} with its shelf), tokens (batches of token lists)."""
-
-    def __init__(self, payload: Mapping[str, Any]) -> None:
-        from tasks.methods import build
-        from tasks.models.blocks import BlockStream
-
-        scratch = Path(payload["scratch"])
-        self.method: BlockMethod = build(*payload["method"])
-        self.stream = BlockStream(Path(payload["model"]), None, payload["device"], scratch)
-        room = Room(payload["activation_bytes"], scratch / "activations")
-        with torch.no_grad():
-            self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], room)
-        self.dense = Held(room)
-
-    def observe(self, index: int) -> dict[str, Any]:
-        """Run the dense block: the statistics of this share."""
-        from tasks.calibrate.opened import observe
-
-        with torch.no_grad():
-            block, linears = self.stream.read(index), self.stream.linears_of(index)
-            statistics, self.dense = observe(block, index, self.flow, linears, self.stream.prefix, self.method.observer)
-        return statistics
-
-    def advance(self, index: int, state: State) -> tuple[float, float]:
-        """Run the edited block, given by its tensors, to feed the next; (squared change, squares) of its output."""
-        with torch.no_grad():
-            block = self.stream.blocks[index]
-            if next(block.parameters()).is_meta:
-                block = self.stream.read(index)
-            block.load_state_dict({name: value.to(self.stream.device) for name, value in state.items()}, assign=True)
-            measured = propagate(self.flow, block, index, self.dense)
-            self.stream.release(block)
-        return measured
 
 
 class Nearby:

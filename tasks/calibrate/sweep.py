@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tasks.calibrate.observe import all_finite
+from tasks.calibrate.finite import all_finite
 
 LADDER = 10.0  # each rung damps this many times more than the one before
 MOST_DAMPING = 10.0

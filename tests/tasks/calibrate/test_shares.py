@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian, InputNorms
-from tasks.calibrate.shares import Nearby, Share, deal, merge
+from tasks.calibrate.shares import Nearby, deal, merge
+from tasks.calibrate.worker import Share
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import load_masks
 from tasks.job import _hire
@@ -80,9 +81,9 @@ def test_off_the_cluster_what_is_started_is_what_was_asked_for():
 
 def test_a_share_that_nobody_takes_is_not_lost_in_silence(tmp_path):
     context = Context({}, tmp_path, tmp_path, Execution())
-    assert context.hire("tasks.calibrate.shares:Share", []) == []
+    assert context.hire("tasks.calibrate.worker:Share", []) == []
     with pytest.raises(AssertionError, match="its share of the work would be lost"):
-        context.hire("tasks.calibrate.shares:Share", [{}])
+        context.hire("tasks.calibrate.worker:Share", [{}])
 
 
 def test_batches_are_dealt_in_order_and_evenly():

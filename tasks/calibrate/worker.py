@@ -1,0 +1,51 @@
+"""A worker of a shared walk: it runs its own sequences through the blocks; the walker, which solves, asks for
+what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.calibrate.method import BlockMethod
+from tasks.calibrate.opened import observe
+from tasks.calibrate.shares import propagate
+from tasks.methods import build
+from tasks.models.activations import Held, Room
+from tasks.models.blocks import BlockStream
+
+State = dict[str, torch.Tensor]
+
+
+class Share:
+    """One worker's share of the sequences, between two blocks. ``payload``: model (a directory), scratch, device,
+    activation_bytes, method ({name: fields} with its shelf), tokens (batches of token lists)."""
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        scratch = Path(payload["scratch"])
+        self.method: BlockMethod = build(*payload["method"])
+        self.stream = BlockStream(Path(payload["model"]), None, payload["device"], scratch)
+        room = Room(payload["activation_bytes"], scratch / "activations")
+        with torch.no_grad():
+            self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], room)
+        self.dense = Held(room)
+
+    def observe(self, index: int) -> dict[str, Any]:
+        """Run the dense block: the statistics of this share."""
+        with torch.no_grad():
+            block, linears = self.stream.read(index), self.stream.linears_of(index)
+            statistics, self.dense = observe(block, index, self.flow, linears, self.stream.prefix, self.method.observer)
+        return statistics
+
+    def advance(self, index: int, state: State) -> tuple[float, float]:
+        """Run the edited block, given by its tensors, to feed the next; (squared change, squares) of its output."""
+        with torch.no_grad():
+            block = self.stream.blocks[index]
+            if next(block.parameters()).is_meta:
+                block = self.stream.read(index)
+            block.load_state_dict({name: value.to(self.stream.device) for name, value in state.items()}, assign=True)
+            measured = propagate(self.flow, block, index, self.dense)
+            self.stream.release(block)
+        return measured
