@@ -8,8 +8,8 @@ import torch
 
 from tasks.calibrate.observe import Hessian, InputNorms
 from tasks.calibrate.shares import Nearby, deal, merge
-from tasks.calibrate.worker import Share
 from tasks.calibrate.walk import walk
+from tasks.calibrate.worker import Share
 from tasks.formats.mask import load_masks
 from tasks.job import _hire
 from tasks.methods import build, dump
