@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 class Narrow(Surgery):
-    """``widths`` are those of the blocks, in order. A model with weights keeps the first channels of each."""
-
     paper: ClassVar[str] = "CFSP (arXiv 2409.13199)"
     undone: ClassVar[str] = (
         "Its feed-forward networks are narrower than their config says: channels of zeros fill them up here, so sizes and "
@@ -32,6 +30,7 @@ class Narrow(Surgery):
     )
 
     widths: tuple[PositiveInt, ...] = Field(min_length=1)
+    """Channels of each block, in order; a model that has its weights keeps the first ones."""
 
     def apply(self, model: PreTrainedModel) -> None:
         import torch

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class Transformed(Surgery):
-    """``by`` is a method of ``tasks/transforms``, which recipes choose as ``transform`` of a new model."""
-
     paper: ClassVar[str] = "Sparse-IFT (arXiv 2303.11525)"
 
     by: of("transforms")
+    """The transform, one that replaces modules; recipes choose it as ``transform`` of a new model."""
 
     @field_validator("by")
     @classmethod

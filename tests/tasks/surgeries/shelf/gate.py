@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class Gate(Surgery):
-    """``threshold`` is what the thresholds start with."""
-
     paper: ClassVar[str] = "after TEAL (arXiv 2408.14690)"
 
     threshold: float = Field(0.0, ge=0)
+    """What every matrix's threshold starts with."""
 
     def apply(self, model: PreTrainedModel) -> None:
         import torch
