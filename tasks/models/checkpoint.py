@@ -17,6 +17,7 @@ from tasks.formats.mask import Masks, save_masks
 from tasks.models.intake import check_config, check_weights
 from tasks.models.layout import EXTRAS, MASKS
 from tasks.models.shards import TensorFiles
+from tasks.models.surgery import surgeries_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -68,7 +69,12 @@ def skeleton(directory: Path) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = config.dtype or _stored_dtype(directory)
-    return skeleton_of(config)
+    try:
+        return skeleton_of(config)
+    except ValueError as error:
+        if not surgeries_of(config):
+            raise
+        raise ValueError(f"{directory}: {error}") from error        # a surgery knows no directory
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
