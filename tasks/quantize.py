@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import of
+from tasks.models.schemes import NO_ASYMMETRIC, require_readable
 from tasks.stage import Context, Facts
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ class Quantize(CalibratedStage):
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
+        for scheme in self.method.named_schemes():
+            require_readable(scheme)
         if not self.method.symmetric:
-            raise ValueError("compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric")
+            raise ValueError(NO_ASYMMETRIC)
         if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
             raise ValueError("no quantized format has feed-forward networks of different widths; "
                              "prune with cfsp: {shrink: false}")  # fmt: skip
@@ -33,7 +36,9 @@ class Quantize(CalibratedStage):
             from tasks.formats.pattern import parse_pattern
             from tasks.models.packable import require_packable
 
-            require_packable(parties.model.skeleton)
+            linears = parties.model.linears.items()
+            changed = [name for name, linear in linears if self.method.scheme_of(linear).weights is not None]
+            require_packable(parties.model.skeleton, changed)
             self.method.admit(parties.model.linears, {}, parse_pattern("unstructured"))
 
     def check_width(self, width: int) -> None:
@@ -45,5 +50,5 @@ class Quantize(CalibratedStage):
 
         solved = context.scratch / "dequantized"
         report = self.walk(context, solved)
-        found = export_compressed(solved, load_extras(solved), self.method.grid, context.output)
+        found = export_compressed(solved, load_extras(solved), self.method.scheme_of, context.output)
         return {**report, "export_logits_error": found["logits_difference"]}

@@ -9,29 +9,30 @@ Shapes: O = output features, I = input features, B = batch, T = tokens, D = hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from tasks.calibrate.finite import all_finite
 from tasks.methods import Method
 
 if TYPE_CHECKING:
-    from tasks.formats.grid import Grid
+    from tasks.calibrate.observe import InputStatistic, Statistic
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What shall become of one matrix. ``keep_OI`` None leaves its mask, if it has one, as it is. ``extras`` are stored
-    beside the model, ``notes`` go to the report. ``promise`` is the pattern and sparsity of the mask where they are not
-    those the walk asked for; ``follows`` says that the mask follows from another matrix's, so no share was asked of it."""
+    """What shall become of one matrix, or of any other parameter; of a module, only what is stored beside it.
 
-    weight_OI: torch.Tensor
+    ``weight_OI`` None leaves the values as they are, ``keep_OI`` None the mask, if it has one. ``extras`` are stored beside
+    the model, ``notes`` go to the report. ``promise`` is the pattern and sparsity of the mask where they are not those the
+    walk asked for; ``follows`` says that the mask follows from another matrix's, so no share was asked of it."""
+
+    weight_OI: torch.Tensor | None = None
     keep_OI: torch.Tensor | None = None
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
@@ -43,9 +44,10 @@ class Edit:
 class BlockView:
     """One block as a method sees it. All dictionaries are by matrix name; nothing in here may be changed in place.
 
-    ``prefix`` is what the names of its parameters begin with. ``matrices`` are in the dtype they are stored in. ``keep``
-    has the masks the model came with. ``statistics`` are the observers' sums over the still-dense block, fed by the
-    compressed blocks before it. ``run()`` gives the block's outputs batch by batch, ``inputs`` are its hidden states;
+    ``prefix`` is what the names of its parameters and modules begin with. ``matrices`` are in the dtype they are stored in.
+    ``keep`` has the masks the model came with. ``statistics`` are the observers' sums over the still-dense block, fed by the
+    compressed blocks before it; ``outputs`` are those over what modules returned, by module name, where a token reached one.
+    ``run()`` gives the block's outputs batch by batch, ``inputs`` are its hidden states;
     few methods need more than the matrices.
     """
 
@@ -54,18 +56,20 @@ class BlockView:
     linears: dict[str, Linear]
     matrices: dict[str, torch.Tensor]
     keep: dict[str, torch.Tensor]
-    statistics: dict[str, Any]
+    statistics: dict[str, InputStatistic]
+    outputs: dict[str, Statistic]
     sparsity: dict[str, float]
     pattern: Pattern
     module: torch.nn.Module
     inputs: list[torch.Tensor]
     run: Callable[[], Iterator[torch.Tensor]]
 
-    def each(self, solve_one: Callable[[str], Edit]) -> dict[str, Edit]:
-        """One edit per matrix, solved side by side; an error names the matrix."""
+    def each(self, solve_one: Callable[[str], Edit], names: Collection[str] | None = None) -> dict[str, Edit]:
+        """One edit per matrix, or per one of ``names``, solved side by side; an error names the matrix."""
         from tasks.calibrate.parallel import side_by_side
 
-        return side_by_side(solve_one, self.matrices, self.statistics)
+        chosen = self.matrices if names is None else {name: self.matrices[name] for name in self.matrices if name in names}
+        return side_by_side(solve_one, chosen, self.statistics)
 
 
 class BlockMethod(Method):
@@ -76,12 +80,25 @@ class BlockMethod(Method):
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
         """Raise ValueError, before any work, when the method cannot treat one of a model's linears."""
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         """A new observer of the inputs of one matrix of ``linear``; None when the method needs no data."""
         return None
 
+    def output_observer(self, name: str, module: torch.nn.Module) -> Statistic | None:
+        """A new observer of what a module of a block returns, or of the first of it; ``name`` is the module's own within
+        the block, as self_attn.k_proj. None where nobody wants to know."""
+        return None
+
+    def observes(self, linears: Mapping[str, Linear], blocks: Iterable[torch.nn.Module]) -> bool:
+        """Whether it needs calibration data of such linears and blocks."""
+        modules = (pair for block in blocks for pair in block.named_modules())
+        return any(self.observer(linear) is not None for linear in linears.values()) or any(
+            self.output_observer(name, module) is not None for name, module in modules
+        )
+
     def solve(self, view: BlockView) -> dict[str, Edit]:
-        """Edits by matrix name. A name of any other parameter of the block is an edit of it as it is stored."""
+        """Edits by matrix name. A name of any other parameter of the block is an edit of it as it is stored, and extras may
+        be given of any parameter or module of the block."""
         raise NotImplementedError
 
     def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
@@ -90,6 +107,11 @@ class BlockMethod(Method):
 
         for name, edit in edits.items():
             keep_OI, before_OI = edit.keep_OI, view.keep.get(name)
+            if odd := [key for key, value in edit.extras.items() if not all_finite(value)]:
+                raise ValueError(f"{self.name} left {odd[0]} of {name} that is not finite")
+            if edit.weight_OI is None:
+                assert keep_OI is None, f"{name}: a mask comes with the weights it leaves"
+                continue
             if not all_finite(edit.weight_OI):
                 raise ValueError(f"{self.name} made weights of {name} that are not finite")
             if name not in view.matrices:
@@ -148,14 +170,14 @@ class Pruner(BlockMethod):
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
-    def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
+    def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
         """How much each weight is worth; never negative."""
         raise NotImplementedError
 
     def solve_linear(
         self,
         weight_OI: torch.Tensor,
-        statistics: Any,
+        statistics: InputStatistic | None,
         sparsity: float,
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
@@ -188,39 +210,3 @@ class Pruner(BlockMethod):
                     raise ValueError(f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
                                      f"{sparsity:g}; choose unstructured or N:M, or prune the dense model")  # fmt: skip
                 raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
-
-
-class Quantizer(BlockMethod):
-    """Moves every live weight onto a grid. It sees the mask and keeps it. ``group_size`` None is one scale per row."""
-
-    bits: int = Field(4, ge=2, le=8)
-    group_size: int | None = Field(128, ge=1)
-    symmetric: bool = True
-
-    @property
-    def grid(self) -> Grid:
-        from tasks.formats.grid import Grid
-
-        return Grid(self.bits, self.group_size, self.symmetric)
-
-    def check_width(self, width: int) -> None:
-        """Raise ValueError when the grid does not fit an input width."""
-        if self.group_size and width % self.group_size:
-            raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
-
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
-        for name, linear in linears.items():
-            try:
-                self.check_width(linear.shape[-1])
-            except ValueError as error:
-                raise ValueError(f"{error} ({name})") from None
-
-    def solve_linear(self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid) -> Edit:
-        """Quantize one matrix; the edit's extras are the grid's ``scale`` and ``zero_point``."""
-        raise NotImplementedError
-
-    def solve(self, view: BlockView) -> dict[str, Edit]:
-        def solve_one(name: str) -> Edit:
-            return self.solve_linear(view.matrices[name], view.keep.get(name), view.statistics.get(name), self.grid)
-
-        return view.each(solve_one)

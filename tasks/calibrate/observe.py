@@ -1,4 +1,5 @@
-"""What a calibration method learns of a linear's inputs, kept as sums, so that ranks merge by adding.
+"""What a calibration method learns of a linear's inputs, or of a module's outputs, kept so that what data-parallel workers
+saw apart is merged into what one would have seen: sums, counts, largest values.
 
 Linears that read the same tensor (q/k/v, gate/up) share one statistic; which do is seen by :mod:`tasks.calibrate.watch`.
 
@@ -7,16 +8,51 @@ Shapes: T = tokens, I = input features.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from tasks.calibrate.finite import all_finite
 
 
-class InputNorms:
+class Statistic(ABC):
+    """What an observer has seen of vectors, one per token."""
+
+    @abstractmethod
+    def add(self, value_TI: torch.Tensor) -> None:
+        """See more."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """See what ``other`` saw, which may lie on another device."""
+
+    @property
+    @abstractmethod
+    def finite(self) -> bool:
+        """Whether nothing seen was NaN or infinite."""
+
+
+class InputStatistic(Statistic):
+    """Of the inputs of a matrix."""
+
+    @abstractmethod
+    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
+        """Take all features to be alike: for a matrix no token reached."""
+
+    @abstractmethod
+    def reordered(self, order_I: torch.Tensor) -> Self:
+        """The statistic of the same features in another order."""
+
+    @property
+    @abstractmethod
+    def norm_I(self) -> torch.Tensor:
+        """The length of each feature over all tokens, float32 [I]."""
+
+
+class InputNorms(InputStatistic):
     """Sum of squares of each input feature."""
 
     def __init__(self, width: int) -> None:
@@ -29,13 +65,12 @@ class InputNorms:
         self.squares_I += input_TI.float().square().sum(0)
         self.count += len(input_TI)
 
-    def merge(self, other: InputNorms) -> None:
+    def merge(self, other: Self) -> None:
         self.squares_I += other.squares_I.to(self.squares_I.device)
         self.count += other.count
 
     @property
     def norm_I(self) -> torch.Tensor:
-        """The length of each feature over all tokens, float32 [I]."""
         return self.squares_I.sqrt().float()
 
     @property
@@ -43,11 +78,9 @@ class InputNorms:
         return all_finite(self.squares_I)
 
     def assume_nothing(self, device: torch.device | str = "cpu") -> None:
-        """Take every feature to be equally large: for a matrix no token reached."""
         self.squares_I = torch.ones_like(self.squares_I, device=device)
 
-    def reordered(self, order_I: torch.Tensor) -> InputNorms:
-        """The statistic of the same features in another order."""
+    def reordered(self, order_I: torch.Tensor) -> Self:
         other = copy(self)
         other.squares_I = self.squares_I[order_I]
         return other
@@ -64,7 +97,7 @@ class Moments(InputNorms):
         super().add(input_TI)
         self.sum_I = self.sum_I.to(input_TI.device) + input_TI.float().sum(0)
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: Self) -> None:
         super().merge(other)
         self.sum_I += other.sum_I.to(self.sum_I.device)
 
@@ -72,7 +105,7 @@ class Moments(InputNorms):
         super().assume_nothing(device)
         self.sum_I = torch.zeros_like(self.squares_I)
 
-    def reordered(self, order_I: torch.Tensor) -> Moments:
+    def reordered(self, order_I: torch.Tensor) -> Self:
         other = super().reordered(order_I)
         other.sum_I = self.sum_I[order_I]
         return other
@@ -88,7 +121,7 @@ class Moments(InputNorms):
         return (self.squares_I / max(1, self.count) - mean_I.square()).clamp(min=0).float()
 
 
-class Hessian:
+class Hessian(InputStatistic):
     """X^T X: the second derivative of the squared output error by the weights, up to a factor.
 
     It is symmetric, so ``sum_II`` is summed up in strips of rows from the diagonal on, from a width of 2048 a little over
@@ -112,7 +145,7 @@ class Hessian:
         size = max(256, -(-width // 8))
         return ((first, min(first + size, width)) for first in range(0, width, size))
 
-    def merge(self, other: Hessian) -> None:
+    def merge(self, other: Self) -> None:
         self.sum_II += other.sum_II.to(self.sum_II.device)
         self.count += other.count
 
@@ -137,7 +170,7 @@ class Hessian:
     def assume_nothing(self, device: torch.device | str = "cpu") -> None:
         self.sum_II = torch.eye(len(self.sum_II), dtype=self.sum_II.dtype, device=device)
 
-    def reordered(self, order_I: torch.Tensor) -> Hessian:
+    def reordered(self, order_I: torch.Tensor) -> Self:
         other = copy(self)
         other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
         return other
@@ -164,21 +197,21 @@ class Hessian:
         return columns_GI[curvature_G.argsort(descending=True, stable=True)].flatten()
 
 
-class Both:
+class Both(InputStatistic):
     """Two observers of the same inputs: a method's own, and that of the method it builds on (None where that needs none)."""
 
-    def __init__(self, own: Any, other: Any) -> None:
+    def __init__(self, own: InputStatistic, other: InputStatistic | None) -> None:
         self.own, self.other = own, other
 
     @property
-    def parts(self) -> list[Any]:
+    def parts(self) -> list[InputStatistic]:
         return [part for part in (self.own, self.other) if part is not None]
 
     def add(self, input_TI: torch.Tensor) -> None:
         for part in self.parts:
             part.add(input_TI)
 
-    def merge(self, other: Both) -> None:
+    def merge(self, other: Self) -> None:
         for part, theirs in zip(self.parts, other.parts, strict=True):
             part.merge(theirs)
 

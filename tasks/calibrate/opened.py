@@ -7,23 +7,40 @@ Shapes: B = batch, T = tokens, D = hidden features, O = output features, I = inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from tasks.calibrate.method import BlockView
+from tasks.calibrate.observe import InputStatistic, Statistic
 from tasks.calibrate.shares import Follower, merge
-from tasks.calibrate.watch import Watch, settle
+from tasks.calibrate.watch import Make, MakeOutput, Watch, require_finite, settle, watch_outputs
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern
 from tasks.models.activations import Activations, Held
 from tasks.models.blocks import ResidentBlocks
 from tasks.models.linears import Linear
 
-Observe = Callable[[Linear], Any]
+
+class Observers(NamedTuple):
+    """What makes the observers of a block: of its matrices' inputs, and of its modules' outputs."""
+
+    inputs: Make
+    outputs: MakeOutput = lambda name, module: None
+
+    def watched(self, linears: Mapping[str, Linear]) -> dict[str, Linear]:
+        return {name: linear for name, linear in linears.items() if self.inputs(linear) is not None}
+
+
+class Seen(NamedTuple):
+    """What they saw, of inputs by matrix name and of outputs by module name, and what the block put out."""
+
+    statistics: dict[str, InputStatistic]
+    outputs: dict[str, Statistic]
+    dense: Held
 
 
 @dataclass
@@ -41,7 +58,7 @@ def open_block(
     stream: ResidentBlocks,
     index: int,
     flow: Activations,
-    make: Observe,
+    observers: Observers,
     levels: Mapping[str, float],
     pattern: Pattern,
     followers: Sequence[Follower] = (),
@@ -52,30 +69,34 @@ def open_block(
     block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
     prefix = f"{stream.prefix}.{index}."
     parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
-    own, dense = observe(block, index, flow, linears, stream.prefix, make)
-    statistics = merge([own, *(share.result() for share in pending)])
-    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
-    unseen = settle(statistics, watched, make, stream.device)
+    own = observe(block, index, flow, linears, stream.prefix, observers)
+    others = [share.result() for share in pending]
+    statistics = merge([own.statistics, *(statistics for statistics, _ in others)])
+    outputs = merge([own.outputs, *(outputs for _, outputs in others)])
+    unseen = settle(statistics, observers.watched(linears), observers.inputs, stream.device)
+    require_finite(outputs)
     matrices, keep = _matrices(linears, parameters, masks)
     sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
     run = partial(flow.run, block, index)
-    view = BlockView(index, prefix, linears, matrices, keep, statistics, sparsity, pattern, block, flow.hidden, run)
-    return Opened(view, parameters, masks, dense, unseen)
+    view = BlockView(
+        index, prefix, linears, matrices, keep, statistics, outputs, sparsity, pattern, block, flow.hidden, run
+    )
+    return Opened(view, parameters, masks, own.dense, unseen)
 
 
 def observe(
-    block: torch.nn.Module, index: int, flow: Activations, linears: dict[str, Linear], prefix: str, make: Observe
-) -> tuple[dict[str, Any], Held]:
-    """Run the dense block: the observers' statistics, and the outputs."""
-    outputs = Held(flow.hidden.room)
-    watched = {name: linear for name, linear in linears.items() if make(linear) is not None}
+    block: torch.nn.Module, index: int, flow: Activations, linears: dict[str, Linear], prefix: str, observers: Observers
+) -> Seen:
+    """Run the dense block, observed."""
+    dense = Held(flow.hidden.room)
+    watched = observers.watched(linears)
     parameters = {f"{prefix}.{index}.{name}": parameter.data for name, parameter in block.named_parameters()}
-    watch = Watch(watched, parameters, make)
-    with watch if watched else torch.no_grad():
+    watch = Watch(watched, parameters, observers.inputs)
+    with watch if watched else torch.no_grad(), watch_outputs(block, observers.outputs) as outputs:
         for output_BTD in flow.run(block, index):
-            outputs.append(output_BTD)
+            dense.append(output_BTD)
             watch.next_batch()
-    return watch.statistics, outputs
+    return Seen(watch.statistics, {f"{prefix}.{index}.{name}": seen for name, seen in outputs.items()}, dense)
 
 
 def _matrices(

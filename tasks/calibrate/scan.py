@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from tasks.calibrate.method import BlockView, Edit
-from tasks.calibrate.opened import Observe, open_block
+from tasks.calibrate.opened import Observers, open_block
+from tasks.calibrate.watch import Make
 from tasks.formats.pattern import Unstructured
 from tasks.models.activations import Room
 from tasks.models.allocation import Scan
@@ -21,13 +22,15 @@ def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], room: Room | N
     """What an allocator may look at; ``batches`` are tokens int64 [B, T]."""
     batches = list(batches)
 
-    def look(observe: Observe) -> Iterator[BlockView]:
+    def look(observe: Make) -> Iterator[BlockView]:
         if not batches and any(observe(linear) is not None for linear in stream.linears.values()):
             raise ValueError("this allocator needs calibration data, and there is none")
         with torch.no_grad():
             flow = stream.capture(batches, room)
             for index in range(stream.depth):
-                opened = open_block(stream, index, flow, observe, dict.fromkeys(stream.linears, 0.0), Unstructured())
+                opened = open_block(
+                    stream, index, flow, Observers(observe), dict.fromkeys(stream.linears, 0.0), Unstructured()
+                )
                 yield opened.view
                 for batch, output_BTD in enumerate(opened.dense):
                     flow.hidden[batch] = output_BTD

@@ -10,11 +10,14 @@ Shapes: B = batch, T = tokens, D = hidden features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from tasks.calibrate.observe import Statistic
 from tasks.models.activations import Activations, Held
+
+Kind = TypeVar("Kind", bound=Statistic)
 
 
 class Pending(Protocol):
@@ -60,9 +63,9 @@ def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Held
     return change, total
 
 
-def merge(shares: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(shares: Iterable[Mapping[str, Kind]]) -> dict[str, Kind]:
     """One set of statistics out of those of all shares, in their order. Matrices that share a statistic still do."""
-    merged: dict[str, Any] = {}
+    merged: dict[str, Kind] = {}
     for statistics in shares:
         added: set[int] = set()
         for name, statistic in statistics.items():

@@ -16,7 +16,7 @@ import torch
 
 from tasks.calibrate.ledger import claim, identity
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
-from tasks.calibrate.opened import open_block
+from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
 from tasks.calibrate.shares import Follower, deal, propagate
 from tasks.formats.mask import Mask
@@ -53,7 +53,7 @@ def walk(
     levels = _levels(stream.linears, sparsity)
     method.admit(stream.linears, levels, pattern)
     batches = list(batches)
-    if not batches and any(method.observer(linear) is not None for linear in stream.linears.values()):
+    if not batches and method.observes(stream.linears, stream.blocks):
         raise ValueError(f"{method.name} needs calibration data, and there is none")
     if stream.durable:
         claim(stream.parts, identity(stream.source, batches, method, levels, (str(pattern), unseen)))
@@ -110,14 +110,15 @@ def _treat(
     followers: Sequence[Follower],
 ) -> BlockReport:
     started = time.perf_counter()
-    opened = open_block(stream, index, flow, method.observer, levels, pattern, followers)
+    observers = Observers(method.observer, method.output_observer)
+    opened = open_block(stream, index, flow, observers, levels, pattern, followers)
     view, block = opened.view, opened.view.module
     edits = method.solve(view)
     spared = [name for name in opened.unseen if unseen == "dense" and name in edits]
     edits |= {name: _spare(view, name) for name in spared}
     method.check(view, edits)
     masks = opened.masks | _new_masks(view.linears, edits, levels, pattern, spared)
-    extras = _extras(view.linears, edits)
+    extras = _extras(view, edits)
     _assign(opened.parameters, view.matrices, edits)
     error = _advance(block, index, flow, opened.dense, followers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
@@ -172,21 +173,28 @@ def _new_masks(
 def _edited(linears: dict[str, Linear], edits: Mapping[str, Edit]) -> set[str]:
     """The parameters that the edits are of: single experts are edited, whole stacks are stored."""
     stacks = {matrix: name for name, linear in linears.items() for matrix in linear.matrices}
-    return {stacks.get(name, name) for name in edits}
+    return {stacks.get(name, name) for name, edit in edits.items() if edit.weight_OI is not None}
 
 
-def _extras(linears: dict[str, Linear], edits: Mapping[str, Edit]) -> Extras:
-    """What the edits leave beside the weights, the experts of one parameter stacked."""
+def _extras(view: BlockView, edits: Mapping[str, Edit]) -> Extras:
+    """What the edits leave beside parameters and modules, that of the experts of one parameter stacked."""
     extras: Extras = {}
-    for name, linear in linears.items():
+    for name, linear in view.linears.items():
         given = [edits[matrix].extras for matrix in linear.matrices if matrix in edits]
         for key in given[0] if given else ():
             values = [extra[key].cpu() for extra in given]
             extras.setdefault(name, {})[key] = torch.stack(values) if len(linear.shape) == 3 else values[0]
+    known = {name for names in (view.module.named_modules(), view.module.named_parameters()) for name, _ in names}
+    for name, edit in edits.items():
+        if edit.extras and name not in view.matrices:
+            if name.removeprefix(view.prefix) not in known:
+                raise ValueError(f"extras of {name}, which block {view.index} does not have")
+            extras[name] = {key: value.cpu() for key, value in edit.extras.items()}
     return extras
 
 
 def _assign(parameters: dict[str, torch.Tensor], matrices: dict[str, torch.Tensor], edits: Mapping[str, Edit]) -> None:
     for name, edit in edits.items():
-        target = matrices[name] if name in matrices else parameters[name]
-        target.copy_(edit.weight_OI)
+        if edit.weight_OI is not None:
+            target = matrices[name] if name in matrices else parameters[name]
+            target.copy_(edit.weight_OI)

@@ -1,21 +1,26 @@
 """See what every matrix of a block is multiplied with while the block runs, and feed it to observers.
 
 A linear is where its weight is multiplied, so the products are followed, whatever module makes them, and an expert in a
-fused 3-D parameter is a matrix like any other.
+fused 3-D parameter is a matrix like any other. What a module returns is seen by a hook on the module.
 
-Shapes: T = tokens, I = input features.
+Shapes: T = tokens, I = input features, O = output features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from tasks.calibrate.observe import InputStatistic, Statistic
 from tasks.models.linears import Linear
+
+Make = Callable[[Linear], InputStatistic | None]
+MakeOutput = Callable[[str, torch.nn.Module], Statistic | None]
 
 # Which argument of a product is the input and which the weight; F.linear reads the weight as [O, I], the rest [I, O].
 _PRODUCTS: dict[Callable, tuple[int, int]] = {
@@ -33,9 +38,9 @@ class Watch(TorchFunctionMode):
     batches; :meth:`unseen` tells what got no input.
     """
 
-    def __init__(self, linears: dict[str, Linear], parameters: dict[str, torch.Tensor], make: Callable[[Linear], Any]):
+    def __init__(self, linears: dict[str, Linear], parameters: dict[str, torch.Tensor], make: Make):
         super().__init__()
-        self.statistics: dict[str, Any] = {}
+        self.statistics: dict[str, InputStatistic] = {}
         self._linears, self._make, self._parameters = linears, make, parameters
         self._matrices: dict[int, tuple[str, Linear]] = {}
         self._stacks: dict[int, Linear] = {}
@@ -90,8 +95,40 @@ class Watch(TorchFunctionMode):
             self.statistics[matrix].add(value.reshape(-1, value.shape[-1]))
 
 
+@contextmanager
+def watch_outputs(block: torch.nn.Module, make: MakeOutput) -> Iterator[dict[str, Statistic]]:
+    """Feed an observer per module of a block that ``make`` gives one, by the module's name within it, with what it returns, or
+    with the first of several things."""
+    statistics: dict[str, Statistic] = {}
+    hooks = []
+
+    def watch(name: str, module: torch.nn.Module, statistic: Statistic) -> None:
+        def see(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            value_BTO = output[0] if isinstance(output, tuple) else output
+            if value_BTO.numel():
+                with torch._C.DisableTorchFunction():
+                    statistics.setdefault(name, statistic).add(value_BTO.reshape(-1, value_BTO.shape[-1]))
+
+        hooks.append(module.register_forward_hook(see))
+
+    try:
+        for name, module in block.named_modules():
+            if (statistic := make(name, module)) is not None:
+                watch(name, module, statistic)
+        yield statistics
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def require_finite(outputs: dict[str, Statistic]) -> None:
+    for module, statistic in outputs.items():
+        if not statistic.finite:
+            raise ValueError(f"the outputs of {module} are not finite (NaN or infinity)")
+
+
 def settle(
-    statistics: dict[str, Any], linears: dict[str, Linear], make: Callable[[Linear], Any], device: torch.device | str
+    statistics: dict[str, InputStatistic], linears: dict[str, Linear], make: Make, device: torch.device | str
 ) -> list[str]:
     """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error, and so are
     inputs that are not finite."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tasks.calibrate.method import BlockMethod
-from tasks.calibrate.opened import observe
+from tasks.calibrate.observe import InputStatistic, Statistic
+from tasks.calibrate.opened import Observers, observe
 from tasks.calibrate.shares import propagate
 from tasks.methods import build
 from tasks.models.activations import Held, Room
@@ -32,12 +33,14 @@ class Share:
             self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], room)
         self.dense = Held(room)
 
-    def observe(self, index: int) -> dict[str, Any]:
-        """Run the dense block: the statistics of this share."""
+    def observe(self, index: int) -> tuple[dict[str, InputStatistic], dict[str, Statistic]]:
+        """Run the dense block: the statistics of this share, of inputs and of outputs."""
+        observers = Observers(self.method.observer, self.method.output_observer)
         with torch.no_grad():
             block, linears = self.stream.read(index), self.stream.linears_of(index)
-            statistics, self.dense = observe(block, index, self.flow, linears, self.stream.prefix, self.method.observer)
-        return statistics
+            seen = observe(block, index, self.flow, linears, self.stream.prefix, observers)
+        self.dense = seen.dense
+        return seen.statistics, seen.outputs
 
     def advance(self, index: int, state: State) -> tuple[float, float]:
         """Run the edited block, given by its tensors, to feed the next; (squared change, squares) of its output."""

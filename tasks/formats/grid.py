@@ -1,4 +1,4 @@
-"""Integer grids: which values a quantized weight may take.
+"""Grids: which values a quantized weight may take, integers or 8-bit floats times a scale.
 
 The arithmetic is that of compressed-tensors to the bit (a test compares the two), so what a method sees while it solves
 is what the exported checkpoint gives back. Scales are rounded to the dtype the weights are stored in before anything
@@ -10,25 +10,31 @@ Shapes: O = output rows, I = input columns, G = groups of columns that share a s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 
 @dataclass(frozen=True)
 class Grid:
-    """``bits`` per weight; one scale per ``group_size`` columns of a row (None: per row)."""
+    """``bits`` per weight; one scale per ``group_size`` columns of a row (None: per row). ``codes`` are what the scale is
+    multiplied by: integers, or floats with 4 bits of exponent (E4M3), which are 8 bits and symmetric."""
 
     bits: int = 4
     group_size: int | None = 128
     symmetric: bool = True
+    codes: Literal["int", "float"] = "int"
+
+    def __post_init__(self) -> None:
+        assert self.codes == "int" or (self.bits == 8 and self.symmetric), self
 
     @property
-    def lowest(self) -> int:
-        return -(2 ** (self.bits - 1))
+    def lowest(self) -> float:
+        return -(2 ** (self.bits - 1)) if self.codes == "int" else torch.finfo(torch.float8_e4m3fn).min
 
     @property
-    def highest(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+    def highest(self) -> float:
+        return 2 ** (self.bits - 1) - 1 if self.codes == "int" else torch.finfo(torch.float8_e4m3fn).max
 
     def check(self, width: int) -> None:
         """Raise ValueError when the groups do not fill an input width."""
@@ -58,7 +64,8 @@ class Grid:
     def round(self, weight_OG: torch.Tensor, scale_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:
         """The nearest values on the grid, for one scale per weight (or broadcast); as exact as the scale's dtype."""
         scale, zero = scale_OG.to(weight_OG.dtype), zero_OG.to(weight_OG.dtype)
-        code_OG = (weight_OG / scale + zero).clamp(self.lowest, self.highest).round()
+        code_OG = (weight_OG / scale + zero).clamp(self.lowest, self.highest)
+        code_OG = code_OG.round() if self.codes == "int" else code_OG.to(torch.float8_e4m3fn).to(code_OG.dtype)
         return ((code_OG - zero) * scale).to(scale_OG.dtype).to(weight_OG.dtype)
 
     def round_matrix(self, weight_OI: torch.Tensor, scale_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:

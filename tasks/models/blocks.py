@@ -36,6 +36,8 @@ class ResidentBlocks:
     """The blocks of a model in memory, edited in place."""
 
     durable = False     # whether blocks that were written outlive the process
+    source: Path        # where they come from, and where what is durable lies
+    parts: Path
 
     def __init__(self, model: nn.Module, masks: dict[str, Mask] | None = None, device: str = "cpu") -> None:
         self.model, self.device = model.eval(), device
@@ -57,6 +59,10 @@ class ResidentBlocks:
         for parameter in self.blocks[index].parameters():
             parameter.data = parameter.data.clone()
         return self.blocks[index]
+
+    def read_finished(self, index: int) -> nn.Module:
+        """A block as it was written; :meth:`release` it after use."""
+        return self.read(index)
 
     def release(self, block: nn.Module) -> None:
         """Drop a block that was read and shall not be written."""
@@ -157,7 +163,6 @@ class BlockStream(ResidentBlocks):
         return hashes([shard, self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"])
 
     def read_finished(self, index: int) -> nn.Module:
-        """A block as it was written; :meth:`release` it after use."""
         return self._read(index, TensorFiles(self.output, self._shard(index + 1)))
 
     def write(

@@ -6,7 +6,7 @@ reader would take: another storage than one matrix a module, and models whose ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def require_packable(model: PreTrainedModel) -> None:
-    """Raise ValueError, in one line that names the matrix and its kind; ``model`` is on the meta device."""
-    linears = find_linears(model)
+def require_packable(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Raise ValueError, in one line that names the matrix and its kind, where one of ``names`` cannot be packed; ``model``
+    is on the meta device."""
+    linears = {name: linear for name, linear in find_linears(model).items() if name in names}
     for name, linear in linears.items():
         if len(linear.shape) != 2 or linear.transposed:
             kind = "a fused stack of experts" if len(linear.shape) != 2 else "a transposed Conv1D matrix"

@@ -11,7 +11,7 @@ Shapes: D = hidden features, F = channels; weights are [O, I].
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from tasks.calibrate.structured import Structured, Units
 from tasks.formats.seeding import generator_for
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
     from tasks.models.structure import FeedForward
@@ -53,7 +54,7 @@ class Cfsp(Structured):
                 raise ValueError(f"unsupported: cfsp needs one feed-forward network of single matrices, without a norm over "
                                  f"its channels; block {index} has none")  # fmt: skip
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import InputNorms
 
         return InputNorms(linear.shape[-1])

@@ -13,7 +13,7 @@ Shapes: O = output features, I = input features, C = cycles, M = the weights of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from tasks.calibrate.method import Edit
 from tasks.calibrate.refiner import Refiner
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
@@ -39,7 +40,7 @@ class Dsnot(Refiner):
     variance_power: float = Field(1.0, ge=0)
     same_sign: bool = True
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import Both, Moments
 
         return Both(Moments(linear.shape[-1]), self.initial.observer(linear))
@@ -47,13 +48,15 @@ class Dsnot(Refiner):
     def solve_linear(
         self,
         weight_OI: torch.Tensor,
-        statistics: Any,
+        statistics: InputStatistic | None,
         sparsity: float,
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
         from tasks.calibrate.exchange import Exchange
+        from tasks.calibrate.observe import Both, Moments
 
+        assert isinstance(statistics, Both) and isinstance(statistics.own, Moments)
         first_OI = self.initial.solve_linear(weight_OI, statistics.other, sparsity, pattern, keep_OI).keep_OI
         moments = statistics.own
         share_OI = weight_OI.float() * moments.mean_I

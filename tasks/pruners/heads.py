@@ -10,12 +10,13 @@ Shapes: D = hidden features, H = heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tasks.calibrate.method import BlockView
 from tasks.calibrate.structured import Structured, Units
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
@@ -31,7 +32,7 @@ class Heads(Structured):
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
         self.suit(pattern)
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import InputNorms
 
         return InputNorms(linear.shape[-1])

@@ -6,13 +6,14 @@ model at once, which is what essential sparsity (arXiv 2306.03805) means by one-
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from tasks.calibrate.method import Pruner
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
 
 
@@ -33,5 +34,5 @@ class Magnitude(Pruner):
         if self.scope == "global" and (pattern.kind != "unstructured" or pattern.scope == "row"):
             raise ValueError(f"scope global ranks single weights of the whole model, not {pattern}; choose unstructured")
 
-    def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
+    def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
         return weight_OI.abs()

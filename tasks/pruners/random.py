@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from zlib import crc32
 
 import torch
@@ -10,6 +10,9 @@ from pydantic import Field
 
 from tasks.calibrate.method import BlockView, Edit, Pruner, select
 from tasks.formats.seeding import generator_for
+
+if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
 
 
 class Random(Pruner):
@@ -21,7 +24,7 @@ class Random(Pruner):
 
     seed: int = Field(0, ge=0)
 
-    def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
+    def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
         return self._draw(weight_OI, str(crc32(weight_OI.float().cpu().numpy().tobytes())))
 
     def solve(self, view: BlockView) -> dict[str, Edit]:

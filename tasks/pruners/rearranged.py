@@ -12,7 +12,7 @@ Shapes: O = output features, I = input features.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -20,6 +20,7 @@ from tasks.calibrate.method import BlockView, Edit
 from tasks.calibrate.refiner import Refiner
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.models.linears import Linear
     from tasks.models.structure import FeedForward
 
@@ -31,7 +32,7 @@ class Rearranged(Refiner):
     patterns: ClassVar[tuple[str, ...]] = ("group",)
     takes_masks: ClassVar[bool] = False
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         return self.initial.observer(linear)
 
     def solve(self, view: BlockView) -> dict[str, Edit]:

@@ -22,16 +22,18 @@ Shapes: O = output features, I = input features, G = columns ahead in the sweep'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from tasks.calibrate.method import Edit, Pruner, select
+from tasks.calibrate.observe import Hessian, InputStatistic
 from tasks.formats.pattern import NM, Unstructured
 from tasks.formats.selection import keep_highest_overall
 
 if TYPE_CHECKING:
+    from tasks.calibrate.sweep import Factor
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
@@ -49,19 +51,22 @@ class Sparsegpt(Pruner):
     act_order: bool = True
     double: bool = False
 
-    def observer(self, linear: Linear) -> Any:
-        from tasks.calibrate.observe import Hessian
-
+    def observer(self, linear: Linear) -> InputStatistic | None:
         return Hessian(linear.shape[-1], "float64" if self.double else "float32")
 
+    def _factor(self, statistics: InputStatistic | None, pattern: Pattern) -> Factor:
+        assert isinstance(statistics, Hessian)
+        sortable = isinstance(pattern, NM) or pattern == Unstructured()
+        return statistics.factor(self.percent_damp, pattern.width_multiple if self.act_order and sortable else 0)
+
     def solve_linear(
-        self, weight_OI: torch.Tensor, statistics: Any, sparsity: float, pattern: Pattern, keep_OI: torch.Tensor | None = None
-    ) -> Edit:
+        self, weight_OI: torch.Tensor, statistics: InputStatistic | None, sparsity: float, pattern: Pattern,
+        keep_OI: torch.Tensor | None = None,
+    ) -> Edit:  # fmt: skip
         from tasks.calibrate.pruning import prune_columns, prune_groups
         from tasks.calibrate.sweep import sweep_blocks
 
-        sortable = isinstance(pattern, NM) or pattern == Unstructured()
-        factor = statistics.factor(self.percent_damp, pattern.width_multiple if self.act_order and sortable else 0)
+        factor = self._factor(statistics, pattern)
         # A feature that was always zero is worth nothing, so its weights are the first to go.
         worth_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
         span = pattern.width_multiple if pattern.width_multiple > 1 else self.block

@@ -11,13 +11,14 @@ Shapes: O = output features, I = input features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from tasks.calibrate.method import Pruner
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
     from tasks.models.linears import Linear
 
@@ -38,13 +39,14 @@ class Wanda(Pruner):
         if self.adaptive and (pattern.kind != "unstructured" or pattern.scope == "row"):
             raise ValueError(f"adaptive moves sparsity between rows, which {pattern} fixes; choose unstructured")
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import InputNorms
 
         return InputNorms(linear.shape[-1])
 
-    def score(self, weight_OI: torch.Tensor, statistics: Any) -> torch.Tensor:
+    def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
         from tasks.formats.selection import cumulative_share
 
+        assert statistics is not None
         score_OI = weight_OI.abs() * statistics.norm_I
         return cumulative_share(score_OI) if self.adaptive else score_OI

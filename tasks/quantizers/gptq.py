@@ -18,21 +18,25 @@ Shapes: O = output features, I = input features, G = columns ahead in the sweep'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
 
-from tasks.calibrate.method import Edit, Quantizer
+from tasks.calibrate.method import Edit
+from tasks.calibrate.quantizer import Quantizer
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.grid import Grid
     from tasks.models.linears import Linear
 
 
 class Gptq(Quantizer):
-    """``percent_damp`` of the mean curvature is added to every feature's; ``act_order`` False takes the columns from left to
-    right; ``double`` sweeps in float64."""
+    """``bits``, ``group_size`` and ``symmetric`` say which values a weight may take, or ``scheme`` and ``schemes`` do, by
+    compressed-tensors' names: FP8_DYNAMIC, {W4A16: {group_size: 64}}, {down_proj: W8A16}. ``percent_damp`` of the mean
+    curvature is added to every feature's; ``act_order`` False takes the columns from left to right; ``double`` sweeps in
+    float64."""
 
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 
@@ -40,14 +44,22 @@ class Gptq(Quantizer):
     act_order: bool = True
     double: bool = False
 
-    def observer(self, linear: Linear) -> Any:
+    def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import Hessian
 
         return Hessian(linear.shape[-1], "float64" if self.double else "float32")
 
-    def solve_linear(self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid) -> Edit:
+    def solve_linear(
+        self,
+        weight_OI: torch.Tensor,
+        statistics: InputStatistic | None,
+        grid: Grid,
+        keep_OI: torch.Tensor | None = None,
+    ) -> Edit:
+        from tasks.calibrate.observe import Hessian
         from tasks.calibrate.sweep import sweep
 
+        assert isinstance(statistics, Hessian)
         scale_OG, zero_OG = grid.fit(weight_OI)
         factor = statistics.factor(self.percent_damp, int(self.act_order))
         columns = range(weight_OI.shape[1]) if factor.order_I is None else factor.order_I.tolist()

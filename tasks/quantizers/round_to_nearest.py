@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from tasks.calibrate.method import Edit, Quantizer
+from tasks.calibrate.method import Edit
+from tasks.calibrate.quantizer import Quantizer
 
 if TYPE_CHECKING:
+    from tasks.calibrate.observe import InputStatistic
     from tasks.formats.grid import Grid
 
 
 class RoundToNearest(Quantizer):
-    """The grid is all there is to choose."""
+    """The grid is all there is to choose: ``bits``, ``group_size`` and ``symmetric``, or ``scheme`` and ``schemes`` by
+    compressed-tensors' names: FP8_DYNAMIC, {W4A16: {group_size: 64}}, {down_proj: W8A16}."""
 
     paper: ClassVar[str] = "round to nearest"
 
-    def solve_linear(self, weight_OI: torch.Tensor, keep_OI: torch.Tensor | None, statistics: Any, grid: Grid) -> Edit:
+    def solve_linear(
+        self,
+        weight_OI: torch.Tensor,
+        statistics: InputStatistic | None,
+        grid: Grid,
+        keep_OI: torch.Tensor | None = None,
+    ) -> Edit:
         scale_OG, zero_OG = grid.fit(weight_OI)
         rounded_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
         if keep_OI is not None:

@@ -33,13 +33,28 @@ def test_masked_weights_stay_masked(name, pattern, symmetric, tiny):
 
 
 @quantizers
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W8A8", {"W3A16": {"group_size": 4}}])
+def test_masked_weights_stay_masked_and_lie_on_the_grid_of_any_scheme(name, scheme, tiny):
+    pruned, method = ResidentBlocks(tiny()), build("quantizers", {name: {"scheme": scheme}})
+    walk(pruned, zoo.batches(), build("pruners", "wanda"), sparsity=0.5, pattern="2:4")
+    resident = ResidentBlocks(pruned.model, pruned.masks)
+    walk(resident, zoo.batches(), method)
+    for linear, mask in resident.masks.items():
+        weight, extras = resident.model.get_parameter(linear).detach(), resident.extras[linear]
+        assert (weight[~mask.keep] == 0).all() and mask.broken() is None
+        grid = method.grid_of(resident.linears[linear])
+        assert torch.equal(grid.round_matrix(weight, extras["scale"], extras["zero_point"]), weight)
+
+
+@quantizers
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_weights_lie_on_the_stored_grid(name, bits, tiny):
     resident, _ = quantize(tiny(), name, bits=bits)
-    grid = build("quantizers", {name: {"group_size": 4, "bits": bits}}).grid
+    method = build("quantizers", {name: {"group_size": 4, "bits": bits}})
     assert resident.extras.keys() == resident.linears.keys()
     for linear, extras in resident.extras.items():
         weight = resident.model.get_parameter(linear).detach()
+        grid = method.grid_of(resident.linears[linear])
         assert torch.equal(grid.round_matrix(weight, extras["scale"], extras["zero_point"]), weight)
 
 

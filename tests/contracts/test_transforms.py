@@ -128,7 +128,7 @@ def test_wanda_streamed_equals_wanda_resident_and_gptq_exports_what_loads_again(
     assert torch.equal(logits(load_model(tmp_path / "pruned")), logits(resident.model))
     gptq = build("quantizers", {"gptq": {"group_size": None}})
     walk(BlockStream(tmp_path / "pruned", tmp_path / "rounded"), zoo.batches(), gptq)
-    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), gptq.grid, tmp_path / "packed")
+    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), gptq.scheme_of, tmp_path / "packed")
     assert len(check_masks(tmp_path / "packed")) == len(find_linears(model)) == len(load_masks(tmp_path / "packed" / MASKS))
 
 

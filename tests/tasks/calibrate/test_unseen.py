@@ -5,6 +5,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.evaluators import Candidate
+from tasks.formats.grid import Grid
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.formats.pattern import NM
 from tasks.methods import build
@@ -93,7 +94,7 @@ def test_quantizing_rounds_them_to_nearest(starved):
     report = walk(ResidentBlocks(model), zoo.batches(), quantizer)
     nearest = build("quantizers", {"round_to_nearest": {"group_size": 8}})
     for expert in range(4):
-        rounded = nearest.solve_linear(before[expert], None, None, nearest.grid).weight_OI
+        rounded = nearest.solve_linear(before[expert], None, Grid(nearest.bits, nearest.group_size)).weight_OI
         same = torch.equal(model.get_parameter(STACK)[expert], rounded)
         assert same == (f"{STACK}[{expert}]" in report.unseen)
 

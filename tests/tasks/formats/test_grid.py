@@ -64,3 +64,21 @@ def test_small_weights_are_not_rounded_to_zeros_by_their_scale(dtype, largest):
     grid = Grid(bits=8, group_size=16)
     rounded_OI = grid.round_matrix(weight_OI, *grid.fit(weight_OI)).float()
     assert (rounded_OI - weight_OI.float()).norm() < 0.2 * weight_OI.float().norm()
+
+
+@pytest.mark.parametrize("group_size", [8, None])
+def test_eight_bit_floats_equal_compressed_tensors_and_zero_stays_zero(group_size):
+    torch.manual_seed(0)
+    weight_OI = torch.randn(6, 24)
+    weight_OI[0, :8], weight_OI[1, ::2], weight_OI[2, :4] = 0.0, 0.0, 1e-4 * torch.randn(4)
+    grid = Grid(8, group_size, codes="float")
+    scale_OG, zero_OG = grid.fit(weight_OI)
+    strategy = {"strategy": "group", "group_size": group_size} if group_size else {"strategy": "channel"}
+    args = QuantizationArgs(num_bits=8, type="float", symmetric=True, **strategy)
+    grouped = weight_OI.unflatten(1, (-1, group_size or 24))
+    their_scale, their_zero = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+    rounded_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
+    assert torch.equal(scale_OG, their_scale)
+    assert torch.equal(rounded_OI, fake_quantize(weight_OI, their_scale, their_zero, args))
+    assert torch.equal(grid.round_matrix(rounded_OI, scale_OG, zero_OG), rounded_OI)
+    assert (rounded_OI[0, :8] == 0).all() and (rounded_OI[1, ::2] == 0).all()

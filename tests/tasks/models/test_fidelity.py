@@ -200,6 +200,6 @@ def test_a_packed_model_names_the_matrices_no_class_knows_as_left_alone(tmp_path
     save_file(state | {"mtp.fc.weight": torch.rand(8, 8)}, tmp_path / "source" / "model.safetensors", {"format": "pt"})
     method = build("quantizers", {"round_to_nearest": {"group_size": 8}})
     walk(BlockStream(tmp_path / "source", tmp_path / "rounded"), zoo.batches(), method)
-    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), method.grid, tmp_path / "packed")
+    export_compressed(tmp_path / "rounded", load_extras(tmp_path / "rounded"), method.scheme_of, tmp_path / "packed")
     scheme = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
     assert {"lm_head", "mtp.fc"} <= set(scheme["ignore"]) and "mtp.fc.weight" in tensors(tmp_path / "packed")

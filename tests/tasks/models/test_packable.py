@@ -3,6 +3,7 @@
 import pytest
 
 from tasks.models.building import on_meta
+from tasks.models.linears import find_linears
 from tasks.models.packable import require_packable
 from tests.tasks import models_zoo as zoo
 
@@ -11,7 +12,7 @@ from tests.tasks import models_zoo as zoo
 def test_what_the_export_writes_is_let_through_and_left_as_it_was(architecture):
     model = on_meta(zoo.config(architecture))
     before = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
-    require_packable(model)
+    require_packable(model, find_linears(model))
     assert {name: (value.shape, value.dtype) for name, value in model.state_dict().items()} == before
     assert list(model.state_dict()) == list(before)
 
@@ -22,8 +23,9 @@ def test_what_the_export_writes_is_let_through_and_left_as_it_was(architecture):
     ("gpt_oss", "model.layers.0.mlp.experts.gate_up_proj is a fused stack of experts"),
 ])  # fmt: skip
 def test_another_storage_is_named_with_its_matrix(architecture, kind):
+    model = on_meta(zoo.config(architecture))
     with pytest.raises(ValueError, match=f"packs nn.Linear only, and {kind}$"):
-        require_packable(on_meta(zoo.config(architecture)))
+        require_packable(model, find_linears(model))
 
 
 def test_a_model_whose_own_code_trips_over_packed_weights_is_refused_and_left_as_it_was():
@@ -31,5 +33,5 @@ def test_a_model_whose_own_code_trips_over_packed_weights_is_refused_and_left_as
 
     model = on_meta(FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ValueError, match="its initialisation of transformer.h.0.self_attention.query_key_value finds no"):
-        require_packable(model)
+        require_packable(model, find_linears(model))
     assert model.transformer.h[0].self_attention.query_key_value.weight.shape == (64, 32)      # multi-query

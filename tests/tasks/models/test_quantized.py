@@ -22,9 +22,10 @@ ZOO_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_h
 ELSEWHERE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").eval()
-with torch.no_grad():
-    torch.save(model(torch.arange(3, 19)[None]).logits, sys.argv[2])
+for directory, logits in zip(sys.argv[1::2], sys.argv[2::2]):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    with torch.no_grad():
+        torch.save(model(torch.arange(3, 19)[None]).logits, logits)
 assert not any(name.split(".")[0] in ("tasks", "flows", "cluster") for name in sys.modules)
 """
 
@@ -55,7 +56,7 @@ def quantized(directory, architecture="llama", dtype=torch.float32, quantizer="g
 )
 def test_the_export_reads_back_exactly_with_its_masks(architecture, dtype, fields, tmp_path):
     source, method = quantized(tmp_path, architecture, dtype, **fields)
-    found = export_compressed(source, load_extras(source), method.grid, tmp_path / "packed")
+    found = export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")
     masks = check_masks(tmp_path / "packed")
     assert found == {"logits_difference": 0.0} and masks
     packed, dequantized = StoredWeights(tmp_path / "packed"), load_model(source).state_dict()
@@ -75,7 +76,7 @@ def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_pa
     save_model(model.state_dict(), model.config, tmp_path / "dense")
     method = build("quantizers", {"round_to_nearest": {"group_size": 8}})
     walk(BlockStream(tmp_path / "dense", tmp_path / "solved"), zoo.batches(), method)
-    found = export_compressed(tmp_path / "solved", load_extras(tmp_path / "solved"), method.grid, tmp_path / "packed")
+    found = export_compressed(tmp_path / "solved", load_extras(tmp_path / "solved"), method.scheme_of, tmp_path / "packed")
     head = "model.vision_tower.head.attention.out_proj"
     ignored = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]["ignore"]
     assert found["logits_difference"] == 0 and {head, "lm_head"} <= set(ignored)
@@ -84,7 +85,7 @@ def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_pa
 
 def test_the_export_loads_where_our_code_is_not_known(tmp_path):
     source, method = quantized(tmp_path)
-    export_compressed(source, load_extras(source), method.grid, tmp_path / "packed")
+    export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")
     subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path / "packed"), str(tmp_path / "logits")],
                    check=True, cwd=tmp_path, capture_output=True)  # fmt: skip
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_the_export_loads_where_our_code_is_not_known(tmp_path):
 
 def test_a_mask_broken_in_the_packed_weights_is_found(tmp_path):
     source, method = quantized(tmp_path)
-    export_compressed(source, load_extras(source), method.grid, tmp_path / "packed")
+    export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")
     state = load_file(tmp_path / "packed" / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     state[f"{name}_packed"][2, 1] ^= 0x77777777
@@ -114,7 +115,7 @@ def test_a_mask_broken_in_the_packed_weights_is_found(tmp_path):
 def test_what_the_format_cannot_hold_is_refused_in_one_line(architecture, fields, match, tmp_path):
     source, method = quantized(tmp_path, architecture, quantizer="round_to_nearest", **fields)
     with pytest.raises(ValueError, match=f"^unsupported: .*{match}$"):
-        export_compressed(source, load_extras(source), method.grid, tmp_path / "packed")
+        export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")
 
 
 def test_weights_off_the_grid_do_not_pass_the_read_back(tmp_path):
@@ -122,7 +123,7 @@ def test_weights_off_the_grid_do_not_pass_the_read_back(tmp_path):
     scales = load_extras(source)
     scales["model.layers.0.mlp.up_proj.weight"]["scale"] *= 1.3
     with pytest.raises(ValueError, match="does not read back"):
-        export_compressed(source, scales, method.grid, tmp_path / "packed")
+        export_compressed(source, scales, method.scheme_of, tmp_path / "packed")
     del scales["model.layers.0.mlp.up_proj.weight"]
     with pytest.raises(ValueError, match="a scale is needed"):
-        export_compressed(source, scales, method.grid, tmp_path / "packed2")
+        export_compressed(source, scales, method.scheme_of, tmp_path / "packed2")

@@ -1,0 +1,155 @@
+"""What a quantizer is: it names a scheme for every linear, and moves the live weights onto that scheme's grid.
+
+The scheme decides what is stored and how it is run; the quantizer only which of the grid's values a weight takes. So a new
+scheme needs no quantizer to change, and one that a quantizer cannot make is refused when a plan is made.
+
+Shapes: O = output features, I = input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
+
+from tasks.calibrate.method import BlockMethod, BlockView, Edit
+from tasks.models.schemes import Spec, check_written
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationScheme
+
+    from tasks.calibrate.observe import InputStatistic
+    from tasks.formats.grid import Grid
+    from tasks.formats.pattern import Pattern
+    from tasks.models.linears import Linear
+
+INTEGERS = ("bits", "group_size", "symmetric")
+
+
+class Quantizer(BlockMethod):
+    """Moves every live weight onto a grid. It sees the mask and keeps it.
+
+    ``bits``, ``group_size`` (None is one scale per row) and ``symmetric`` say it of integers; or ``scheme`` names a preset
+    of compressed-tensors instead, as FP8_DYNAMIC or {W4A16: {group_size: 64}}. ``schemes`` gives other ones to the matrices
+    whose name has a part, as {down_proj: W8A16}; UNQUANTIZED leaves them as they are.
+    """
+
+    bits: int = Field(4, ge=2, le=8)
+    group_size: int | None = Field(128, ge=1)
+    symmetric: bool = True
+    scheme: Spec | None = None
+    schemes: dict[str, Spec] = Field(default_factory=dict)
+
+    @field_validator("scheme", "schemes", mode="before")
+    @classmethod
+    def _written(cls, given: Any, info: ValidationInfo) -> Any:
+        for spec in given.values() if info.field_name == "schemes" and isinstance(given, dict) else [given]:
+            if given is not None:
+                check_written(spec)
+        return given
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Quantizer:
+        if self.scheme and (twice := [name for name in INTEGERS if name in self.model_fields_set]):
+            raise ValueError(f"scheme says what {twice[0]} says; leave one of them out, or write "
+                             "scheme: {W4A16: {group_size: 64}}")  # fmt: skip
+        return self
+
+    @model_serializer(mode="wrap")
+    def _saying(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is said twice, or says nothing, is no part of a method's identity."""
+        silent = {*(INTEGERS if self.scheme else ("scheme",)), *(() if self.schemes else ("schemes",))}
+        return {name: value for name, value in write(self).items() if name not in silent}
+
+    def suit(self, scheme: QuantizationScheme) -> None:
+        """Raise ValueError, saying what of it, when the method cannot make a scheme."""
+        from tasks.models.schemes import grid_of, require_dynamic
+
+        require_dynamic(scheme)
+        if scheme.weights is not None:
+            grid_of(scheme.weights)
+
+    def scheme_of(self, linear: Linear) -> QuantizationScheme:
+        """What is to become of one linear."""
+        from tasks.models.schemes import integers
+
+        parts = [part for part in self.schemes if f".{part}." in f".{linear.name}."]
+        if any(self.schemes[part] != self.schemes[parts[0]] for part in parts):
+            raise ValueError(f"schemes: {linear.name} is in {' and in '.join(parts)}, which differ; name parts apart")
+        spec = self.schemes[parts[0]] if parts else self.scheme
+        return self._read(spec) if spec else integers(self.bits, self.group_size, self.symmetric)
+
+    def grid_of(self, linear: Linear) -> Grid | None:
+        """The values that the weights of one linear may take; None where they stay as they are."""
+        from tasks.models.schemes import grid_of
+
+        weights = self.scheme_of(linear).weights
+        return None if weights is None else grid_of(weights)
+
+    def named_schemes(self) -> list[QuantizationScheme]:
+        """Those that presets were named for; ValueError where there is no such preset, or the method cannot make it."""
+        return [self._read(spec) for spec in (self.scheme, *self.schemes.values()) if spec]
+
+    def _read(self, spec: Spec) -> QuantizationScheme:
+        from tasks.models.schemes import presets, read_scheme
+
+        scheme = read_scheme(spec)
+        try:
+            self.suit(scheme)
+        except ValueError as error:
+            name = spec if isinstance(spec, str) else next(iter(spec))
+            raise ValueError(f"{self.name} cannot make {name}: {error}; choose one of "
+                             f"{', '.join(filter(self._makes, presets()))}") from None  # fmt: skip
+        return scheme
+
+    def _makes(self, name: str) -> bool:
+        from tasks.models.schemes import read_scheme
+
+        try:
+            self.suit(read_scheme(name))
+        except ValueError:
+            return False
+        return True
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError when no grid fits an input width, as far as one is the same for all matrices."""
+        if not self.schemes and not self.scheme and self.group_size and width % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
+
+    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+        for part in self.schemes:
+            if not any(f".{part}." in f".{name}." for name in linears):
+                raise ValueError(f"schemes: no matrix has {part!r} as a part of its name; choose from {next(iter(linears))}")
+        grids = {name: self.grid_of(linear) for name, linear in linears.items()}
+        if not any(grids.values()):
+            raise ValueError("scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out")
+        for name, grid in grids.items():
+            try:
+                if grid:
+                    grid.check(linears[name].shape[-1])
+            except ValueError as error:
+                raise ValueError(f"{error} ({name})") from None
+
+    def solve_linear(
+        self,
+        weight_OI: torch.Tensor,
+        statistics: InputStatistic | None,
+        grid: Grid,
+        keep_OI: torch.Tensor | None = None,
+    ) -> Edit:
+        """Quantize one matrix. ``keep_OI`` is its mask: what is dead there stays zero. The edit's extras are the grid's
+        ``scale`` and ``zero_point``."""
+        raise NotImplementedError
+
+    def solve(self, view: BlockView) -> dict[str, Edit]:
+        grids = {}
+        for linear in view.linears.values():
+            if grid := self.grid_of(linear):
+                grids |= dict.fromkeys(linear.matrices, grid)
+
+        def solve_one(name: str) -> Edit:
+            return self.solve_linear(view.matrices[name], view.statistics.get(name), grids[name], view.keep.get(name))
+
+        return view.each(solve_one, grids)

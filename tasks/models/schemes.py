@@ -1,0 +1,128 @@
+"""Quantization schemes are compressed-tensors' own values: its presets by name, its argument types for what differs.
+
+A scheme says what a linear's weights and inputs are rounded to. Its name is what recipes, configs and serving engines
+call it by, and which of its storage formats holds it the library itself infers. Only the arithmetic of rounding weights is
+here too, as :class:`tasks.formats.grid.Grid`, since a method rounds column by column while it solves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tasks.formats.grid import Grid
+from tasks.methods import validate
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from torch import nn
+
+Spec = str | dict[str, dict[str, Any]]      # NAME, or {NAME: {field of its weights: value}}
+NO_ASYMMETRIC = "compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric"
+
+
+def check_written(spec: Any) -> None:
+    """Raise ValueError unless it has the form of a :data:`Spec`; which presets there are is asked of the library, later."""
+    fields = list(spec.values()) if isinstance(spec, dict) else []
+    if not (isinstance(spec, str) or (len(fields) == 1 and isinstance(fields[0], dict))):
+        raise ValueError("a scheme is written NAME or {NAME: {field of its weights: value}}, "
+                         "as W4A16 or {W4A16: {group_size: 64}}")  # fmt: skip
+
+
+def presets() -> list[str]:
+    """The names compressed-tensors knows."""
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+
+    return sorted(PRESET_SCHEMES)
+
+
+def read_scheme(spec: Spec) -> QuantizationScheme:
+    """The scheme of ``NAME`` or ``{NAME: fields}``: a preset, in whose arguments of the weights these fields differ."""
+    from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
+
+    (name, fields), = {spec: {}}.items() if isinstance(spec, str) else spec.items()
+    if name not in presets():
+        raise ValueError(f"no scheme {name!r} in compressed-tensors; choose one of {', '.join(presets())}")
+    scheme = preset_name_to_scheme(name, [])
+    if fields:
+        known = scheme.weights.model_dump() if scheme.weights else {}
+        scheme.weights = validate(QuantizationArgs, {**known, **fields}, name)
+    return scheme
+
+
+def integers(bits: int, group_size: int | None, symmetric: bool) -> QuantizationScheme:
+    """Weights as integers, a scale per ``group_size`` columns of a row (None: per row); inputs as they are."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    groups = {"strategy": "group", "group_size": group_size} if group_size else {"strategy": "channel"}
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, dynamic=False, **groups)
+    return QuantizationScheme(targets=[], weights=weights)
+
+
+def grid_of(weights: QuantizationArgs) -> Grid:
+    """The values that arguments allow a weight; ValueError says what of them no grid has."""
+    if weights.strategy not in ("group", "channel"):
+        raise ValueError(f"its weights have a scale per {weights.strategy}, not per group or channel")
+    if weights.dynamic:
+        raise ValueError("the scales of its weights are not fixed")
+    if weights.num_bits not in ((8,) if weights.type == "float" else range(2, 9)):
+        raise ValueError(f"its weights are {weights.num_bits}-bit {'floats' if weights.type == 'float' else 'integers'}")
+    if weights.type == "float" and not weights.symmetric:
+        raise ValueError("its weights are floats with a zero point")
+    if weights.scale_dtype is not None:
+        raise ValueError(f"its scales are rounded to {weights.scale_dtype}")
+    return Grid(weights.num_bits, weights.group_size or None, weights.symmetric, weights.type)
+
+
+def require_dynamic(scheme: QuantizationScheme) -> None:
+    """Raise ValueError where a scheme fixes scales of activations, which somebody would have to observe."""
+    for what, activations in (("inputs", scheme.input_activations), ("outputs", scheme.output_activations)):
+        if activations is not None and activations.dynamic is not True:
+            raise ValueError(f"the scales of its {what} are fixed beforehand")
+
+
+def require_readable(scheme: QuantizationScheme) -> None:
+    """Raise ValueError where compressed-tensors writes what it does not read back."""
+    if scheme.weights is not None and not scheme.weights.symmetric:
+        raise ValueError(NO_ASYMMETRIC)
+
+
+def config_groups(schemes: Mapping[str, QuantizationScheme]) -> dict[str, QuantizationScheme]:
+    """Modules by scheme, as a config says it. ``schemes`` are by module name. The scheme of most modules is that of every
+    Linear, and comes last; the others target their modules by the last part of their names where it tells them apart, else
+    by name."""
+    groups: list[tuple[QuantizationScheme, list[str]]] = []
+    for name, scheme in schemes.items():
+        members = next((members for known, members in groups if known == scheme), None)
+        if members is None:
+            groups.append((scheme, [name]))
+        else:
+            members.append(name)
+    *fewer, most = sorted(groups, key=lambda group: len(group[1]))
+    targets = [_targets(members, schemes.keys() - set(members)) for _, members in fewer]
+    return {
+        f"group_{number}": scheme.model_copy(update={"targets": target})
+        for number, ((scheme, _), target) in enumerate(zip([*fewer, most], [*targets, ["Linear"]], strict=True))
+    }
+
+
+def _targets(members: Iterable[str], others: Collection[str]) -> list[str]:
+    """Fewest targets that match ``members`` and none of ``others``: names alike in every block become one pattern."""
+    taken = {name.rpartition(".")[2] for name in others}
+    targets = (name if (leaf := name.rpartition(".")[2]) in taken else rf"re:.*\.{leaf}$" for name in members)
+    return list(dict.fromkeys(targets))
+
+
+def stored_schemes(quantization: Mapping[str, Any] | None, model: nn.Module) -> dict[str, QuantizationScheme]:
+    """The scheme of every quantized module of a model by name, read from its config the way its readers do."""
+    if not quantization:
+        return {}
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import match_named_modules, match_targets
+
+    config = QuantizationConfig.model_validate(quantization)
+    schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+    return {
+        name: schemes[match_targets(name, module, schemes)[0]]
+        for name, module in match_named_modules(model, schemes, config.ignore)
+    }
