@@ -32,7 +32,9 @@ class Pretrain(TrainStage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource
+    """What is trained: an architecture at random, or a checkpoint; the recipe's ``model`` unless given."""
     method: of("regimes") = "dense"
+    """How it is trained: a regime."""
 
     @model_validator(mode="after")
     def _learns_alone(self) -> Pretrain:

@@ -6,7 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.methods import Method, build, dump, of, seeded
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.models.facts import Parties
 
 ESSENTIAL = "essential"
+SPARSITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"const": ESSENTIAL}, {"type": "null"}]}
 LOSSES = "losses"   # the folder in scratch of what a search has measured
 
 
@@ -35,18 +36,23 @@ def _sane(sparsity: float | str | None) -> float | str | None:
 
 
 class Prune(CalibratedStage):
-    """``pattern`` is unstructured, N:M, block:SIZE, group:ROWS, channel or neuron; an N:M pattern says its sparsity by
-    itself, and sparsity ``essential`` looks for the highest one that costs next to nothing. ``allocator`` shares the
-    sparsity out over the matrices; without one the method's own does. A matrix that no calibration token reached, an
-    expert, is pruned by magnitude or, with ``unseen`` dense, left whole; its mask then promises nothing of it."""
+    """Prune a model in one shot, under a pattern that its masks then promise."""
 
     version: ClassVar[int] = 3
 
     method: of("pruners")
-    pattern: str = "unstructured"
-    sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None
+    """What ranks the weights: a pruner."""
+    pattern: str = Field("unstructured", examples=["unstructured", "2:4", "block:16", "group:4", "channel", "neuron"])
+    """Which weights compete and what the mask promises: unstructured, N:M (``2:4``), block:SIZE, group:ROWS, channel or
+    neuron."""
+    sparsity: Annotated[float | str | None, AfterValidator(_sane), WithJsonSchema(SPARSITY)] = None
+    """Share of the prunable weights to prune; an N:M pattern fixes it. ``essential`` searches for the highest that costs next
+    to nothing."""
     allocator: of("allocators", optional=True) = None
+    """Shares the sparsity out over the matrices; without one the method's own does."""
     unseen: Literal["magnitude", "dense"] = "magnitude"
+    """What is done with a matrix that no calibration token reached (an expert): pruned by magnitude, or left dense without a
+    mask."""
 
     @field_validator("method")
     @classmethod

@@ -34,7 +34,9 @@ class Stage(BaseModel):
     an ``exclusive`` one measures time, so it runs when nothing else does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     version: ClassVar[int] = 1
     needs: ClassVar[dict[str, Kind]] = {}
@@ -48,6 +50,7 @@ class Stage(BaseModel):
         return cls.__module__.rpartition(".")[2]
 
     seed: int = Field(0, ge=0)
+    """Seeds whatever the stage draws at random; the recipe's ``seed`` unless given."""
 
     @classmethod
     def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class ModelStage(Stage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model"}
 
     model: ModelSource | None = None
+    """Where the model comes from when no earlier stage made one; the recipe's ``model`` unless given."""
 
     @property
     def keeps_masks(self) -> bool:

@@ -34,8 +34,11 @@ class CalibratedStage(ModelStage):
 
     method: Any
     sequences: int = Field(128, gt=0)
+    """Calibration sequences, drawn without repetition from the calibration text."""
     length: int = Field(256, ge=2)
+    """Tokens per calibration sequence."""
     batch: int = Field(16, gt=0)
+    """Calibration sequences computed at once."""
 
     @property
     def passes(self) -> int:

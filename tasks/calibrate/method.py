@@ -194,8 +194,11 @@ class Quantizer(BlockMethod):
     """Moves every live weight onto a grid. It sees the mask and keeps it. ``group_size`` None is one scale per row."""
 
     bits: int = Field(4, ge=2, le=8)
+    """Bits per weight."""
     group_size: int | None = Field(128, ge=1)
+    """Consecutive inputs that share a scale; none is one scale per row."""
     symmetric: bool = True
+    """Whether the grid is symmetric around zero, without zero points."""
 
     @property
     def grid(self) -> Grid:

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Gptq(Quantizer):
-    """``percent_damp`` of the mean curvature is added to every feature's; ``act_order`` False takes the columns from left to
-    right; ``double`` sweeps in float64."""
-
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 
     percent_damp: float = Field(0.01, gt=0, le=1)
+    """Share of the mean curvature that is added to every feature's."""
     act_order: bool = True
+    """Take columns by descending curvature; otherwise from left to right."""
     double: bool = False
+    """Sweep in float64."""
 
     def observer(self, linear: Linear) -> Any:
         from tasks.calibrate.observe import Hessian
