@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
+    from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
     from tasks.models.trained import Origin
     from tasks.train.engine import Engine
@@ -80,6 +81,15 @@ class TrainStage(ModelStage):
                     self.method.check_width(linear.shape[-1])
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
+
+    def forecast(self, shape: Shape) -> dict[str, float]:
+        seen = self.steps * self.batch * self.length
+        activations = self.batch * self.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
+        return {
+            "tokens": seen,
+            "flops": shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps)),
+            "memory_bytes": 16 * shape.parameters + activations,
+        }
 
     def origin(self, context: Context) -> Path | None:
         """The directory of the model that is trained; None where it begins at random."""
