@@ -16,7 +16,9 @@ from jsonschema import Draft202012Validator
 from cluster.documents import load_yaml
 from flows.recipe import load_recipe
 from flows.schema import profile_schema, recipe_schema, stage_schema
+from flows.sweep import RESERVED
 from tasks.methods import SHELVES, build, dump, names
+from tasks.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "flows" / "recipes").rglob("*.yaml"))
@@ -98,6 +100,10 @@ def test_the_header_is_checked_too():
     assert complaints(recipe("quantize: {method: gptq}", evaluate=["size"], seed=1)) == []
     for odd in ({"evaluate": "size"}, {"seed": -1}, {"models": {}}, {"stages": []}, {"model": {"checkpoint": 3}}):
         assert complaints(recipe("quantize: {method: gptq}") | odd), odd
+
+
+def test_an_entry_of_a_recipe_has_the_words_that_a_recipe_knows_and_every_stage():
+    assert set(recipe_schema()["properties"]["stages"]["items"]["properties"]) == {*RESERVED, *STAGES}
 
 
 def without_help(part, where=""):
