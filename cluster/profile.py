@@ -30,21 +30,24 @@ def home() -> Path:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RayTarget(_Section):
     """`address` null means the embedded head (or the one of `winnow up`); otherwise a dashboard URL, token by env."""
 
     address: Url | None = None
+    """Dashboard of a Ray cluster (http://HOST:8265); none starts Ray on this machine. The token comes by environment."""
 
 
 class PrefectTarget(_Section):
     api_url: Url | None = None
+    """API of a Prefect server; none starts one on this machine."""
 
 
 class MlflowTarget(_Section):
     tracking_uri: str | None = None
+    """Tracking server or database of MLflow; none starts one on this machine."""
 
     @field_validator("tracking_uri")
     @classmethod
@@ -61,11 +64,17 @@ class Resources(_Section):
     `workers` share out the sequences of a stage that calibrates; each gets as much."""
 
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
+    """CPU cores per rank; ``all`` shares out the cores of the machine."""
     gpus: float = Field(0, ge=0, le=64)
+    """GPUs per rank."""
     memory: int | None = Field(None, gt=0)
+    """Bytes of host memory to reserve."""
     ranks: int | None = Field(None, ge=1, le=4096)
+    """Ranks of this stage; the profile's unless given."""
     threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of torch per rank; as many as cores unless given."""
     workers: int = Field(1, ge=1, le=4096)
+    """Workers that share out the calibration sequences; each gets as much as the stage."""
 
     @field_validator("cpus", mode="before")
     @classmethod
@@ -85,23 +94,41 @@ class Resources(_Section):
 
 class Profile(_Section):
     name: str = "local"
+    """Name of the profile; its file's unless given."""
     store: str = Field(default_factory=lambda: str(home() / "store"))
+    """Where artifacts are kept: a directory or ``s3://bucket/prefix``."""
     scratch: str = Field(default_factory=lambda: str(home() / "scratch"))
+    """A local directory for what is under way: checkpoints, caches."""
     ray: RayTarget = RayTarget()
+    """Where stages run."""
     prefect: PrefectTarget = PrefectTarget()
+    """Where flows are recorded."""
     mlflow: MlflowTarget = MlflowTarget()
+    """Where metrics are recorded."""
     engine: Literal["torch", "deepspeed"] = "deepspeed"
+    """What runs a training step."""
     zero: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage of DeepSpeed."""
     ranks: int = Field(1, ge=1, le=4096)
+    """Ranks of a training stage."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What training computes in; ``auto`` is bfloat16 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where stages compute; ``auto`` is a GPU where there is one."""
     micro_batch: int = Field(8, ge=1)
+    """Sequences per forward pass of a rank."""
     jobs: int = Field(8, ge=1, le=4096)     # in flight at once: each keeps two processes on the head node, waiting or not
+    """Jobs in flight at once."""
     retries: int = Field(2, ge=0, le=100)
+    """How often a failed job is tried again."""
     max_failures: int = Field(3, ge=0, le=1000)
+    """How often a group of ranks is started again after a rank died."""
     checkpoint_every_seconds: float = Field(60, gt=0)
+    """Seconds between checkpoints of a training."""
     activation_bytes: int = Field(8 << 30, ge=0)
+    """Bytes of calibration activations held in memory; the rest lies on the scratch disk."""
     stages: dict[str, Resources] = {}
+    """What a stage gets, by its name; ``default`` is for all others."""
 
     @field_validator("store", "scratch")
     @classmethod

@@ -41,15 +41,20 @@ def groups_of(models: Sequence[Mapping[str, Any]], metric: str = "perplexity") -
 
 
 class Claim(BaseModel):
-    """``stage`` is the id of the stage whose models are compared; ``metric`` any metric of the vocabulary."""
+    """One claim about the models of one stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     says: str
+    """The claim in words."""
     stage: str
+    """Id of the stage whose models are compared."""
     order: list[str | list[str]] = Field(min_length=2)
+    """Groups of models from best to worst, by the labels of their branch; a list is the best of its members."""
     metric: str = "perplexity"
+    """What is compared: a metric of the vocabulary."""
     slack: float = Field(0.0, ge=0)
+    """How much worse the better one may be, as a share."""
 
     def check(self, models: Sequence[tuple[str, Branch]], where: str) -> None:
         """Raise ValueError where the recipe makes no such models."""

@@ -26,6 +26,7 @@ from flows.options import (
     store_of,
 )
 from flows.proof import claims
+from flows.schema import schema
 from flows.shelves import methods
 from flows.upkeep import discard, notes, verify
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(law.app, name="law")
 app.command()(claims)
 app.command()(methods)
+app.command()(schema)
 app.command()(verify)
 app.command()(discard)
 
@@ -77,11 +79,11 @@ def _fail(error: Exception) -> None:
 
 
 class _Lazy(importlib.util._LazyModule):
-    """A module that is imported when anything of it is used. The ``import`` statement itself asks for its spec, and whoever
-    looks for classes for its class: importlib's own would be loaded by either."""
+    """A module that is imported when anything of it is used. The ``import`` statement itself asks for its spec, whoever looks
+    for classes for its class, and for sources for its file: importlib's own would be loaded by any of them."""
 
     def __getattribute__(self, name: str) -> Any:
-        asked = name in ("__spec__", "__class__")
+        asked = name in ("__spec__", "__class__", "__file__", "__name__")
         return ModuleType.__getattribute__(self, name) if asked else super().__getattribute__(name)
 
 

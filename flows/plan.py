@@ -176,26 +176,6 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
     source = _source(recipe, node)
     if node.stage.yields != "model" or source is None or source.architecture is None:
         return {}
-    tokenizer = vocabulary(recipe.nodes, node.parents.get("data"))
-    config = source.initial_config(tokenizer)
-    shape = shape_of_config(config)
-    stage, costs = node.stage, {"disk_bytes": shape.parameters * (2 if source.architecture.dtype == "bfloat16" else 4)}
-    if hasattr(stage, "tokens"):
-        seen = stage.steps * stage.batch * stage.length
-        activations = stage.batch * stage.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
-        costs |= {
-            "tokens": seen,
-            "flops": shape.training_flops(seen, stage.length, stage.method.expected_density(stage.dense_steps)),
-            "memory_bytes": 16 * shape.parameters + activations,
-        }
-        if source.transform:
-            costs["iso_sparsity"] = source.iso_sparsity(tokenizer, stage.length)
-    else:
-        calibration = stage.sequences * stage.length
-        block = 4 * shape.prunable // max(1, shape.layers)
-        costs |= {
-            "tokens": calibration,
-            "flops": stage.passes * shape.forward_flops(stage.length) * calibration,
-            "memory_bytes": 4 * block + 8 * calibration * shape.hidden,
-        }
-    return costs
+    shape = shape_of_config(source.initial_config(vocabulary(recipe.nodes, node.parents.get("data"))))
+    bytes_each = 2 if source.architecture.dtype == "bfloat16" else 4
+    return {"disk_bytes": shape.parameters * bytes_each, **node.stage.forecast(shape)}

@@ -31,18 +31,24 @@ LONGEST_ID = 160        # it begins MLflow's names of parameters and metrics, of
 
 
 class Header(BaseModel):
-    """The recipe's own fields. ``evaluate`` lists the evaluators that measure every model; ``model`` is where it starts;
-    ``claims`` say what its models should show."""
+    """The recipe's own fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(pattern=NAME)
+    """Name of the recipe; names its runs."""
     description: str = ""
+    """What it is for, for people."""
     seed: int = Field(0, ge=0)
+    """Seed of every stage that has none of its own."""
     model: ModelSource | None = None
+    """Where the model comes from: an architecture or a checkpoint."""
     evaluate: Any = ()
+    """The evaluators that measure every model: names, or ``{NAME: {field: value}}``."""
     stages: list[dict[str, Any]] = Field(min_length=1)
+    """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
+    """What its models should show."""
 
 
 @dataclass(frozen=True)

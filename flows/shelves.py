@@ -51,7 +51,10 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
     about = [inspect.cleandoc(text) for text in (sys.modules[kind.__module__].__doc__, kind.__doc__) if text]
     return {
         "shelf": shelf, "method": name, "paper": kind.paper, "about": about, **dict(_patterns(kind)),
-        "fields": {field: {"takes": _takes(info), "default": _default(info)} for field, info in kind.model_fields.items()},
+        "fields": {
+            field: {"takes": _takes(info), "default": _default(info), "help": info.description}
+            for field, info in kind.model_fields.items()
+        },
     }  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def _show(method: dict[str, Any]) -> None:
         console.print(f"\n{text}", markup=False, highlight=False)
     if "patterns" in method:
         console.print(f"\npatterns: {', '.join(method['patterns'])}", highlight=False)
-    table = Table("field", "takes", "default")
+    table = Table("field", "takes", "default", "help")
     for field, told in method["fields"].items():
-        table.add_row(field, told["takes"], str(told["default"]))
+        table.add_row(field, told["takes"], str(told["default"]), " ".join((told["help"] or "").split()))
     console.print(table if method["fields"] else "\nno fields")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from tasks.methods import Method, build, dump
+from tasks.methods import Method, build, dump, several
 from tasks.models.facts import Parties, facts_in, ids_in
 from tasks.stage import Context, Kind, Stage
 
@@ -27,7 +27,10 @@ class Evaluate(Stage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model"}
     yields: ClassVar[Kind] = "metrics"
 
-    evaluators: Annotated[tuple[Method, ...], BeforeValidator(_build_all), PlainSerializer(_dump_all)]
+    evaluators: Annotated[
+        tuple[Method, ...], BeforeValidator(_build_all), PlainSerializer(_dump_all), WithJsonSchema(several("evaluators"))
+    ]
+    """What is measured: names, or ``{NAME: {field: value}}``."""
 
     def part(self, exclusive: bool) -> Evaluate:
         """The same stage with only the evaluators that need the whole machine, or only the others."""

@@ -26,6 +26,7 @@ from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
 from tasks.refusal import disk_full, refused
 from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
+from tasks.workers import start_here
 
 JOB_VARIABLE = "WINNOW_JOB"
 # One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/blocks.py), a
@@ -75,7 +76,9 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     history = History(scratch / HISTORY, artifact.address, tell)
     report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.take(address) for role, address in work["parents"].items()}
-    context = Context(inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_hire, work))
+    context = Context(
+        inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_start_workers, work)
+    )
     planned, digests = artifact.params.get("fingerprints", {}), Digests(home() / DIGESTS)
     stage.verify(planned, digests)
     stage.check_parties(stage.parties(context))
@@ -127,16 +130,13 @@ def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: flo
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
 
 
-def _hire(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[Any]:
+def _start_workers(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[Any]:
     """An object of ``target`` per payload on workers of the cluster, each with the stage's own share of the machine; in
     this process where it is on no cluster."""
     from cluster.workers import on_cluster, start_actor
 
     if not on_cluster():
-        from cluster.targets import load
-        from tasks.calibrate.shares import Nearby
-
-        return [Nearby(load(target)(given)) for given in payloads]
+        return start_here(target, payloads)
     resources = work["resources"]
     return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]
 

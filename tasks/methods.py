@@ -7,22 +7,25 @@ hyper-parameters. Listing the folder lists the methods: nothing is registered.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
+SHELF = "shelf"     # in a JSON schema: stands for the methods of that shelf
 SHELVES = ("transforms", "surgeries", "regimes", "pruners", "allocators", "quantizers", "evaluators")
 
 
 class Method(BaseModel):
-    """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from."""
+    """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from. The string below a field is
+    its help text, in ``winnow methods`` and in the schema of recipes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @property
     def name(self) -> str:
@@ -116,4 +119,28 @@ def of(shelf: str, optional: bool = False) -> Any:
     def write(method: Method | None) -> dict[str, Any] | None:
         return None if method is None else dump(method)
 
-    return Annotated[Method | None if optional else Method, BeforeValidator(read), PlainSerializer(write)]
+    schema = {"anyOf": [named(shelf), {"type": "null"}]} if optional else named(shelf)
+    kind = Method | None if optional else Method
+    return Annotated[kind, BeforeValidator(read), PlainSerializer(write), WithJsonSchema(schema)]
+
+
+def named(shelf: str) -> dict[str, Any]:
+    """The JSON schema of ``NAME`` or ``{NAME: {field: value}}``: a reference that ``flows.schema`` resolves, so that a field
+    can be declared before the methods that fill it are imported."""
+    return {SHELF: shelf}
+
+
+def several(shelf: str) -> dict[str, Any]:
+    """The JSON schema of a list of methods, or of one mapping of their fields by name."""
+    return {"anyOf": [{"type": "array", "items": named(shelf)}, named(f"{shelf}.fields")]}
+
+
+def short(form: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """For ``json_schema_extra`` of a class that is also written in a short form, of this JSON schema."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        whole = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [form, whole]
+
+    return extend

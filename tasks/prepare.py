@@ -1,32 +1,45 @@
-"""Prepare: text becomes a tokenizer and packed token shards, split by document into train, calibration and held-out."""
+"""Prepare: text becomes a tokenizer and packed token shards: train, calibration and held-out.
+
+Each may be a corpus of its own; a role without one is a share of the training text, dealt by document. There is one
+tokenizer, and its vocabulary is learned from the training text alone.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.data.corpus import SPLITS, AnyCorpus, Document, Split, split_of
+from tasks.data.corpora import AnyCorpus, Roles
+from tasks.data.corpus import SPLITS, Split
 from tasks.data.digests import Digests
+from tasks.data.documents import Document
+from tasks.methods import short
 from tasks.models.intake import check_tokenizer
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
 LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
+NEED = {1: "it needs", 2: "two splits need", 3: "three splits need"}
 
 
 class Tokenizer(BaseModel):
     """``{train: VOCABULARY}`` trains a byte-level BPE on the train split; ``{checkpoint: PATH}`` takes an existing one,
     ``earlier`` that of the prepare stage this one comes from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=short({"const": "earlier"})
+    )
 
     train: int | None = Field(None, ge=257, le=1 << 20)
+    """Vocabulary size of a byte-level BPE to train on the training text."""
     checkpoint: Checkpoint | None = None
+    """An existing tokenizer: a directory, ``s3://...`` or a hub id with its revision."""
     earlier: bool = False
+    """Take the tokenizer of the prepare stage this one comes from; written ``tokenizer: earlier``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,9 +68,23 @@ class Prepare(Stage):
     yields: ClassVar[Kind] = "tokens"
 
     corpus: AnyCorpus
+    """The text: a corpus, a path, or one of either per role, ``{train: ..., calibration: ..., heldout: ...}``."""
     tokenizer: Tokenizer
+    """What turns text into tokens: ``{train: VOCABULARY}``, ``{checkpoint: PATH}`` or ``earlier``."""
     heldout: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the training documents that is held out for evaluation, where the corpus names no held-out text."""
     calibration: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the training documents to calibrate on, where the corpus names no calibration text."""
+
+    @model_validator(mode="after")
+    def _shares_count(self) -> Prepare:
+        fields = type(self).model_fields
+        for part in self.corpus.parts().values():
+            for split in part.texts():
+                if split != "train" and getattr(self, split) != fields[split].default:
+                    raise ValueError(f"{split} is a share of the training text, and the corpus names a {split} text; "
+                                     "leave one of them out")  # fmt: skip
+        return self
 
     @property
     def label(self) -> str:
@@ -75,11 +102,19 @@ class Prepare(Stage):
 
     def fingerprints(self, digests: Digests | None = None) -> dict[str, Any]:
         fingerprints = super().fingerprints(digests)
-        if self.corpus.at_hand:
-            found = (document for document in self.corpus.documents() if document.text.strip())
-            if (count := sum(1 for _ in islice(found, LEAST_DOCUMENTS))) < LEAST_DOCUMENTS:
-                raise ValueError(f"corpus is too small: {count} documents with text, three splits need {LEAST_DOCUMENTS}")
+        self._check_enough()
         return fingerprints
+
+    def _check_enough(self) -> None:
+        """Raise ValueError where a text that can be read now has fewer documents than its splits need."""
+        texts = self.corpus.texts()
+        splits = 1 + len(SPLITS) - len(texts)       # that the training text is dealt to
+        for role, corpus in texts.items():
+            least = LEAST_DOCUMENTS if role == "train" and splits > 1 else 1
+            found = (document for document in corpus.documents() if document.text.strip()) if corpus.at_hand else ()
+            if corpus.at_hand and (count := sum(1 for _ in islice(found, least))) < least:
+                name, needed = "corpus" if len(texts) == 1 else f"corpus.{role}", NEED[splits if least > 1 else 1]
+                raise ValueError(f"{name} is too small: {count} documents with text, {needed} {least}")
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.data.tokenizer import load_tokenizer, train_tokenizer
@@ -94,21 +129,28 @@ class Prepare(Stage):
         tokenizer.save_pretrained(context.output / "tokenizer")
         return self._encode(tokenizer, context)
 
-    def _dealt(self, *splits: Split) -> Iterable[tuple[str, Document]]:
+    def _dealt(self, *wanted: Split) -> Iterable[tuple[str, Document]]:
         """(split, document); of a sequence of tasks the split carries the task's name too: ``train-first``."""
         for task, corpus in self.corpus.parts().items():
-            for index, document in enumerate(corpus.documents()):
-                split = split_of(index, self.heldout, self.calibration)
-                if split in splits or not splits:
-                    yield (f"{split}-{task}" if task else split), document
+            for split, document in corpus.deal(self.heldout, self.calibration, wanted or SPLITS):
+                yield (f"{split}-{task}" if task else split), document
+
+    def _fallbacks(self) -> Iterator[str]:
+        """What the roles that a corpus by role leaves out fall back to."""
+        for task, corpus in self.corpus.parts().items():
+            named, of = corpus.texts(), f" of task {task}" if task else ""
+            for split in SPLITS if isinstance(corpus, Roles) else ():
+                if split not in named:
+                    yield f"corpus{of} names no {split} text: it is {getattr(self, split):.1%} of the training documents"
 
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
+        from tasks.data.overlap import Overlap
         from tasks.data.tokenizer import count_ids
         from tasks.data.tokens import TASKS, TokenWriter
 
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")
-        tasks = list(self.corpus.parts())
+        tasks, overlap = list(self.corpus.parts()), Overlap()
         names = [f"{split}-{task}" if task else split for split in SPLITS for task in tasks]
         writers = {name: TokenWriter(context.output, name, count_ids(tokenizer)) for name in names}
         (context.output / TASKS).write_text(json.dumps([task for task in tasks if task]))
@@ -118,6 +160,7 @@ class Prepare(Stage):
                     continue
                 tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
                 writers[split].add([*tokens, tokenizer.eos_token_id])
+                overlap.see(split.partition("-")[0], document.text)
                 if split.startswith("heldout"):
                     heldout.write(json.dumps(document._asdict()) + "\n")
                 context.progress(count, 0, "documents")
@@ -128,6 +171,8 @@ class Prepare(Stage):
                     f"(give at least {LEAST_DOCUMENTS} documents, or larger shares)"
                 )
             writer.flush()
+        for remark in (*self._fallbacks(), *overlap.remarks()):
+            context.note(remark)
         of = {split: [writers[name] for name in names if name.startswith(split)] for split in SPLITS}
         train, heldout = (sum(writer.counts for writer in of[split]) for split in ("train", "heldout"))
         return {

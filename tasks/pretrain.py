@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.formats.mask import Masks
+    from tasks.models.accounting import Shape
 
 
 class Pretrain(TrainStage):
@@ -32,7 +33,9 @@ class Pretrain(TrainStage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens"}
 
     model: ModelSource
+    """What is trained: an architecture at random, or a checkpoint; the recipe's ``model`` unless given."""
     method: of("regimes") = "dense"
+    """How it is trained: a regime."""
 
     @model_validator(mode="after")
     def _learns_alone(self) -> Pretrain:
@@ -79,6 +82,10 @@ class Pretrain(TrainStage):
         if iso is not None and given is not None and abs(given - iso) > 1e-3 * (1 - iso):
             raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
                              f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
+
+    def forecast(self, shape: Shape) -> dict[str, float]:
+        iso = self.model.iso_sparsity(shape.vocabulary, self.length)
+        return super().forecast(shape) | ({} if iso is None else {"iso_sparsity": iso})
 
     def facts(self, context: Context, ids: int) -> ModelFacts:
         return facts_of(self.model, ids) if self.model.architecture else super().facts(context, ids)

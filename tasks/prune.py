@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from tasks.calibrate.calibration import PARTS, CalibratedStage
+from tasks.calibrate.essential import GRID, Trials, folder_of
 from tasks.methods import Method, build, dump, of, seeded
 from tasks.stage import REPORT, Context, Facts
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.models.facts import Parties
 
 ESSENTIAL = "essential"
-LOSSES = "losses"   # the folder in scratch of what a search has measured
+SPARSITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"const": ESSENTIAL}, {"type": "null"}]}
 
 
 def _sane(sparsity: float | str | None) -> float | str | None:
@@ -35,18 +36,23 @@ def _sane(sparsity: float | str | None) -> float | str | None:
 
 
 class Prune(CalibratedStage):
-    """``pattern`` is unstructured, N:M, block:SIZE, group:ROWS, channel or neuron; an N:M pattern says its sparsity by
-    itself, and sparsity ``essential`` looks for the highest one that costs next to nothing. ``allocator`` shares the
-    sparsity out over the matrices; without one the method's own does. A matrix that no calibration token reached, an
-    expert, is pruned by magnitude or, with ``unseen`` dense, left whole; its mask then promises nothing of it."""
+    """Prune a model in one shot, under a pattern that its masks then promise."""
 
     version: ClassVar[int] = 3
 
     method: of("pruners")
-    pattern: str = "unstructured"
-    sparsity: Annotated[float | str | None, AfterValidator(_sane)] = None
+    """What ranks the weights: a pruner."""
+    pattern: str = Field("unstructured", examples=["unstructured", "2:4", "block:16", "group:4", "channel", "neuron"])
+    """Which weights compete and what the mask promises: unstructured, N:M (``2:4``), block:SIZE, group:ROWS, channel or
+    neuron."""
+    sparsity: Annotated[float | str | None, AfterValidator(_sane), WithJsonSchema(SPARSITY)] = None
+    """Share of the prunable weights to prune; an N:M pattern fixes it. ``essential`` searches for the highest that costs next
+    to nothing."""
     allocator: of("allocators", optional=True) = None
+    """Shares the sparsity out over the matrices; without one the method's own does."""
     unseen: Literal["magnitude", "dense"] = "magnitude"
+    """What is done with a matrix that no calibration token reached (an expert): pruned by magnitude, or left dense without a
+    mask."""
 
     @field_validator("method")
     @classmethod
@@ -94,8 +100,6 @@ class Prune(CalibratedStage):
     @property
     def passes(self) -> int:
         """At most: a search walks, and measures a loss, at each sparsity of its grid, and walks once more."""
-        from tasks.calibrate.essential import GRID
-
         return super().passes * (1 + len(GRID)) + 1 + len(GRID) if self.sparsity == ESSENTIAL else super().passes
 
     def check(self, facts: Facts) -> None:
@@ -137,24 +141,17 @@ class Prune(CalibratedStage):
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT
         report.mkdir(parents=True, exist_ok=True)
-        sparsity, found = self.target, {}
-        if self.sparsity == ESSENTIAL:
-            from tasks.calibrate.essential import search
-            from tasks.calibrate.ledger import claim, identity
-
-            losses = context.scratch / LOSSES
-            losses.mkdir(parents=True, exist_ok=True)
-            settings = json.dumps([self.pattern, dump(self._allocator())])
-            claim(losses, identity(self.incoming(context), self.batches(context), self.method, {}, settings))
-            tried: list[float] = []
-            sparsity, curve = search(lambda level: self._loss(context, level, tried))
-            (report / "essential.json").write_text(json.dumps(curve))
-            found = {"essential_sparsity": sparsity}
-        return self._prune(context, sparsity, context.output) | found
+        if self.sparsity != ESSENTIAL:
+            return self._prune(context, self.target, context.output)
+        device, prune = context.execution.device, partial(self._prune, context)
+        trials = Trials(self.incoming(context), self.batches(context), context.scratch, device, prune)
+        sparsity, curve = trials.search(self.method, json.dumps([self.pattern, dump(self._allocator())]))
+        (report / "essential.json").write_text(json.dumps(curve))
+        return {**self._prune(context, sparsity, context.output), "essential_sparsity": sparsity}
 
     def _prune(self, context: Context, sparsity: float, output: Any) -> dict[str, float]:
         """The model pruned to one sparsity, its finished blocks kept under that sparsity."""
-        place, title = _place(sparsity), f"at {sparsity:g}" if self.sparsity == ESSENTIAL else ""
+        place, title = folder_of(sparsity), f"at {sparsity:g}" if self.sparsity == ESSENTIAL else ""
         choices = {"pattern": self._pattern(), "sparsity": self._allocate(context, sparsity, place), "unseen": self.unseen}
         if not self.shrinks:
             return self.walk(context, output, place, title, **choices)
@@ -184,27 +181,3 @@ class Prune(CalibratedStage):
             keep(known, made)
         (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(known["table"], sort_keys=False))
         return known["table"]
-
-    def _loss(self, context: Context, sparsity: float, tried: list[float]) -> float:
-        """Next-token loss on the calibration text at one sparsity; of the dense model at 0. ``tried`` are those before it:
-        on the disk the last of them stays, which is the one looked for if this is too much."""
-        from tasks.calibrate.essential import loss
-        from tasks.models.kept import keep, kept
-
-        place = context.scratch / LOSSES / f"{sparsity:g}.json"
-        if (found := kept(place)) is None:
-            directory = self.incoming(context)
-            if sparsity:
-                directory = context.scratch / _place(sparsity) / "tried"
-                self._prune(context, sparsity, directory)
-            found = loss(directory, self.batches(context), context.execution.device)
-            keep(found, place)
-        for level in tried[:-1]:
-            shutil.rmtree(context.scratch / _place(level), ignore_errors=True)
-        tried.append(sparsity)
-        return found
-
-
-def _place(sparsity: float) -> str:
-    """The folder in scratch of what belongs to the walk to one sparsity."""
-    return f"walk-{sparsity:g}"

@@ -19,6 +19,7 @@ class Quantize(CalibratedStage):
     version: ClassVar[int] = 2
 
     method: of("quantizers")
+    """How weights are rounded: a quantizer."""
 
     def check(self, facts: Facts) -> None:
         super().check(facts)

@@ -24,9 +24,13 @@ class Recover(TrainStage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
 
     model: ModelSource | None = None
+    """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
     teacher: ModelSource | None = None
+    """The model to learn from where it is no earlier stage; by default the one that went into the pruning."""
     method: of("regimes") = "masked"
+    """How it is finetuned: a regime."""
     learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
 
     def roles(self) -> dict[str, Kind]:
         roles = dict(self.needs)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,10 @@ from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
 from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
+from tasks.workers import start_here
+
+if TYPE_CHECKING:
+    from tasks.models.accounting import Shape
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
@@ -34,7 +38,9 @@ class Stage(BaseModel):
     an ``exclusive`` one measures time, so it runs when nothing else does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     version: ClassVar[int] = 1
     needs: ClassVar[dict[str, Kind]] = {}
@@ -48,6 +54,7 @@ class Stage(BaseModel):
         return cls.__module__.rpartition(".")[2]
 
     seed: int = Field(0, ge=0)
+    """Seeds whatever the stage draws at random; the recipe's ``seed`` unless given."""
 
     @classmethod
     def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
@@ -90,6 +97,11 @@ class Stage(BaseModel):
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
 
+    def forecast(self, shape: Shape) -> dict[str, float]:
+        """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and roughly
+        ``memory_bytes``."""
+        return {}
+
     def parties(self, context: Context) -> Parties:
         """Who takes part, now that the inputs are there."""
         return Parties()
@@ -110,6 +122,7 @@ class ModelStage(Stage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model"}
 
     model: ModelSource | None = None
+    """Where the model comes from when no earlier stage made one; the recipe's ``model`` unless given."""
 
     @property
     def keeps_masks(self) -> bool:
@@ -170,15 +183,10 @@ class Facts:
     heads: int | None = None
 
 
-def _nobody(target: str, payloads: list[dict[str, Any]]) -> list[Any]:
-    """Who would do the work of a stage that shares none out."""
-    assert not payloads, f"nobody here starts {target}, and its share of the work would be lost"
-    return []
-
-
 @dataclass
 class Context:
-    """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results."""
+    """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results.
+    ``start_workers`` makes an object of a target (``module:Class``) per payload, each on a worker where there is a cluster."""
 
     inputs: dict[str, Path]
     output: Path
@@ -186,7 +194,7 @@ class Context:
     execution: Execution
     report: Callable[[Event], None] = lambda event: None
     make_engine: Callable[..., Any] | None = None
-    hire: Callable[[str, list[dict[str, Any]]], list[Any]] = _nobody
+    start_workers: Callable[[str, list[dict[str, Any]]], list[Any]] = start_here
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""

@@ -21,11 +21,10 @@ _STRETCH = 128 * 1024 / 1e4
 
 
 class Cfsp(Allocator):
-    """``sharpness`` is how much a difference in angle counts."""
-
     paper: ClassVar[str] = "CFSP (arXiv 2409.13199)"
 
     sharpness: float = Field(1.0, ge=0)
+    """How much a difference in angle counts; 0 is uniform."""
 
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         angles = {}

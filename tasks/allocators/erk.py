@@ -14,11 +14,12 @@ from tasks.models.allocation import Allocator, Scan
 
 
 class Erk(Allocator):
-    """``power`` 0 is uniform, 1 the paper's. The experts of a fused stack count as matrices of their own."""
+    """The experts of a fused stack count as matrices of their own."""
 
     paper: ClassVar[str] = "SET and RigL (arXiv 1707.04780, 1911.11134), ERK"
 
     power: float = Field(1.0, ge=0)
+    """How strongly density follows a matrix's shape: 0 is uniform, 1 the paper's."""
 
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         raw = {name: ((shape[-2] + shape[-1]) / (shape[-2] * shape[-1])) ** self.power for name, shape in scan.shapes.items()}

@@ -19,7 +19,9 @@ class Owl(Allocator):
     paper: ClassVar[str] = "OWL (arXiv 2310.05175)"
 
     outlier: float = Field(5.0, gt=0)
+    """An outlier's score is more than this many times the mean score of its block."""
     spread: float = Field(0.08, ge=0, lt=0.5)
+    """Largest difference of a block's sparsity from the overall one."""
 
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         from tasks.calibrate.observe import InputNorms

@@ -23,15 +23,16 @@ Curve = list[tuple[float, float]]       # (sparsity, error), ascending
 
 
 class Sensitivity(Allocator):
-    """``levels``, and the overall sparsity where it is higher, are measured with ``pruner`` on about ``sequences`` sequences.
-    No linear strays further than ``spread`` from the overall sparsity, since errors add up only where they are small."""
-
     paper: ClassVar[str] = "layer-wise sensitivity analysis (arXiv 1608.08710), solved as a linear programme"
 
     pruner: of("pruners") = Field("wanda", validate_default=True)
+    """The pruner that the matrices are tried with."""
     levels: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Sparsities that are tried, ascending; the overall one is added where it is higher."""
     sequences: int = Field(16, gt=0)
+    """About how many calibration sequences a trial sees."""
     spread: float = Field(0.2, gt=0, le=1)
+    """Largest difference of a matrix's sparsity from the overall one; errors add up only where they are small."""
 
     @field_validator("levels")
     @classmethod

@@ -15,11 +15,12 @@ from tasks.models.allocation import Allocator, Scan
 
 
 class Table(Allocator):
-    """A linear that no key matches gets the overall sparsity. The table is law: with it the total is what it gives."""
+    """The table is law: with it the total is what it gives."""
 
     paper: ClassVar[str] = "an explicit table"
 
     sparsities: dict[str, float] = Field(default_factory=dict)
+    """Sparsity by regular expression; the first that matches in a matrix's name counts, and without a match the overall one."""
 
     @field_validator("sparsities")
     @classmethod

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tasks.calibrate.report import BlockReport, WalkReport
     from tasks.calibrate.shares import Follower
+    from tasks.models.accounting import Shape
     from tasks.models.activations import Room
 
 
@@ -34,13 +35,24 @@ class CalibratedStage(ModelStage):
 
     method: Any
     sequences: int = Field(128, gt=0)
+    """Calibration sequences, drawn without repetition from the calibration text."""
     length: int = Field(256, ge=2)
+    """Tokens per calibration sequence."""
     batch: int = Field(16, gt=0)
+    """Calibration sequences computed at once."""
 
     @property
     def passes(self) -> int:
         """Forward passes over the calibration sequences: a walk makes two."""
         return 2
+
+    def forecast(self, shape: Shape) -> dict[str, float]:
+        tokens, block = self.sequences * self.length, 4 * shape.prunable // max(1, shape.layers)
+        return {
+            "tokens": tokens,
+            "flops": self.passes * shape.forward_flops(self.length) * tokens,
+            "memory_bytes": 4 * block + 8 * tokens * shape.hidden,
+        }
 
     def batches(self, context: Context) -> list[torch.Tensor]:
         """The calibration sequences as tokens int64 [B, T]."""
@@ -110,7 +122,7 @@ class CalibratedStage(ModelStage):
             "method": (shelf, dump(self.method)),
         }
         _, *others = deal(batches, context.execution.workers)
-        return context.hire(
+        return context.start_workers(
             "tasks.calibrate.worker:Share",
             [
                 {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}

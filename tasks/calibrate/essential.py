@@ -8,16 +8,21 @@ the value is a lower bound of what recovery makes of it. It depends on grid and 
 from __future__ import annotations
 
 import math
+import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from tasks.methods import Method
+
 GRID = tuple(step / 20 for step in range(1, 20))
 TOLERANCE = 0.01
+LOSSES = "losses"       # the folder in scratch of what a search has measured
 
 
 def search(loss_at: Callable[[float], float], grid: Iterable[float] = GRID) -> tuple[float, dict[str, Any]]:
@@ -40,7 +45,53 @@ def _perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
-def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:
+def folder_of(sparsity: float) -> str:
+    """Name of the folder in scratch of what belongs to the walk to one sparsity."""
+    return f"walk-{sparsity:g}"
+
+
+@dataclass
+class Trials:
+    """The losses of one model at the sparsities of a search, each kept in ``scratch`` once it is measured, so that an attempt
+    after a crash goes on from there. ``prune`` writes the model at a sparsity into a directory, and keeps what it works with
+    in ``scratch / folder_of(sparsity)``."""
+
+    model: Path
+    batches: Sequence[torch.Tensor]
+    scratch: Path
+    device: str
+    prune: Callable[[float, Path], Any]
+    tried: list[float] = field(default_factory=list)
+
+    def search(self, method: Method, settings: str) -> tuple[float, dict[str, Any]]:
+        """The essential sparsity under a method, and the curve. What was measured under other settings is refused."""
+        from tasks.calibrate.ledger import claim, identity
+
+        losses = self.scratch / LOSSES
+        losses.mkdir(parents=True, exist_ok=True)
+        claim(losses, identity(self.model, self.batches, method, {}, settings))
+        return search(self.loss)
+
+    def loss(self, sparsity: float) -> float:
+        """Next-token loss on the calibration text at one sparsity; of the dense model at 0. Of the models tried before, the
+        last stays on the disk: it is the one looked for if this is too much."""
+        from tasks.models.kept import keep, kept
+
+        kept_at = self.scratch / LOSSES / f"{sparsity:g}.json"
+        if (found := kept(kept_at)) is None:
+            directory = self.model
+            if sparsity:
+                directory = self.scratch / folder_of(sparsity) / "tried"
+                self.prune(sparsity, directory)
+            found = mean_loss(directory, self.batches, self.device)
+            keep(found, kept_at)
+        for level in self.tried[:-1]:
+            shutil.rmtree(self.scratch / folder_of(level), ignore_errors=True)
+        self.tried.append(sparsity)
+        return found
+
+
+def mean_loss(directory: Path, batches: Sequence[torch.Tensor], device: str) -> float:
     """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
     from tasks.models.checkpoint import load_model
     from tasks.models.scoring import summed_loss

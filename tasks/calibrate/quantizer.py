@@ -29,18 +29,18 @@ INTEGERS = ("bits", "group_size", "symmetric")
 
 
 class Quantizer(BlockMethod):
-    """Moves every live weight onto a grid. It sees the mask and keeps it.
-
-    ``bits``, ``group_size`` (None is one scale per row) and ``symmetric`` say it of integers; or ``scheme`` names a preset
-    of compressed-tensors instead, as FP8_DYNAMIC or {W4A16: {group_size: 64}}. ``schemes`` gives other ones to the matrices
-    whose name has a part, as {down_proj: W8A16}; UNQUANTIZED leaves them as they are.
-    """
+    """Moves every live weight onto a grid. It sees the mask and keeps it."""
 
     bits: int = Field(4, ge=2, le=8)
+    """Bits per weight."""
     group_size: int | None = Field(128, ge=1)
+    """Consecutive inputs that share a scale; none is one scale per row."""
     symmetric: bool = True
+    """Whether the grid is symmetric around zero, without zero points."""
     scheme: Spec | None = None
+    """A preset of compressed-tensors instead of bits, as FP8_DYNAMIC or {W4A16: {group_size: 64}}."""
     schemes: dict[str, Spec] = Field(default_factory=dict)
+    """Other presets for matrices with this part in their name, as {down_proj: W8A16}; UNQUANTIZED leaves them as they are."""
 
     @field_validator("scheme", "schemes", mode="before")
     @classmethod

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class Refiner(Pruner):
-    """A pruner on top of another, ``initial``, whose ranking and allocator it takes over."""
+    """A pruner on top of another, whose ranking and allocator it takes over."""
 
     initial: of("pruners") = Field("wanda", validate_default=True)
+    """The pruner whose mask is refined."""
 
     @field_validator("initial")
     @classmethod

@@ -32,24 +32,6 @@ class Follower(Protocol):
     def call(self, method: str, *arguments: Any) -> Pending: ...
 
 
-class Nearby:
-    """A worker in this process, which does at once what it is asked for: where there is no cluster."""
-
-    def __init__(self, worker: Any) -> None:
-        self.worker = worker
-
-    def call(self, method: str, *arguments: Any) -> Pending:
-        return _Done(getattr(self.worker, method)(*arguments))
-
-
-class _Done:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def result(self) -> Any:
-        return self.value
-
-
 def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Held) -> tuple[float, float]:
     """Replace the hidden states by the block's output; (squared change against ``dense``, squares of that)."""
     change = total = 0.0

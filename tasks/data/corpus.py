@@ -1,4 +1,4 @@
-"""Where text comes from: a corpus is a stream of named documents with a fingerprint of its content.
+"""Where text comes from: a corpus is a stream of named documents with a fingerprint of its content, dealt to splits.
 
 The fingerprint enters the key of the prepare stage, so the same recipe over changed text is another computation. Every
 reading error names the file and, where there is one, the line.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.data.digests import Digests
 from tasks.data.documents import Document, Nulls, decode, digest, kind_of, parse, read_documents, text_of
@@ -24,10 +23,25 @@ from tasks.data.place import Commit, Pattern
 VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
 
 
-class Corpus(BaseModel):
-    """Root of the corpora below."""
+Split = Literal["train", "calibration", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "calibration", "heldout")
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def split_of(index: int, heldout: float, calibration: float) -> Split:
+    """Deal documents to splits evenly along the corpus: the shares hold for every prefix of it."""
+    def falls(number: int, share: float, shift: float) -> bool:
+        return int((number + 1) * share + shift) > int(number * share + shift)
+
+    if falls(index, heldout, 0.5):
+        return "heldout"
+    rest = index - int(index * heldout + 0.5)      # dealt among what is not held out, or shares that meet would shrink
+    return "calibration" if falls(rest, calibration / (1 - heldout), 0.0) else "train"
+
+
+class Corpus(BaseModel):
+    """Root of all corpora."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     at_hand: ClassVar[bool] = True      # can be read before a run, without asking the hub
 
@@ -37,6 +51,21 @@ class Corpus(BaseModel):
     def parts(self) -> dict[str, Corpus]:
         """The corpora of a sequence of tasks by name; any other corpus is one part without a name."""
         return {"": self}
+
+    def texts(self) -> dict[Split, Corpus]:
+        """The corpora that the splits are made of: a split without one of its own is a share of the training text."""
+        return {"train": self}
+
+    def deal(self, heldout: float, calibration: float, wanted: tuple[Split, ...] = SPLITS) -> Iterator[tuple[Split, Document]]:
+        """The documents of the wanted splits. The shares are of the training text, for the splits that have no other."""
+        texts = self.texts()
+        shares = [0.0 if split in texts else share for split, share in (("heldout", heldout), ("calibration", calibration))]
+        for index, document in enumerate(texts["train"].documents()):
+            if (split := split_of(index, *shares)) in wanted:
+                yield split, document
+        for split in wanted:
+            if split != "train" and split in texts:
+                yield from ((split, document) for document in texts[split].documents())
 
     def fingerprint(self, digests: Digests | None = None) -> str:
         """sha256 over names and content. Raises ValueError when the corpus cannot be read."""
@@ -54,7 +83,9 @@ class Stdlib(Corpus):
     """
 
     only: tuple[str, ...] = ()
+    """Packages and modules to read, by name; all of them unless given."""
     without: tuple[str, ...] = ()
+    """Packages and modules to leave out."""
 
     def files(self) -> list[Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -80,14 +111,16 @@ class Files(Corpus):
     """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3; text and JSON lines
     may be packed (.gz, .zst, .bz2, .xz).
 
-    ``paths`` are paths or globs; ``field`` is the column that holds the text of a row. Rows without text are an error, or
-    with ``nulls: skip`` left out. A document is named by its path below the folder that all files share, so that the same
-    files in another place are the same corpus.
+    A document is named by its path below the folder that all files share, so that the same files in another place are the
+    same corpus.
     """
 
     paths: tuple[Pattern, ...] = Field(min_length=1)
+    """Paths or globs of files, local or ``s3://...``."""
     field: str = "text"
+    """Column or key that holds the text of a row."""
     nulls: Nulls = "refuse"
+    """What is done with rows without text: an error, or left out."""
 
     def files(self) -> list[str]:
         found = [path for pattern in self.paths for path in expand(pattern)]
@@ -128,12 +161,19 @@ class Hub(Corpus):
     """A dataset of the Hugging Face hub, streamed. ``revision`` pins the content, so it is part of the fingerprint."""
 
     dataset: str
+    """Id of the dataset."""
     subset: str | None = None
+    """Name of its configuration, where it has several."""
     split: str = "train"
+    """Its split."""
     field: str = "text"
+    """Column that holds the text."""
     nulls: Nulls = "refuse"
+    """What is done with rows without text: an error, or left out."""
     revision: Commit
+    """Commit of 40 hexadecimal digits; branches move."""
     documents_at_most: int = Field(gt=0)
+    """How many rows are read."""
 
     at_hand: ClassVar[bool] = False
 
@@ -153,79 +193,3 @@ class Hub(Corpus):
 
     def fingerprint(self, digests: Digests | None = None) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-
-AnyCorpus = Annotated[
-    Corpus,
-    BeforeValidator(lambda spec, info: build_corpus(spec, info.context)),
-    PlainSerializer(lambda corpus, info: dump_corpus(corpus, info.context)),
-]
-
-
-class Sequence(Corpus):
-    """Corpora to be learned one after the other, by name: ``sequence: {first: ..., second: ...}``."""
-
-    tasks: dict[str, AnyCorpus] = Field(min_length=2)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, spec: Any) -> Any:
-        return spec if isinstance(spec, dict) and spec.keys() == {"tasks"} else {"tasks": spec}
-
-    @field_validator("tasks")
-    @classmethod
-    def _names(cls, tasks: dict[str, Corpus]) -> dict[str, Corpus]:
-        for name, corpus in tasks.items():
-            if not re.fullmatch(r"[a-z0-9_]+", name):
-                raise ValueError(f"task {name!r} is no name; use lower-case letters, digits and _")
-            if isinstance(corpus, Sequence):
-                raise ValueError(f"task {name}: a sequence inside a sequence")
-        return tasks
-
-    @property
-    def at_hand(self) -> bool:
-        return all(corpus.at_hand for corpus in self.tasks.values())
-
-    def parts(self) -> dict[str, Corpus]:
-        return dict(self.tasks)
-
-    def documents(self) -> Iterator[Document]:
-        for corpus in self.tasks.values():
-            yield from corpus.documents()
-
-    def fingerprint(self, digests: Digests | None = None) -> str:
-        return digest((name, corpus.fingerprint(digests).encode()) for name, corpus in self.tasks.items())
-
-
-CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub, "sequence": Sequence}
-
-
-def build_corpus(spec: Any, context: Any = None) -> Corpus:
-    """A corpus from ``name`` or ``{name: {field: value}}``."""
-    if isinstance(spec, Corpus):
-        return spec
-    fields = {spec: {}} if isinstance(spec, str) else spec
-    if not (isinstance(fields, dict) and len(fields) == 1 and next(iter(fields)) in CORPORA):
-        raise ValueError(f"no corpus {spec!r}; choose one of {', '.join(CORPORA)}")
-    ((name, values),) = fields.items()
-    return CORPORA[name].model_validate(values or {}, context=context)
-
-
-def dump_corpus(corpus: Corpus, context: Any = None) -> dict[str, Any]:
-    name = next(name for name, kind in CORPORA.items() if type(corpus) is kind)
-    return {name: corpus.model_dump(mode="json", context=context)}
-
-
-Split = Literal["train", "calibration", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "calibration", "heldout")
-
-
-def split_of(index: int, heldout: float, calibration: float) -> Split:
-    """Deal documents to splits evenly along the corpus: the shares hold for every prefix of it."""
-    def falls(number: int, share: float, shift: float) -> bool:
-        return int((number + 1) * share + shift) > int(number * share + shift)
-
-    if falls(index, heldout, 0.5):
-        return "heldout"
-    rest = index - int(index * heldout + 0.5)      # dealt among what is not held out, or shares that meet would shrink
-    return "calibration" if falls(rest, calibration / (1 - heldout), 0.0) else "train"

@@ -20,15 +20,20 @@ TASK, ITEMS = "winnow_next_line", "items.jsonl"
 
 
 class MultipleChoice(Evaluator):
-    """``items`` questions: ``context`` characters of a held-out document, its true next line among ``choices`` lines."""
+    """A question is what a held-out document goes on with: its true next line among lines of others."""
 
     paper: ClassVar[str] = "lm-evaluation-harness (doi 10.5281/zenodo.10256836)"
 
     items: int = Field(200, gt=0)
+    """Number of questions."""
     choices: int = Field(4, ge=2)
+    """Lines to choose from, one of them right."""
     context: int = Field(240, gt=0)
+    """Characters of the document before the choice."""
     batch: int = Field(32, gt=0)
+    """Requests computed at once."""
     seed: int = 0
+    """Seed of the draw of questions and of wrong choices."""
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:

@@ -12,13 +12,14 @@ from tasks.evaluators import Candidate, Evaluator
 
 
 class Perplexity(Evaluator):
-    """Windows of ``length`` tokens, each scored on its length - 1 next tokens; at most ``tokens`` tokens in all."""
-
     paper: ClassVar[str] = "protocol of SparseGPT and Wanda (arXiv 2301.00774, 2306.11695)"
 
     length: int = Field(512, ge=2)
+    """Tokens per window; each is scored on its length - 1 next tokens."""
     tokens: int = Field(1 << 17, gt=0)
+    """Tokens of held-out text at most."""
     batch: int = Field(16, gt=0)
+    """Windows computed at once."""
 
     def check_positions(self, positions: int) -> None:
         if self.length > positions:

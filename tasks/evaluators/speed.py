@@ -12,14 +12,17 @@ from tasks.evaluators import Candidate, Evaluator
 
 
 class Speed(Evaluator):
-    """Median over ``repeats``: prefill of ``prompt`` tokens, then greedy decoding of ``new`` tokens with a KV cache."""
+    """Prefill of a prompt, then greedy decoding with a KV cache; medians."""
 
     paper: ClassVar[str] = "wall-clock measurement"
     exclusive: ClassVar[bool] = True
 
     prompt: int = Field(256, gt=0)
+    """Tokens of the prompt."""
     new: int = Field(32, gt=0)
+    """Tokens decoded after it."""
     repeats: int = Field(5, gt=0)
+    """Measurements, of which the median counts; one before them warms up."""
 
     def check_positions(self, positions: int) -> None:
         if self.prompt + self.new > positions:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from tasks.data.digests import Digests
 from tasks.data.place import Commit, Place
-from tasks.methods import of
+from tasks.methods import of, short
 from tasks.models import known
 from tasks.models.intake import check_config, check_type, check_unquantized, check_weights
 from tasks.models.layout import MASKS, TEMPLATES
@@ -30,10 +30,12 @@ WIDTHS = ("hidden_size", "intermediate_size", "ffn_dim", "n_inner", "moe_interme
 class Architecture(BaseModel):
     """A transformers causal language model to initialise at random: a model type and overrides of its config."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     model_type: str
+    """Model type of transformers (llama, gpt2, ...); every other field overrides its config's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the weights are stored in."""
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -79,11 +81,16 @@ class Architecture(BaseModel):
 class Checkpoint(BaseModel):
     """A checkpoint in Hugging Face layout: a local directory, an s3:// prefix, or a hub id with its revision."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=short({"type": "string"})
+    )
 
     path: Place | None = None
+    """A local directory or an ``s3://`` prefix, in Hugging Face layout."""
     hub: str | None = None
+    """Id of a model of the Hugging Face hub."""
     revision: Commit | None = None
+    """Commit of 40 hexadecimal digits of ``hub``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,11 +160,14 @@ class Checkpoint(BaseModel):
 class ModelSource(BaseModel):
     """``{architecture: {...}}``, with a ``transform`` of it if wanted, or ``{checkpoint: PATH}``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     architecture: Architecture | None = None
+    """A causal language model of transformers, initialised at random."""
     transform: of("transforms") | None = None
+    """Makes the architecture larger, so that sparse it costs what it costs dense."""
     checkpoint: Checkpoint | None = None
+    """An existing model: a directory, ``s3://...`` or a hub id with its revision."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelSource:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Transform(Method):
-    """Root of the transforms. ``sparsity`` sets the sizes. Sizes are whole numbers, so the sparsity at which the model
-    costs what the dense one costs is another, near it: :func:`tasks.models.accounting.iso_sparsity`. At 0 only factorized
-    replaces anything."""
+    """Root of the transforms. Sizes are whole numbers, so the sparsity at which the model costs what the dense one costs is
+    another than ``sparsity``, near it: :func:`tasks.models.accounting.iso_sparsity`. At 0 only factorized replaces anything."""
 
     sparsity: float = Field(0.75, ge=0, lt=1)
+    """Sparsity that the sizes are set for: the larger model at this sparsity costs about what the architecture costs dense."""
 
     @property
     def replaces(self) -> bool:

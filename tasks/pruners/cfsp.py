@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 
 class Cfsp(Structured):
-    """``criterion`` ranks the channels; ``magnitude`` and ``random`` (by ``seed``) are what the others have to beat.
-    Kept widths are multiples of ``multiple``. ``shrink`` makes the matrices smaller instead of masking them."""
-
     paper: ClassVar[str] = "CFSP (arXiv 2409.13199)"
 
     criterion: Literal["weights", "activation", "magnitude", "random"] = "weights"
+    """What ranks the channels; ``magnitude`` and ``random`` are what the others have to beat."""
     multiple: int = Field(1, ge=1)
+    """Kept widths are multiples of this."""
     shrink: bool = True
+    """Make the matrices smaller; otherwise channels are masked and shapes stay."""
     seed: int = Field(0, ge=0)
+    """Seed of ``criterion: random``; the stage's unless given."""
 
     @property
     def allocator(self) -> str:

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 class Dsnot(Refiner):
-    """Refines the mask of ``initial``. At most ``cycles`` of the width are exchanged in a row; a row stops when its
-    error is within ``threshold``, and under ``same_sign`` before its error would change sign. ``variance_power`` says
-    how much an unsteady input discounts what a weight could bring back."""
-
     paper: ClassVar[str] = "DSnoT (arXiv 2310.08915)"
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
 
     cycles: float = Field(0.0125, gt=0, le=1)
+    """Exchanges per row at most, as a share of its width."""
     threshold: float = Field(5e-5, ge=0)
+    """A row is done once its expected error is within this, per token."""
     variance_power: float = Field(1.0, ge=0)
+    """How much the variance of an input discounts what its weight could bring back; 0 not at all."""
     same_sign: bool = True
+    """Stop a row before its error would change sign."""
 
     def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import Both, Moments

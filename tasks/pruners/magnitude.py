@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 class Magnitude(Pruner):
-    """``scope`` is what is ranked together. A global ranking is an allocation: the matrices' shares of the smallest
-    weights of the model are counted first, by the allocator of that name."""
+    """A global ranking is an allocation: the matrices' shares of the smallest weights of the model are counted first, by the
+    allocator of that name."""
 
     paper: ClassVar[str] = "magnitude pruning; essential sparsity (arXiv 2306.03805)"
 
     scope: Literal["row", "layer", "global"] = "layer"
+    """What is ranked together: a row, a matrix, or the whole model."""
 
     @property
     def allocator(self) -> str:

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class Random(Pruner):
-    """``seed`` decides the lot; each matrix draws its own by its name, or its content where others ask for a score, so the
-    order of the walk changes nothing."""
+    """Each matrix draws its own by its name, or its content where others ask for a score, so the order of the walk changes
+    nothing."""
 
     paper: ClassVar[str] = "uniform random pruning"
     scope: ClassVar[Literal["row", "layer"]] = "layer"
 
     seed: int = Field(0, ge=0)
+    """Seed of the draw; the stage's unless given."""
 
     def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
         return self._draw(weight_OI, str(crc32(weight_OI.float().cpu().numpy().tobytes())))

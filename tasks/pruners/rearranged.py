@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 
 class Rearranged(Refiner):
-    """``initial`` prunes what was rearranged."""
-
     paper: ClassVar[str] = "channel permutations (after arXiv 2106.03517) for row groups"
     patterns: ClassVar[tuple[str, ...]] = ("group",)
     takes_masks: ClassVar[bool] = False

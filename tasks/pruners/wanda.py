@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 
 class Wanda(Pruner):
-    """``adaptive`` lets the rows of a matrix differ in sparsity."""
-
     paper: ClassVar[str] = "Wanda (arXiv 2306.11695)"
 
     adaptive: bool = False
+    """Let the rows of a matrix differ in sparsity."""
 
     @property
     def scope(self) -> Literal["row", "layer"]:

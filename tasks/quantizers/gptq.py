@@ -33,16 +33,14 @@ if TYPE_CHECKING:
 
 
 class Gptq(Quantizer):
-    """``bits``, ``group_size`` and ``symmetric`` say which values a weight may take, or ``scheme`` and ``schemes`` do, by
-    compressed-tensors' names: FP8_DYNAMIC, {W4A16: {group_size: 64}}, {down_proj: W8A16}. ``percent_damp`` of the mean
-    curvature is added to every feature's; ``act_order`` False takes the columns from left to right; ``double`` sweeps in
-    float64."""
-
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 
     percent_damp: float = Field(0.01, gt=0, le=1)
+    """Share of the mean curvature that is added to every feature's."""
     act_order: bool = True
+    """Take columns by descending curvature; otherwise from left to right."""
     double: bool = False
+    """Sweep in float64."""
 
     def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import Hessian

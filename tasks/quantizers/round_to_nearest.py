@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 class RoundToNearest(Quantizer):
-    """The grid is all there is to choose: ``bits``, ``group_size`` and ``symmetric``, or ``scheme`` and ``schemes`` by
-    compressed-tensors' names: FP8_DYNAMIC, {W4A16: {group_size: 64}}, {down_proj: W8A16}."""
+    """The grid is all there is to choose."""
 
     paper: ClassVar[str] = "round to nearest"
 

@@ -21,5 +21,8 @@ class Dsl(DynamicRegime):
     at_least: ClassVar[bool] = True
 
     fraction: float = Field(0.5, gt=0, le=1)
+    """Share of a matrix's live weights that is dropped and grown in the first update; a cosine leads to ``final_fraction``."""
     final_fraction: float = Field(0.005, ge=0, le=1)
+    """Share of the live weights that moves in the last update."""
     end: float = Field(1.0, gt=0, le=1)
+    """Share of the run after which the masks stay."""

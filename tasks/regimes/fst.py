@@ -23,9 +23,13 @@ class Fst(Regime):
     paper: ClassVar[str] = "FST, Accelerating Transformer Pre-training with 2:4 Sparsity (arXiv 2404.01847)"
 
     refresh: int = Field(40, gt=0)
+    """Steps between choices of the masks."""
     decay: float = Field(6e-5, ge=0)
+    """Times the weight, added to the gradient of weights outside the mask."""
     dense: float = Field(1 / 6, ge=0, lt=1)
+    """Share of the run, at its end, that is dense; with 0 the model stays 2:4 along both sides."""
     mvue: bool = True
+    """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
 
     def treats(self, linear: Linear) -> bool:
         return linear.feed_forward

@@ -26,12 +26,21 @@ class Gradual(Regime):
     paper: ClassVar[str] = "The Journey Matters (arXiv 2501.12486)"
 
     sparsity: float = Field(0.5, ge=0, lt=1)
+    """Sparsity at the end. In pretrain, ``iso`` is the one at which a transformed model costs what its architecture costs
+    dense."""
     start: float = Field(0.25, ge=0, le=1)
+    """Where pruning begins, as a share of the compute."""
     end: float = Field(0.75, ge=0, le=1)
+    """Where pruning ends, as a share of the compute."""
     interval: int = Field(100, gt=0)
+    """Steps between prunings."""
     scope: Literal["global", "layer", "row"] = "global"
+    """What is ranked together: all prunable matrices, one matrix, or one row."""
     schedule: Literal["exponential", "cubic", "one_shot"] = "exponential"
+    """How the density falls between ``start`` and ``end``; ``one_shot`` is all at ``start``."""
     budget: Literal["compute", "tokens"] = "compute"
+    """What the stage's ``tokens`` are: ``compute`` in dense tokens, so that a sparser run sees more, or the very ``tokens`` to
+    train on."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Gradual:

@@ -18,8 +18,11 @@ class Masked(Regime):
     paper: ClassVar[str] = "knowledge distillation (arXiv 1503.02531) under a fixed mask"
 
     ce: float = Field(0.33, ge=0)
+    """Weight of the cross-entropy."""
     kl: float = Field(0.67, ge=0)
+    """Weight of the KL divergence to the teacher; 0 needs no teacher."""
     temperature: float = Field(2.0, gt=0)
+    """Temperature of both distributions in the KL divergence."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> Masked:

@@ -14,6 +14,7 @@ class SdgfGeometric(NMRegime):
     paper: ClassVar[str] = "Progressive Gradient Flow, SDGF-Geometric (arXiv 2402.04744)"
 
     location: Literal["ffn", "all"] = "ffn"
+    """Which matrices are sparse: those of the feed-forward networks, or all."""
 
     def check_width(self, width: int) -> None:
         super().check_width(width)

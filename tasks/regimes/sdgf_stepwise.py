@@ -17,6 +17,7 @@ class SdgfStepwise(NMRegime):
     paper: ClassVar[str] = "Progressive Gradient Flow, SDGF-Stepwise (arXiv 2402.04744)"
 
     location: Literal["ffn", "all"] = "ffn"
+    """Which matrices are sparse: those of the feed-forward networks, or all."""
 
     def counts(self) -> list[int]:
         """How many of M live in each frame."""

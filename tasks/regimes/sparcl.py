@@ -25,18 +25,31 @@ class Sparcl(SparseRegime):
     needs_sequence: ClassVar[bool] = True
 
     sparsity: float = Field(0.75, ge=0, lt=1)
+    """Share of the prunable weights that is masked."""
     swap: float = Field(0.01, ge=0, lt=0.5)
+    """Share of each matrix's weights that is exchanged in an update of the masks."""
     interval: float = Field(0.1, gt=0, le=1)
+    """Time between updates of the masks, as a share of a task."""
     freeze: float = Field(0.9, gt=0, le=1)
+    """Share of a task after which its masks stay."""
     importance_gradient: float = Field(0.5, ge=0)
+    """Weight of the gradient, beside the magnitude, in what a weight is worth."""
     removed: float = Field(0.3, ge=0, lt=1)
+    """Share of each task's sequences, the easiest, that is left out by its end."""
     gradient_sparsity: float = Field(0.8, ge=0, lt=1)
+    """Share of each matrix's gradient that is dropped."""
     refresh: int = Field(30, gt=0)
+    """Steps between choices of which gradients are dropped."""
     buffer: int = Field(64, ge=0)
+    """Sequences of past tasks that are kept for replay."""
     replay: float = Field(0.25, gt=0, le=1)
+    """Sequences replayed in a step, as a share of its batch."""
     replay_logits: float = Field(0.1, ge=0)
+    """Weight of the squared error to the logits of then."""
     replay_labels: float = Field(0.5, ge=0)
+    """Weight of the cross-entropy on replayed sequences."""
     probes: int = Field(64, gt=0)
+    """Sequences that forgetting is measured on, per task."""
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.continual import GradientMasks, TaskAwareMasks

@@ -16,6 +16,7 @@ class SrSte(NMRegime):
     paper: ClassVar[str] = "SR-STE (arXiv 2102.04010)"
 
     decay: float = Field(2e-4, ge=0)
+    """Times the weight, added to the gradient of weights outside the mask."""
 
     def flow(self) -> dict[str, float | bool]:
         return {"decay": self.decay}

@@ -80,8 +80,13 @@ class SparseRegime(Regime):
     """
 
     sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of the prunable weights that is masked. In pretrain, ``iso`` is the one at which a transformed model costs what
+    its architecture costs dense."""
     allocator: of("allocators") = "uniform"
+    """Shares the sparsity out over the matrices."""
     budget: Literal["compute", "tokens"] = "compute"
+    """What the stage's ``tokens`` are: ``compute`` in dense tokens, so that a sparser run sees more, or the very ``tokens`` to
+    train on."""
 
     model_config = ConfigDict(validate_default=True)
 
@@ -121,9 +126,13 @@ class DynamicRegime(SparseRegime):
     at_least: ClassVar[bool] = False
 
     fraction: float = Field(0.3, gt=0, le=1)
+    """Share of a matrix's live weights that is dropped and grown in the first update; a cosine leads to ``final_fraction``."""
     final_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the live weights that moves in the last update."""
     interval: int = Field(100, gt=0)
+    """Steps between updates of the masks."""
     end: float = Field(0.75, gt=0, le=1)
+    """Share of the run after which the masks stay."""
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.dynamic import Moves, PruneAndGrow

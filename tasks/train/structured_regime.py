@@ -25,9 +25,13 @@ class NMRegime(Regime):
     share ``hard`` the pattern is exact whatever came before."""
 
     pattern: str = "2:4"
+    """N:M: how many of every M consecutive inputs are kept."""
     location: Literal["ffn", "all"] = "all"
+    """Which matrices are sparse: those of the feed-forward networks, or all."""
     dense: float = Field(0.0, ge=0, lt=1)
+    """Share of the run before the first mask."""
     hard: float = Field(0.0, ge=0, lt=1)
+    """Share of the run, at its end, in which the pattern is exact."""
 
     @model_validator(mode="after")
     def _phases(self) -> NMRegime:
@@ -86,9 +90,13 @@ class DecayingRegime(NMRegime):
     """
 
     location: Literal["ffn", "all"] = "ffn"
+    """Which matrices are sparse: those of the feed-forward networks, or all."""
     hard: float = Field(0.1, ge=0, lt=1)
+    """Share of the run, at its end, in which the pattern is exact."""
     rate: float | None = Field(None, gt=0)
+    """How fast weights outside the mask fade, per step; without one they are gone when the hard phase begins."""
     backward: Literal["ste", "decay"] = "ste"
+    """Gradient of weights outside the mask: whole (``ste``, as the authors' code), or scaled like the weight (``decay``)."""
 
     def share(self, step: int, steps: int) -> float:
         """What weights outside the mask count for."""

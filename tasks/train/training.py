@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
+    from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
     from tasks.models.trained import Origin
     from tasks.train.engine import Engine
@@ -33,14 +34,23 @@ class TrainStage(ModelStage):
 
     method: Any
     tokens: int = Field(gt=0)
+    """Training budget in tokens of the dense model; a sparse regime may turn what it saves into more tokens."""
     length: int = Field(256, ge=2)
+    """Tokens per training sequence."""
     batch: int = Field(32, gt=0)
+    """Sequences per optimizer step, over all ranks."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
     warmup: float = Field(0.02, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly to its peak; a cosine follows."""
     final_learning_rate: float = Field(0.1, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
     weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
     gradient_clipping: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
 
     @property
     def dense_steps(self) -> int:
@@ -71,6 +81,15 @@ class TrainStage(ModelStage):
                     self.method.check_width(linear.shape[-1])
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
+
+    def forecast(self, shape: Shape) -> dict[str, float]:
+        seen = self.steps * self.batch * self.length
+        activations = self.batch * self.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
+        return {
+            "tokens": seen,
+            "flops": shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps)),
+            "memory_bytes": 16 * shape.parameters + activations,
+        }
 
     def origin(self, context: Context) -> Path | None:
         """The directory of the model that is trained; None where it begins at random."""

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class Factorized(Transform):
-    """``activation`` stands between the factors; ``identity`` leaves a linear layer of lower or equal rank."""
+    """``identity`` leaves a linear layer of lower or equal rank."""
 
     paper: ClassVar[str] = "Sparse-IFT (arXiv 2303.11525), Sparse Factorized"
 
     activation: Literal["relu", "identity"] = "relu"
+    """What stands between the two factors."""
 
     def rank(self, outputs: int, inputs: int) -> int:
         return math.ceil(outputs * inputs / ((outputs + inputs) * (1 - self.sparsity)) - 1e-9)

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class Parallel(Transform):
-    """``activation`` stands inside every branch (the paper's ImageNet models) or, ``identity``, nowhere (its CIFAR models)."""
-
     paper: ClassVar[str] = "Sparse-IFT (arXiv 2303.11525), Sparse Parallel"
 
     activation: Literal["relu", "identity"] = "relu"
+    """What stands inside every branch: ``relu`` in the paper's ImageNet models, ``identity`` in its CIFAR models."""
 
     @property
     def branches(self) -> int:

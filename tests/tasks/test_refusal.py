@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tasks import methods
 from tasks.calibrate.parallel import side_by_side
-from tasks.data.corpus import build_corpus
+from tasks.data.corpora import build_corpus
 from tasks.formats.pattern import parse_pattern
 from tasks.job import produce
 from tasks.models.checkpoint import validate

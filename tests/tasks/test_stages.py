@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from cluster.artifacts import CorruptArtifact
 from cluster.events import parse_event
 from cluster.tracking import VOCABULARY
+from tasks.calibrate.essential import Trials
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.checkpoint import load_model, save_model
 from tasks.models.layout import MASKS
@@ -428,7 +429,7 @@ def test_a_table_is_made_anew_for_another_allocator_and_refuses_what_was_begun_w
 def test_the_search_keeps_no_more_than_two_of_the_models_it_tried(bench_of_one, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.calibrate.essential.TOLERANCE", 1e9)
     kept = []
-    monkeypatch.setattr(Prune, "_loss", count_walks(tmp_path / "scratch", kept, Prune._loss))
+    monkeypatch.setattr(Trials, "loss", count_walks(tmp_path / "scratch", kept, Trials.loss))
     search = Prune(method="magnitude", sparsity="essential", **TINY)
     assert search.passes == 60 and Prune(method="magnitude", sparsity=0.5).passes == 2
     metrics = search.run(bench_of_one("out"))

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
-from tasks.calibrate.essential import search
+from tasks.calibrate.essential import Trials, search
+from tasks.methods import build
 
 
 def test_the_knee_worked_by_hand():
@@ -33,3 +35,23 @@ def test_a_loss_beyond_all_numbers_is_a_drop(loss):
 def test_a_model_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="there is no drop to look for"):
         search(lambda sparsity: math.nan)
+
+
+def test_what_was_tried_is_not_tried_again_and_belongs_to_its_settings(tmp_path, monkeypatch):
+    pruned = []
+
+    def prune(sparsity, directory):
+        directory.mkdir(parents=True)
+        pruned.append(sparsity)
+
+    def trials():
+        return Trials(tmp_path / "model", [torch.zeros(1, 4)], tmp_path / "scratch", "cpu", prune)
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr("tasks.calibrate.essential.mean_loss", lambda directory, *_: 2.0 if len(pruned) < 3 else 3.0)
+    method = build("pruners", "magnitude")
+    assert trials().search(method, "2:4")[0] == 0.1 and pruned == [0.05, 0.1, 0.15]
+    assert trials().search(method, "2:4")[0] == 0.1 and len(pruned) == 3
+    assert sorted(path.name for path in (tmp_path / "scratch").glob("walk-*")) == ["walk-0.1", "walk-0.15"]
+    with pytest.raises(ValueError, match="was begun with another config"):
+        trials().search(method, "4:8")

@@ -3,32 +3,37 @@
 Sums over batches are float64 here, so that their order decides no near-tie.
 """
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian, InputNorms
-from tasks.calibrate.shares import Nearby, deal, merge
+from tasks.calibrate.shares import deal, merge
 from tasks.calibrate.walk import walk
 from tasks.calibrate.worker import Share
 from tasks.formats.mask import load_masks
-from tasks.job import _hire
+from tasks.job import _start_workers
 from tasks.methods import build, dump
 from tasks.models.blocks import BlockStream
 from tasks.models.checkpoint import load_model
 from tasks.models.layout import MASKS
+from tasks.prune import Prune
 from tasks.stage import Context, Execution
+from tasks.workers import LocalWorker, start_here
 from tests.tasks import models_zoo as zoo
 
 DOUBLE = {"sparsegpt": {"double": True}}
 
 
-def shared(source, output, workers, name, hire=lambda payload: Nearby(Share(payload))):
+def shared(source, output, workers, name, start=lambda payload: LocalWorker(Share(payload))):
     """A walk whose sequences are dealt to this many workers."""
     batches = zoo.batches(count=6, rows=4)
     method = ("pruners", dump(build("pruners", name)))
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": method}
     followers = [
-        hire({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]})
+        start({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]})
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
     report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, followers=followers)
@@ -74,16 +79,24 @@ def test_what_only_a_later_share_has_seen_is_taken_over():
     assert merge([{}, {"expert": seen}])["expert"].count == 3
 
 
-def test_off_the_cluster_what_is_started_is_what_was_asked_for():
-    [worker] = _hire({}, "collections:Counter", [{"b": 1, "a": 2}])
-    assert worker.call("most_common").result() == [("a", 2), ("b", 1)]
+@pytest.mark.parametrize("start", [partial(_start_workers, {}), start_here])
+def test_off_the_cluster_what_is_started_is_what_was_asked_for(start):
+    first, second = start("collections:Counter", [{"b": 1, "a": 2}, {"c": 3}])
+    assert first.call("most_common").result() == [("a", 2), ("b", 1)] and second.call("total").result() == 3
 
 
-def test_a_share_that_nobody_takes_is_not_lost_in_silence(tmp_path):
-    context = Context({}, tmp_path, tmp_path, Execution())
-    assert context.hire("tasks.calibrate.worker:Share", []) == []
-    with pytest.raises(AssertionError, match="its share of the work would be lost"):
-        context.hire("tasks.calibrate.worker:Share", [{}])
+def test_a_stage_in_this_process_shares_its_work_and_loses_none(tmp_path):
+    source, data = zoo.save("llama", tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    np.save(data / "calibration-00000.npy", np.random.default_rng(0).integers(3, 64, 2048).astype(np.uint16))
+    stage, found = Prune(method="wanda", sparsity=0.5, sequences=8, length=16, batch=2), []
+    for workers in (1, 3):
+        output = tmp_path / f"{workers}"
+        output.mkdir()
+        stage.run(Context({"data": data, "model": source}, output, tmp_path / f"{workers}-scratch", Execution(workers=workers)))
+        found.append(load_masks(output / MASKS))
+    assert all(torch.equal(mask.keep, found[1][name].keep) for name, mask in found[0].items()) and found[0]
+    assert (tmp_path / "3-scratch" / "share-2").is_dir()
 
 
 def test_batches_are_dealt_in_order_and_evenly():

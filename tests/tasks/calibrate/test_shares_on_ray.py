@@ -22,7 +22,7 @@ from pathlib import Path
 from cluster.workers import start_actor
 from tests.tasks.calibrate.test_shares import DOUBLE, shared
 source, output = map(Path, sys.argv[1:])
-shared(source, output, 2, DOUBLE, hire=lambda payload: start_actor("tasks.calibrate.worker:Share", payload))
+shared(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:Share", payload))
 print("walked")
 """
 

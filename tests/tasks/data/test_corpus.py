@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.corpus import Files, Hub, Stdlib, build_corpus, split_of
+from tasks.data.corpora import build_corpus
+from tasks.data.corpus import Files, Hub, Stdlib, split_of
 from tasks.data.files import expand
 from tests.tasks import data_zoo
 

@@ -7,12 +7,16 @@ import math
 import numpy as np
 import pytest
 
+from flows.recipe import parse_recipe
+from tasks.data.corpora import build_corpus
 from tasks.data.corpus import split_of
 from tasks.data.tokenizer import load_tokenizer
-from tasks.data.tokens import Tokens, heldout_documents
+from tasks.data.tokens import Tokens, calibration_batches, heldout_documents
 from tasks.prepare import Prepare, unigram_perplexity
+from tasks.prune import Prune
 from tasks.stage import Context, Execution
-from tests.tasks import data_zoo
+from tests.tasks import data_zoo, models_zoo
+from tests.tasks.workshop import Workshop
 
 
 def prepare(tmp_path, count: int = 40, **fields):
@@ -81,3 +85,96 @@ def test_documents_without_text_are_no_documents(tmp_path):
     Prepare.model_validate(given).run(Context({}, again, tmp_path / "scratch", Execution()))
     for split in ("train", "calibration", "heldout"):
         assert documents(again, split) == documents(directory, split)
+
+
+def roles(tmp_path, **left_out):
+    """A data directory made of three texts that share no letter, and the notes of its making."""
+    texts = {"train": "abcdefg", "calibration": "hijklmn", "heldout": "opqrstu"}
+    for split, letters in texts.items():
+        for number in range(30):
+            words = " ".join(letters[(number + at) % 7] * (1 + at % 3) for at in range(40 + number))
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / split / f"{number:02d}.txt").write_text(words)
+    corpus = {split: f"{tmp_path}/{split}/*.txt" for split in texts} | left_out
+    stage = Prepare.model_validate({"corpus": corpus, "tokenizer": {"train": 300}})
+    assert Prepare.model_validate(stage.model_dump(mode="json", exclude_none=True)) == stage
+    stage.fingerprints()
+    notes, output = [], tmp_path / "data"
+    output.mkdir()
+    stage.run(Context({}, output, tmp_path / "scratch", Execution(), report=lambda event: notes.append(event.get("text"))))
+    return output, list(filter(None, notes)), texts
+
+
+def letters_of(text) -> set[str]:
+    return set(text) - set(" \n")
+
+
+def test_calibration_and_evaluation_see_their_text_and_the_vocabulary_only_the_training_text(tmp_path):
+    directory, notes, texts = roles(tmp_path)
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    seen = np.concatenate(list(calibration_batches(directory, 8, 16, 4, seed=0)))
+    assert letters_of(tokenizer.decode(seen.flatten(), skip_special_tokens=True)) == set(texts["calibration"])
+    for split, letters in texts.items():
+        assert [letters_of(text) <= set(letters) for text in documents(directory, split)] == [True] * 30
+    assert all(letters_of(document["text"]) <= set(texts["heldout"]) for document in heldout_documents(directory))
+    merged = {token for token in tokenizer.get_vocab() if len(token) > 1 and token.strip("Ġ").isalpha()}
+    assert merged and letters_of("".join(merged)) - {"Ġ"} <= set(texts["train"]) and notes == []
+
+
+def test_a_role_left_out_is_a_share_of_the_training_text_and_that_is_said(tmp_path):
+    directory, notes, texts = roles(tmp_path, calibration=None)
+    assert len(documents(directory, "heldout")) == 30
+    counts = {split: len(documents(directory, split)) for split in ("train", "calibration")}
+    assert counts == {"train": 29, "calibration": 1}
+    assert letters_of(documents(directory, "calibration")[0]) <= set(texts["train"])
+    assert notes == ["corpus names no calibration text: it is 5.0% of the training documents"]
+
+
+def test_held_out_documents_that_were_trained_on_are_noted(tmp_path):
+    _, notes, _ = roles(tmp_path, heldout=f"{tmp_path}/train/0*.txt")
+    (note,) = notes
+    assert note.startswith("10 of 10 held-out documents stand in the train text too, word for word")
+
+
+def test_the_key_of_texts_by_role_follows_each_and_no_other_corpus_changes(tmp_path):
+    roles(tmp_path)
+    names = {split: f"{tmp_path}/{split}/*.txt" for split in ("train", "calibration", "heldout")}
+    first = build_corpus(names).fingerprint()
+    (tmp_path / "calibration" / "00.txt").write_text("another")
+    assert build_corpus(names).fingerprint() != first
+    assert build_corpus(names["train"]) == build_corpus({"files": {"paths": [names["train"]]}})
+
+
+def test_a_text_with_too_few_documents_is_named_by_its_role(tmp_path):
+    for name, count in (("few", 3), ("none", 0)):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            (tmp_path / name / f"{number}.txt").write_text("text" if number < count else " ")
+
+    def complaint(**corpus) -> str:
+        with pytest.raises(ValueError) as raised:
+            Prepare.model_validate({"corpus": corpus, "tokenizer": {"train": 300}}).fingerprints()
+        return str(raised.value)
+
+    few, none = f"{tmp_path}/few/*.txt", f"{tmp_path}/none/*.txt"
+    assert complaint(train=few, heldout=few) == "corpus.train is too small: 3 documents with text, two splits need 20"
+    assert complaint(train=few, heldout=few, calibration=none) == (
+        "corpus.calibration is too small: 0 documents with text, it needs 1"
+    )
+
+
+def test_a_recipe_with_three_texts_prunes_with_its_calibration_text_and_is_judged_on_the_held_out_one(tmp_path, monkeypatch):
+    roles(tmp_path)
+    corpus = {split: f"{tmp_path}/{split}/*.txt" for split in ("train", "calibration", "heldout")}
+    model = {"checkpoint": str(models_zoo.save("llama", tmp_path / "zoo", vocab_size=300))}
+    prune = {"method": "wanda", "sparsity": 0.5, "sequences": 8, "length": 16}
+    stages = [{"prepare": {"corpus": corpus, "tokenizer": {"train": 300}}}, {"prune": prune}]
+    recipe = parse_recipe({"name": "texts", "model": model, "evaluate": {"perplexity": {"length": 16}}, "stages": stages}, "")
+    shop, made, seen = Workshop(tmp_path), {}, []
+    monkeypatch.setattr(Prune, "batches", lambda *given, batches=Prune.batches: seen.append(batches(*given)) or seen[-1])
+    for node in recipe.nodes:
+        parents = {role: made[id] for role, id in node.parents.items()}
+        made[node.id] = shop.make(node.name, node.stage.model_dump(mode="json", exclude_none=True), **parents)
+    tokenizer = load_tokenizer(shop.path(made["prepare"]) / "tokenizer")
+    text = tokenizer.decode(np.concatenate(seen[0]).flatten(), skip_special_tokens=True)
+    assert letters_of(text) == set("hijklmn") and made["prune.evaluate"].metrics["perplexity"] > 0
