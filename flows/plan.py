@@ -14,6 +14,7 @@ from cluster.reach import check_s3
 from cluster.storage import open_store
 from cluster.store import Store
 from flows.facts import examine
+from flows.lineage import line
 from flows.recipe import Node, Recipe, load_recipe, naming, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
@@ -152,9 +153,7 @@ def _source(recipe: Recipe, node: Node) -> ModelSource | None:
 
 def _upstream(recipe: Recipe, node: Node) -> Iterator[Stage]:
     """The stages a node's model has been through, the last first."""
-    while "model" in node.parents:
-        node = recipe.node(node.parents["model"])
-        yield node.stage
+    return (before.stage for before in line(recipe.nodes, node.came_from))
 
 
 def describe(plan: Plan, step: Step) -> dict[str, Any]:

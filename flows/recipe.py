@@ -17,15 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
+from flows.lineage import check_measured, evaluations, referring
 from flows.sweep import RESERVED, Branch, Entry, Sweep
 from tasks.data.place import reading
-from tasks.evaluate import Evaluate
-from tasks.methods import validate
+from tasks.methods import several, validate
 from tasks.models.source import ModelSource
 from tasks.refusal import refused
 from tasks.stage import STAGES, Kind, Stage, stage_class
 
-NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
+NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
 
 LONGEST_ID = 160        # it begins MLflow's names of parameters and metrics, of 250 characters at most
 
@@ -40,7 +40,7 @@ class Header(BaseModel):
     description: str = ""
     seed: int = Field(0, ge=0)
     model: ModelSource | None = None
-    evaluate: Any = ()
+    evaluate: several("evaluators") = ()
     stages: list[dict[str, Any]] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
 
@@ -62,6 +62,11 @@ class Node:
     @property
     def name(self) -> str:
         return self.stage.stage_name()
+
+    @property
+    def came_from(self) -> str | None:
+        """The node of the model that this one's was made from."""
+        return self.parents.get("model")
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe
     for position, stated in enumerate(header.stages):
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
+    check_measured(graph.nodes, header.evaluate)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
     return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
@@ -136,7 +142,6 @@ class _Graph:
         self.nodes: list[Node] = []
         self.ancestry: dict[str, tuple[str, ...]] = {}      # node id -> ids it was said to come from
         self.previous: tuple[str, ...] = ()
-        self.evaluators = validate(Evaluate, {"evaluators": header.evaluate}, "recipe.evaluate").evaluators
 
     def add(self, made: Entry) -> None:
         entry, where = made.document, made.where
@@ -166,7 +171,8 @@ class _Graph:
         size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
         stage = validate(kind, kind.settle(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
-        parents = self._parents(id, stage, stated, path)
+        stage, reference = referring(self.nodes, stage, stated.get("model") or self._nearest(stated.values(), "model"))
+        parents = self._parents(id, stage, {"reference": reference, **stated} if reference else stated, path)
         self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))
         self.previous = (id,)
         if stage.yields == "model":
@@ -226,14 +232,12 @@ class _Graph:
         return pruned.parents.get("model") if pruned else None
 
     def _measure(self, id: str) -> None:
-        """The evaluations that follow a model: what measures time apart, since it wants the machine for itself."""
-        whole = Evaluate(evaluators=self.evaluators, seed=self.header.seed)
+        """The evaluations that follow a model."""
         data = self._nearest([id], "tokens")
-        for suffix, part in (("evaluate", whole.part(exclusive=False)), ("speed", whole.part(exclusive=True))):
-            if part.evaluators:
-                if data is None:
-                    raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
-                self.nodes.append(Node(f"{id}.{suffix}", part, {"model": id, "data": data}, measures=id))
+        if self.header.evaluate and data is None:
+            raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
+        for stage, parents in evaluations(self.nodes, self.header.evaluate, self.header.seed, id, data):
+            self.nodes.append(Node(f"{id}.{stage.method.name}", stage, parents, measures=id))
 
 
 _REMEDY = {
@@ -241,4 +245,5 @@ _REMEDY = {
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
     "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",
+    "reference": "name it with from: {model: ..., reference: ...}",
 }

@@ -117,3 +117,20 @@ def of(shelf: str, optional: bool = False) -> Any:
         return None if method is None else dump(method)
 
     return Annotated[Method | None if optional else Method, BeforeValidator(read), PlainSerializer(write)]
+
+
+def several(shelf: str) -> Any:
+    """The annotation of a field that holds methods of one shelf, each once: a list of them, or ``{NAME: {field: value}}``."""
+
+    def read(specs: Any) -> tuple[Method, ...]:
+        if isinstance(specs, dict):
+            specs = [{name: fields} for name, fields in specs.items()]
+        if not isinstance(specs, (list, tuple)):
+            raise ValueError(f"a list of names, or of {{NAME: {{field: value}}}}, is needed, got {specs!r}")
+        methods = tuple(build(shelf, spec) for spec in specs)
+        listed = [method.name for method in methods]
+        if twice := [name for name in listed if listed.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is listed twice; list each of tasks.{shelf} once")
+        return methods
+
+    return Annotated[tuple[Method, ...], BeforeValidator(read)]

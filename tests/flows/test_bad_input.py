@@ -214,7 +214,7 @@ LENGTHS = [
     ("stages/3/recover/length", 4096, "recipe.recover: length 4096 is more than the model's 2048 positions"),
     ("stages/4/quantize/length", 4096, "recipe.quantize: length 4096 is more than the model's 2048 positions"),
     ("evaluate", {"perplexity": {"length": 4096}},
-     "recipe.pretrain.evaluate: perplexity.length 4096 is more than the model's 2048 positions"),
+     "recipe.pretrain.perplexity: perplexity.length 4096 is more than the model's 2048 positions"),
     ("evaluate", {"speed": {"prompt": 2048}},
      "recipe.pretrain.speed: speed.prompt 2048 and speed.new 32 together are more than the model's 2048 positions"),
 ]
@@ -265,7 +265,7 @@ def refusal(recipe: dict, home: Path) -> str:
 def test_the_good_recipe_is_accepted(home: Path) -> None:
     (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
     plan, _ = prepare(str(home / "recipe.yaml"), load_profile("local"))
-    assert [step.id for step in plan.due][:3] == ["prepare", "pretrain", "pretrain.evaluate"]
+    assert [step.id for step in plan.due][:3] == ["prepare", "pretrain", "pretrain.size"]
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), TABLE, ids=[f"{path}={value}"[:60] for path, value, _ in TABLE])

@@ -56,11 +56,12 @@ def test_writing_a_default_out_changes_no_key(store):
     assert moved(store, *edited(1, batch=32, method={"dense": {}}), description="said at length") == set()
 
 
-def test_evaluators_change_no_models_key_and_every_evaluations(store):
-    other = plan(store, evaluate={"size": {}, "speed": {"new": 8}})
-    assert moved(store, evaluate={"size": {}, "speed": {"new": 8}}) == set()
-    before, after = keys(plan(store)), keys(other)
-    assert before["prune.evaluate"] == after["prune.evaluate"] and before["prune.speed"] != after["prune.speed"]
+def test_a_field_of_one_evaluator_changes_the_keys_of_that_one_alone(store):
+    def measured(length: int) -> dict[str, str]:
+        return keys(plan(store, evaluate={"size": {}, "perplexity": {"length": length}, "divergence": {}, "speed": {}}))
+
+    before, after = measured(64), measured(128)
+    assert {id for id in before if before[id] != after[id]} == {f"{id}.perplexity" for id in CHAIN[1:]}
 
 
 def test_the_name_of_a_recipe_and_the_ids_of_stages_are_no_part_of_a_key(store):
@@ -128,12 +129,12 @@ def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, 
 def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures_time(store, tmp_path, monkeypatch):
     speeds = [f"{id}.speed" for id in CHAIN[1:]]
     jobs = [[step.id for step in job] for job in plan(store).jobs()]
-    assert jobs == [["prepare"], *[[id, f"{id}.evaluate"] for id in CHAIN[1:]], speeds]
+    assert jobs == [["prepare"], *[[id, f"{id}.size"] for id in CHAIN[1:]], speeds]
     monkeypatch.setattr("flows.plan.TOGETHER", 3)
     assert [[step.id for step in job] for job in plan(store).jobs()][-2:] == [speeds[:3], speeds[3:]]
     for step in plan(store).steps[:2]:     # prepare and pretrain
         publish(store, step, tmp_path / step.id)
-    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.evaluate"]
+    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.size"]
 
 
 def test_when_everything_is_there_nothing_is_due(store, tmp_path):

@@ -33,11 +33,10 @@ def test_a_chain_needs_no_wiring():
 def test_every_model_is_measured_speed_apart_from_the_rest():
     nodes = {node.id: node for node in recipe().nodes if node.measures}
     models = ("pretrain", "prune", "recover", "quantize")
-    assert list(nodes) == [f"{id}.{kind}" for id in models for kind in ("evaluate", "speed")]
-    assert nodes["prune.evaluate"].parents == {"model": "prune", "data": "prepare"}
+    assert list(nodes) == [f"{id}.{kind}" for id in models for kind in ("size", "speed")]
+    assert nodes["prune.size"].parents == {"model": "prune", "data": "prepare"}
     assert nodes["prune.speed"].measures == "prune"
-    assert [evaluator.name for evaluator in nodes["prune.speed"].stage.evaluators] == ["speed"]
-    assert [evaluator.name for evaluator in nodes["prune.evaluate"].stage.evaluators] == ["size"]
+    assert [nodes[id].stage.exclusive for id in ("prune.size", "prune.speed")] == [False, True]
 
 
 def test_without_evaluators_nothing_is_measured():
@@ -106,7 +105,7 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, {"from": None, **PRETRAIN}], "from: an id, a list of ids"),
         ([PREPARE, {"from": {"dta": "prepare"}, **PRETRAIN}], "from: no role 'dta'; choose one of data"),
         ([PREPARE, {"from": {"model": "prepare"}, **PRUNE}], "prune: model needs model, and prepare makes tokens"),
-        ([PREPARE, PRETRAIN, {"from": "pretrain.evaluate", **PRUNE}], "no earlier stage 'pretrain.evaluate'"),
+        ([PREPARE, PRETRAIN, {"from": "pretrain.size", **PRUNE}], "no earlier stage 'pretrain.size'"),
         ([PREPARE, {"id": "a.b", **PRETRAIN}], "id: 'a.b' is no name"),
         ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
         ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),

@@ -386,7 +386,7 @@ def test_sparsity_is_that_of_all_prunable_weights(shop, chain, tmp_path):
     source = {"checkpoint": str(zoo.save("llama", tmp_path, vocab_size=300))}
     fields = {"model": source, "method": "heads", "pattern": "channel", "sparsity": 0.5, **CALIBRATION}
     record = shop.make("prune", fields, data=chain["prepare"])
-    measured = shop.make("evaluate", {"evaluators": ["pattern"]}, data=chain["prepare"], model=record).metrics
+    measured = shop.make("evaluate", {"method": "pattern"}, data=chain["prepare"], model=record).metrics
     assert record.metrics["sparsity"] == pytest.approx(measured["zero_weights"], abs=1e-3)
     assert 0.1 < record.metrics["sparsity"] < 0.3, "the attention is a part of the block"
 
