@@ -5,7 +5,7 @@ transformers tells, which takes seconds to import, so this is asked last, and of
 
 from __future__ import annotations
 
-from flows.recipe import Node, Recipe, naming
+from flows.nodes import Node, Recipe, naming
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
 

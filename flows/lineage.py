@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tasks.evaluate import Evaluate
 
 if TYPE_CHECKING:
-    from flows.recipe import Node
+    from flows.nodes import Node
     from tasks.methods import Method
     from tasks.models.source import ModelSource
     from tasks.stage import Stage

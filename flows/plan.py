@@ -15,7 +15,8 @@ from cluster.storage import open_store
 from cluster.store import Store
 from flows.facts import examine
 from flows.lineage import line
-from flows.recipe import Node, Recipe, load_recipe, naming, vocabulary
+from flows.nodes import Node, Recipe, naming
+from flows.recipe import load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage

@@ -7,9 +7,7 @@ wrong recipe costs a second and one line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.lineage import check_measured, evaluations, referring
-from flows.sweep import RESERVED, Branch, Entry, Sweep
+from flows.nodes import Node, Recipe
+from flows.sweep import RESERVED, Entry, Sweep
 from tasks.data.place import reading
 from tasks.methods import several, validate
 from tasks.models.source import ModelSource
-from tasks.refusal import refused
 from tasks.stage import STAGES, Kind, Stage, stage_class
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
@@ -43,56 +41,6 @@ class Header(BaseModel):
     evaluate: several("evaluators") = ()
     stages: list[dict[str, Any]] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it.
-
-    ``branch`` says which values of a sweep it has, by axis; ``base`` is its id without them.
-    """
-
-    id: str
-    stage: Stage
-    parents: dict[str, str]
-    measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
-    branch: Branch = field(default_factory=dict)
-    base: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.stage.stage_name()
-
-    @property
-    def came_from(self) -> str | None:
-        """The node of the model that this one's was made from."""
-        return self.parents.get("model")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    name: str
-    description: str
-    nodes: tuple[Node, ...]
-    text: str
-    claims: tuple[Claim, ...] = ()
-
-    def node(self, id: str) -> Node:
-        return next(node for node in self.nodes if node.id == id)
-
-    def models(self) -> Iterator[Node]:
-        return (node for node in self.nodes if node.stage.yields == "model")
-
-
-@contextmanager
-def naming(node: Node) -> Iterator[None]:
-    """What is refused meanwhile is refused in the name of a node."""
-    try:
-        yield
-    except ValueError as error:
-        if not refused(error):
-            raise
-        raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def load_recipe(source: str, served: bool = False) -> Recipe:
@@ -214,7 +162,9 @@ class _Graph:
                 if source.checkpoint is None:
                     raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
                 continue
-            found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
+            found = stated.get(role)
+            if found is None and role != "reference":       # that was looked for already
+                found = self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind)
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")
             if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:

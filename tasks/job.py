@@ -212,7 +212,7 @@ def _failure(message: str, final: bool, aside: str = "") -> Event:
 
 
 def _evaluate(work: list[Payload]) -> None:
-    """One after the other in as many workers as the profile says: what each of them imports costs more than most evaluations."""
+    """One after the other in as many workers as the profile says: what a worker imports costs more than most evaluations."""
     if not work:
         return
     from concurrent.futures import ThreadPoolExecutor
@@ -221,7 +221,8 @@ def _evaluate(work: list[Payload]) -> None:
 
     resources = work[0]["resources"]
     shares = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
-    give = partial(run_task, "tasks.job:produce_all", cpus=resources["cpus"], gpus=resources["gpus"], memory=resources["memory"])
+    room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
+    give = partial(run_task, "tasks.job:produce_all", **room)
     with ThreadPoolExecutor(len(shares)) as pool:
         for finished in [pool.submit(give, {"work": share}) for share in shares]:
             finished.result()

@@ -154,6 +154,8 @@ TABLE = [
     ("model", {"architecture": {"model_type": "mixtral"}, "transform": "doped"}, "is a fused stack of experts; choose wide"),
     ("model", {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
      "transform wide: what stays dense at sparsity 0.99 alone costs more than the dense model"),
+    ("evaluate", ["size", "size"], "recipe.evaluate: size is listed twice; list each of tasks.evaluators once"),
+    ("evaluate", 5, "recipe.evaluate: a list of names, or of {NAME: {field: value}}, is needed, got 5"),
     ("evaluate", ["nosuch"], "no method 'nosuch' in tasks.evaluators; choose one of"),
     ("name", "Bad Name", "recipe.name"),
     ("seed", -1, "recipe.seed: input should be greater than or equal to 0"),

@@ -39,6 +39,38 @@ def test_every_model_is_measured_speed_apart_from_the_rest():
     assert [nodes[id].stage.exclusive for id in ("prune.size", "prune.speed")] == [False, True]
 
 
+def test_a_comparison_finds_its_reference_and_leaves_out_a_model_that_has_none():
+    def compared(which, **header):
+        found = recipe(evaluate={"divergence": {"reference": which}}, **header).nodes
+        return {node.measures: node.parents["reference"] for node in found if node.measures}
+
+    models = ("prune", "recover", "quantize")
+    assert compared("dense") == dict.fromkeys(models, "pretrain")
+    assert compared("parent") == dict(zip(models, ("pretrain", "prune", "recover"), strict=True))
+    again = [PREPARE, PRETRAIN, PRUNE, RECOVER, {"id": "prune2", **PRUNE}]
+    assert recipe(*again, evaluate=["divergence"]).node("prune2.divergence").parents["reference"] == "pretrain"
+
+
+def test_the_reference_of_what_was_made_from_a_users_checkpoint_is_that_checkpoint():
+    found = recipe(PREPARE, PRUNE, RECOVER, model={"checkpoint": "/some/model"}, evaluate=["divergence"])
+    for id in ("prune", "recover"):
+        node = found.node(f"{id}.divergence")
+        assert node.stage.reference.checkpoint.path == "/some/model" and "reference" not in node.parents
+
+
+def test_a_comparison_that_no_model_has_a_reference_for_is_refused():
+    with pytest.raises(ValueError, match="^recipe.evaluate: divergence compares a model with the dense one that it came from, "
+                                         "and no model of this recipe has one; leave it out$"):  # fmt: skip
+        recipe(PREPARE, PRETRAIN, evaluate=["size", "divergence"])
+
+
+def test_a_listed_evaluation_names_its_reference_itself():
+    other = {"id": "other", "from": "prepare", **PRETRAIN}
+    listed = {"from": {"model": "prune", "reference": "other"}, "evaluate": {"method": "divergence"}}
+    found = recipe(PREPARE, other, {"from": "prepare", **PRETRAIN}, PRUNE, listed, evaluate=[])
+    assert found.node("evaluate").parents == {"data": "prepare", "model": "prune", "reference": "other"}
+
+
 def test_without_evaluators_nothing_is_measured():
     assert not any(node.measures for node in recipe(evaluate=[]).nodes)
 
@@ -110,6 +142,7 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
         ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),
         ([PREPARE, PRETRAIN, RECOVER], r"no teacher \(model\) upstream; name it with from"),
+        ([PREPARE, PRETRAIN, {"evaluate": {"method": "divergence"}}], r"no reference \(model\) upstream; name it with from"),
         ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),
         ([PREPARE, {"pretrain": {"tokens": 10, "seed": -1}}], "pretrain.seed: input should be greater than or equal to 0"),
     ],
