@@ -83,6 +83,7 @@ VOCABULARY: dict[str, Metric] = {
     "reconstruction_error": Metric("share", "lower", "squared error of block outputs relative to the dense block, mean"),
     "unseen_matrices": Metric("1", "lower", "matrices (experts) that no calibration token reached"),
     "peak_memory_bytes": Metric("B", "lower", "the most memory the stage held; on a GPU, of the GPU's"),
+    "merged_models": Metric("1", "neither", "models that were merged into this one"),
     "export_logits_error": Metric("1", "lower", "largest logit difference between the solved and the reloaded model"),
     "seconds": Metric("s", "lower", "time inside the stage's own run"),
     "overhead_seconds": Metric("s", "lower", "time from starting a stage to its artifact, less seconds"),

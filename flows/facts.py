@@ -8,6 +8,7 @@ from __future__ import annotations
 from flows.nodes import Node, Recipe, naming
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
+from tasks.stage import members
 
 
 def examine(recipe: Recipe) -> None:
@@ -28,7 +29,9 @@ class _Known:
 
     def parties(self, node: Node) -> Parties:
         data = node.id if node.stage.yields == "tokens" else node.parents.get("data")
-        return Parties(self._ids(data), self._model(node), self._teacher(node), self._reference(node))
+        others = [self._model(self.recipe.node(id)) for id in members(node.parents, node.stage.plural)]
+        known = tuple(facts for facts in others if facts)
+        return Parties(self._ids(data), self._model(node), self._teacher(node), self._reference(node), known)
 
     def _ids(self, data: str | None) -> int | None:
         """How many ids the tokenizer behind a node of tokens needs; None where it lies elsewhere."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tasks.evaluate import Evaluate
+from tasks.stage import members
 
 if TYPE_CHECKING:
     from flows.nodes import Node
@@ -22,6 +23,18 @@ def line(nodes: Iterable[Node], id: str | None) -> Iterator[Node]:
     while id:
         yield known[id]
         id = known[id].came_from
+
+
+def check_merged(nodes: Sequence[Node]) -> None:
+    """Raise ValueError where models are merged that were pruned apart: what one mask kills the other keeps."""
+    for node in nodes:
+        if node.name == "merge":
+            models = members(node.parents, node.stage.plural)
+            pruned = {next((before.id for before in line(nodes, id) if before.name == "prune"), "none"): id for id in models}
+            if len(pruned) > 1:
+                one, other = list(pruned.values())[:2]
+                raise ValueError(f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what one "
+                                 "pruned model was recovered to, as with gather: [AXIS of recover's grid]")  # fmt: skip
 
 
 def reference(nodes: Iterable[Node], model: str, which: str) -> str | ModelSource | None:

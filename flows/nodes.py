@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flows.claims import Claim
 from flows.sweep import Branch
 from tasks.refusal import refused
-from tasks.stage import Stage
+from tasks.stage import Stage, members
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Node:
 
     @property
     def came_from(self) -> str | None:
-        """The node of the model that this one's was made from."""
-        return self.parents.get("model")
+        """The node of the model that this one's was made from, or of the first of members."""
+        return self.parents.get("model") or next(iter(members(self.parents, self.stage.plural)), None)
 
 
 @dataclass(frozen=True)

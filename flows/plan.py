@@ -190,7 +190,7 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
         }
         if source.transform:
             costs["iso_sparsity"] = source.iso_sparsity(tokenizer, stage.length)
-    else:
+    elif hasattr(stage, "sequences"):
         calibration = stage.sequences * stage.length
         block = 4 * shape.prunable // max(1, shape.layers)
         costs |= {

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
-from flows.lineage import check_measured, evaluations, referring
+from flows.lineage import check_measured, check_merged, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.sweep import RESERVED, Entry, Sweep
 from tasks.data.place import reading
 from tasks.methods import several, validate
 from tasks.models.source import ModelSource
-from tasks.stage import STAGES, Kind, Stage, stage_class
+from tasks.stage import STAGES, Kind, Stage, members, stage_class
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
 
@@ -69,6 +69,7 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
     check_measured(graph.nodes, header.evaluate)
+    check_merged(graph.nodes)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
     return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
@@ -111,6 +112,9 @@ class _Graph:
         fields = {"seed": self.header.seed, **own}
         if any(node.id == id for node in self.nodes):
             raise ValueError(f"recipe.{where}.id: {id!r} is taken; give this stage an id of its own")
+        if entry.get("gather") and not kind.plural:
+            able = [name for name in STAGES if stage_class(name).plural]
+            raise ValueError(f"recipe.{where}.gather: {names[0]} takes one model and not a list; choose {' or '.join(able)}")
         stated = self._stated(entry.get("from", list(self.previous)), kind, where)
         if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
             fields["model"] = self.header.model
@@ -134,6 +138,9 @@ class _Graph:
             raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {origin!r}")
         if isinstance(origin, dict) and (odd := origin.keys() - kind.needs.keys()):
             raise ValueError(f"recipe.{where}.from: no role {min(odd)!r}; choose one of {', '.join(kind.needs) or 'none'}")
+        if isinstance(origin, dict) and isinstance(listed := origin.get(kind.plural), list):
+            origin = {role: id for role, id in origin.items() if role != kind.plural}
+            origin |= {f"{kind.plural}_{number}": id for number, id in enumerate(listed)}
         stated = origin if isinstance(origin, dict) else {str(index): id for index, id in enumerate(origin)}
         known = [node.id for node in self.nodes if not node.measures]
         for id in stated.values():
@@ -158,6 +165,9 @@ class _Graph:
     def _parents(self, id: str, stage: Stage, stated: dict[str, str], path: str) -> dict[str, str]:
         parents = {}
         for role, kind in stage.roles().items():
+            if role == stage.plural:
+                parents |= self._several(role, kind, stated, path)
+                continue
             if role == "model" and role not in stated and (source := getattr(stage, "model", None)):
                 if source.checkpoint is None:
                     raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
@@ -171,6 +181,16 @@ class _Graph:
                 raise ValueError(f"{path}: {role} needs {kind}, and {found} makes {made}")
             parents[role] = found
         return parents
+
+    def _several(self, role: str, kind: Kind, stated: dict[str, str], path: str) -> dict[str, str]:
+        """The nearest artifact of each origin, for a role that takes a list."""
+        named = members(stated, role)
+        found = named or list(dict.fromkeys(filter(None, (self._nearest([id], kind) for id in stated.values()))))
+        if len(found) < 2:
+            raise ValueError(f"{path}: {role} are two or more; put gather: true after a grid, or name them with from: [ID, ID]")
+        if odd := [id for id in found if next(node for node in self.nodes if node.id == id).stage.yields != kind]:
+            raise ValueError(f"{path}: {role} needs {kind}s, and {odd[0]} makes none")
+        return {f"{role}_{number}": id for number, id in enumerate(found)}
 
     def _pruned(self, origins: Iterable[str]) -> Node | None:
         """The last pruning upstream: what went into it teaches."""

@@ -52,12 +52,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Parties:
-    """Who takes part in a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and one."""
+    """Who takes part in a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and one;
+    ``others`` are the models of a role that takes a list."""
 
     ids: int | None = None
     model: ModelFacts | None = None
     teacher: ModelFacts | None = None
     reference: ModelFacts | None = None
+    others: tuple[ModelFacts, ...] = ()
 
     def check(self, length: int = 0) -> None:
         """Raise ValueError where they do not fit together, or not with sequences of ``length``."""

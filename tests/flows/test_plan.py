@@ -64,6 +64,15 @@ def test_a_field_of_one_evaluator_changes_the_keys_of_that_one_alone(store):
     assert {id for id in before if before[id] != after[id]} == {f"{id}.perplexity" for id in CHAIN[1:]}
 
 
+def test_the_key_of_a_gathered_stage_covers_its_parents_in_order(store):
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+
+    def soup(*origins: str) -> str:
+        return keys(plan(store, *BASE["stages"][:3], grid, {"from": list(origins), "merge": {}}))["merge"]
+
+    assert len({soup("r-seed0", "r-seed1"), soup("r-seed1", "r-seed0"), soup("r-seed0", "prune")}) == 3
+
+
 def test_the_name_of_a_recipe_and_the_ids_of_stages_are_no_part_of_a_key(store):
     renamed = [{"id": "trained", **stage} if "pretrain" in stage else stage for stage in BASE["stages"]]
     assert keys(plan(store, *renamed, name="other"))["quantize"] == keys(plan(store))["quantize"]

@@ -71,6 +71,27 @@ def test_a_listed_evaluation_names_its_reference_itself():
     assert found.node("evaluate").parents == {"data": "prepare", "model": "prune", "reference": "other"}
 
 
+RECOVERED = {**RECOVER, "grid": {"seed": [0, 1]}}
+SOUP = {"id": "soup", "merge": {}}
+
+
+def test_a_stage_of_several_models_takes_a_gathered_grid_a_list_or_a_named_list_in_order():
+    expected = {"models_0": "recover-seed0", "models_1": "recover-seed1"}
+    chain = [PREPARE, PRETRAIN, PRUNE, RECOVERED]
+    assert parents(*chain, {**SOUP, "gather": True})["soup"] == expected
+    for origin in (["recover-seed0", "recover-seed1"], {"models": ["recover-seed0", "recover-seed1"]}):
+        assert parents(*chain, {**SOUP, "from": origin})["soup"] == expected
+    assert parents(*chain, {**SOUP, "gather": True}, QUANTIZE)["quantize"] == {"data": "prepare", "model": "soup"}
+    again = [*chain, {**SOUP, "gather": True}, {"id": "prune2", **PRUNE}, {"id": "recover2", **RECOVER}]
+    assert parents(*again)["recover2"] == {"data": "prepare", "model": "prune2", "teacher": "soup"}
+
+
+def test_a_soup_is_compared_with_what_its_models_came_from():
+    found = recipe(PREPARE, PRETRAIN, PRUNE, RECOVERED, {**SOUP, "gather": True}, evaluate={"divergence": {}})
+    assert found.node("soup.divergence").parents == {"model": "soup", "data": "prepare", "reference": "pretrain"}
+    check(found)
+
+
 def test_without_evaluators_nothing_is_measured():
     assert not any(node.measures for node in recipe(evaluate=[]).nodes)
 
@@ -141,6 +162,13 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, {"id": "a.b", **PRETRAIN}], "id: 'a.b' is no name"),
         ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
         ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),
+        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**RECOVER, "gather": True}],
+         r"stages\[3\].gather: recover takes one model and not a list; choose merge"),
+        ([PREPARE, PRETRAIN, PRUNE, SOUP], r"merge: models are two or more; put gather: true after a grid, or name them with"),
+        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "prepare"]}}], "models needs models, and prepare makes none"),
+        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "x"]}}], "from: no earlier stage 'x'; choose one of"),
+        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
+         "recipe.soup: prune-seed0 and prune-seed1 were pruned apart, so their masks differ; gather what one pruned model was"),
         ([PREPARE, PRETRAIN, RECOVER], r"no teacher \(model\) upstream; name it with from"),
         ([PREPARE, PRETRAIN, {"evaluate": {"method": "divergence"}}], r"no reference \(model\) upstream; name it with from"),
         ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),
