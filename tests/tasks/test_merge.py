@@ -31,7 +31,8 @@ def saved(directory, factor: float, dead: int = 0):
     keep = torch.ones_like(weight, dtype=torch.bool)
     keep[:, :dead] = False
     weight.data.mul_(keep)
-    save_model(model.state_dict(), model.config, directory, {NAME: Mask.of(keep, "unstructured", 1 - keep.float().mean().item())})
+    mask = Mask.of(keep, "unstructured", 1 - keep.float().mean().item())
+    save_model(model.state_dict(), model.config, directory, {NAME: mask})
     return directory
 
 
@@ -68,7 +69,7 @@ def test_models_under_different_masks_or_of_different_shapes_are_refused_in_one_
     with pytest.raises(ValueError, match=f"^models under different masks have no sparse mean .{NAME}.; gather what one pruned"):
         merge(tmp_path, one, other)
     narrow = zoo.save("llama", tmp_path / "narrow", layers=1, intermediate_size=24)
-    with pytest.raises(ValueError, match="^models of different shapes have no mean .model.layers.0.mlp.down_proj.weight.; gather"):
+    with pytest.raises(ValueError, match="^models of different shapes have no mean .model.layers.0.mlp.down_proj.weight."):
         merge(tmp_path / "narrow", one, narrow)
 
 
