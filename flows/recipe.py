@@ -19,7 +19,7 @@ from flows.lineage import check_measured, check_merged, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.sweep import RESERVED, Entry, Sweep
 from tasks.data.place import reading
-from tasks.methods import several, validate
+from tasks.methods import list_of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, members, stage_class
 
@@ -38,7 +38,7 @@ class Header(BaseModel):
     description: str = ""
     seed: int = Field(0, ge=0)
     model: ModelSource | None = None
-    evaluate: several("evaluators") = ()
+    evaluate: list_of("evaluators") = ()
     stages: list[dict[str, Any]] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
 

@@ -21,7 +21,9 @@ class Evaluate(Stage):
     yields: ClassVar[Kind] = "metrics"
 
     method: of("evaluators")
+    """What is measured."""
     reference: ModelSource | None = None
+    """The checkpoint to compare with; an earlier stage's model unless given."""
 
     @property
     def exclusive(self) -> bool:

@@ -18,6 +18,7 @@ class Merge(Stage):
     plural: ClassVar[str] = "models"
 
     method: of("mergers") = "uniform"
+    """How one model is made of several."""
 
     def check(self, facts: Facts) -> None:
         if any(stage.stage_name() == "quantize" for stage in facts.upstream):

@@ -119,7 +119,7 @@ def of(shelf: str, optional: bool = False) -> Any:
     return Annotated[Method | None if optional else Method, BeforeValidator(read), PlainSerializer(write)]
 
 
-def several(shelf: str) -> Any:
+def list_of(shelf: str) -> Any:
     """The annotation of a field that holds methods of one shelf, each once: a list of them, or ``{NAME: {field: value}}``."""
 
     def read(specs: Any) -> tuple[Method, ...]:

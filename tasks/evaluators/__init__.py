@@ -74,3 +74,4 @@ class Comparison(Evaluator):
     needs_reference: ClassVar[bool] = True
 
     reference: Literal["dense", "parent"] = Field("dense", exclude=True)
+    """The model to compare with."""
