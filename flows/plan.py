@@ -176,7 +176,8 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
     source = _source(recipe, node)
     if node.stage.yields != "model" or source is None or source.architecture is None:
         return {}
-    tokenizer = vocabulary(recipe.nodes, node.parents.get("data"))
+    data = next((before.parents["data"] for before in line(recipe.nodes, node.id) if "data" in before.parents), None)
+    tokenizer = vocabulary(recipe.nodes, data)
     config = source.initial_config(tokenizer)
     shape = shape_of_config(config)
     stage, costs = node.stage, {"disk_bytes": shape.parameters * (2 if source.architecture.dtype == "bfloat16" else 4)}

@@ -166,6 +166,13 @@ def test_the_forecast_is_what_training_then_counts():
     assert forecast(recipes[0], recipes[0].node("prune"))["tokens"] == 128 * 256
 
 
+def test_a_merged_model_takes_the_disk_of_one_that_goes_into_it():
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+    made = recipe(*BASE["stages"][:3], grid, {"merge": {}, "gather": True})
+    one, merged = (forecast(made, made.node(id)) for id in ("r-seed0", "merge"))
+    assert merged == {"disk_bytes": one["disk_bytes"]}
+
+
 def test_the_text_of_a_recipe_is_kept():
     assert parse_recipe(BASE, "as written").text == "as written"
 
