@@ -61,7 +61,7 @@ class MlflowTarget(_Section):
 class Resources(_Section):
     """What one rank of a stage gets; a stage that does not train has one rank. `cpus: all` shares out the cores.
 
-    `workers` share out the sequences of a stage that calibrates; each gets as much."""
+    `workers` share out the sequences of a stage that calibrates, or the evaluations of a model; each gets as much."""
 
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
     """CPU cores per rank; ``all`` shares out the cores of the machine."""

@@ -47,6 +47,8 @@ VOCABULARY: dict[str, Metric] = {
     "task_accuracy_stderr": Metric("share", "lower", "standard error of task_accuracy"),
     "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per byte"),
     "task_chance": Metric("share", "neither", "accuracy of guessing"),
+    "reference_kl": Metric("nats/token", "lower", "KL divergence from the reference model's next token, mean"),
+    "reference_flips": Metric("share", "lower", "tokens after which another one is likeliest than in the reference model"),
     "sparsity": Metric("share", "higher", "dead share of the prunable weights, from the masks"),
     "essential_sparsity": Metric("share", "higher", "the most the search found the model to lose within its tolerance"),
     "pattern_holds": Metric("share", "higher", "N:M groups (or matrices) whose stored weights keep the promised pattern"),
@@ -81,6 +83,7 @@ VOCABULARY: dict[str, Metric] = {
     "reconstruction_error": Metric("share", "lower", "squared error of block outputs relative to the dense block, mean"),
     "unseen_matrices": Metric("1", "lower", "matrices (experts) that no calibration token reached"),
     "peak_memory_bytes": Metric("B", "lower", "the most memory the stage held; on a GPU, of the GPU's"),
+    "merged_models": Metric("1", "neither", "models that were merged into this one"),
     "export_logits_error": Metric("1", "lower", "largest logit difference between the solved and the reloaded model"),
     "seconds": Metric("s", "lower", "time inside the stage's own run"),
     "overhead_seconds": Metric("s", "lower", "time from starting a stage to its artifact, less seconds"),
@@ -118,7 +121,7 @@ class Tracking:
                 experiment = client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
-        tracking._params(tracking.parent, params)
+        tracking.params(None, params)
         return tracking
 
     def close_abandoned(self, is_alive: Any) -> None:
@@ -139,7 +142,7 @@ class Tracking:
         tags = {**tags, "mlflow.parentRunId": self.parent}
         run = self.client.create_run(self.experiment, run_name=id, tags=tags)
         self.children[id] = run.info.run_id
-        self._params(run.info.run_id, params)
+        self.params(id, params)
 
     def point(self, id: str, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         """One point of a stage's curves (timestamp in ms); written in batches every few seconds."""
@@ -214,12 +217,15 @@ class Tracking:
     def run(self, id: str | None) -> str:
         return self.parent if id is None else self.children[id]
 
-    def _params(self, run: str, params: Mapping[str, Any]) -> None:
+    def tag(self, id: str, name: str, value: str) -> None:
+        self.client.set_tag(self.run(id), name, value)
+
+    def params(self, id: str | None, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
         rows = [Param(name, str(value)[:6000]) for name, value in flatten(params).items()]
         for start in range(0, len(rows), 100):
-            self.client.log_batch(run, params=rows[start : start + 100])
+            self.client.log_batch(self.run(id), params=rows[start : start + 100])
 
 
 def artifact_location(uri: str) -> str | None:

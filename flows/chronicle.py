@@ -1,5 +1,6 @@
 """Tells MLflow what the conductor does: a child run per stage with its curves and figures, the summary on the parent.
 
+What is measured of a model stands in the model's own run, so that whoever compares models finds their numbers side by side.
 A cached stage is told from its artifact (record and history), so a rerun that computes nothing fills MLflow the same way.
 """
 
@@ -51,6 +52,9 @@ class Chronicle:
         return [step for step in self.plan.steps if step.node.stage.yields == "tokens"]
 
     def started(self, step: Step) -> None:
+        if step.node.measures:
+            self._measured(step, step.node.measures)
+            return
         if step.id in self.tracking.children:       # a second attempt goes on in the same run
             return
         tags = {
@@ -65,15 +69,27 @@ class Chronicle:
             if data.artifact.address in step.parent_addresses.values():
                 self.tracking.dataset(step.id, data.id, data.artifact.key, data.artifact.address)
 
+    def _measured(self, step: Step, model: str) -> None:
+        """In the model's run: which evaluation of it there is, how it is done, and against what."""
+        name = step.node.stage.label
+        self.tracking.tag(model, f"winnow.evaluate.{name}", step.artifact.address)
+        if "reference" in step.parent_addresses:
+            self.tracking.tag(model, f"winnow.evaluate.{name}.reference", step.parent_addresses["reference"])
+        self.tracking.params(model, {"evaluate": step.artifact.params["method"]})
+
     def event(self, step: Step, event: dict[str, Any]) -> None:
         if event["event"] == "metrics":
-            self.tracking.point(step.id, event["metrics"], event["step"], event["timestamp"])
+            self.tracking.point(_owner(step), event["metrics"], event["step"], event["timestamp"])
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
         history = self._history(record)
         for event in history:
             self.event(step, event)
+        if step.node.measures:
+            seconds = {f"evaluate.{step.node.stage.label}.seconds": record.seconds}
+            self.tracking.scalars(step.node.measures, {**record.metrics, **seconds})
+            return
         self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
         self.tracking.figures(step.id, self._figures(step, record, history))
         self.tracking.end(step.id, "FINISHED")
@@ -84,7 +100,7 @@ class Chronicle:
         from flows.claims import groups_of
 
         for step, record in self._finished():
-            self.tracking.scalars(None, record.metrics, f"{step.id}.")
+            self.tracking.scalars(None, record.metrics, f"{_owner(step)}.")
         if models:
             last = {name: value for name, value in models[-1].items() if isinstance(value, (int, float))}
             self.tracking.scalars(None, last)
@@ -97,7 +113,8 @@ class Chronicle:
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), tags, numbers)
         if claims:
             self.tracking.claims(claims)
-        for id in set(self.tracking.children) - set(self.records):
+        missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
+        for id in missing & self.tracking.children.keys():      # of a model that was made, an evaluation is missing
             self.tracking.end(id, status)
         self.tracking.end(None, status)
 
@@ -118,6 +135,11 @@ class Chronicle:
             yield "training_curves", training_curves(rows, step.id)
         if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):
             yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
+
+
+def _owner(step: Step) -> str:
+    """The id of the run that tells of a step."""
+    return step.node.measures or step.id
 
 
 def tracking_uri() -> str:

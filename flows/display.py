@@ -48,7 +48,7 @@ class Display:
             return
         if self.console.is_terminal and not self.quiet:
             self.bars[step.id] = self.progress.add_task(step.id, total=None, rate="", note="starting")
-        else:
+        elif not step.node.measures:
             self.say(f"{step.id}: starting")
 
     def event(self, step: Step, event: Mapping[str, Any]) -> None:
@@ -71,6 +71,8 @@ class Display:
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         if step.id in self.bars:
             self.progress.remove_task(self.bars.pop(step.id))
+        if step.cached and step.node.measures:
+            return
         told = "cached" if step.cached else f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)"
         self.say(f"{step.id}: {told}  {record.address}")
 
@@ -84,6 +86,8 @@ class Display:
 ROWS = (
     ("perplexity", "perplexity", "{:.2f}"),
     ("task_accuracy", "task accuracy", "{:.1%}"),
+    ("reference_kl", "KL to reference", "{:.3g}"),
+    ("reference_flips", "flipped tokens", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),
     ("pattern_holds", "pattern kept", "{:.0%}"),
     ("unseen_matrices", "unseen matrices", "{:,.0f}"),
@@ -162,14 +166,15 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What is cached, what will run and why; costs where the model is known. Evaluations that follow a stage are not listed."""
+    """What is cached, what will run and why; costs where the model is known. Of evaluations only those are listed that a
+    model lacks which is there."""
     table = Table()
     table.add_column("stage", overflow="fold")
     table.add_column("state", overflow="fold")
     for title in ("tokens", "FLOPs", "memory", "disk"):
         table.add_column(title, justify="right", no_wrap=True)
     for step, row in zip(plan.steps, rows, strict=True):
-        if step.node.measures and not plan.by_id[step.node.measures].cached:
+        if step.node.measures and (step.cached or not plan.by_id[step.node.measures].cached):
             continue
         costs = (_cell(row.get(name), form) for name, form in PLANNED)
         state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"

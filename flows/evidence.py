@@ -88,9 +88,9 @@ def _losses(records: Mapping[str, Record], store: Store) -> dict[str, float]:
     """Held-out loss by the key of the model, all by one measurement: the same evaluator on the same text."""
     measurements: dict[str, dict[str, float]] = {}
     for evaluation in store.records("evaluate"):
-        model = evaluation.parents.get("model")
-        if model in records and "heldout_loss" in evaluation.metrics:
-            how = canonical_json([evaluation.params["evaluators"]["perplexity"], evaluation.parents["data"]])
+        model, method = evaluation.parents.get("model"), evaluation.params.get("method")     # an older Winnow wrote none
+        if model in records and method and "heldout_loss" in evaluation.metrics:
+            how = canonical_json([method, evaluation.parents["data"]])
             measurements.setdefault(how, {})[model] = evaluation.metrics["heldout_loss"]
     for key, record in records.items():
         if not any(key in losses for losses in measurements.values()):

@@ -17,7 +17,8 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
     takes for weights), and write a card that says how it was made. Surgeries, which plain transformers does not know, are
     undone, the last first."""
     if "config.json" not in record.files:
-        raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, quantize")
+        raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, merge, "
+                         "quantize")  # fmt: skip
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is there already; choose a new directory")
     source = store.fetch(record)

@@ -5,9 +5,10 @@ transformers tells, which takes seconds to import, so this is asked last, and of
 
 from __future__ import annotations
 
-from flows.recipe import Node, Recipe, naming
+from flows.nodes import Node, Recipe, naming
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
+from tasks.stage import members
 
 
 def examine(recipe: Recipe) -> None:
@@ -28,7 +29,9 @@ class _Known:
 
     def parties(self, node: Node) -> Parties:
         data = node.id if node.stage.yields == "tokens" else node.parents.get("data")
-        return Parties(self._ids(data), self._model(node), self._teacher(node))
+        others = [self._model(self.recipe.node(id)) for id in members(node.parents, node.stage.plural)]
+        known = tuple(facts for facts in others if facts)
+        return Parties(self._ids(data), self._model(node), self._teacher(node), self._reference(node), known)
 
     def _ids(self, data: str | None) -> int | None:
         """How many ids the tokenizer behind a node of tokens needs; None where it lies elsewhere."""
@@ -43,8 +46,8 @@ class _Known:
 
     def _model(self, node: Node) -> ModelFacts | None:
         """Of where a node's model began: a stage changes its weights, and neither its vocabulary nor its positions."""
-        while getattr(node.stage, "model", None) is None and "model" in node.parents:
-            node = self.recipe.node(node.parents["model"])
+        while getattr(node.stage, "model", None) is None and node.came_from:
+            node = self.recipe.node(node.came_from)
         source = getattr(node.stage, "model", None)
         return self._facts(source, self._ids(node.parents.get("data"))) if source else None
 
@@ -55,6 +58,12 @@ class _Known:
         if "teacher" in node.parents:
             return self._model(self.recipe.node(node.parents["teacher"]))
         return self._facts(node.stage.teacher, None)
+
+    def _reference(self, node: Node) -> ModelFacts | None:
+        if "reference" in node.parents:
+            return self._model(self.recipe.node(node.parents["reference"]))
+        source = getattr(node.stage, "reference", None)
+        return self._facts(source, None) if source else None
 
     def _facts(self, source: ModelSource, ids: int | None) -> ModelFacts | None:
         key = (source.model_dump_json(), ids if source.architecture else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -84,26 +84,52 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> 
 def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
     """Submit the steps that are due as Prefect tasks and wait for all, then those that want the machine for themselves;
     the first failure is raised at the end."""
-    def attempt(id: str) -> None:
-        conductor.make(plan.by_id[id])
-
     def may_help(task: Any, run: Any, state: Any) -> bool:
         failure = state.result(raise_on_failure=False)
         return not (isinstance(failure, CorruptArtifact) or isinstance(failure, StageFailed) and failure.final)
 
     futures: dict[str, Any] = {}
     for exclusive in (False, True):
-        for step in [step for step in plan.due if step.exclusive == exclusive]:
+        for name, steps in _tasks(plan, exclusive).items():
             stage = task(
-                attempt, name=step.id, task_run_name=step.artifact.address, cache_policy=NO_CACHE, persist_result=False,
+                _make(conductor, steps), name=name, task_run_name=name if steps[0].node.measures else steps[0].artifact.address,
+                cache_policy=NO_CACHE, persist_result=False,
                 retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
             )
-            upstream = [futures[id] for id in step.node.parents.values() if id in futures]
-            futures[step.id] = stage.submit(step.id, wait_for=upstream)
+            upstream = {id: futures[id] for step in steps for id in step.node.parents.values() if id in futures}
+            futures[name] = stage.submit(wait_for=list(upstream.values()))
         for future in futures.values():
             future.wait()
     for future in futures.values():
         future.result()
+
+
+def _tasks(plan: Plan, exclusive: bool) -> dict[str, list[Step]]:
+    """What is one task of Prefect's, by its name: a stage, or the evaluations of a model."""
+    tasks: dict[str, list[Step]] = {}
+    for step in plan.due:
+        if step.exclusive == exclusive:
+            suffix = "speed" if exclusive else "evaluate"
+            tasks.setdefault(f"{step.node.measures}.{suffix}" if step.node.measures else step.id, []).append(step)
+    return tasks
+
+
+def _make(conductor: Conductor, steps: list[Step]) -> Callable[[], None]:
+    """Makes steps one after the other, each once however often it is tried; the first failure is raised at the end."""
+    left = list(steps)
+
+    def attempt() -> None:
+        failures = []
+        for step in list(left):
+            try:
+                conductor.make(step)
+                left.remove(step)
+            except (StageFailed, CorruptArtifact) as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    return attempt
 
 
 class Watchers:

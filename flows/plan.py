@@ -14,7 +14,9 @@ from cluster.reach import check_s3
 from cluster.storage import open_store
 from cluster.store import Store
 from flows.facts import examine
-from flows.recipe import Node, Recipe, load_recipe, naming, vocabulary
+from flows.lineage import line
+from flows.nodes import Node, Recipe, naming
+from flows.recipe import load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage
@@ -152,9 +154,7 @@ def _source(recipe: Recipe, node: Node) -> ModelSource | None:
 
 def _upstream(recipe: Recipe, node: Node) -> Iterator[Stage]:
     """The stages a node's model has been through, the last first."""
-    while "model" in node.parents:
-        node = recipe.node(node.parents["model"])
-        yield node.stage
+    return (before.stage for before in line(recipe.nodes, node.came_from))
 
 
 def describe(plan: Plan, step: Step) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
     source = _source(recipe, node)
     if node.stage.yields != "model" or source is None or source.architecture is None:
         return {}
-    shape = shape_of_config(source.initial_config(vocabulary(recipe.nodes, node.parents.get("data"))))
+    data = next((before.parents["data"] for before in line(recipe.nodes, node.id) if "data" in before.parents), None)
+    shape = shape_of_config(source.initial_config(vocabulary(recipe.nodes, data)))
     bytes_each = 2 if source.architecture.dtype == "bfloat16" else 4
     return {"disk_bytes": shape.parameters * bytes_each, **node.stage.forecast(shape)}

@@ -7,9 +7,7 @@ wrong recipe costs a second and one line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
-from flows.sweep import RESERVED, Branch, Entry, Sweep
+from flows.lineage import check_measured, check_merged, evaluations, referring
+from flows.nodes import Node, Recipe
+from flows.sweep import RESERVED, Entry, Sweep
 from tasks.data.place import reading
-from tasks.evaluate import Evaluate
-from tasks.methods import validate
+from tasks.methods import list_of, validate
 from tasks.models.source import ModelSource
-from tasks.refusal import refused
-from tasks.stage import STAGES, Kind, Stage, stage_class
+from tasks.stage import STAGES, Kind, Stage, members, stage_class
 
-NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.evaluate" belongs to a
+NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
 
 LONGEST_ID = 160        # it begins MLflow's names of parameters and metrics, of 250 characters at most
 
@@ -43,57 +41,12 @@ class Header(BaseModel):
     """Seed of every stage that has none of its own."""
     model: ModelSource | None = None
     """Where the model comes from: an architecture or a checkpoint."""
-    evaluate: Any = ()
+    evaluate: list_of("evaluators") = ()
     """The evaluators that measure every model: names, or ``{NAME: {field: value}}``."""
     stages: list[dict[str, Any]] = Field(min_length=1)
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
     """What its models should show."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it.
-
-    ``branch`` says which values of a sweep it has, by axis; ``base`` is its id without them.
-    """
-
-    id: str
-    stage: Stage
-    parents: dict[str, str]
-    measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
-    branch: Branch = field(default_factory=dict)
-    base: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.stage.stage_name()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    name: str
-    description: str
-    nodes: tuple[Node, ...]
-    text: str
-    claims: tuple[Claim, ...] = ()
-
-    def node(self, id: str) -> Node:
-        return next(node for node in self.nodes if node.id == id)
-
-    def models(self) -> Iterator[Node]:
-        return (node for node in self.nodes if node.stage.yields == "model")
-
-
-@contextmanager
-def naming(node: Node) -> Iterator[None]:
-    """What is refused meanwhile is refused in the name of a node."""
-    try:
-        yield
-    except ValueError as error:
-        if not refused(error):
-            raise
-        raise ValueError(f"recipe.{node.id}: {error}") from None
 
 
 def load_recipe(source: str, served: bool = False) -> Recipe:
@@ -121,6 +74,8 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe
     for position, stated in enumerate(header.stages):
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
+    check_measured(graph.nodes, header.evaluate)
+    check_merged(graph.nodes)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
     return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
@@ -142,7 +97,6 @@ class _Graph:
         self.nodes: list[Node] = []
         self.ancestry: dict[str, tuple[str, ...]] = {}      # node id -> ids it was said to come from
         self.previous: tuple[str, ...] = ()
-        self.evaluators = validate(Evaluate, {"evaluators": header.evaluate}, "recipe.evaluate").evaluators
 
     def add(self, made: Entry) -> None:
         entry, where = made.document, made.where
@@ -164,6 +118,9 @@ class _Graph:
         fields = {"seed": self.header.seed, **own}
         if any(node.id == id for node in self.nodes):
             raise ValueError(f"recipe.{where}.id: {id!r} is taken; give this stage an id of its own")
+        if entry.get("gather") and not kind.plural:
+            able = [name for name in STAGES if stage_class(name).plural]
+            raise ValueError(f"recipe.{where}.gather: {names[0]} takes one model and not a list; choose {' or '.join(able)}")
         stated = self._stated(entry.get("from", list(self.previous)), kind, where)
         if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
             fields["model"] = self.header.model
@@ -172,7 +129,8 @@ class _Graph:
         size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
         stage = validate(kind, kind.settle(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
-        parents = self._parents(id, stage, stated, path)
+        stage, reference = referring(self.nodes, stage, stated.get("model") or self._nearest(stated.values(), "model"))
+        parents = self._parents(id, stage, {"reference": reference, **stated} if reference else stated, path)
         self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))
         self.previous = (id,)
         if stage.yields == "model":
@@ -186,6 +144,9 @@ class _Graph:
             raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {origin!r}")
         if isinstance(origin, dict) and (odd := origin.keys() - kind.needs.keys()):
             raise ValueError(f"recipe.{where}.from: no role {min(odd)!r}; choose one of {', '.join(kind.needs) or 'none'}")
+        if isinstance(origin, dict) and isinstance(listed := origin.get(kind.plural), list):
+            origin = {role: id for role, id in origin.items() if role != kind.plural}
+            origin |= {f"{kind.plural}_{number}": id for number, id in enumerate(listed)}
         stated = origin if isinstance(origin, dict) else {str(index): id for index, id in enumerate(origin)}
         known = [node.id for node in self.nodes if not node.measures]
         for id in stated.values():
@@ -210,17 +171,32 @@ class _Graph:
     def _parents(self, id: str, stage: Stage, stated: dict[str, str], path: str) -> dict[str, str]:
         parents = {}
         for role, kind in stage.roles().items():
+            if role == stage.plural:
+                parents |= self._several(role, kind, stated, path)
+                continue
             if role == "model" and role not in stated and (source := getattr(stage, "model", None)):
                 if source.checkpoint is None:
                     raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
                 continue
-            found = stated.get(role) or (self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind))
+            found = stated.get(role)
+            if found is None and role != "reference":       # that was looked for already
+                found = self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind)
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")
             if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:
                 raise ValueError(f"{path}: {role} needs {kind}, and {found} makes {made}")
             parents[role] = found
         return parents
+
+    def _several(self, role: str, kind: Kind, stated: dict[str, str], path: str) -> dict[str, str]:
+        """The nearest artifact of each origin, for a role that takes a list."""
+        named = members(stated, role)
+        found = named or list(dict.fromkeys(filter(None, (self._nearest([id], kind) for id in stated.values()))))
+        if len(found) < 2:
+            raise ValueError(f"{path}: {role} are two or more; put gather: true after a grid, or name them with from: [ID, ID]")
+        if odd := [id for id in found if next(node for node in self.nodes if node.id == id).stage.yields != kind]:
+            raise ValueError(f"{path}: {role} needs {kind}s, and {odd[0]} makes none")
+        return {f"{role}_{number}": id for number, id in enumerate(found)}
 
     def _pruned(self, origins: Iterable[str]) -> Node | None:
         """The last pruning upstream: what went into it teaches."""
@@ -232,14 +208,12 @@ class _Graph:
         return pruned.parents.get("model") if pruned else None
 
     def _measure(self, id: str) -> None:
-        """The evaluations that follow a model: what measures time apart, since it wants the machine for itself."""
-        whole = Evaluate(evaluators=self.evaluators, seed=self.header.seed)
+        """The evaluations that follow a model."""
         data = self._nearest([id], "tokens")
-        for suffix, part in (("evaluate", whole.part(exclusive=False)), ("speed", whole.part(exclusive=True))):
-            if part.evaluators:
-                if data is None:
-                    raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
-                self.nodes.append(Node(f"{id}.{suffix}", part, {"model": id, "data": data}, measures=id))
+        if self.header.evaluate and data is None:
+            raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
+        for stage, parents in evaluations(self.nodes, self.header.evaluate, self.header.seed, id, data):
+            self.nodes.append(Node(f"{id}.{stage.method.name}", stage, parents, measures=id))
 
 
 _REMEDY = {
@@ -247,4 +221,5 @@ _REMEDY = {
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
     "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",
+    "reference": "name it with from: {model: ..., reference: ...}",
 }

@@ -22,6 +22,7 @@ DEFS = "#/$defs/"
 WORDS = {("regimes", "sparsity"): "iso"}    # a word for a number, which a stage settles before the field is read
 ID = "Name of the stage, of its model and of its metrics; the kind of stage unless given."
 FROM = "The stages it comes from: an id, a list of ids, or {role: id}; the stage before it unless given."
+GATHER = "Which axes of a grid before it the stage takes together: true for all, or a list of FIELDs."
 GRID = "A stage per combination of these values: {FIELD: [values]} or {FIELD: {label: value}}, FIELD by its dotted path."
 
 
@@ -52,11 +53,9 @@ def stage_schema(name: str) -> Schema:
 
 def recipe_schema() -> Schema:
     from flows.recipe import Header
-    from tasks.methods import several
 
     found = _Definitions()
     header = found.of(Header)
-    header["properties"]["evaluate"] |= found.resolved(several("evaluators"))
     header["properties"]["stages"]["items"] = _entry(found)
     return found.complete({**header, "title": "A recipe of winnow"})
 
@@ -72,7 +71,8 @@ def _entry(found: _Definitions) -> Schema:
         required[name] = [field for field in stage.pop("required", []) if field != "model"]
         found.defs[f"stages.{name}"] = {**stage, "type": ["object", "null"]}
     text = {"type": "string"}
-    ids = [text, {"type": "array", "items": text}, {"type": "object", "additionalProperties": text}]
+    listed = {"type": "array", "items": text}
+    ids = [text, listed, {"type": "object", "additionalProperties": {"anyOf": [text, listed]}}]
     values = [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]
     return {
         "type": "object",
@@ -81,6 +81,7 @@ def _entry(found: _Definitions) -> Schema:
             "id": {"type": "string", "pattern": NAME, "description": ID},
             "from": {"anyOf": ids, "description": FROM},
             "grid": {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": values}, "description": GRID},
+            "gather": {"anyOf": [{"type": "boolean"}, {"type": "array", "items": text, "minItems": 1}], "description": GATHER},
             **{name: {"$ref": f"{DEFS}stages.{name}", "description": _about(stage_class(name))} for name in STAGES},
         },
         "oneOf": [{"required": [name]} for name in STAGES],

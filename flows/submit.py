@@ -42,8 +42,7 @@ class Submitter:
         return self.jobs.submit(steps[0].artifact.key, [sys.executable, "-m", "tasks.job"], environment)
 
     def payload(self, step: Step) -> dict[str, Any]:
-        kind = step.id.rpartition(".")[2] if step.node.measures else step.node.name     # evaluate and speed differ
-        resources = self.profile.resources(kind)
+        resources = self.profile.resources("speed" if step.exclusive else step.node.name)
         execution = {
             "device": self.profile.device,
             "precision": self.profile.precision,

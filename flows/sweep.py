@@ -11,8 +11,13 @@
 
 An axis is a field of the stage by its dotted path, with a list of values or values by label; ``method.FIELD`` means the
 field of whichever method it is, and ``model...`` edits the recipe's model for this stage. The axis ``case`` sets several
-fields at once. A later entry follows every branch of what it comes from, and may split further. Pure text work: what
-comes out is an ordinary list of stages.
+fields at once. A later entry follows every branch of what it comes from, and may split further. One that gathers takes
+branches together, all of them or those that differ in some axes only:
+
+    - merge: {}
+      gather: [seed]
+
+Pure text work: what comes out is an ordinary list of stages.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import Any
 
 CASE = "case"
 Branch = dict[str, str]     # axis -> label
-RESERVED = ("id", "from", "grid")
+RESERVED = ("id", "from", "grid", "gather")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Sweep:
         combinations = list(self._combinations(document.get("grid"), f"recipe.{where}.grid"))
         plain = {key: value for key, value in document.items() if key != "grid"}
         made = []
-        for origin, branch in self._origins(document):
+        gathers = document.get("gather", False) is not False
+        for origin, branch in self._gathered(document, where) if gathers else self._origins(document):
             for chosen in combinations:
                 whole = {**branch, **{axis: label for axis, label, _ in chosen}}
                 id = "-".join([base, *whole.values()])
@@ -61,7 +67,7 @@ class Sweep:
                 for axis, _, value in chosen:
                     self._set(entry, names, axis, value, f"recipe.{where}.grid")
                 entry |= {"id": id} if whole else {}
-                entry |= {"from": origin} if whole and origin else {}
+                entry |= {"from": origin} if (whole or gathers) and origin else {}
                 made.append((id, whole))
                 yield Entry(entry, where, whole, base)
         self.branches[base], self.previous = made, base
@@ -80,7 +86,7 @@ class Sweep:
         stated = document.get("from", self.previous)
         if not isinstance(stated, (str, list, dict)):
             return [(stated, {})]       # for the graph to refuse
-        ids = [stated] if isinstance(stated, str) else list(stated.values() if isinstance(stated, dict) else stated)
+        ids = list(_ids(stated))
         splits = [self.branches.get(str(id)) or [(str(id), {})] for id in ids]
         leading = max(splits, key=len, default=[("", {})])
         found = []
@@ -89,11 +95,33 @@ class Sweep:
             if isinstance(stated, str):
                 origin: Any = here[stated]
             elif isinstance(stated, dict):
-                origin = {role: here[str(id)] for role, id in stated.items()}
+                origin = {role: [here[str(one)] for one in id] if isinstance(id, list) else here[str(id)]
+                          for role, id in stated.items()}  # fmt: skip
             else:
                 origin = [here[str(id)] for id in stated]
             found.append((origin, branch))
         return found
+
+    def _gathered(self, document: dict[str, Any], where: str) -> list[tuple[list[str], Branch]]:
+        """(ids to take together, the branch they share) for every branch that is left without the gathered axes."""
+        stated, axes = document.get("from", self.previous), document["gather"]
+        ids = [stated] if isinstance(stated, str) else stated
+        if not isinstance(ids, list):
+            raise ValueError(f"recipe.{where}.from: what is gathered is an id or a list of ids, got {stated!r}")
+        splits = [self.branches.get(str(id)) or [(str(id), {})] for id in ids]
+        known = list(dict.fromkeys(axis for split in splits for _, branch in split for axis in branch))
+        if not known:
+            raise ValueError(f"recipe.{where}.gather: no grid comes before it; name what it takes with from: [ID, ID]")
+        axes = known if axes is True else axes
+        if not isinstance(axes, list) or not axes or not set(map(str, axes)) <= set(known):
+            raise ValueError(f"recipe.{where}.gather: true, or some axes out of [{', '.join(known)}], is needed, got {axes!r}")
+        left = [[(id, {axis: label for axis, label in branch.items() if axis not in axes}) for id, branch in split]
+                for split in splits]  # fmt: skip
+        shared: list[Branch] = []
+        for _, branch in max(left, key=len):
+            if branch not in shared:
+                shared.append(branch)
+        return [([id for split in left for id in _all_along(branch, split)], branch) for branch in shared]
 
     def _set(self, entry: dict[str, Any], names: list[str], axis: str, value: Any, where: str) -> None:
         if axis == CASE:
@@ -113,6 +141,15 @@ class Sweep:
         place[last] = copy.deepcopy(value)
 
 
+def _ids(stated: Any) -> Iterator[Any]:
+    """The ids in an id, a list of them, or those by role."""
+    if isinstance(stated, (list, dict)):
+        for one in stated.values() if isinstance(stated, dict) else stated:
+            yield from _ids(one)
+    else:
+        yield stated
+
+
 def _step(place: dict[str, Any], part: str) -> dict[str, Any]:
     """One step along a dotted path, making room where there is none; a method given by name gets room for fields."""
     inner = place.get(part)
@@ -126,9 +163,13 @@ def _step(place: dict[str, Any], part: str) -> dict[str, Any]:
 
 def _along(branch: Branch, split: list[tuple[str, Branch]]) -> str:
     """The id, among those that one stage became, that stands on this branch."""
-    for id, other in split:
-        if other.items() <= branch.items():
-            return id
+    return _all_along(branch, split)[0]
+
+
+def _all_along(branch: Branch, split: list[tuple[str, Branch]]) -> list[str]:
+    """All such ids."""
+    if found := [id for id, other in split if other.items() <= branch.items()]:
+        return found
     raise ValueError(f"recipe: the branches {', '.join(id for id, _ in split)} have nothing in common with {branch}")
 
 

@@ -1,62 +1,65 @@
-"""Evaluate: measure one model with the evaluators of the recipe, on held-out text."""
+"""Evaluate: measure one model with one evaluator, on held-out text, some against a reference model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
-
-from tasks.methods import Method, build, dump, several
+from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, ids_in
+from tasks.models.source import ModelSource
 from tasks.stage import Context, Kind, Stage
 
-
-def _build_all(specs: Any) -> tuple[Method, ...]:
-    if isinstance(specs, dict):
-        specs = [{name: fields} for name, fields in specs.items()]
-    if not isinstance(specs, (list, tuple)):
-        raise ValueError("evaluators is a list of names, or of {NAME: {field: value}}")
-    return tuple(build("evaluators", spec) for spec in specs)
-
-
-def _dump_all(evaluators: tuple[Method, ...]) -> dict[str, Any]:
-    return {name: fields for evaluator in evaluators for name, fields in dump(evaluator).items()}
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Evaluate(Stage):
-    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model"}
+    """``reference`` is set by the recipe where the reference is a user's checkpoint and not an earlier stage."""
+
+    version: ClassVar[int] = 2
+    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "reference": "model"}
     yields: ClassVar[Kind] = "metrics"
 
-    evaluators: Annotated[
-        tuple[Method, ...], BeforeValidator(_build_all), PlainSerializer(_dump_all), WithJsonSchema(several("evaluators"))
-    ]
-    """What is measured: names, or ``{NAME: {field: value}}``."""
-
-    def part(self, exclusive: bool) -> Evaluate:
-        """The same stage with only the evaluators that need the whole machine, or only the others."""
-        chosen = tuple(evaluator for evaluator in self.evaluators if evaluator.exclusive == exclusive)
-        return self.model_copy(update={"evaluators": chosen})
+    method: of("evaluators")
+    """What is measured."""
+    reference: ModelSource | None = None
+    """The checkpoint to compare with; an earlier stage's model unless given."""
 
     @property
     def exclusive(self) -> bool:
-        return any(evaluator.exclusive for evaluator in self.evaluators)
+        return self.method.exclusive
+
+    def roles(self) -> dict[str, Kind]:
+        roles = dict(self.needs)
+        if not self.method.needs_reference or self.reference:
+            del roles["reference"]
+        return roles
+
+    def sources(self) -> dict[str, Any]:
+        return {"reference": self.reference} if self.reference else {}
+
+    def inspect(self) -> None:
+        if self.reference:
+            self.reference.inspect(quantized=True)
 
     def parties(self, context: Context) -> Parties:
-        return Parties(ids_in(context.inputs["data"]), facts_in(context.inputs["model"]))
+        reference = self._reference(context)
+        ids, model = ids_in(context.inputs["data"]), facts_in(context.inputs["model"])
+        return Parties(ids, model, reference=facts_in(reference) if reference else None)
 
     def check_parties(self, parties: Parties) -> None:
         parties.check()
-        if parties.model and parties.model.positions:
-            for evaluator in self.evaluators:
-                evaluator.check_positions(parties.model.positions)
+        for facts in (parties.model, parties.reference):
+            if facts and facts.positions:
+                self.method.check_positions(facts.positions)
+
+    def _reference(self, context: Context) -> Path | None:
+        return self.reference.checkpoint.fetch(context.scratch) if self.reference else context.inputs.get("reference")
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.evaluators import Candidate
 
-        metrics: dict[str, float] = {}
-        candidate = Candidate(
-            context.inputs["model"], context.inputs["data"], context.execution.device, context.progress
-        )
-        for evaluator in self.evaluators:
-            metrics |= evaluator.measure(candidate)
-        return metrics
+        data, device = context.inputs["data"], context.execution.device
+        reference = self._reference(context)
+        against = Candidate(reference, data, device) if reference else None
+        return self.method.measure(Candidate(context.inputs["model"], data, device, context.progress, against))

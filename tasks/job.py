@@ -61,6 +61,20 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         raise
 
 
+def produce_all(share: dict[str, list[Payload]]) -> None:
+    """Produce one after the other; one that fails keeps none of the others from being made."""
+    failures = []
+    for work in share["work"]:
+        try:
+            produce(work)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        for other in failures[1:]:
+            failures[0].add_note(f"and {type(other).__name__}: {other}")
+        raise failures[0]
+
+
 def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     artifact = Artifact(**work["artifact"])
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
@@ -179,12 +193,14 @@ def environment(work: Payload) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The Ray job: the first payload by itself, then the others (evaluations of its model) side by side."""
+    """The Ray job: the stage, where one is in it, then the evaluations."""
     work = json.loads(os.environ[JOB_VARIABLE])
+    evaluations = [unit for unit in work if unit["artifact"]["stage"] == "evaluate"]
     try:
-        first, *others = [partial(_launch, unit) for unit in work]
-        first()
-        _side_by_side(others)
+        for unit in work:
+            if unit not in evaluations:
+                _launch(unit)
+        _evaluate(evaluations)
     except Exception as error:
         print_event(_failure(f"{type(error).__name__}: {error}", final=False))
         return 1
@@ -195,11 +211,20 @@ def _failure(message: str, final: bool, aside: str = "") -> Event:
     return {"event": "failed", "message": message, "final": final, "address": "", "aside": aside}
 
 
-def _side_by_side(launches: list[Callable[[], None]]) -> None:
+def _evaluate(work: list[Payload]) -> None:
+    """One after the other in as many workers as the profile says: what a worker imports costs more than most evaluations."""
+    if not work:
+        return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max(1, len(launches))) as pool:
-        for finished in [pool.submit(launch) for launch in launches]:
+    from cluster.workers import run_task
+
+    resources = work[0]["resources"]
+    shares = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
+    room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
+    give = partial(run_task, "tasks.job:produce_all", **room)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for finished in [pool.submit(give, {"work": share}) for share in shares]:
             finished.result()
 
 

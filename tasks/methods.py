@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
 SHELF = "shelf"     # in a JSON schema: stands for the methods of that shelf
-SHELVES = ("transforms", "surgeries", "regimes", "pruners", "allocators", "quantizers", "evaluators")
+SHELVES = ("transforms", "surgeries", "regimes", "pruners", "allocators", "mergers", "quantizers", "evaluators")
 
 
 class Method(BaseModel):
@@ -122,6 +122,23 @@ def of(shelf: str, optional: bool = False) -> Any:
     schema = {"anyOf": [named(shelf), {"type": "null"}]} if optional else named(shelf)
     kind = Method | None if optional else Method
     return Annotated[kind, BeforeValidator(read), PlainSerializer(write), WithJsonSchema(schema)]
+
+
+def list_of(shelf: str) -> Any:
+    """The annotation of a field that holds methods of one shelf, each once: a list of them, or ``{NAME: {field: value}}``."""
+
+    def read(specs: Any) -> tuple[Method, ...]:
+        if isinstance(specs, dict):
+            specs = [{name: fields} for name, fields in specs.items()]
+        if not isinstance(specs, (list, tuple)):
+            raise ValueError(f"a list of names, or of {{NAME: {{field: value}}}}, is needed, got {specs!r}")
+        methods = tuple(build(shelf, spec) for spec in specs)
+        listed = [method.name for method in methods]
+        if twice := [name for name in listed if listed.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is listed twice; list each of tasks.{shelf} once")
+        return methods
+
+    return Annotated[tuple[Method, ...], BeforeValidator(read), WithJsonSchema(several(shelf))]
 
 
 def named(shelf: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ its output directory and returns scalars; ``tasks.job`` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,19 +23,21 @@ from tasks.workers import start_here
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
 
-STAGES = ("prepare", "pretrain", "prune", "recover", "quantize", "evaluate")
+STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
 REPORT = "report"       # the folder of an artifact for what people read: curves, per-layer tables
 Event = dict[str, Any]
+Parent = TypeVar("Parent")
 
 
 class Stage(BaseModel):
     """Root of every stage.
 
     ``version`` is raised when the meaning of the parameters changes. ``needs`` maps a role ("data", "model",
-    "teacher") to the kind of artifact that fills it; ``yields`` is the kind this stage makes. A ``distributed`` stage
-    runs once per rank, and rank 0 publishes. A ``frugal`` one keeps its peak of memory low, at some price in speed;
-    an ``exclusive`` one measures time, so it runs when nothing else does.
+    "teacher") to the kind of artifact that fills it; ``yields`` is the kind this stage makes. The role ``plural`` takes a
+    list, whose members fill the roles NAME_0, NAME_1, ... in their order. A ``distributed`` stage runs once per rank, and
+    rank 0 publishes. A ``frugal`` one keeps its peak of memory low, at some price in speed; an ``exclusive`` one measures
+    time, so it runs when nothing else does.
     """
 
     model_config = ConfigDict(
@@ -44,6 +46,7 @@ class Stage(BaseModel):
 
     version: ClassVar[int] = 1
     needs: ClassVar[dict[str, Kind]] = {}
+    plural: ClassVar[str] = ""
     yields: ClassVar[Kind] = "model"
     distributed: ClassVar[bool] = False
     frugal: ClassVar[bool] = False
@@ -224,6 +227,12 @@ class Execution:
     attempt: int = 0
     workers: int = 1        # share out the calibration sequences
     activation_bytes: int = 8 << 30     # of calibration activations in host memory; the rest lies on the scratch disk
+
+
+def members(parents: Mapping[str, Parent], role: str) -> list[Parent]:
+    """What fills a role that takes a list, in its order."""
+    names = (f"{role}_{number}" for number in range(len(parents)))
+    return [parents[name] for name in names if name in parents]
 
 
 def stage_class(name: str) -> type[Stage]:

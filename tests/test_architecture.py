@@ -39,6 +39,7 @@ MACHINERY = {       # what the methods of a shelf stand on, formats, torch and p
     "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.structure"),
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
+    "mergers": ("tasks.mergers",),
     "transforms": ("tasks.models.transform", "tasks.models.expanded"),
     "surgeries": ("tasks.models.surgery", "tasks.models.linears", "tasks.models.structure", "tasks.methods"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.checkpoint"),

@@ -8,7 +8,7 @@ step is a pure function of (seed, step): ranks take slices of the same global ba
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +110,20 @@ class Sampler:
         share = self.batch // ranks
         mine = self.numbers(step)[rank * share : (rank + 1) * share]
         return np.stack([self.tokens.sequence(number, self.length) for number in mine])
+
+
+def heldout_windows(
+    directory: Path, length: int, tokens: int, batch: int, progress: Callable[[int, int, str], None]
+) -> Iterator[np.ndarray]:
+    """int64 [batch, length] batches of the held-out split's first windows, at most ``tokens`` tokens in all."""
+    heldout = Tokens(directory, "heldout")
+    windows = min(heldout.sequences(length), max(1, tokens // length))
+    if windows == 0:
+        raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
+    for start in range(0, windows, batch):
+        numbers = range(start, min(start + batch, windows))
+        yield np.stack([heldout.sequence(number, length) for number in numbers])
+        progress(start + len(numbers), windows, "windows")
 
 
 def heldout_documents(directory: Path) -> Iterator[dict[str, str]]:

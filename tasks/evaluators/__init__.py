@@ -1,6 +1,7 @@
 """The shelf of evaluators: each file measures one thing about a model and returns scalars by metric name.
 
-Names, units and directions of the metrics stand in ``cluster.tracking.VOCABULARY``.
+Each evaluation is an artifact of its own, so a changed field of one evaluator measures nothing else again. Names, units and
+directions of the metrics stand in ``cluster.tracking.VOCABULARY``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
 
 from tasks.methods import Method
 
@@ -19,12 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Candidate:
-    """The model under evaluation: loaded once, shared by the evaluators of a stage. ``data`` is a prepare artifact."""
+    """The model under evaluation, loaded when it is asked for. ``data`` is a prepare artifact; ``reference`` is the model to
+    compare with, for an evaluator that needs one."""
 
     directory: Path
     data: Path
     device: str = "cpu"
     progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    reference: Candidate | None = None
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -50,9 +55,23 @@ class Evaluator(Method):
     """Root of the evaluators. An ``exclusive`` one measures time, so it asks for the whole machine."""
 
     exclusive: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
     def check_positions(self, positions: int) -> None:
         """Raise ValueError where this measures on sequences longer than a model's positions allow."""
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         raise NotImplementedError
+
+
+class Comparison(Evaluator):
+    """Root of the evaluators that hold a model against a ``reference``: what went into the first pruning or quantization it
+    has been through (``dense``), or into the stage that made it (``parent``). A model that has none is not measured.
+
+    The key of an evaluation has the reference itself, so the word for it is no part of the key.
+    """
+
+    needs_reference: ClassVar[bool] = True
+
+    reference: Literal["dense", "parent"] = Field("dense", exclude=True)
+    """The model to compare with."""

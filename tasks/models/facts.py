@@ -52,24 +52,30 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Parties:
-    """Who takes part in a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and one."""
+    """Who takes part in a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and one;
+    ``others`` are the models of a role that takes a list."""
 
     ids: int | None = None
     model: ModelFacts | None = None
     teacher: ModelFacts | None = None
+    reference: ModelFacts | None = None
+    others: tuple[ModelFacts, ...] = ()
 
     def check(self, length: int = 0) -> None:
         """Raise ValueError where they do not fit together, or not with sequences of ``length``."""
-        for role, facts in (("model", self.model), ("teacher", self.teacher)):
+        others = {"teacher": self.teacher, "reference": self.reference}
+        for role, facts in {"model": self.model, **others}.items():
             if facts and facts.positions and length > facts.positions:
                 raise ValueError(f"length {length} is more than the {role}'s {facts.positions} positions")
             if facts and facts.rows and self.ids and self.ids > facts.rows:
                 raise ValueError(f"the tokenizer's largest id is {self.ids - 1}, and the {role}'s embedding has {facts.rows} "
                                  f"rows; take the {role}'s own tokenizer")  # fmt: skip
-        sizes = [facts.outputs for facts in (self.model, self.teacher) if facts and facts.outputs]
-        if len(set(sizes)) == 2:
-            raise ValueError(f"the teacher tells the odds of {sizes[1]} tokens, the model of {sizes[0]}; learn from a teacher "
-                             "with the model's vocabulary")  # fmt: skip
+        for role, facts in others.items():
+            sizes = [found.outputs for found in (self.model, facts) if found and found.outputs]
+            if len(set(sizes)) == 2:
+                remedy = {"teacher": "learn from a teacher", "reference": "compare with a model"}[role]
+                raise ValueError(f"the {role} tells the odds of {sizes[1]} tokens, the model of {sizes[0]}; {remedy} "
+                                 "with the model's vocabulary")  # fmt: skip
 
 
 def positions(config: PretrainedConfig) -> int | None:

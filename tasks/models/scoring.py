@@ -25,16 +25,24 @@ SCORED = 1 << 22    # of them scored at once, in float32
 def summed_loss(model: nn.Module, tokens_BT: torch.Tensor, forward: Callable[..., Any] | None = None) -> float:
     """Cross-entropy in nats of each next token given its prefix, summed over all of ``tokens_BT``. ``forward`` is what to
     call where it is not the model itself, but an engine around it."""
+    total = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
+    for rows_BT, start, logits_BTV in logits_of(model, tokens_BT, forward):
+        total += _score(logits_BTV, rows_BT[:, start + 1 :])
+    return float(total)
+
+
+def logits_of(
+    model: nn.Module, tokens_BT: torch.Tensor, forward: Callable[..., Any] | None = None
+) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
+    """(rows, first token, logits [B, T, V] from that token on) in pieces; models of one vocabulary give the same pieces."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     held = tokens_BT.shape[1] * vocabulary
-    total = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
     for rows_BT in tokens_BT.split(max(1, HELD // held)):
         if held > HELD and forward is None and (stand_in := _stand_in(model, rows_BT)):
             for start, logits_BTV in _piecewise(model, *stand_in, rows_BT, max(1, HELD // vocabulary)):
-                total += _score(logits_BTV, rows_BT[:, start + 1 :])
+                yield rows_BT, start, logits_BTV
         else:
-            total += _score((forward or model)(input_ids=rows_BT, use_cache=False).logits, rows_BT[:, 1:])
-    return float(total)
+            yield rows_BT, 0, (forward or model)(input_ids=rows_BT, use_cache=False).logits
 
 
 def _score(logits_BTV: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:

@@ -159,5 +159,5 @@ def test_a_life_under_masks_runs_through_every_stage(name, tmp_path):
     assert sparse.metrics["training_flops"] == pytest.approx(dense.metrics["training_flops"], rel=1e-3)
     pruned = shop.make("prune", {"method": "magnitude", "sparsity": 0.8, **CALIBRATION}, data=data, model=sparse)
     again = shop.make("recover", TRAINING, data=data, model=pruned, teacher=sparse)
-    measured = shop.make("evaluate", {"evaluators": {"size": {}, "perplexity": {"length": 32}}}, data=data, model=again)
-    assert measured.metrics["live_parameters"] < measured.metrics["parameters"] and again.metrics["training_loss"] < 6
+    measured = shop.measure({"size": {}, "perplexity": {"length": 32}}, data=data, model=again)
+    assert measured["live_parameters"] < measured["parameters"] and again.metrics["training_loss"] < 6

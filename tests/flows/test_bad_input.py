@@ -168,6 +168,8 @@ TABLE = [
     ("model", {"architecture": {"model_type": "mixtral"}, "transform": "doped"}, "is a fused stack of experts; choose wide"),
     ("model", {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
      "transform wide: what stays dense at sparsity 0.99 alone costs more than the dense model"),
+    ("evaluate", ["size", "size"], "recipe.evaluate: size is listed twice; list each of tasks.evaluators once"),
+    ("evaluate", 5, "recipe.evaluate: a list of names, or of {NAME: {field: value}}, is needed, got 5"),
     ("evaluate", ["nosuch"], "no method 'nosuch' in tasks.evaluators; choose one of"),
     ("name", "Bad Name", "recipe.name"),
     ("seed", -1, "recipe.seed: input should be greater than or equal to 0"),
@@ -228,7 +230,7 @@ LENGTHS = [
     ("stages/3/recover/length", 4096, "recipe.recover: length 4096 is more than the model's 2048 positions"),
     ("stages/4/quantize/length", 4096, "recipe.quantize: length 4096 is more than the model's 2048 positions"),
     ("evaluate", {"perplexity": {"length": 4096}},
-     "recipe.pretrain.evaluate: perplexity.length 4096 is more than the model's 2048 positions"),
+     "recipe.pretrain.perplexity: perplexity.length 4096 is more than the model's 2048 positions"),
     ("evaluate", {"speed": {"prompt": 2048}},
      "recipe.pretrain.speed: speed.prompt 2048 and speed.new 32 together are more than the model's 2048 positions"),
 ]
@@ -279,7 +281,7 @@ def refusal(recipe: dict, home: Path) -> str:
 def test_the_good_recipe_is_accepted(home: Path) -> None:
     (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
     plan, _ = prepare(str(home / "recipe.yaml"), load_profile("local"))
-    assert [step.id for step in plan.due][:3] == ["prepare", "pretrain", "pretrain.evaluate"]
+    assert [step.id for step in plan.due][:3] == ["prepare", "pretrain", "pretrain.size"]
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), TABLE, ids=[f"{path}={value}"[:60] for path, value, _ in TABLE])

@@ -58,7 +58,7 @@ def stage(tmp_path):
     def build(*jobs):
         made = plan(store)
         conductor = Conductor(made, store, Yard(*jobs), Watched(), most=8)
-        return conductor, made.by_id["pretrain"], made.by_id["pretrain.evaluate"]
+        return conductor, made.by_id["pretrain"], made.by_id["pretrain.size"]
 
     build.publish = lambda step: publish(store, step, tmp_path / step.id)
     return build
@@ -85,10 +85,10 @@ def test_a_published_event_releases_whoever_waits_while_the_job_goes_on(stage):
     assert not over.is_set()
     over.set()
     assert conductor.make(evaluation).key == evaluation.artifact.key
-    assert conductor.submitter.submitted == [["pretrain", "pretrain.evaluate"]]
+    assert conductor.submitter.submitted == [["pretrain", "pretrain.size"]]
     assert conductor.watcher.seen == [
         ("started", "pretrain"), ("progress", "pretrain"), ("published", "pretrain"), ("finished", "pretrain"),
-        ("started", "pretrain.evaluate"), ("published", "pretrain.evaluate"), ("finished", "pretrain.evaluate"),
+        ("started", "pretrain.size"), ("published", "pretrain.size"), ("finished", "pretrain.size"),
     ]
 
 
@@ -204,7 +204,7 @@ def test_a_second_try_submits_what_is_still_missing_and_forgets_the_first(stage)
         conductor.make(evaluation)
     assert failed.value.final and conductor.make(model).key == model.artifact.key
     assert conductor.make(evaluation).key == evaluation.artifact.key
-    assert conductor.submitter.submitted[1] == ["pretrain.evaluate"]
+    assert conductor.submitter.submitted[1] == ["pretrain.size"]
 
 
 def test_an_artifact_that_is_there_without_an_event_counts(stage):

@@ -32,7 +32,7 @@ def made(tmp_path_factory):
     data = shop.data()
     dense = shop.make("pretrain", {"model": LLAMA, **TRAINING, "tokens": 512}, data=data)
     pruned = shop.make("prune", {"method": "magnitude", "pattern": "2:4", **CALIBRATION}, data=data, model=dense)
-    measured = shop.make("evaluate", {"evaluators": ["size"]}, data=data, model=pruned)
+    measured = shop.make("evaluate", {"method": "size"}, data=data, model=pruned)
     return shop, [data, dense, pruned], measured
 
 
@@ -69,7 +69,7 @@ def test_neither_a_damaged_record_elsewhere_nor_a_lost_ancestor_holds_up_an_expo
     shop, (data, dense, pruned), measured = made
     fields = {"method": "magnitude", "sparsity": 0.3, **CALIBRATION}
     other = shop.make("prune", fields, data=data, model=dense)
-    strange = shop.make("evaluate", {"evaluators": ["size"]}, data=data, model=other)
+    strange = shop.make("evaluate", {"method": "size"}, data=data, model=other)
     (shop.store.root / strange.address / "record.json").write_text("{")
     parent = shop.store.root / dense.address
     parent.rename(tmp_path / "lost")

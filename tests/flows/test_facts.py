@@ -90,7 +90,7 @@ def test_teacher_and_student_are_compared(small, wide):
 def test_evaluations_are_compared_too(small):
     prepare = tokens({"checkpoint": {"hub": "a/b", "revision": "c" * 40}})
     message = refusal(prepare, PRUNE, model={"checkpoint": str(small)}, evaluate={"perplexity": {"length": 65}})
-    assert message == "recipe.prune.evaluate: perplexity.length 65 is more than the model's 64 positions"
+    assert message == "recipe.prune.perplexity: perplexity.length 65 is more than the model's 64 positions"
 
 
 def test_what_lies_elsewhere_is_left_to_the_stage():

@@ -56,11 +56,21 @@ def test_writing_a_default_out_changes_no_key(store):
     assert moved(store, *edited(1, batch=32, method={"dense": {}}), description="said at length") == set()
 
 
-def test_evaluators_change_no_models_key_and_every_evaluations(store):
-    other = plan(store, evaluate={"size": {}, "speed": {"new": 8}})
-    assert moved(store, evaluate={"size": {}, "speed": {"new": 8}}) == set()
-    before, after = keys(plan(store)), keys(other)
-    assert before["prune.evaluate"] == after["prune.evaluate"] and before["prune.speed"] != after["prune.speed"]
+def test_a_field_of_one_evaluator_changes_the_keys_of_that_one_alone(store):
+    def measured(length: int) -> dict[str, str]:
+        return keys(plan(store, evaluate={"size": {}, "perplexity": {"length": length}, "divergence": {}, "speed": {}}))
+
+    before, after = measured(64), measured(128)
+    assert {id for id in before if before[id] != after[id]} == {f"{id}.perplexity" for id in CHAIN[1:]}
+
+
+def test_the_key_of_a_gathered_stage_covers_its_parents_in_order(store):
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+
+    def soup(*origins: str) -> str:
+        return keys(plan(store, *BASE["stages"][:3], grid, {"from": list(origins), "merge": {}}))["merge"]
+
+    assert len({soup("r-seed0", "r-seed1"), soup("r-seed1", "r-seed0"), soup("r-seed0", "prune")}) == 3
 
 
 def test_the_name_of_a_recipe_and_the_ids_of_stages_are_no_part_of_a_key(store):
@@ -128,12 +138,12 @@ def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, 
 def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures_time(store, tmp_path, monkeypatch):
     speeds = [f"{id}.speed" for id in CHAIN[1:]]
     jobs = [[step.id for step in job] for job in plan(store).jobs()]
-    assert jobs == [["prepare"], *[[id, f"{id}.evaluate"] for id in CHAIN[1:]], speeds]
+    assert jobs == [["prepare"], *[[id, f"{id}.size"] for id in CHAIN[1:]], speeds]
     monkeypatch.setattr("flows.plan.TOGETHER", 3)
     assert [[step.id for step in job] for job in plan(store).jobs()][-2:] == [speeds[:3], speeds[3:]]
     for step in plan(store).steps[:2]:     # prepare and pretrain
         publish(store, step, tmp_path / step.id)
-    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.evaluate"]
+    assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.size"]
 
 
 def test_when_everything_is_there_nothing_is_due(store, tmp_path):
@@ -154,6 +164,13 @@ def test_the_forecast_is_what_training_then_counts():
     assert other["flops"] == pytest.approx(shape.training_flops(other["tokens"], 256, 0.3991), rel=0.01)
     assert one["disk_bytes"] == 4 * shape.parameters and forecast(recipes[0], recipes[0].node("prepare")) == {}
     assert forecast(recipes[0], recipes[0].node("prune"))["tokens"] == 128 * 256
+
+
+def test_a_merged_model_takes_the_disk_of_one_that_goes_into_it():
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+    made = recipe(*BASE["stages"][:3], grid, {"merge": {}, "gather": True})
+    one, merged = (forecast(made, made.node(id)) for id in ("r-seed0", "merge"))
+    assert merged == {"disk_bytes": one["disk_bytes"]}
 
 
 def test_the_text_of_a_recipe_is_kept():

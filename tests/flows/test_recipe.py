@@ -33,11 +33,63 @@ def test_a_chain_needs_no_wiring():
 def test_every_model_is_measured_speed_apart_from_the_rest():
     nodes = {node.id: node for node in recipe().nodes if node.measures}
     models = ("pretrain", "prune", "recover", "quantize")
-    assert list(nodes) == [f"{id}.{kind}" for id in models for kind in ("evaluate", "speed")]
-    assert nodes["prune.evaluate"].parents == {"model": "prune", "data": "prepare"}
+    assert list(nodes) == [f"{id}.{kind}" for id in models for kind in ("size", "speed")]
+    assert nodes["prune.size"].parents == {"model": "prune", "data": "prepare"}
     assert nodes["prune.speed"].measures == "prune"
-    assert [evaluator.name for evaluator in nodes["prune.speed"].stage.evaluators] == ["speed"]
-    assert [evaluator.name for evaluator in nodes["prune.evaluate"].stage.evaluators] == ["size"]
+    assert [nodes[id].stage.exclusive for id in ("prune.size", "prune.speed")] == [False, True]
+
+
+def test_a_comparison_finds_its_reference_and_leaves_out_a_model_that_has_none():
+    def compared(which, **header):
+        found = recipe(evaluate={"divergence": {"reference": which}}, **header).nodes
+        return {node.measures: node.parents["reference"] for node in found if node.measures}
+
+    models = ("prune", "recover", "quantize")
+    assert compared("dense") == dict.fromkeys(models, "pretrain")
+    assert compared("parent") == dict(zip(models, ("pretrain", "prune", "recover"), strict=True))
+    again = [PREPARE, PRETRAIN, PRUNE, RECOVER, {"id": "prune2", **PRUNE}]
+    assert recipe(*again, evaluate=["divergence"]).node("prune2.divergence").parents["reference"] == "pretrain"
+
+
+def test_the_reference_of_what_was_made_from_a_users_checkpoint_is_that_checkpoint():
+    found = recipe(PREPARE, PRUNE, RECOVER, model={"checkpoint": "/some/model"}, evaluate=["divergence"])
+    for id in ("prune", "recover"):
+        node = found.node(f"{id}.divergence")
+        assert node.stage.reference.checkpoint.path == "/some/model" and "reference" not in node.parents
+
+
+def test_a_comparison_that_no_model_has_a_reference_for_is_refused():
+    with pytest.raises(ValueError, match="^recipe.evaluate: divergence compares a model with the dense one that it came from, "
+                                         "and no model of this recipe has one; leave it out$"):  # fmt: skip
+        recipe(PREPARE, PRETRAIN, evaluate=["size", "divergence"])
+
+
+def test_a_listed_evaluation_names_its_reference_itself():
+    other = {"id": "other", "from": "prepare", **PRETRAIN}
+    listed = {"from": {"model": "prune", "reference": "other"}, "evaluate": {"method": "divergence"}}
+    found = recipe(PREPARE, other, {"from": "prepare", **PRETRAIN}, PRUNE, listed, evaluate=[])
+    assert found.node("evaluate").parents == {"data": "prepare", "model": "prune", "reference": "other"}
+
+
+RECOVERED = {**RECOVER, "grid": {"seed": [0, 1]}}
+SOUP = {"id": "soup", "merge": {}}
+
+
+def test_a_stage_of_several_models_takes_a_gathered_grid_a_list_or_a_named_list_in_order():
+    expected = {"models_0": "recover-seed0", "models_1": "recover-seed1"}
+    chain = [PREPARE, PRETRAIN, PRUNE, RECOVERED]
+    assert parents(*chain, {**SOUP, "gather": True})["soup"] == expected
+    for origin in (["recover-seed0", "recover-seed1"], {"models": ["recover-seed0", "recover-seed1"]}):
+        assert parents(*chain, {**SOUP, "from": origin})["soup"] == expected
+    assert parents(*chain, {**SOUP, "gather": True}, QUANTIZE)["quantize"] == {"data": "prepare", "model": "soup"}
+    again = [*chain, {**SOUP, "gather": True}, {"id": "prune2", **PRUNE}, {"id": "recover2", **RECOVER}]
+    assert parents(*again)["recover2"] == {"data": "prepare", "model": "prune2", "teacher": "soup"}
+
+
+def test_a_soup_is_compared_with_what_its_models_came_from():
+    found = recipe(PREPARE, PRETRAIN, PRUNE, RECOVERED, {**SOUP, "gather": True}, evaluate={"divergence": {}})
+    assert found.node("soup.divergence").parents == {"model": "soup", "data": "prepare", "reference": "pretrain"}
+    check(found)
 
 
 def test_without_evaluators_nothing_is_measured():
@@ -106,11 +158,19 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, {"from": None, **PRETRAIN}], "from: an id, a list of ids"),
         ([PREPARE, {"from": {"dta": "prepare"}, **PRETRAIN}], "from: no role 'dta'; choose one of data"),
         ([PREPARE, {"from": {"model": "prepare"}, **PRUNE}], "prune: model needs model, and prepare makes tokens"),
-        ([PREPARE, PRETRAIN, {"from": "pretrain.evaluate", **PRUNE}], "no earlier stage 'pretrain.evaluate'"),
+        ([PREPARE, PRETRAIN, {"from": "pretrain.size", **PRUNE}], "no earlier stage 'pretrain.size'"),
         ([PREPARE, {"id": "a.b", **PRETRAIN}], "id: 'a.b' is no name"),
         ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
         ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),
+        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**RECOVER, "gather": True}],
+         r"stages\[3\].gather: recover takes one model and not a list; choose merge"),
+        ([PREPARE, PRETRAIN, PRUNE, SOUP], r"merge: models are two or more; put gather: true after a grid, or name them with"),
+        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "prepare"]}}], "models needs models, and prepare ma"),
+        ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "x"]}}], "from: no earlier stage 'x'; choose one of"),
+        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
+         "recipe.soup: prune-seed0 and prune-seed1 were pruned apart, so their masks differ; gather what one pruned model was"),
         ([PREPARE, PRETRAIN, RECOVER], r"no teacher \(model\) upstream; name it with from"),
+        ([PREPARE, PRETRAIN, {"evaluate": {"method": "divergence"}}], r"no reference \(model\) upstream; name it with from"),
         ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),
         ([PREPARE, {"pretrain": {"tokens": 10, "seed": -1}}], "pretrain.seed: input should be greater than or equal to 0"),
     ],

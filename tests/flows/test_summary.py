@@ -67,7 +67,7 @@ def test_a_model_is_its_stages_numbers_and_its_evaluations(tmp_path):
     records = {
         "prepare": record(made.by_id["prepare"], 1, 1, unigram_perplexity=99.0),
         "pretrain": record(made.by_id["pretrain"], 9, 5, sparsity=0.0),
-        "pretrain.evaluate": record(made.by_id["pretrain.evaluate"], 10, 1, bytes=10),
+        "pretrain.size": record(made.by_id["pretrain.size"], 10, 1, bytes=10),
         "prune": record(made.by_id["prune"], 12, 1, sparsity=0.5),
     }
     summary = summarise(made, records, {"prune": 0.5}, BEGUN)

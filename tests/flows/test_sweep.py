@@ -46,6 +46,34 @@ def test_later_stages_follow_each_branch_and_may_split_further():
     }  # fmt: skip
 
 
+SWEPT = ({"prune": {"sparsity": 0.5}, "grid": {"method": ["wanda", "magnitude"]}},
+         {"recover": {"tokens": 9}, "grid": {"seed": [0, 1]}})  # fmt: skip
+
+
+def gathered(entry, *more):
+    return {made.document["id"]: made.document["from"] for made in expand(*SWEPT, *more, entry) if made.base == entry["id"]}
+
+
+def test_what_gathers_takes_all_branches_together_or_those_that_differ_in_some_axes():
+    ends = [f"recover-{method}-seed{seed}" for method in ("wanda", "magnitude") for seed in (0, 1)]
+    assert gathered({"id": "all", "merge": {}, "gather": True}) == {"all": ends}
+    assert gathered({"id": "soup", "merge": {}, "gather": ["seed"]}) == {
+        "soup-wanda": ends[:2], "soup-magnitude": ends[2:]
+    }
+    assert gathered({"id": "soup", "merge": {}, "gather": ["method"]}) == {"soup-seed0": ends[::2], "soup-seed1": ends[1::2]}
+
+
+def test_what_gathers_may_name_more_stages_and_is_followed_like_any_other():
+    plain = {"id": "plain", "from": "prune", "recover": {"tokens": 5}}
+    soup = {"id": "soup", "from": ["recover", "plain"], "merge": {}, "gather": ["seed"]}
+    made = expand(*SWEPT, plain, soup, {"quantize": {}})
+    assert {entry.document["id"]: entry.document["from"] for entry in made[-4:]} == {
+        "soup-wanda": ["recover-wanda-seed0", "recover-wanda-seed1", "plain-wanda"],
+        "soup-magnitude": ["recover-magnitude-seed0", "recover-magnitude-seed1", "plain-magnitude"],
+        "quantize-wanda": "soup-wanda", "quantize-magnitude": "soup-magnitude",
+    }  # fmt: skip
+
+
 def test_a_case_sets_several_fields_and_a_model_axis_edits_a_copy_of_the_recipes_model():
     model = {"architecture": {"model_type": "llama", "hidden_size": 64}}
     case = {"small": {"model.architecture.hidden_size": 32, "tokens": 5}, "same": {}}
@@ -83,6 +111,20 @@ def test_in_a_recipe_branches_share_what_comes_before_them():
 def test_a_bad_grid_is_refused_in_one_line(grid, message):
     with pytest.raises(ValueError, match=message):
         expand({"pretrain": {}, "grid": grid})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"gather": ["sed"]}, r"stages\[2\].gather: true, or some axes out of \[method, seed\], is needed, got \['sed'\]"),
+        ({"gather": []}, r"true, or some axes out of \[method, seed\], is needed, got \[\]"),
+        ({"gather": True, "from": {"models": "recover"}}, r"from: what is gathered is an id or a list of ids, got {'models'"),
+        ({"gather": True, "from": "data"}, r"gather: no grid comes before it; name what it takes with from: \[ID, ID\]"),
+    ],
+)
+def test_what_cannot_be_gathered_is_refused_in_one_line(entry, message):
+    with pytest.raises(ValueError, match=message):
+        expand(*SWEPT, {"merge": {}, **entry})
 
 
 def test_a_field_that_a_grid_invents_is_refused_like_any_other():

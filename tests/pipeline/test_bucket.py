@@ -13,7 +13,8 @@ from tests.pipeline import GRADUAL, LENGTH, Done, Home, made_home, pretrain, pru
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 SECRET = "only-the-environment-knows-this"
-STAGES = ("prepare", "pretrain", "pretrain.evaluate", "prune", "prune.evaluate")
+MEASURED = ("pattern", "perplexity")
+STAGES = ("prepare", *(id for model in ("pretrain", "prune") for id in (model, *(f"{model}.{name}" for name in MEASURED))))
 
 
 @pytest.fixture(scope="module")

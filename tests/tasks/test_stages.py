@@ -48,10 +48,13 @@ def chain(shop) -> dict:
     made["recover"] = shop.make("recover", TRAINING, data=data, model=made["prune"], teacher=made["pretrain"])
     gptq = {"method": {"gptq": {"group_size": 32}}, **CALIBRATION}
     made["quantize"] = shop.make("quantize", gptq, data=data, model=made["recover"])
-    models = list(made)[1:]
-    return made | {
-        f"{name}.evaluate": shop.make("evaluate", {"evaluators": EVALUATORS}, data=data, model=made[name]) for name in models
-    }
+    return made
+
+
+@pytest.fixture(scope="module")
+def measured(shop, chain) -> dict[str, dict[str, float]]:
+    """What is measured of every model."""
+    return {name: shop.measure(EVALUATORS, data=chain["prepare"], model=chain[name]) for name in list(chain)[1:]}
 
 
 def events(text: str) -> list[dict]:
@@ -59,7 +62,7 @@ def events(text: str) -> list[dict]:
 
 
 def test_every_stage_publishes_and_names_its_numbers_by_the_vocabulary(chain):
-    assert [record.stage for record in chain.values()] == [name.rpartition(".")[2] for name in chain]
+    assert [record.stage for record in chain.values()] == list(chain)
     for record in chain.values():
         assert record.metrics and set(record.metrics) <= set(VOCABULARY)
 
@@ -79,7 +82,7 @@ def test_a_second_time_nothing_is_done(shop, chain, capsys, monkeypatch):
     assert again == chain["prune"] and capsys.readouterr().out == ""
 
 
-def test_masks_are_kept_from_pruning_to_integers(shop, chain):
+def test_masks_are_kept_from_pruning_to_integers(shop, chain, measured):
     pretrained, pruned, recovered, quantized = (
         load_masks(shop.path(chain[name]) / MASKS) for name in ("pretrain", "prune", "recover", "quantize")
     )
@@ -90,11 +93,10 @@ def test_masks_are_kept_from_pruning_to_integers(shop, chain):
     sparsity = chain["prune"].metrics["sparsity"]       # above 2:4's half, where pretraining had left fewer than two of four
     assert 0.5 <= sparsity == chain["recover"].metrics["sparsity"] == chain["quantize"].metrics["sparsity"] < 0.6
     assert check_masks(shop.path(chain["quantize"])).keys() == pruned.keys()
-    assert all(chain[f"{name}.evaluate"].metrics["pattern_holds"] == 1 for name in ("prune", "recover", "quantize"))
+    assert all(measured[name]["pattern_holds"] == 1 for name in ("prune", "recover", "quantize"))
 
 
-def test_each_stage_did_what_it_is_for(chain):
-    measured = {name: chain[f"{name}.evaluate"].metrics for name in ("pretrain", "prune", "recover", "quantize")}
+def test_each_stage_did_what_it_is_for(chain, measured):
     assert measured["pretrain"]["perplexity"] < chain["prepare"].metrics["unigram_perplexity"]
     assert measured["recover"]["perplexity"] < measured["prune"]["perplexity"]
     assert measured["quantize"]["bytes"] < 0.75 * measured["recover"]["bytes"]
@@ -248,7 +250,7 @@ def test_vocabularies_and_positions_are_compared_when_a_stage_starts(shop, chain
         shop.make("recover", fields, data=chain["prepare"], model=chain["prune"])
     for length, evaluator in ((129, {"perplexity": {"length": 129}}), (125, {"speed": {"prompt": 125, "new": 4}})):
         with pytest.raises(ValueError, match=f"{length} .*more than the model's 128 positions"):
-            shop.make("evaluate", {"evaluators": evaluator}, data=chain["prepare"], model=chain["prune"])
+            shop.make("evaluate", {"method": evaluator}, data=chain["prepare"], model=chain["prune"])
 
 
 def test_a_tokenizer_whose_ids_have_holes_makes_data_and_a_model_with_a_row_for_each(shop, tmp_path):
@@ -359,7 +361,7 @@ def test_a_model_made_smaller_goes_through_the_rest_of_its_life(shop, tmp_path, 
     small = shop.make("prune", {**fields, **cfsp}, data=chain["prepare"])
     sparse = shop.make("prune", {**PRUNE, "method": {"dsnot": {}}}, data=chain["prepare"], model=small)
     recovered = shop.make("recover", {**TRAINING, "tokens": 512, "teacher": source}, data=chain["prepare"], model=sparse)
-    measured = shop.make("evaluate", {"evaluators": EVALUATORS}, data=chain["prepare"], model=recovered).metrics
+    measured = shop.measure(EVALUATORS, data=chain["prepare"], model=recovered)
     dense = sum(parameter.numel() for parameter in zoo.model("llama", vocab_size=300).parameters())
     assert measured["parameters"] < dense and measured["pattern_holds"] == 1
 
@@ -387,7 +389,7 @@ def test_sparsity_is_that_of_all_prunable_weights(shop, chain, tmp_path):
     source = {"checkpoint": str(zoo.save("llama", tmp_path, vocab_size=300))}
     fields = {"model": source, "method": "heads", "pattern": "channel", "sparsity": 0.5, **CALIBRATION}
     record = shop.make("prune", fields, data=chain["prepare"])
-    measured = shop.make("evaluate", {"evaluators": ["pattern"]}, data=chain["prepare"], model=record).metrics
+    measured = shop.make("evaluate", {"method": "pattern"}, data=chain["prepare"], model=record).metrics
     assert record.metrics["sparsity"] == pytest.approx(measured["zero_weights"], abs=1e-3)
     assert 0.1 < record.metrics["sparsity"] < 0.3, "the attention is a part of the block"
 

@@ -44,6 +44,11 @@ class Workshop:
         produce(payload(stage, artifact, addresses, EXECUTION, str(self.root / "store"), str(self.root / "scratch")))
         return self.store.require(artifact)
 
+    def measure(self, evaluators: dict[str, Any], **parents: Record) -> dict[str, float]:
+        """All numbers of some evaluators, each an artifact of its own."""
+        made = [self.make("evaluate", {"method": {name: fields}}, **parents) for name, fields in evaluators.items()]
+        return {name: value for record in made for name, value in record.metrics.items()}
+
     def data(self, **fields: Any) -> Record:
         pattern = data_zoo.write_texts(self.root / "texts", 40)
         return self.make("prepare", {"corpus": {"files": {"paths": [pattern]}}, "tokenizer": {"train": 300}, **fields})

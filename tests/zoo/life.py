@@ -133,8 +133,8 @@ class Life:
             except Exception as error:      # as above
                 self.failures[f"{name}.export"] = said(error)
         save_file(logits, self.home / "logits.safetensors")
-        measured = {name: records[f"{name}.evaluate"].metrics["perplexity"]
-                    for name in exports if f"{name}.evaluate" in records}  # fmt: skip
+        measured = {name: records[f"{name}.perplexity"].metrics["perplexity"]
+                    for name in exports if f"{name}.perplexity" in records}  # fmt: skip
         data = store.fetch(records["prepare"])
         case = {
             "exports": exports, "perplexity": measured, "windows": PERPLEXITY, "data": str(data),

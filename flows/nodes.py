@@ -1,0 +1,62 @@
+"""What a recipe is once it is read: stages as nodes of a graph, each with the nodes that feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flows.claims import Claim
+from flows.sweep import Branch
+from tasks.refusal import refused
+from tasks.stage import Stage, members
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage in the graph: ``parents`` maps each role to the id of the node that fills it.
+
+    ``branch`` says which values of a sweep it has, by axis; ``base`` is its id without them.
+    """
+
+    id: str
+    stage: Stage
+    parents: dict[str, str]
+    measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
+    branch: Branch = field(default_factory=dict)
+    base: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.stage.stage_name()
+
+    @property
+    def came_from(self) -> str | None:
+        """The node of the model that this one's was made from, or of the first of members."""
+        return self.parents.get("model") or next(iter(members(self.parents, self.stage.plural)), None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    description: str
+    nodes: tuple[Node, ...]
+    text: str
+    claims: tuple[Claim, ...] = ()
+
+    def node(self, id: str) -> Node:
+        return next(node for node in self.nodes if node.id == id)
+
+    def models(self) -> Iterator[Node]:
+        return (node for node in self.nodes if node.stage.yields == "model")
+
+
+@contextmanager
+def naming(node: Node) -> Iterator[None]:
+    """What is refused meanwhile is refused in the name of a node."""
+    try:
+        yield
+    except ValueError as error:
+        if not refused(error):
+            raise
+        raise ValueError(f"recipe.{node.id}: {error}") from None

@@ -1,0 +1,66 @@
+"""Merge: one model out of several that were made from the same one, its mask kept because all of them have it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, ClassVar
+
+from tasks.methods import of
+from tasks.models.facts import Parties, facts_in
+from tasks.stage import Context, Facts, Kind, Stage, members
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Merge(Stage):
+    needs: ClassVar[dict[str, Kind]] = {"models": "model"}
+    plural: ClassVar[str] = "models"
+
+    method: of("mergers") = "uniform"
+    """How one model is made of several."""
+
+    def check(self, facts: Facts) -> None:
+        if any(stage.stage_name() == "quantize" for stage in facts.upstream):
+            raise ValueError("integers of different grids have no mean; merge before quantize")
+
+    def parties(self, context: Context) -> Parties:
+        return Parties(others=tuple(map(facts_in, members(context.inputs, "models"))))
+
+    def check_parties(self, parties: Parties) -> None:
+        shapes = [{name: value.shape for name, value in facts.skeleton.state_dict().items()} for facts in parties.others]
+        for other in shapes[1:]:
+            if odd := [name for name, _ in other.items() ^ shapes[0].items()]:
+                raise ValueError(f"models of different shapes have no mean ({min(odd)}); gather what came from one model")
+
+    def run(self, context: Context) -> dict[str, float]:
+        from tasks.models.layout import INDEX, MASKS, copy_companions
+        from tasks.models.shards import TensorFiles, write_tensors
+
+        directories = members(context.inputs, "models")
+        _require_one_mask([directory / MASKS for directory in directories])
+        models = [TensorFiles(directory) for directory in directories]
+        for file in models[0].files():      # one at a time in memory
+            merged = {}
+            for name in (name for name, place in models[0].places.items() if place.file == file):
+                first, *others = [files.read([name])[name] for files in models]
+                values = [value.double() for value in (first, *others)]
+                merged[name] = self.method.merge(values).to(first.dtype) if first.is_floating_point() else first
+            write_tensors(merged, context.output / file.name)
+        copy_companions(directories[0], context.output)
+        for name in (INDEX, MASKS):
+            if (directories[0] / name).exists():
+                (context.output / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(directories[0] / name, context.output / name)
+        return {"merged_models": float(len(models))}
+
+
+def _require_one_mask(files: list[Path]) -> None:
+    """Raise ValueError unless all models have one mask: their mean would be alive where any of them is."""
+    from tasks.formats.mask import load_masks
+
+    first, *others = ({name: mask.packed.numpy().tobytes() for name, mask in load_masks(file).items()} for file in files)
+    for masks in others:
+        if odd := [name for name, _ in first.items() ^ masks.items()]:
+            raise ValueError(f"models under different masks have no sparse mean ({min(odd)}); gather what one pruned model was "
+                             "recovered to")  # fmt: skip

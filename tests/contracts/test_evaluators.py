@@ -1,0 +1,89 @@
+"""What every evaluator on the shelf promises: named numbers, the same ones again, and a model that is as it was before."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from cluster.artifacts import canonical_json
+from cluster.tracking import VOCABULARY
+from tasks.evaluate import Evaluate
+from tasks.evaluators import Candidate
+from tasks.methods import build, dump, names
+from tasks.models.checkpoint import save_model
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
+
+SHELF = names("evaluators")
+QUICK = {
+    "perplexity": {"length": 16, "tokens": 64},
+    "divergence": {"length": 16, "tokens": 64},
+    "speed": {"prompt": 8, "new": 2, "repeats": 1},
+    "multiple_choice": {"items": 4, "choices": 2},
+}
+evaluators = pytest.mark.parametrize("name", SHELF)
+
+
+def quick(name):
+    return build("evaluators", {name: QUICK.get(name, {})})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models of one shape and a prepared text."""
+    root = tmp_path_factory.mktemp("evaluators")
+    for kind, shift in (("model", 0.0), ("reference", 0.01)):
+        model = zoo.model("llama", layers=1, vocab_size=300)
+        for parameter in model.parameters():
+            parameter.data.add_(shift * parameter.data.sin())
+        save_model(model.state_dict(), model.config, root / kind)
+    data_zoo.write_tokenizer(root / "data" / "tokenizer")
+    data_zoo.write_heldout(root / "data", [data_zoo.text(number) for number in range(8)])
+    data_zoo.write_tokens(root / "data", "heldout", np.random.default_rng(0).integers(0, zoo.VOCABULARY, 200))
+    return root
+
+
+def candidate(name, folder) -> Candidate:
+    """The model, with the other as its reference where one is asked for."""
+    reference = Candidate(folder / "reference", folder / "data")
+    return Candidate(folder / "model", folder / "data", reference=reference if quick(name).needs_reference else None)
+
+
+@pytest.fixture(scope="module")
+def numbers(folder):
+    return {name: quick(name).measure(candidate(name, folder)) for name in SHELF}
+
+
+@evaluators
+def test_its_numbers_are_finite_and_in_the_vocabulary(name, numbers):
+    assert numbers[name] and numbers[name].keys() <= VOCABULARY.keys() and all(map(math.isfinite, numbers[name].values()))
+
+
+def test_no_two_evaluators_give_a_number_the_same_name(numbers):
+    given = [metric for name in SHELF for metric in numbers[name]]
+    assert len(given) == len(set(given))
+
+
+@evaluators
+def test_measured_again_the_numbers_are_the_same_and_the_model_and_the_files_as_they_were(name, folder, numbers):
+    def stored() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    files, measured = stored(), candidate(name, folder)
+    before = {key: value.clone() for key, value in measured.model.state_dict().items()}
+    again = quick(name).measure(measured)
+    assert again.keys() == numbers[name].keys() and (quick(name).exclusive or again == numbers[name])
+    assert stored() == files and not measured.model.training
+    assert all(value.equal(before[key]) for key, value in measured.model.state_dict().items())
+
+
+@evaluators
+def test_its_key_has_its_name_and_every_field_and_no_word_for_the_reference(name):
+    method = quick(name)
+    assert build("evaluators", dump(method)) == method and method.paper
+    told = Evaluate(method=method).parameters()["method"]
+    assert told.keys() == {name} and told[name].keys() == type(method).model_fields.keys() - {"reference"}
+    assert canonical_json(told) and Evaluate(method=method).label == name
+    assert ("reference" in Evaluate(method=method).roles()) == method.needs_reference
