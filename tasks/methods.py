@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
-SHELVES = ("transforms", "surgeries", "regimes", "pruners", "allocators", "quantizers", "evaluators")
+SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "allocators", "quantizers", "evaluators")
 
 
 class Method(BaseModel):

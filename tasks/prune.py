@@ -197,7 +197,7 @@ class Prune(CalibratedStage):
             if sparsity:
                 directory = context.scratch / _place(sparsity) / "tried"
                 self._prune(context, sparsity, directory)
-            found = loss(directory, self.batches(context), context.execution.device)
+            found = loss(directory, self.drawn(context), context.execution.device)
             keep(found, place)
         for level in tried[:-1]:
             shutil.rmtree(context.scratch / _place(level), ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from tasks.data.batch import Batch
 
 GRID = tuple(step / 20 for step in range(1, 20))
 TOLERANCE = 0.01
@@ -40,11 +40,11 @@ def _perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
-def loss(directory: Path, batches: list[torch.Tensor], device: str) -> float:
-    """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
+def loss(directory: Path, batches: list[Batch], device: str) -> float:
+    """Mean next-token cross-entropy of a model over what it is to predict of the batches."""
     from tasks.models.checkpoint import load_model
     from tasks.models.scoring import summed_loss
 
     model = load_model(directory, device=device)
-    total = sum(summed_loss(model, tokens_BT.to(device)) for tokens_BT in batches)
-    return total / sum(tokens_BT[:, 1:].numel() for tokens_BT in batches)
+    total = sum(summed_loss(model, batch.to(device)) for batch in batches)
+    return total / sum(batch.predicted for batch in batches)

@@ -25,7 +25,6 @@ class Perplexity(Evaluator):
             raise ValueError(f"perplexity.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
-        import numpy as np
         import torch
 
         from tasks.data.tokens import Tokens
@@ -35,14 +34,15 @@ class Perplexity(Evaluator):
         windows = min(heldout.sequences(length), max(1, self.tokens // length))
         if windows == 0:
             raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
-        total = 0.0
+        total, predicted = 0.0, 0
         with torch.inference_mode():
             for start in range(0, windows, self.batch):
                 numbers = range(start, min(start + self.batch, windows))
-                tokens_BT = torch.from_numpy(np.stack([heldout.sequence(number, length) for number in numbers]))
-                total += summed_loss(candidate.model, tokens_BT.to(candidate.device))
+                batch = heldout.batch(numbers, length)
+                total += summed_loss(candidate.model, batch.to(candidate.device))
+                predicted += batch.predicted
                 candidate.progress(start + len(numbers), windows, "windows")
-        loss = total / (windows * (length - 1))
+        loss = total / predicted
         if not loss < math.log(sys.float_info.max):
             raise ValueError(f"the model is broken: a held-out loss of {loss:.4g} nats a token has no finite perplexity")
         return {"heldout_loss": loss, "perplexity": math.exp(loss)}

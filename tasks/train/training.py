@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tasks.methods import of
 from tasks.stage import Context, Facts, ModelStage
 
 if TYPE_CHECKING:
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
+    from tasks.train.objective import Loss, Objective
     from tasks.train.regime import Setting
 
 
 class TrainStage(ModelStage):
-    """Fields of a training run. ``batch`` is the global batch in sequences of ``length`` tokens, whatever the ranks."""
+    """Fields of a training run. ``batch`` is the global batch in sequences of ``length`` tokens, whatever the ranks.
+
+    ``method`` is the regime; without an ``objective`` it says what is minimised, too.
+    """
 
     distributed: ClassVar[bool] = True
 
     method: Any
+    objective: of("objectives", optional=True) = None
     tokens: int = Field(gt=0)
     length: int = Field(256, ge=2)
     batch: int = Field(32, gt=0)
@@ -41,6 +47,22 @@ class TrainStage(ModelStage):
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> TrainStage:
+        kind = type(self.method)
+        said = [name for name in kind.objective_fields if getattr(self.method, name) != kind.model_fields[name].default]
+        if self.objective and said:
+            raise ValueError(f"objective {self.objective.name} and {self.method.name}.{said[0]} both say what is minimised; "
+                             "leave one of them out")  # fmt: skip
+        return self
+
+    @property
+    def minimised(self) -> Objective:
+        return self.objective or self.method.objective()
+
+    def needs_teacher(self) -> bool:
+        return self.minimised.needs_teacher()
 
     @property
     def dense_steps(self) -> int:
@@ -65,6 +87,8 @@ class TrainStage(ModelStage):
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
+        if self.needs_teacher() and parties.model and parties.teacher:
+            self.minimised.check_models(parties.model, parties.teacher)
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):
@@ -96,10 +120,7 @@ class TrainStage(ModelStage):
         _learn_padding(model)
         model.train()
         shape = shape_of(model)
-        setting = Setting(
-            find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context),
-            self.seed, context.inputs["data"],
-        )
+        setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
             model, adamw(model, self.betas, weight_decay=self.weight_decay), self.gradient_clipping,
@@ -108,7 +129,7 @@ class TrainStage(ModelStage):
         totals = self._fit(context, engine, hooks, setting)
         self._write(context, engine, hooks, model, origin)
         seen = setting.steps * self.batch * self.length
-        teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
+        teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
             "prunable_parameters": shape.prunable,
             "training_tokens": seen,
@@ -129,6 +150,15 @@ class TrainStage(ModelStage):
 
         return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
 
+    def _loss(self, context: Context) -> Loss:
+        """The objective, bound to the teacher it learns from."""
+        from tasks.models.checkpoint import load_model
+
+        if not self.needs_teacher():
+            return self.minimised.bind()
+        teacher = load_model(self.teacher_directory(context), device=context.execution.device)
+        return self.minimised.bind(teacher.eval().requires_grad_(False))
+
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
@@ -139,7 +169,7 @@ class TrainStage(ModelStage):
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
         )
-        sampler, objective = self._sampler(context), self.method.objective(setting)
+        sampler, objective = self._sampler(context), self._loss(context)
         for hook in hooks:
             sampler, objective = hook.sampler(sampler), hook.objective(objective)
         return fit(

@@ -16,6 +16,7 @@ import torch
 
 from tasks.data.tokens import Sampler
 from tasks.methods import build, names
+from tasks.models.checkpoint import load_model
 from tasks.models.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
@@ -39,8 +40,9 @@ def train(name: str, build_engine, directory: Path, micro_batch: int | None) -> 
     """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model."""
     regime = build("regimes", {name: {**QUICK.get(name, {}), **EXACT.get(name, {})}})
     model, steps = zoo.in_double(zoo.model("llama", layers=1)), min(24, regime.total_steps(STEPS))
-    setting = Setting(find_linears(model), {}, STEPS, steps, "cpu", directory / "teacher", data=directory / "sequence")
-    hooks, objective, losses = regime.hooks(setting), regime.objective(setting), []
+    setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
+    hooks, goal, losses = regime.hooks(setting), regime.objective(), []
+    objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None)
     sampler = Sampler(data_zoo.Tokens(directory / "data", "train"), 16, BATCH, seed=0)
     for hook in hooks:
         sampler, objective = hook.sampler(sampler), hook.objective(objective)

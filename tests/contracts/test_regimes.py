@@ -11,6 +11,7 @@ import torch
 from tasks.data.tokens import Sampler
 from tasks.formats.mask import Mask
 from tasks.methods import build, dump, names
+from tasks.models.checkpoint import load_model
 from tasks.models.linears import find_linears
 from tasks.models.promises import require_subset
 from tasks.train.engine import TorchEngine, adamw
@@ -86,12 +87,12 @@ def train(tmp_path):
         for linear, mask in (masks or {}).items():
             model.get_parameter(linear).data.mul_(mask.keep)
         steps = regime.total_steps(DENSE_STEPS)
-        setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, "cpu", teacher, seed=0, data=sequence)
-        hooks = regime.hooks(setting)
+        setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, seed=0, data=sequence)
+        hooks, goal = regime.hooks(setting), regime.objective()
         watch = Watch(hooks, crash)
         engine = TorchEngine(model, adamw(model), 1.0)
         checkpoints = None if attempt is None else Checkpoints(tmp_path / "checkpoints", 0.0, attempt, probe=1)
-        drawn, objective = sampler, regime.objective(setting)
+        drawn, objective = sampler, goal.bind(load_model(teacher).eval() if goal.needs_teacher() else None)
         for hook in hooks:
             drawn, objective = hook.sampler(drawn), hook.objective(objective)
         rate = LearningRate(1e-2, steps)
