@@ -13,8 +13,12 @@ from tasks.methods import Method, build, of
 from tasks.models.allocation import Scan
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from tasks.formats.mask import Mask, Masks
     from tasks.models.linears import Linear
+    from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.objective import Objective
 
@@ -56,6 +60,20 @@ class Regime(Method):
 
     def check_width(self, width: int) -> None:
         """Raise ValueError where the regime cannot treat a matrix of this input width."""
+
+    def setup(self, model: nn.Module, setting: Setting) -> None:
+        """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get
+        another name, and those it has are what is written in the end. A resumed run calls it too."""
+
+    def optimizer(self, model: nn.Module, betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
+        """What updates the trainable parameters; one that is no AdamW says its ``moments`` (tasks/train/engine.py)."""
+        from tasks.train.engine import adamw
+
+        return adamw(model, betas, weight_decay=weight_decay)
+
+    def finish(self, engine: Engine, setting: Setting) -> None:
+        """After the last step, while the engine still has the weights: merge what :meth:`setup` added into the parameters
+        the model came with. Every rank calls it; masks must hold afterwards."""
 
     def objective(self) -> Objective:
         """What is minimised where the stage does not say."""

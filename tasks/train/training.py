@@ -108,7 +108,6 @@ class TrainStage(ModelStage):
         from tasks.models.accounting import shape_of
         from tasks.models.linears import find_linears
         from tasks.models.trained import Origin
-        from tasks.train.engine import adamw
         from tasks.train.regime import Setting
 
         execution = context.execution
@@ -121,13 +120,16 @@ class TrainStage(ModelStage):
         model.train()
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
+        own = [name for name, _ in model.named_parameters()]
+        self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
-            model, adamw(model, self.betas, weight_decay=self.weight_decay), self.gradient_clipping,
+            model, self.method.optimizer(model, self.betas, self.weight_decay), self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
         )
         totals = self._fit(context, engine, hooks, setting)
-        self._write(context, engine, hooks, model, origin)
+        self.method.finish(engine, setting)
+        self._write(context, engine, hooks, own, origin)
         seen = setting.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
@@ -186,23 +188,21 @@ class TrainStage(ModelStage):
             telemetry=telemetry,
         )
 
-    def _write(
-        self, context: Context, engine: Engine, hooks: list[Hook], model: PreTrainedModel, origin: Origin | None
-    ) -> None:
-        """Weights gathered tensor by tensor on the rank that has the ``origin``, which writes."""
+    def _write(self, context: Context, engine: Engine, hooks: list[Hook], own: list[str], origin: Origin | None) -> None:
+        """The model's ``own`` weights gathered tensor by tensor on the rank that has the ``origin``, which writes."""
         from tasks.data.tokenizer import same_tokens
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
         weights = {}
-        for name in dict(model.named_parameters()):
+        for name in own:
             weight = engine.read(name)
             if origin:
                 weights[name] = weight.to("cpu", origin.dtypes[name])
         if origin:
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)
-            origin.write(weights, model, masks, None if own else tokenizer, context.output)
+            origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
 
 
 def _learn_padding(model: PreTrainedModel) -> None:

@@ -106,7 +106,9 @@ def test_every_regime_minimises_the_objective_it_is_given(name, tmp_path):
 
     data, steps = data_zoo.write_sequence(tmp_path / "sequence", length=16), 3
     regime, model = build("regimes", {name: QUICK.get(name, {})}), zoo.model("llama", layers=1)
-    hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps, data=data))
+    setting = Setting(find_linears(model), {}, steps, steps, data=data)
+    regime.setup(model, setting)
+    hooks = regime.hooks(setting)
     sampler, objective = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(64)), 16, 4, 0), spied
     for hook in hooks:
         sampler, objective = hook.sampler(sampler), hook.objective(objective)
