@@ -317,11 +317,10 @@ def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay(stage):
     check_frozen(stage, "fp32")
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_one_rank_freezes_obeys_another_optimizer_and_trains_branches(stage, tmp_path):
-    check_still(stage, "fp32")
-    check_momentum(stage, "fp32")
-    check_branches(stage, "fp32", tmp_path)
+def test_one_rank_freezes_obeys_another_optimizer_and_trains_branches(tmp_path):
+    check_still(1, "fp32")
+    check_momentum(1, "fp32")
+    check_branches(1, "fp32", tmp_path)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"stage": 4}, "no ZeRO stage 4"), ({"precision": "fp16"}, "'fp16'")])

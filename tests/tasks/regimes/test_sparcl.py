@@ -1,9 +1,12 @@
 """SparCL on two tasks: masks follow the tasks, easy data go, few gradients count, and forgetting is measured."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from tasks.data.batch import IGNORED
 from tasks.data.tokens import Sampler
 from tasks.formats.selection import quota
 from tasks.methods import build
@@ -152,6 +155,18 @@ def test_the_objective_it_is_given_is_what_it_minimises(learn):
     (plain, left), (drawn, as_many) = (learn(head, objective=objective)[1][-1] for objective in (None, pulled))
     assert engines and drawn < 0.98 * plain
     assert left == as_many == [28, 28]       # and how wrong each sequence was is known as before
+
+
+def test_prompts_are_read_and_neither_learned_replayed_nor_judged(learn, monkeypatch):
+    data_zoo.completions(monkeypatch, prompt=12)
+    hooks, _ = learn()
+    sequence, replay = hooks[:2]
+    assert (replay.past.labels[:, :12] == IGNORED).all() and torch.equal(replay.past.labels[:, 12:], replay.past.tokens[:, 12:])
+    _, tensors = replay.state_dict()
+    replay.load_state_dict({}, tensors)
+    assert torch.equal(replay.past.labels, tensors["labels"])
+    assert sequence.wrong[1].any() and not (4 * sequence.wrong[1] % 1).any()        # shares of four tokens each
+    assert all(math.isfinite(loss) for row in sequence.losses for loss in row)
 
 
 def test_data_that_are_no_sequence_are_refused(tmp_path):
