@@ -10,12 +10,12 @@ Shapes: O = output features, I = input features, R = rank; a stack of experts ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from zlib import crc32
 
 import torch
 from torch import nn
 
 from tasks.formats.mask import Mask
+from tasks.formats.seeding import generator_for
 from tasks.models.linears import Branch, Linear
 from tasks.train.effective import substitute
 from tasks.train.engine import Engine
@@ -27,7 +27,7 @@ class LowRank(Branch):
     def __init__(self, linear: Linear, rank: int, scale: float, seed: int, mask: Mask | None) -> None:
         super().__init__()
         *experts, outputs, inputs = linear.shape
-        draw = torch.Generator().manual_seed(crc32(f"{seed}/{linear.name}".encode()))
+        draw = generator_for(seed, linear.name, "down")
         down_RI = (2 * torch.rand(*experts, rank, inputs, generator=draw) - 1) / inputs**0.5
         self.linear, self.scale = linear, scale
         self.down, self.up = nn.Parameter(down_RI), nn.Parameter(torch.zeros(*experts, outputs, rank))

@@ -120,7 +120,7 @@ class TrainStage(ModelStage):
         model.train()
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
-        own = [name for name, _ in model.named_parameters()]
+        names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
@@ -129,7 +129,7 @@ class TrainStage(ModelStage):
         )
         totals = self._fit(context, engine, hooks, setting)
         self.method.finish(engine, setting)
-        self._write(context, engine, hooks, own, origin)
+        self._write(context, engine, hooks, names, origin)
         seen = setting.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
@@ -188,14 +188,14 @@ class TrainStage(ModelStage):
             telemetry=telemetry,
         )
 
-    def _write(self, context: Context, engine: Engine, hooks: list[Hook], own: list[str], origin: Origin | None) -> None:
-        """The model's ``own`` weights gathered tensor by tensor on the rank that has the ``origin``, which writes."""
+    def _write(self, context: Context, engine: Engine, hooks: list[Hook], names: list[str], origin: Origin | None) -> None:
+        """The weights of the model itself gathered tensor by tensor on the rank that has the ``origin``, which writes."""
         from tasks.data.tokenizer import same_tokens
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
         weights = {}
-        for name in own:
+        for name in names:
             weight = engine.read(name)
             if origin:
                 weights[name] = weight.to("cpu", origin.dtypes[name])
