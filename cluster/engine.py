@@ -11,24 +11,21 @@ poisons the weights, elsewhere the step is silently skipped and the norm reporte
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from cluster.rank import join
-from cluster.zero import LAYOUTS, configuration
-from tasks.train.engine import MOMENTS, Shard
+from cluster.zero import LAYOUTS, configuration, initialize, quiet
+from tasks.train.engine import Shard, moments_of
 
 
 class DeepSpeedEngine:
-    """``optimizer`` is a torch AdamW over ``module``; ``accumulation`` is the number of micro-batches per step.
+    """``optimizer`` is a torch optimizer over ``module``; ``accumulation`` is the number of micro-batches per step.
 
     Joins the process group that exists, else the one torchrun's variables describe, else makes one of a single rank.
     """
@@ -36,7 +33,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         gradient_clipping: float = 0.0,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
@@ -59,17 +56,27 @@ class DeepSpeedEngine:
         self.device = torch.device(self._engine.device)
         self._layout = LAYOUTS[zero_stage](self._engine.optimizer, optimizer, self.rank)
         for values in self._layout.updated:  # AdamW makes its state in the first step: too late for a mask or a load
-            zeros = {moment: torch.zeros_like(values, requires_grad=False) for moment in MOMENTS}
+            zeros = {moment: torch.zeros_like(values, requires_grad=False) for moment in moments_of(optimizer)}
             optimizer.state[values] = {"step": torch.zeros((), device=values.device), **zeros}
         trainable = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._shards: dict[str, Shard] = {name: self._layout.shard(value) for name, value in trainable.items()}
         self._held: dict[str, torch.Tensor] = {}
         self._focused: dict[str, torch.Tensor] = {}
+        self._still: set[str] = set()
+        self._exact: dict[str, torch.Tensor] = {}
         if originals:
-            for name in trainable:
-                dist.broadcast(values := originals[name].to(self.device), 0)
+            self._unrounded(originals)
+
+    def _unrounded(self, originals: dict[str, torch.Tensor]) -> None:
+        """Put the float32 values in the masters. What never trains has none: its own are kept aside where bfloat16 has not
+        the bits for them, so that what no step changed is read as it came."""
+        for name, values in originals.items():
+            if name in self._shards:
+                dist.broadcast(values := values.to(self.device), 0)
                 originals[name] = values.flatten()
-            self.load({name: {"master": originals[name]} for name in trainable}, step=0)
+            elif not torch.equal(values, values.bfloat16().float()):
+                self._exact[name] = values.to("cpu", copy=True)
+        self.load({name: {"master": originals[name]} for name in self._shards}, step=0)
 
     def forward(self, *args, **kwargs):
         return self._engine(*args, **kwargs)
@@ -89,14 +96,15 @@ class DeepSpeedEngine:
             if gradient is not None and shard.numel:
                 for masks in (self._held, self._focused):
                     gradient = gradient.mul_(masks[name]) if name in masks else gradient
-                gradients.append(gradient)
+                gradients.append(gradient.zero_() if name in self._still else gradient)
         norm = self._norm(gradients)
         if math.isfinite(norm):
             if 0 < self._clipping < norm:
                 torch._foreach_mul_(gradients, self._clipping / (norm + 1e-6))
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
-            self._engine.step()
+            with self._standing_still():
+                self._engine.step()
         else:
             self._discard(gradients)
         return norm
@@ -104,6 +112,8 @@ class DeepSpeedEngine:
     def read(self, name: str) -> torch.Tensor:
         if name in self._shards:
             return self._gathered(name, self._shards[name].master)
+        if name in self._exact:
+            return self._exact[name].to(self.device, copy=True)
         with self._frozen(name) as whole:
             return whole.to(torch.float32, copy=True)
 
@@ -112,6 +122,8 @@ class DeepSpeedEngine:
         if name not in self._shards:
             with self._frozen(name) as whole:
                 whole.copy_(weight)
+                if whole.dtype != weight.dtype:
+                    self._exact[name] = weight.to("cpu", torch.float32, copy=True)
             return
         shard, flat = self._shards[name], weight.to(self.device).flatten()
         for tensor in (shard.master, *shard.copies):
@@ -120,7 +132,7 @@ class DeepSpeedEngine:
             whole.copy_(flat)
 
     def grad(self, name: str) -> torch.Tensor:
-        if name not in self._shards:
+        if name not in self._shards or name in self._still:
             return torch.zeros(self._shapes[name], device=self.device)
         return self._gathered(name, self._layout.gradient(self._parameters[name], self._shards[name]))
 
@@ -132,6 +144,22 @@ class DeepSpeedEngine:
 
     def release(self, name: str) -> None:
         self._held.pop(name, None)
+
+    def freeze(self, names: Iterable[str]) -> None:
+        self._still = set(names) & self._shards.keys()
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Undo what the optimizer does to frozen parameters, before DeepSpeed copies it on: they lie in one tensor with
+        others, and without a gradient would still decay and go on by their moments."""
+        shards = [self._shards[name] for name in self._still]
+        pieces = [piece for shard in shards for piece in (shard.master, *shard.moments.values())]
+        before = [piece.clone() for piece in pieces]
+        undo = self._optimizer.register_step_post_hook(lambda *_: torch._foreach_copy_(pieces, before) if pieces else None)
+        try:
+            yield
+        finally:
+            undo.remove()
 
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         self._focused.pop(name, None)
@@ -149,6 +177,8 @@ class DeepSpeedEngine:
         if name not in self._shards:
             with self._frozen(name) as whole:
                 whole.masked_fill_(born, 0)
+            if name in self._exact:
+                self._exact[name].masked_fill_(born.cpu(), 0)
             return
         shard, born = self._shards[name], born.flatten()
         piece = born[shard.start : shard.start + shard.numel]
@@ -173,6 +203,7 @@ class DeepSpeedEngine:
         for state in self._optimizer.state.values():
             state["step"].fill_(step)
         self._held.clear()
+        self._still.clear()
 
     @contextmanager
     def _frozen(self, name: str) -> Iterator[torch.Tensor]:
@@ -215,27 +246,3 @@ class DeepSpeedEngine:
         with quiet():
             self._engine.step()
         self._engine.optimizer.check_grad_overflow = False
-
-
-def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
-    """deepspeed.initialize without compiling anything."""
-    import deepspeed
-
-    # Its gloo backend would compile a shared-memory operator (90 s cold) that only its inference calls use.
-    deepspeed.ops.__compatible_ops__ = {}
-    # torch 2.13 tells DeepSpeed at every collective that the name it uses will change.
-    warnings.filterwarnings("ignore", r"`torch.distributed\.\w+` is deprecated", FutureWarning)
-    with quiet():
-        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
-    logger = logging.getLogger("DeepSpeed")
-    level, _ = logger.level, logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

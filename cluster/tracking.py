@@ -67,6 +67,7 @@ VOCABULARY: dict[str, Metric] = {
     "training_loss": Metric("nats/token", "lower", "cross-entropy on the last training batches"),
     "loss": Metric("nats/token", "lower", "cross-entropy on the training batch"),
     "kl": Metric("nats/token", "lower", "KL divergence to the teacher, times temperature squared"),
+    "features": Metric("1", "lower", "squared error of hidden states over the teacher's mean square, summed over blocks"),
     "gradient_norm": Metric("1", "neither", "global norm before clipping"),
     "in_time_overparameterisation": Metric("share", "neither", "masked weights that have been alive at any time"),
     "flip_rate": Metric("share", "neither", "weights whose mask changed since the step before"),

@@ -7,10 +7,16 @@ private in part: tests/cluster/test_engine.py compares every stage with plain to
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
 import torch
 from torch import nn
 
-from tasks.train.engine import MOMENTS, Shard
+from tasks.train.engine import Shard
 
 
 class Replicated:
@@ -36,7 +42,7 @@ class Replicated:
     def _cut(self, flat: torch.Tensor, offset: int, start: int, numel: int, copies: tuple) -> Shard:
         """Elements ``offset ... offset + numel`` of a tensor the optimizer updates."""
         piece = slice(offset, offset + numel)
-        moments = {moment: self.state[flat][moment].view(-1)[piece] for moment in MOMENTS}
+        moments = {moment: values.view(-1)[piece] for moment, values in self.state[flat].items() if moment != "step"}
         return Shard(start, numel, flat.detach().view(-1)[piece], moments, copies)
 
 
@@ -105,3 +111,27 @@ def configuration(zero_stage: int, precision: str, accumulation: int, device: st
     if precision == "bf16" and zero_stage > 0:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
+
+
+def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
+    """deepspeed.initialize without compiling anything."""
+    import deepspeed
+
+    # Its gloo backend would compile a shared-memory operator (90 s cold) that only its inference calls use.
+    deepspeed.ops.__compatible_ops__ = {}
+    # torch 2.13 tells DeepSpeed at every collective that the name it uses will change.
+    warnings.filterwarnings("ignore", r"`torch.distributed\.\w+` is deprecated", FutureWarning)
+    with quiet():
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
+    logger = logging.getLogger("DeepSpeed")
+    level, _ = logger.level, logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -52,8 +52,7 @@ class _Known:
         return self._facts(source, self._ids(node.parents.get("data"))) if source else None
 
     def _teacher(self, node: Node) -> ModelFacts | None:
-        method = getattr(node.stage, "method", None)
-        if not (hasattr(method, "needs_teacher") and method.needs_teacher()):
+        if not node.stage.needs_teacher():
             return None
         if "teacher" in node.parents:
             return self._model(self.recipe.node(node.parents["teacher"]))

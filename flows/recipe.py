@@ -220,6 +220,6 @@ _REMEDY = {
     "tokenizer": "put the prepare stage that trains it before this one",
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
-    "teacher": "name it with from: {model: ..., teacher: ...}, or set kl to 0",
+    "teacher": "name it with from: {model: ..., teacher: ...}, or minimise cross-entropy (objective: cross_entropy)",
     "reference": "name it with from: {model: ..., reference: ...}",
 }

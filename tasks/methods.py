@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
 SHELF = "shelf"     # in a JSON schema: stands for the methods of that shelf
-SHELVES = ("transforms", "surgeries", "regimes", "pruners", "allocators", "mergers", "quantizers", "evaluators")
+SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "allocators", "mergers", "quantizers", "evaluators")
 
 
 class Method(BaseModel):

@@ -39,7 +39,10 @@ class Pretrain(TrainStage):
 
     @model_validator(mode="after")
     def _learns_alone(self) -> Pretrain:
-        if self.method.needs_teacher():
+        if self.objective and self.needs_teacher():
+            raise ValueError(f"objective {self.objective.name} learns from a teacher, and pretrain has none; "
+                             "choose cross_entropy, or recover with it")  # fmt: skip
+        if self.needs_teacher():
             name = self.method.name
             raise ValueError(f"{name} learns from a teacher, and pretrain has none; set {name}: {{kl: 0}}, or recover with it")
         return self

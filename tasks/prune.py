@@ -144,7 +144,7 @@ class Prune(CalibratedStage):
         if self.sparsity != ESSENTIAL:
             return self._prune(context, self.target, context.output)
         device, prune = context.execution.device, partial(self._prune, context)
-        trials = Trials(self.incoming(context), self.batches(context), context.scratch, device, prune)
+        trials = Trials(self.incoming(context), self.drawn(context), context.scratch, device, prune)
         sparsity, curve = trials.search(self.method, json.dumps([self.pattern, dump(self._allocator())]))
         (report / "essential.json").write_text(json.dumps(curve))
         return {**self._prune(context, sparsity, context.output), "essential_sparsity": sparsity}

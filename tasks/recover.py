@@ -34,7 +34,7 @@ class Recover(TrainStage):
 
     def roles(self) -> dict[str, Kind]:
         roles = dict(self.needs)
-        if not self.method.needs_teacher() or self.teacher:
+        if not self.needs_teacher() or self.teacher:
             del roles["teacher"]
         return roles
 
@@ -48,6 +48,6 @@ class Recover(TrainStage):
         return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
 
     def teacher_directory(self, context: Context) -> Path | None:
-        if not self.method.needs_teacher():
+        if not self.needs_teacher():
             return None
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")

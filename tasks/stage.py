@@ -74,6 +74,10 @@ class Stage(BaseModel):
         """The roles this very stage needs filled; by default all of ``needs``."""
         return dict(self.needs)
 
+    def needs_teacher(self) -> bool:
+        """Whether the model learns from another one."""
+        return False
+
     def parameters(self) -> dict[str, Any]:
         """The fields as they enter the key: paths as they were written."""
         return self.model_dump(mode="json", exclude_none=True, context=AS_WRITTEN)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tasks.calibrate.report import BlockReport, WalkReport
     from tasks.calibrate.shares import Follower
+    from tasks.data.batch import Batch
     from tasks.models.accounting import Shape
     from tasks.models.activations import Room
 
@@ -54,14 +55,15 @@ class CalibratedStage(ModelStage):
             "memory_bytes": 4 * block + 8 * tokens * shape.hidden,
         }
 
-    def batches(self, context: Context) -> list[torch.Tensor]:
-        """The calibration sequences as tokens int64 [B, T]."""
-        import torch
-
+    def drawn(self, context: Context) -> list[Batch]:
+        """The calibration sequences, with what a model is to predict of them."""
         from tasks.data.tokens import calibration_batches
 
-        drawn = calibration_batches(context.inputs["data"], self.sequences, self.length, self.batch, self.seed)
-        return [torch.from_numpy(tokens_BT) for tokens_BT in drawn]
+        return list(calibration_batches(context.inputs["data"], self.sequences, self.length, self.batch, self.seed))
+
+    def batches(self, context: Context) -> list[torch.Tensor]:
+        """The calibration sequences as tokens int64 [B, T]: what a walk reads."""
+        return [batch.tokens for batch in self.drawn(context)]
 
     def room(self, context: Context) -> Room:
         """The memory that the activations may take; what is left over from an attempt that died is cleared."""

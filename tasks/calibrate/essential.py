@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-
+    from tasks.data.batch import Batch
     from tasks.methods import Method
 
 GRID = tuple(step / 20 for step in range(1, 20))
@@ -57,7 +56,7 @@ class Trials:
     in ``scratch / folder_of(sparsity)``."""
 
     model: Path
-    batches: Sequence[torch.Tensor]
+    batches: Sequence[Batch]
     scratch: Path
     device: str
     prune: Callable[[float, Path], Any]
@@ -69,7 +68,7 @@ class Trials:
 
         losses = self.scratch / LOSSES
         losses.mkdir(parents=True, exist_ok=True)
-        claim(losses, identity(self.model, self.batches, method, {}, settings))
+        claim(losses, identity(self.model, [batch.tokens for batch in self.batches], method, {}, settings))
         return search(self.loss)
 
     def loss(self, sparsity: float) -> float:
@@ -91,11 +90,11 @@ class Trials:
         return found
 
 
-def mean_loss(directory: Path, batches: Sequence[torch.Tensor], device: str) -> float:
-    """Mean next-token cross-entropy of a model over tokens int64 [B, T]."""
+def mean_loss(directory: Path, batches: Sequence[Batch], device: str) -> float:
+    """Mean next-token cross-entropy of a model over what it is to predict of the batches."""
     from tasks.models.checkpoint import load_model
     from tasks.models.scoring import summed_loss
 
     model = load_model(directory, device=device)
-    total = sum(summed_loss(model, tokens_BT.to(device)) for tokens_BT in batches)
-    return total / sum(tokens_BT[:, 1:].numel() for tokens_BT in batches)
+    total = sum(summed_loss(model, batch.to(device)) for batch in batches)
+    return total / sum(batch.predicted for batch in batches)

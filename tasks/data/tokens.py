@@ -8,12 +8,16 @@ step is a pure function of (seed, step): ranks take slices of the same global ba
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tasks.data.batch import Batch
 
 SHARD_TOKENS = 1 << 26
 TASKS = "tasks.json"        # names of the tasks of a sequence of corpora, in order
@@ -74,6 +78,14 @@ class Tokens:
             index -= here
         raise IndexError(index)
 
+    def batch(self, indices: Iterable[int], length: int) -> Batch:
+        """These sequences, every token of which counts."""
+        import torch
+
+        from tasks.data.batch import Batch
+
+        return Batch(torch.from_numpy(np.stack([self.sequence(int(index), length) for index in indices])))
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -105,24 +117,23 @@ class Sampler:
         positions = range(step * self.batch, (step + 1) * self.batch)
         return [int(self._order(position // count)[position % count]) for position in positions]
 
-    def at(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
-        """int64 [batch / ranks, length]: this rank's slice of the global batch."""
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """This rank's slice of the global batch: ``batch`` / ranks sequences."""
         share = self.batch // ranks
-        mine = self.numbers(step)[rank * share : (rank + 1) * share]
-        return np.stack([self.tokens.sequence(number, self.length) for number in mine])
+        return self.tokens.batch(self.numbers(step)[rank * share : (rank + 1) * share], self.length)
 
 
 def heldout_windows(
     directory: Path, length: int, tokens: int, batch: int, progress: Callable[[int, int, str], None]
-) -> Iterator[np.ndarray]:
-    """int64 [batch, length] batches of the held-out split's first windows, at most ``tokens`` tokens in all."""
+) -> Iterator[Batch]:
+    """The held-out split's first windows of ``length`` tokens, ``batch`` at a time, at most ``tokens`` tokens in all."""
     heldout = Tokens(directory, "heldout")
     windows = min(heldout.sequences(length), max(1, tokens // length))
     if windows == 0:
         raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
     for start in range(0, windows, batch):
         numbers = range(start, min(start + batch, windows))
-        yield np.stack([heldout.sequence(number, length) for number in numbers])
+        yield heldout.batch(numbers, length)
         progress(start + len(numbers), windows, "windows")
 
 
@@ -133,8 +144,8 @@ def heldout_documents(directory: Path) -> Iterator[dict[str, str]]:
             yield json.loads(line)
 
 
-def calibration_batches(directory: Path, sequences: int, length: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """int64 [batch, length] batches of ``sequences`` calibration sequences, drawn without repetition."""
+def calibration_batches(directory: Path, sequences: int, length: int, batch: int, seed: int) -> Iterator[Batch]:
+    """``sequences`` calibration sequences, drawn without repetition, ``batch`` at a time."""
     tokens = Tokens(directory, "calibration")
     available = tokens.sequences(length)
     if available < sequences:
@@ -143,4 +154,4 @@ def calibration_batches(directory: Path, sequences: int, length: int, batch: int
         )
     chosen = np.random.default_rng([seed, 1]).permutation(available)[:sequences]
     for start in range(0, sequences, batch):
-        yield np.stack([tokens.sequence(int(number), length) for number in chosen[start : start + batch]])
+        yield tokens.batch(chosen[start : start + batch], length)

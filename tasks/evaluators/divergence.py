@@ -39,9 +39,8 @@ class Divergence(Comparison):
 
         kl = flips = scored = 0.0
         with torch.inference_mode():
-            for windows_BT in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
-                tokens_BT = torch.from_numpy(windows_BT).to(candidate.device)
-                pair = [logits_of(each.model, tokens_BT) for each in (candidate.reference, candidate)]
+            for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
+                pair = [logits_of(each.model, batch.to(candidate.device)) for each in (candidate.reference, candidate)]
                 for (_, _, reference_BTV), (_, _, ours_BTV) in zip(*pair, strict=True):
                     for told_TV, said_TV in zip(reference_BTV, ours_BTV, strict=True):
                         truth_TV, guess_TV = log_softmax(told_TV.float(), -1), log_softmax(said_TV.float(), -1)

@@ -31,12 +31,12 @@ class Perplexity(Evaluator):
         from tasks.data.tokens import heldout_windows
         from tasks.models.scoring import summed_loss
 
-        total, windows = 0.0, 0
+        total, predicted = 0.0, 0
         with torch.inference_mode():
-            for tokens_BT in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
-                total += summed_loss(candidate.model, torch.from_numpy(tokens_BT).to(candidate.device))
-                windows += len(tokens_BT)
-        loss = total / (windows * (self.length - 1))
+            for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
+                total += summed_loss(candidate.model, batch.to(candidate.device))
+                predicted += batch.predicted
+        loss = total / predicted
         if not loss < math.log(sys.float_info.max):
             raise ValueError(f"the model is broken: a held-out loss of {loss:.4g} nats a token has no finite perplexity")
         return {"heldout_loss": loss, "perplexity": math.exp(loss)}

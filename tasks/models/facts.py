@@ -45,6 +45,14 @@ class ModelFacts:
         head = getattr(self.skeleton.get_output_embeddings(), "weight", None)
         return self.rows if head is None or not self.settled else len(head)
 
+    @property
+    def depth(self) -> int:
+        return self.skeleton.config.get_text_config(decoder=True).num_hidden_layers
+
+    @property
+    def width(self) -> int:
+        return self.skeleton.config.get_text_config(decoder=True).hidden_size
+
     @cached_property
     def positions(self) -> int | None:
         return positions(self.skeleton.config)

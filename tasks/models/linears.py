@@ -59,6 +59,13 @@ class Unpruned(nn.Module):
         return nn.functional.linear(value_BTI, self.weight)
 
 
+class Branch(nn.Module):
+    """Root of what lives inside a linear beside its weight: nothing in it is prunable, whatever it is made of.
+
+    Called with the stored weight, it gives the one to compute with.
+    """
+
+
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its name: the one ModuleList of as many blocks as the config has layers."""
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -81,15 +88,21 @@ def find_linears(model: nn.Module) -> dict[str, Linear]:
     for index, block in enumerate(blocks):
         routers = _routers(block)
         attention = tuple(path for path, module in block.named_modules() if "Attention" in type(module).__name__)
+        branches = tuple(path for path, module in block.named_modules() if isinstance(module, Branch))
         for path, module in block.named_modules():
+            if _inside(path, branches):
+                continue
             for key, parameter in module.named_parameters(recurse=False):
                 name = ".".join(filter(None, (prefix, str(index), path, key)))
                 if owners.setdefault(id(parameter), name) != name:
                     raise ValueError(f"unsupported: {name} is the same parameter as {owners[id(parameter)]}")
                 if id(parameter) not in routers and (linear := _linear(name, module, key, parameter)):
-                    inside = any(path == outer or path.startswith(f"{outer}.") for outer in attention)
-                    linears[name] = replace(linear, feed_forward=not inside, vectors=_vectors(block, path))
+                    linears[name] = replace(linear, feed_forward=not _inside(path, attention), vectors=_vectors(block, path))
     return linears
+
+
+def _inside(path: str, outers: tuple[str, ...]) -> bool:
+    return any(path == outer or path.startswith(f"{outer}.") for outer in outers)
 
 
 def _vectors(block: nn.Module, path: str) -> frozenset[int]:

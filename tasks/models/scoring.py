@@ -17,41 +17,45 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tasks.data.batch import IGNORED, Batch
+
 HELD = 1 << 25      # logits held at once
 SCORED = 1 << 22    # of them scored at once, in float32
 
 
 @torch.no_grad()
-def summed_loss(model: nn.Module, tokens_BT: torch.Tensor, forward: Callable[..., Any] | None = None) -> float:
-    """Cross-entropy in nats of each next token given its prefix, summed over all of ``tokens_BT``. ``forward`` is what to
+def summed_loss(model: nn.Module, batch: Batch, forward: Callable[..., Any] | None = None) -> float:
+    """Cross-entropy in nats of each next token that counts given its prefix, summed over the batch. ``forward`` is what to
     call where it is not the model itself, but an engine around it."""
-    total = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
-    for rows_BT, start, logits_BTV in logits_of(model, tokens_BT, forward):
-        total += _score(logits_BTV, rows_BT[:, start + 1 :])
+    total = torch.zeros((), dtype=torch.float64, device=batch.tokens.device)
+    for rows, start, logits_BTV in logits_of(model, batch, forward):
+        total += _score(logits_BTV, rows.following[:, start:])
     return float(total)
 
 
 def logits_of(
-    model: nn.Module, tokens_BT: torch.Tensor, forward: Callable[..., Any] | None = None
-) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
-    """(rows, first token, logits [B, T, V] from that token on) in pieces; models of one vocabulary give the same pieces."""
+    model: nn.Module, batch: Batch, forward: Callable[..., Any] | None = None
+) -> Iterator[tuple[Batch, int, torch.Tensor]]:
+    """(sequences, first token, logits [B, T, V] from that token on), in pieces that depend on sizes alone."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    held = tokens_BT.shape[1] * vocabulary
-    for rows_BT in tokens_BT.split(max(1, HELD // held)):
-        if held > HELD and forward is None and (stand_in := _stand_in(model, rows_BT)):
-            for start, logits_BTV in _piecewise(model, *stand_in, rows_BT, max(1, HELD // vocabulary)):
-                yield rows_BT, start, logits_BTV
+    held = batch.tokens.shape[1] * vocabulary
+    for rows in batch.split(max(1, HELD // held)):
+        if held > HELD and forward is None and (stand_in := _stand_in(model, rows.tokens)):
+            for start, logits_BTV in _piecewise(model, *stand_in, rows.tokens, max(1, HELD // vocabulary)):
+                yield rows, start, logits_BTV
         else:
-            yield rows_BT, 0, (forward or model)(input_ids=rows_BT, use_cache=False).logits
+            yield rows, 0, (forward or model)(input_ids=rows.tokens, use_cache=False).logits
 
 
 def _score(logits_BTV: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
-    """The loss of the next tokens that there are logits for; the last logits of a sequence have none."""
+    """The loss of the next tokens that there are logits for; the last logits of a sequence have none. What is ignored
+    costs nothing."""
     count, step = min(logits_BTV.shape[1], next_BT.shape[1]), max(1, SCORED // logits_BTV.shape[-1])
     total = torch.zeros((), dtype=torch.float64, device=next_BT.device)
     for logits_TV, next_T in zip(logits_BTV[:, :count], next_BT[:, :count], strict=True):
         for piece_TV, scored_T in zip(logits_TV.split(step), next_T.split(step), strict=True):
-            total += functional.cross_entropy(piece_TV.float(), scored_T, reduction="none").sum(dtype=torch.float64)
+            losses_T = functional.cross_entropy(piece_TV.float(), scored_T, ignore_index=IGNORED, reduction="none")
+            total += losses_T.sum(dtype=torch.float64)
     return total
 
 

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from tasks.train.regime import Regime, Setting
+from tasks.methods import build
+from tasks.train.regime import Regime
 
 if TYPE_CHECKING:
     from tasks.train.objective import Objective
 
 
 class Masked(Regime):
-    """``ce`` * cross-entropy + ``kl`` * KL to the teacher at ``temperature``, under the mask the model came with."""
+    """Under the mask the model came with. Where the stage names no objective: distillation by ``ce``, ``kl`` and
+    ``temperature``, or with ``kl`` 0 cross-entropy."""
 
     paper: ClassVar[str] = "knowledge distillation (arXiv 1503.02531) under a fixed mask"
+    objective_fields: ClassVar[tuple[str, ...]] = ("ce", "kl", "temperature")
 
     ce: float = Field(0.33, ge=0)
     """Weight of the cross-entropy."""
@@ -30,14 +33,7 @@ class Masked(Regime):
             raise ValueError("ce and kl are both 0: nothing would be learned")
         return self
 
-    def needs_teacher(self) -> bool:
-        return self.kl > 0
-
-    def objective(self, setting: Setting) -> Objective:
-        from tasks.models.checkpoint import load_model
-        from tasks.train.objective import Distillation
-
-        if not self.needs_teacher():
-            return super().objective(setting)
-        teacher = load_model(setting.teacher, device=setting.device).eval().requires_grad_(False)
-        return Distillation(teacher, self.ce, self.kl, self.temperature)
+    def objective(self) -> Objective:
+        if self.kl == 0:
+            return super().objective()
+        return build("objectives", {"distillation": {"ce": self.ce, "kl": self.kl, "temperature": self.temperature}})

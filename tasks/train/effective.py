@@ -100,7 +100,7 @@ class _Swap:
 
     def __init__(self, module: nn.Module, names: Mapping[str, str], effective: Effective) -> None:
         self.module, self.names, self.effective = module, names, effective
-        self.forward = type(module).forward
+        self.forward = module.forward       # which may compute with something else in turn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         parameters = self.module._parameters
@@ -108,7 +108,7 @@ class _Swap:
         try:
             for key, name in self.names.items():
                 parameters[key] = self.effective(name, stored[key])
-            return self.forward(self.module, *args, **kwargs)
+            return self.forward(*args, **kwargs)
         finally:
             for key, parameter in stored.items():
                 parameters[key] = parameter

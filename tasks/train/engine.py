@@ -13,7 +13,7 @@ communication, and the clipping norm is that of the sparse model rather than of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")      # AdamW's
 
 
 @dataclass
@@ -70,6 +70,12 @@ class Engine(Protocol):
     def release(self, name: str) -> None:
         """Stop holding a mask: dead weights are zero, with zero moments, and may grow again."""
 
+    def freeze(self, names: Iterable[str]) -> None:
+        """From now on these parameters, and no others, stand still: no gradient, decay or change of their moments.
+
+        What never trains is frozen before the engine exists, by ``requires_grad_(False)``, and has no moments at all.
+        """
+
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         """From now on only gradients where ``keep`` is True count, for the norm too; None is all of them again."""
 
@@ -82,8 +88,15 @@ class Engine(Protocol):
     def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
         """Set every trainable parameter from full flat tensors {name: {"master": ..., moment: ...}}, and the step.
 
-        A moment that is not given starts at zero. Masks are released: hooks carry theirs, and hold them on start.
+        A moment that is not given starts at zero. Masks are released and nothing is frozen any more: hooks carry what they
+        decided, and say it again on start.
         """
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer remembers of each parameter, in the parameter's shape and from zero on; one that is no AdamW says it
+    in ``moments``. An update from a zero value, gradient and moments must be zero, or masks would not hold."""
+    return getattr(optimizer, "moments", MOMENTS)
 
 
 def adamw(
@@ -109,7 +122,7 @@ class TorchEngine:
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         gradient_clipping: float = 0.0,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
@@ -120,10 +133,11 @@ class TorchEngine:
         self.module = module.to(self.device)
         self._optimizer, self._clipping, self._precision = optimizer, gradient_clipping, precision
         self._parameters = dict(module.named_parameters())
+        self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._held: dict[str, torch.Tensor] = {}
         self._focused: dict[str, torch.Tensor] = {}
-        for parameter in self._trainable().values():
-            zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+        for parameter in self._trained.values():
+            zeros = {moment: torch.zeros_like(parameter) for moment in moments_of(optimizer)}
             optimizer.state[parameter] = {"step": torch.zeros((), device=self.device), **zeros}
 
     def forward(self, *args, **kwargs):
@@ -139,7 +153,10 @@ class TorchEngine:
         for name, keep in (*self._held.items(), *self._focused.items()):
             if (gradient := self._parameters[name].grad) is not None:
                 gradient.mul_(keep)
-        gradients = [parameter.grad for parameter in self._trainable().values() if parameter.grad is not None]
+        frozen = [parameter for parameter in self._trained.values() if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.grad = None
+        gradients = [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
         if math.isfinite(norm):
             if 0 < self._clipping < norm:
@@ -147,6 +164,8 @@ class TorchEngine:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
+            for parameter in frozen:        # the step count is the model's
+                self._optimizer.state[parameter]["step"] += 1
         self._optimizer.zero_grad()
         return norm
 
@@ -159,16 +178,22 @@ class TorchEngine:
 
     def grad(self, name: str) -> torch.Tensor:
         parameter = self._parameters[name]
-        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        still = parameter.grad is None or not parameter.requires_grad
+        return torch.zeros_like(parameter) if still else parameter.grad.clone()
 
     def hold(self, name: str, keep: torch.Tensor) -> None:
         keep = keep.to(self.device, torch.bool)
-        if self._parameters[name].requires_grad:
+        if name in self._trained:
             self._held[name] = keep.to(torch.uint8)  # a byte per weight; its product is 3 times faster than bool's
         self.restart(name, ~keep)
 
     def release(self, name: str) -> None:
         self._held.pop(name, None)
+
+    def freeze(self, names: Iterable[str]) -> None:
+        frozen = set(names)
+        for name, parameter in self._trained.items():
+            parameter.requires_grad_(name not in frozen)
 
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         self._focused.pop(name, None)
@@ -178,13 +203,12 @@ class TorchEngine:
     @torch.no_grad()
     def restart(self, name: str, born: torch.Tensor) -> None:
         parameter, born = self._parameters[name], born.to(self.device, torch.bool)
-        moments = [self._optimizer.state[parameter][moment] for moment in MOMENTS] if parameter.requires_grad else []
-        for values in (parameter, *moments):
+        for values in (parameter, *self._moments(name).values()):
             values.masked_fill_(born, 0)
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
-        for name, parameter in self._trainable().items():
-            moments = {moment: self._optimizer.state[parameter][moment].view(-1) for moment in MOMENTS}
+        for name, parameter in self._trained.items():
+            moments = {moment: values.view(-1) for moment, values in self._moments(name).items()}
             yield name, Shard(0, parameter.numel(), parameter.detach().view(-1), moments)
 
     @torch.no_grad()
@@ -196,6 +220,9 @@ class TorchEngine:
                 tensor.copy_(full[moment]) if moment in full else tensor.zero_()
             self._optimizer.state[self._parameters[name]]["step"].fill_(step)
         self._held.clear()
+        self.freeze(())
 
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+    def _moments(self, name: str) -> dict[str, torch.Tensor]:
+        """None of what never trains."""
+        state = self._optimizer.state[self._trained[name]] if name in self._trained else {}
+        return {moment: state[moment] for moment in moments_of(self._optimizer) if state}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from tasks.data.tokens import Sampler
     from tasks.train.engine import Engine
-    from tasks.train.objective import Objective
+    from tasks.train.objective import Loss
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Hook:
         """What the run draws its batches from, given what it would draw them from without this hook."""
         return sampler
 
-    def objective(self, objective: Objective) -> Objective:
-        """What the run minimises, given what it would minimise without this hook."""
+    def objective(self, objective: Loss) -> Loss:
+        """What the run minimises, given what it would minimise without this hook; it calls that one in turn."""
         return objective
 
     def on_start(self, run: Run) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from tasks.data.batch import Batch
 from tasks.data.tokens import Sampler
 from tasks.train.engine import Engine
 from tasks.train.hook import Hook, Run
-from tasks.train.objective import Objective
+from tasks.train.objective import Loss
 from tasks.train.schedule import LearningRate
 from tasks.train.snapshot import claim, latest, restore, save
 
@@ -84,7 +85,7 @@ class Checkpoints:
 def fit(
     engine: Engine,
     sampler: Sampler,
-    objective: Objective,
+    objective: Loss,
     hooks: Sequence[Hook],
     steps: int,
     learning_rate: LearningRate,
@@ -146,19 +147,31 @@ class _Clock:
         return rate
 
 
-def _accumulate(run: Run, sampler: Sampler, objective: Objective, micro_batch: int | None) -> dict:
+def _accumulate(run: Run, sampler: Sampler, objective: Loss, micro_batch: int | None) -> dict:
     """Forward and backward of one global batch on this rank; mean metrics over its micro-batches."""
     engine = run.engine
-    tokens = torch.from_numpy(sampler.at(run.step, engine.rank, engine.ranks)).to(engine.device)
-    pieces = tokens.split(micro_batch or len(tokens))
+    batch = sampler.at(run.step, engine.rank, engine.ranks).to(engine.device)
+    pieces = batch.split(micro_batch or len(batch))
     run.pieces = len(pieces)
     sums: dict[str, torch.Tensor] = {}
-    for piece in pieces:
+    for piece, divisor in zip(pieces, _divisors(engine, batch, pieces), strict=True):
         loss, metrics = objective(engine, piece)
-        engine.backward(loss / len(pieces))
+        engine.backward(loss / divisor)
         for name, value in metrics.items():
-            sums[name] = sums.get(name, 0) + value / len(pieces)
+            sums[name] = sums.get(name, 0) + value / divisor
     return sums
+
+
+def _divisors(engine: Engine, batch: Batch, pieces: Sequence[Batch]) -> list[float]:
+    """What the mean over each micro-batch is divided by, so that every token that counts weighs the same in the mean over
+    the global batch. A collective where the batch has labels."""
+    if batch.labels is None:
+        return [len(pieces)] * len(pieces)
+    counted = torch.tensor([batch.predicted], device=engine.device)
+    if engine.ranks > 1:
+        torch.distributed.all_reduce(counted)
+    of_a_rank = max(1, int(counted)) / engine.ranks
+    return [of_a_rank / piece.predicted if piece.predicted else math.inf for piece in pieces]
 
 
 def _share(shares: Sequence[float | None]) -> float:

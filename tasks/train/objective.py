@@ -1,57 +1,60 @@
-"""What training minimises: a function of the engine's forward pass and one batch of token sequences.
+"""What training minimises: a method of its own, combined with any regime.
 
-Shapes: B = sequences, T = predicted positions, V = vocabulary.
+A regime decides which weights live and how they are updated, an objective what the model is to become good at; neither asks
+for the other. What the loop is given is a :class:`Loss`. Hooks may wrap one in another (replay adds a term, a sequence of
+tasks listens), and pass on the one they are given.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch.nn import functional
+from tasks.methods import Method
 
 if TYPE_CHECKING:
+    import torch
+
+    from tasks.data.batch import Batch
+    from tasks.models.facts import ModelFacts
     from tasks.train.engine import Engine
 
-Metrics = dict[str, torch.Tensor]
+    Metrics = dict[str, torch.Tensor]
 
 
-class Objective(Protocol):
-    def __call__(self, engine: Engine, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """(mean loss per predicted token, detached parts of it by metric name)."""
+class Loss(Protocol):
+    def __call__(self, engine: Engine, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """(mean loss per predicted token, detached parts of it by metric name; ``loss`` is the cross-entropy)."""
 
 
-def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of each next token given its prefix."""
-    return functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+class Objective(Method):
+    """Root of the objectives. Most need :meth:`loss` only, a function of what the models answered; one that needs other
+    forward passes than the usual one overrides :meth:`measure`."""
 
+    hidden_states: ClassVar[bool] = False       # the answers carry what leaves each block, not the logits alone
 
-class CrossEntropy:
-    def __call__(self, engine: Engine, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        loss = next_token_loss(engine.forward(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
-        return loss, {"loss": loss.detach()}
+    def needs_teacher(self) -> bool:
+        return False
 
+    def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
+        """Raise ValueError where the one cannot learn from the other."""
 
-@dataclass
-class Distillation:
-    """``ce`` * cross-entropy + ``kl`` * T^2 * KL(teacher || student) at temperature T, both per predicted token."""
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The loss of one batch from the models' outputs on its tokens; the teacher's is None where none is needed."""
+        raise NotImplementedError
 
-    teacher: torch.nn.Module
-    ce: float
-    kl: float
-    temperature: float
+    def measure(self, engine: Engine, batch: Batch, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, Metrics]:
+        import torch
 
-    def __call__(self, engine: Engine, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        student_BTV = engine.forward(input_ids=tokens_BT, use_cache=False).logits
-        with torch.no_grad():
-            teacher_BTV = self.teacher(input_ids=tokens_BT, use_cache=False).logits
-        cross_entropy = next_token_loss(student_BTV, tokens_BT)
-        divergence = self.temperature**2 * functional.kl_div(
-            functional.log_softmax(student_BTV[:, :-1].flatten(0, 1).float() / self.temperature, -1),
-            functional.log_softmax(teacher_BTV[:, :-1].flatten(0, 1).float() / self.temperature, -1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        loss = self.ce * cross_entropy + self.kl * divergence
-        return loss, {"loss": cross_entropy.detach(), "kl": divergence.detach()}
+        asked: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
+        if self.hidden_states:
+            asked["output_hidden_states"] = True
+        student, told = engine.forward(**asked), None
+        if self.needs_teacher():
+            with torch.no_grad():
+                told = teacher(**asked)
+        return self.loss(student, told, batch)
+
+    def bind(self, teacher: torch.nn.Module | None = None) -> Loss:
+        """The objective as the loop calls it, with the teacher it learns from."""
+        return partial(self.measure, teacher=teacher)

@@ -1,4 +1,4 @@
-"""What a training method decides: how long the run is, what it minimises, and which hooks take part."""
+"""What a training method decides: how long the run is, what it does to the model, and which hooks take part."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from tasks.methods import Method, of
+from tasks.methods import Method, build, of
 from tasks.models.allocation import Scan
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from tasks.formats.mask import Mask, Masks
     from tasks.models.linears import Linear
+    from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.objective import Objective
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a regime is given: the model's prunable matrices, the masks it came with, its length, its other parents.
+    """What a regime is given: the model's prunable matrices, the masks it came with, the length of the run.
 
     ``dense_steps`` is the compute budget in dense steps, ``steps`` what the regime made of it. ``seed`` is for what a
     regime draws at random, ``data`` the directory of its tokens.
@@ -31,8 +35,6 @@ class Setting:
     masks: Masks
     dense_steps: int
     steps: int
-    device: str
-    teacher: Path | None = None
     seed: int = 0
     data: Path | None = None
 
@@ -42,6 +44,7 @@ class Regime(Method):
 
     keeps_masks: ClassVar[bool] = True      # what was dead before training is dead after it
     needs_sequence: ClassVar[bool] = False      # learns a sequence of corpora
+    objective_fields: ClassVar[tuple[str, ...]] = ()        # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:
         """Steps that cost what ``dense_steps`` dense steps cost."""
@@ -51,9 +54,6 @@ class Regime(Method):
         """The share of the prunable weights that a step computes with, averaged over the run, for a plan of its cost."""
         return dense_steps / self.total_steps(dense_steps)
 
-    def needs_teacher(self) -> bool:
-        return False
-
     def treats(self, linear: Linear) -> bool:
         """Whether the regime does anything with a matrix."""
         return True
@@ -61,10 +61,23 @@ class Regime(Method):
     def check_width(self, width: int) -> None:
         """Raise ValueError where the regime cannot treat a matrix of this input width."""
 
-    def objective(self, setting: Setting) -> Objective:
-        from tasks.train.objective import CrossEntropy
+    def setup(self, model: nn.Module, setting: Setting) -> None:
+        """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get
+        another name, and those it has are what is written in the end. A resumed run calls it too."""
 
-        return CrossEntropy()
+    def optimizer(self, model: nn.Module, betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
+        """What updates the trainable parameters; one that is no AdamW says its ``moments`` (tasks/train/engine.py)."""
+        from tasks.train.engine import adamw
+
+        return adamw(model, betas, weight_decay=weight_decay)
+
+    def finish(self, engine: Engine, setting: Setting) -> None:
+        """After the last step, while the engine still has the weights: merge what :meth:`setup` added into the parameters
+        the model came with. Every rank calls it; masks must hold afterwards."""
+
+    def objective(self) -> Objective:
+        """What is minimised where the stage does not say."""
+        return build("objectives", "cross_entropy")
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.masking import Masking

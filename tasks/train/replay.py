@@ -9,15 +9,19 @@ Shapes: B = sequences, T = tokens, V = vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from tasks.data.batch import Batch, joined
 from tasks.train.hook import Hook, Run
-from tasks.train.objective import Metrics, Objective, next_token_loss
+from tasks.train.losses import next_token_loss
 from tasks.train.sequence import TaskSequence
+
+if TYPE_CHECKING:
+    from tasks.train.objective import Loss, Metrics
 
 
 class Replay(Hook):
@@ -26,19 +30,19 @@ class Replay(Hook):
     def __init__(self, sequence: TaskSequence, buffer: int, share: float, logits: float, labels: float, seed: int) -> None:
         self.sequence, self.buffer, self.share, self.seed = sequence, buffer, share, seed
         self.weights = (logits, labels)
-        self.tokens_BT = torch.zeros(0, 0, dtype=torch.int64)
+        self.past = Batch(torch.zeros(0, 0, dtype=torch.int64))
         self.logits_BTV = torch.zeros(0, 0, 0, dtype=torch.float16)
 
-    def objective(self, objective: Objective) -> Objective:
-        def with_replay(engine: Any, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-            loss, metrics = objective(engine, tokens_BT)
-            if not len(self.tokens_BT):
+    def objective(self, objective: Loss) -> Loss:
+        def with_replay(engine: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+            loss, metrics = objective(engine, batch)
+            if not len(self.past):
                 return loss, metrics | {"replay_loss": loss.detach() * 0}
-            chosen = self._draw(max(1, round(self.share * len(tokens_BT))))
+            chosen = self._draw(max(1, round(self.share * len(batch))))
             then_BTV = self.logits_BTV[chosen].to(engine.device).float()
-            past_BT = self.tokens_BT[chosen].to(engine.device)
-            now_BTV = engine.forward(input_ids=past_BT, use_cache=False).logits
-            replayed = next_token_loss(now_BTV, past_BT)
+            past = self.past[chosen].to(engine.device)
+            now_BTV = engine.forward(input_ids=past.tokens, use_cache=False).logits
+            replayed = next_token_loss(now_BTV, past)
             logits, labels = self.weights
             loss = loss + logits * functional.mse_loss(now_BTV.float(), then_BTV) + labels * replayed
             return loss, metrics | {"replay_loss": replayed.detach()}
@@ -50,7 +54,7 @@ class Replay(Hook):
         that ranks draw what the micro-batches of one process would."""
         place = self.sequence.place + self.run.engine.rank * (self.sequence.tasks.batch // self.run.engine.ranks)
         generator = np.random.default_rng([self.seed, self.run.step, place])
-        return torch.from_numpy(generator.choice(len(self.tokens_BT), count))
+        return torch.from_numpy(generator.choice(len(self.past), count))
 
     def on_start(self, run: Run) -> None:
         self.run = run
@@ -67,16 +71,17 @@ class Replay(Hook):
         tasks, generator = self.sequence.tasks, np.random.default_rng([self.seed, task])
         room = max(1, self.buffer // (task + 1))
         numbers = generator.permutation(tasks.tasks[task].sequences(tasks.length))[:room]
-        fresh_BT = torch.from_numpy(np.stack([tasks.tasks[task].sequence(int(number), tasks.length) for number in numbers]))
-        pieces = fresh_BT.to(run.engine.device).split(tasks.batch)
-        said_BTV = torch.cat([run.engine.forward(input_ids=piece, use_cache=False).logits.half().cpu() for piece in pieces])
-        kept = torch.from_numpy(generator.permutation(len(self.tokens_BT))[: self.buffer - len(fresh_BT)]).sort().values
-        first = not len(self.tokens_BT)
-        self.tokens_BT = fresh_BT if first else torch.cat([self.tokens_BT[kept], fresh_BT])
+        fresh = tasks.tasks[task].batch(numbers, tasks.length)
+        inputs = [piece.tokens for piece in fresh.to(run.engine.device).split(tasks.batch)]
+        said_BTV = torch.cat([run.engine.forward(input_ids=each, use_cache=False).logits.half().cpu() for each in inputs])
+        kept = torch.from_numpy(generator.permutation(len(self.past))[: self.buffer - len(fresh)]).sort().values
+        first = not len(self.past)
+        self.past = fresh if first else joined([self.past[kept], fresh])
         self.logits_BTV = said_BTV if first else torch.cat([self.logits_BTV[kept], said_BTV])
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        return {}, {"tokens": self.tokens_BT, "logits": self.logits_BTV}
+        labels = {} if self.past.labels is None else {"labels": self.past.labels}
+        return {}, {"tokens": self.past.tokens, "logits": self.logits_BTV, **labels}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        self.tokens_BT, self.logits_BTV = tensors["tokens"], tensors["logits"]
+        self.past, self.logits_BTV = Batch(tensors["tokens"], tensors.get("labels")), tensors["logits"]

@@ -12,16 +12,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from tasks.data.batch import Batch
 from tasks.data.tokens import TASKS, Sampler, Tokens
 from tasks.models.scoring import summed_loss
 from tasks.train.hook import Hook, Run
-from tasks.train.objective import Metrics, Objective
+
+if TYPE_CHECKING:
+    from tasks.train.objective import Loss, Metrics
 
 
 def task_names(data: Path) -> list[str]:
@@ -62,14 +65,14 @@ class TaskSampler:
     def task_of(self, step: int) -> int:
         return next(task for task in reversed(range(len(self.tasks))) if step >= self.begin(task))
 
-    def at(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
-        """int64 [batch / ranks, length]: this rank's slice of the global batch."""
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """This rank's slice of the global batch: ``batch`` / ranks sequences."""
         task, share = self.task_of(step), self.batch // ranks
         alive, first = self.alive[task], (step - self.since[task]) * self.batch + rank * share
         places = np.arange(first, first + share)
         orders = {epoch: self._order(task, int(epoch)) for epoch in np.unique(places // len(alive))}
         self.drawn = np.array([alive[orders[place // len(alive)][place % len(alive)]] for place in places])
-        return np.stack([self.tasks[task].sequence(int(number), self.length) for number in self.drawn])
+        return self.tasks[task].batch(self.drawn, self.length)
 
     def _order(self, task: int, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, task, self.since[task], epoch]).permutation(len(self.alive[task]))
@@ -95,7 +98,7 @@ class TaskSequence(Hook):
         self.sizes = [len(alive) for alive in self.tasks.alive]
         return self.tasks
 
-    def objective(self, objective: Objective) -> Objective:
+    def objective(self, objective: Loss) -> Loss:
         return _Scored(self, objective)
 
     def score(self, start: int, wrong_B: torch.Tensor, step: int) -> None:
@@ -134,12 +137,12 @@ class TaskSequence(Hook):
         count = min(self.probes, tokens.sequences(length))
         if not count:
             raise ValueError(f"corpus is too small: the held-out split of {name} has less than one sequence of {length} tokens")
-        total = 0.0
+        total, predicted = 0.0, 0
         for start in range(0, count, self.tasks.batch):
-            numbers = range(start, min(count, start + self.tasks.batch))
-            rows = torch.from_numpy(np.stack([tokens.sequence(number, length) for number in numbers])).to(run.engine.device)
-            total += summed_loss(run.engine.module, rows, run.engine.forward)
-        return total / (count * (length - 1))
+            batch = tokens.batch(range(start, min(count, start + self.tasks.batch)), length).to(run.engine.device)
+            total += summed_loss(run.engine.module, batch, run.engine.forward)
+            predicted += batch.predicted
+        return total / predicted
 
     def results(self) -> dict[str, float]:
         """Held-out loss of every task at the end, and how much of it came after the task was learned."""
@@ -174,14 +177,14 @@ class _Scored:
     """An objective as it is; the sequence hook is told how wrong each sequence was."""
 
     hook: TaskSequence
-    objective: Objective
+    objective: Loss
 
-    def __call__(self, engine: Any, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def __call__(self, engine: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         heard = _Overheard(engine)
-        loss, metrics = self.objective(heard, tokens_BT)
-        wrong_BT = heard.logits_BTV[:, :-1].argmax(-1) != tokens_BT[:, 1:]
-        self.hook.score(self.hook.place, wrong_BT.float().mean(1), self.hook.run.step)
-        self.hook.place += len(tokens_BT)
+        loss, metrics = self.objective(heard, batch)
+        wrong_BT = heard.logits_BTV[:, :-1].argmax(-1) != batch.following
+        self.hook.score(self.hook.place, batch.mean(wrong_BT), self.hook.run.step)
+        self.hook.place += len(batch)
         return loss, metrics
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tasks.methods import of
 from tasks.stage import Context, Facts, ModelStage
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
+    from tasks.train.objective import Loss, Objective
     from tasks.train.regime import Setting
 
 
@@ -33,6 +35,8 @@ class TrainStage(ModelStage):
     distributed: ClassVar[bool] = True
 
     method: Any
+    objective: of("objectives", optional=True) = None
+    """What is minimised; what the regime minimises unless given."""
     tokens: int = Field(gt=0)
     """Training budget in tokens of the dense model; a sparse regime may turn what it saves into more tokens."""
     length: int = Field(256, ge=2)
@@ -51,6 +55,22 @@ class TrainStage(ModelStage):
     """Decay rates of AdamW's first and second moments."""
     gradient_clipping: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> TrainStage:
+        kind = type(self.method)
+        said = [name for name in kind.objective_fields if getattr(self.method, name) != kind.model_fields[name].default]
+        if self.objective and said:
+            raise ValueError(f"objective {self.objective.name} and {self.method.name}.{said[0]} both say what is minimised; "
+                             "leave one of them out")  # fmt: skip
+        return self
+
+    @property
+    def minimised(self) -> Objective:
+        return self.objective or self.method.objective()
+
+    def needs_teacher(self) -> bool:
+        return self.minimised.needs_teacher()
 
     @property
     def dense_steps(self) -> int:
@@ -75,6 +95,8 @@ class TrainStage(ModelStage):
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
+        if self.needs_teacher() and parties.model and parties.teacher:
+            self.minimised.check_models(parties.model, parties.teacher)
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):
@@ -103,7 +125,6 @@ class TrainStage(ModelStage):
         from tasks.models.accounting import shape_of
         from tasks.models.linears import find_linears
         from tasks.models.trained import Origin
-        from tasks.train.engine import adamw
         from tasks.train.regime import Setting
 
         execution = context.execution
@@ -115,19 +136,19 @@ class TrainStage(ModelStage):
         _learn_padding(model)
         model.train()
         shape = shape_of(model)
-        setting = Setting(
-            find_linears(model), masks, self.dense_steps, self.steps, execution.device, self.teacher_directory(context),
-            self.seed, context.inputs["data"],
-        )
+        setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
+        names = [name for name, _ in model.named_parameters()]
+        self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
         engine = context.make_engine(
-            model, adamw(model, self.betas, weight_decay=self.weight_decay), self.gradient_clipping,
+            model, self.method.optimizer(model, self.betas, self.weight_decay), self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
         )
         totals = self._fit(context, engine, hooks, setting)
-        self._write(context, engine, hooks, model, origin)
+        self.method.finish(engine, setting)
+        self._write(context, engine, hooks, names, origin)
         seen = setting.steps * self.batch * self.length
-        teacher = shape.forward_flops(self.length) * seen if self.method.needs_teacher() else 0.0
+        teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
             "prunable_parameters": shape.prunable,
             "training_tokens": seen,
@@ -148,6 +169,15 @@ class TrainStage(ModelStage):
 
         return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
 
+    def _loss(self, context: Context) -> Loss:
+        """The objective, bound to the teacher it learns from."""
+        from tasks.models.checkpoint import load_model
+
+        if not self.needs_teacher():
+            return self.minimised.bind()
+        teacher = load_model(self.teacher_directory(context), device=context.execution.device)
+        return self.minimised.bind(teacher.eval().requires_grad_(False))
+
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
@@ -158,7 +188,7 @@ class TrainStage(ModelStage):
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
         )
-        sampler, objective = self._sampler(context), self.method.objective(setting)
+        sampler, objective = self._sampler(context), self._loss(context)
         for hook in hooks:
             sampler, objective = hook.sampler(sampler), hook.objective(objective)
         return fit(
@@ -175,23 +205,21 @@ class TrainStage(ModelStage):
             telemetry=telemetry,
         )
 
-    def _write(
-        self, context: Context, engine: Engine, hooks: list[Hook], model: PreTrainedModel, origin: Origin | None
-    ) -> None:
-        """Weights gathered tensor by tensor on the rank that has the ``origin``, which writes."""
+    def _write(self, context: Context, engine: Engine, hooks: list[Hook], names: list[str], origin: Origin | None) -> None:
+        """The weights of the model itself gathered tensor by tensor on the rank that has the ``origin``, which writes."""
         from tasks.data.tokenizer import same_tokens
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
         weights = {}
-        for name in dict(model.named_parameters()):
+        for name in names:
             weight = engine.read(name)
             if origin:
                 weights[name] = weight.to("cpu", origin.dtypes[name])
         if origin:
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)
-            origin.write(weights, model, masks, None if own else tokenizer, context.output)
+            origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
 
 
 def _learn_padding(model: PreTrainedModel) -> None:

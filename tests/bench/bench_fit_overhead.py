@@ -38,14 +38,14 @@ def by_hand(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: l
 def measure() -> list[Measured]:
     import torch
 
+    from tasks.objectives.cross_entropy import CrossEntropy
     from tasks.train.engine import TorchEngine, adamw
     from tasks.train.loop import fit
-    from tasks.train.objective import CrossEntropy
     from tasks.train.schedule import LearningRate
 
     with tempfile.TemporaryDirectory() as directory:
         sampler = quickstart.sampler(Path(directory), STEPS)
-        batches = [torch.from_numpy(sampler.at(step)) for step in range(STEPS)]
+        batches = [sampler.at(step).tokens for step in range(STEPS)]
         ours, theirs = quickstart.model(), quickstart.model()
         engine = TorchEngine(ours, adamw(ours), CLIPPING)
         optimizer = adamw(theirs)
@@ -54,7 +54,7 @@ def measure() -> list[Measured]:
         constant = LearningRate(RATE, STEPS, warmup=0.0, final=1.0)
 
         def by_loop() -> None:
-            fit(engine, sampler, CrossEntropy(), [], STEPS, constant)
+            fit(engine, sampler, CrossEntropy().bind(), [], STEPS, constant)
 
         rounds = take_turns({"fit": by_loop, "by hand": lambda: by_hand(theirs, optimizer, batches)}, ROUNDS)
     for name, weight in theirs.named_parameters():

@@ -46,12 +46,13 @@ def tokens_per_second(name: str, fields: dict[str, Any]) -> tuple[float, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from tasks.data.batch import Batch
     from tasks.methods import build
     from tasks.models.accounting import shape_of
     from tasks.models.linears import find_linears
+    from tasks.objectives.cross_entropy import CrossEntropy
     from tasks.train.engine import TorchEngine, adamw
     from tasks.train.hook import Run
-    from tasks.train.objective import CrossEntropy
     from tasks.train.regime import Setting
 
     torch.manual_seed(0)
@@ -59,14 +60,14 @@ def tokens_per_second(name: str, fields: dict[str, Any]) -> tuple[float, float]:
     model.to("cuda")
     engine = TorchEngine(model, adamw(model), 1.0, "cuda", "bf16")
     run = Run(engine, 100_000)
-    hooks = build("regimes", {name: fields}).hooks(Setting(find_linears(model), {}, run.steps, run.steps, "cuda"))
+    hooks = build("regimes", {name: fields}).hooks(Setting(find_linears(model), {}, run.steps, run.steps))
     for hook in hooks:
         hook.on_start(run)
     run.step = 40_001
     tokens = torch.randint(32_000, (BATCH, LENGTH), device="cuda")
 
     def step() -> None:
-        loss, _ = CrossEntropy()(engine, tokens)
+        loss, _ = CrossEntropy().bind()(engine, Batch(tokens))
         engine.backward(loss)
         for hook in hooks:
             hook.after_backward(run)

@@ -74,7 +74,7 @@ def train(where: Path) -> Path:
     data, model = (where / "home" / "store" / stage["address"] for stage in json.loads(done.stdout)["stages"])
     (where / "model").symlink_to(model)
     tokens = next(calibration_batches(data, prune["sequences"], prune["length"], batch=prune["sequences"], seed=0))
-    np.save(where / "tokens.npy", tokens)
+    np.save(where / "tokens.npy", tokens.tokens.numpy())
     return data
 
 

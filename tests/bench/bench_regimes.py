@@ -38,18 +38,18 @@ class Trainee:
 
         model, steps = quickstart.model(), 1000
         regime = build("regimes", {name: fields})
-        self.hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps, "cpu"))
+        self.hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps))
         self.run, self.sampler = Run(TorchEngine(model, adamw(model), 1.0), steps), sampler
         for hook in self.hooks:
             hook.on_start(self.run)
         self.run.step = 401         # between two updates of anything
 
     def step(self) -> float:
+        from tasks.objectives.cross_entropy import CrossEntropy
         from tasks.train.loop import _accumulate
-        from tasks.train.objective import CrossEntropy
 
         begun = clock()
-        _accumulate(self.run.engine, self.sampler, CrossEntropy(), 0, None)
+        _accumulate(self.run, self.sampler, CrossEntropy().bind(), None)
         for hook in self.hooks:
             hook.after_backward(self.run)
         self.run.engine.step(1e-3)

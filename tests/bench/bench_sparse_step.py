@@ -86,10 +86,10 @@ def compare(kind: str, engine: Engine) -> list[Measured]:
 
 def train(engine: Engine, sampler: Any, hook: Hook) -> float:
     """Seconds of a step."""
+    from tasks.objectives.cross_entropy import CrossEntropy
     from tasks.train.loop import fit
-    from tasks.train.objective import CrossEntropy
     from tasks.train.schedule import LearningRate
 
     watch = Stopwatch()
-    fit(engine, sampler, CrossEntropy(), [hook, watch], 1, LearningRate(1e-3, 1))
+    fit(engine, sampler, CrossEntropy().bind(), [hook, watch], 1, LearningRate(1e-3, 1))
     return watch.seconds

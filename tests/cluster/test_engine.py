@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytest import approx
 
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.snapshot import latest, restore, save
@@ -108,10 +109,10 @@ def sharded(stage: int, precision: str = "fp32"):
     return engine_over(llama(), stage, precision)
 
 
-def engine_over(module, stage: int, precision: str):
+def engine_over(module, stage: int, precision: str, optimizer=None):
     from cluster.engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(module, adamw(module), CLIPPING, precision=precision, zero_stage=stage, accumulation=2)
+    return DeepSpeedEngine(module, optimizer or adamw(module), CLIPPING, precision=precision, zero_stage=stage, accumulation=2)
 
 
 def check_stage(stage: int, directory: Path) -> None:
@@ -182,6 +183,85 @@ def check_frozen(stage: int, precision: str) -> None:
     assert torch.equal(engine.read(UP), before)
 
 
+def check_still(stage: int, precision: str) -> None:
+    """What is frozen for a while stands still in every copy there is, and the others train as in one plain process."""
+    reference, engine = plain(precision), sharded(stage, precision)
+    for each in (reference, engine):
+        backward(each, 0), each.step(3e-3)
+        each.freeze([UP, "model.norm.weight"])
+    before = {name: values for name, values in state(engine).items() if name.endswith((UP, "model.norm.weight"))}
+    whole = engine.read(UP)
+    for step in (1, 2):
+        losses = [float(backward(each, step)) for each in (reference, engine)]
+        assert not engine.grad(UP).any()
+        norms = [each.step(3e-3) for each in (reference, engine)]
+        if precision == "fp32":
+            assert losses[1] == approx(losses[0]) and norms[1] == approx(norms[0])
+        now = state(engine)
+        assert all(torch.equal(now[name], values) for name, values in before.items()) and torch.equal(engine.read(UP), whole)
+    engine.freeze(())
+    backward(engine, 3), engine.step(3e-3)
+    assert alive(engine.read(UP) - whole)
+
+
+def check_momentum(stage: int, precision: str) -> None:
+    """An optimizer with one moment: as in one plain process, and masked."""
+    engines = []
+    for build in (lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision),
+                  lambda module, by: engine_over(module, stage, precision, by)):  # fmt: skip
+        module = llama()
+        by = Momentum(module.parameters(), 0.0, momentum=0.9)
+        engines.append(build(module, by))
+    reference, engine = engines
+    for each in engines:
+        each.hold(UP, keeps(0)[UP])
+        each.curve = [(float(backward(each, step)), each.step(3e-2)) for step in range(4)]
+    assert engine.curve == [approx(row, rel=3e-6 if precision == "fp32" else 2e-2) for row in reference.curve]
+    assert not engine.read(UP)[~keeps(0)[UP]].any()
+    assert {name.partition("/")[0] for name in state(engine)} <= {"master", "momentum_buffer"}
+
+
+class Momentum(torch.optim.SGD):
+    moments = ("momentum_buffer",)
+
+
+def check_branches(stage: int, precision: str, directory: Path) -> None:
+    """A frozen model under its mask with low-rank branches: trained, resumed and merged as in one plain process."""
+    from tasks.formats.mask import Mask
+    from tasks.methods import build
+    from tasks.models.linears import find_linears
+    from tasks.train.regime import Setting
+
+    def enter(build_engine):
+        module, regime = llama(), build("regimes", {"lora": {"rank": 4}})
+        module.get_parameter(UP).data.mul_(keeps(0)[UP])
+        setting = Setting(find_linears(module), {UP: Mask.of(keeps(0)[UP], "unstructured", 0.4)}, 4, 4)
+        regime.setup(module, setting)
+        return regime, setting, build_engine(module)
+
+    alone = enter(lambda module: TorchEngine(module, adamw(module), CLIPPING, precision=precision))
+    shared, again = (enter(lambda module: engine_over(module, stage, precision)) for _ in range(2))
+    for step in range(4):
+        losses = [(float(backward(each[2], step)), each[2].step(3e-2)) for each in (alone, shared)]
+        if precision == "fp32" or step < 2:       # from branches that are nearly nothing Adam goes by the sign of a gradient
+            assert losses[1] == approx(losses[0], rel=1e-4 if precision == "fp32" else 2e-2)
+        if step == 1:
+            save(shared[2], directory / f"branches-{precision}", 2, {}, {})
+    restore(latest(directory / f"branches-{precision}"), again[2])
+    for step in (2, 3):
+        backward(again[2], step), again[2].step(3e-2)
+    assert_same(state(again[2]), state(shared[2]))
+    assert all(".lora." in name for name, _ in shared[2].shards())
+    table = "model.embed_tokens.weight"
+    assert torch.equal(shared[2].read(table), alone[2].read(table))       # also where the forward pass reads bfloat16
+    regime, setting, engine = shared
+    up, down = (engine.read(UP.replace("weight", f"lora.{side}")) for side in ("up", "down"))
+    expected = (engine.read(UP) + 4 * up @ down) * keeps(0)[UP]
+    regime.finish(engine, setting)
+    torch.testing.assert_close(engine.read(UP), expected, rtol=1e-6, atol=1e-7)
+    assert (engine.read(UP) != llama().get_parameter(UP))[keeps(0)[UP]].float().mean() > 0.9
+
+
 def ranks(count: int, *arguments: str, environment: dict[str, str], module: str = __name__) -> list[str]:
     """Run a test file as that many ranks on this machine; what each printed."""
     with socket.socket() as free:
@@ -237,6 +317,12 @@ def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay(stage):
     check_frozen(stage, "fp32")
 
 
+def test_one_rank_freezes_obeys_another_optimizer_and_trains_branches(tmp_path):
+    check_still(1, "fp32")
+    check_momentum(1, "fp32")
+    check_branches(1, "fp32", tmp_path)
+
+
 @pytest.mark.parametrize(("options", "message"), [({"stage": 4}, "no ZeRO stage 4"), ({"precision": "fp16"}, "'fp16'")])
 def test_settings_that_do_not_exist_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
@@ -246,8 +332,11 @@ def test_settings_that_do_not_exist_are_refused_by_name(options, message):
 if __name__ == "__main__":
     check_stage(int(sys.argv[1]), Path(sys.argv[2]))
     check_bf16(int(sys.argv[1]), Path(sys.argv[2]))
-    check_frozen(int(sys.argv[1]), "fp32")
-    check_frozen(int(sys.argv[1]), "bf16")
+    for precision in ("fp32", "bf16"):
+        check_frozen(int(sys.argv[1]), precision)
+        check_still(int(sys.argv[1]), precision)
+        check_momentum(int(sys.argv[1]), precision)
+        check_branches(int(sys.argv[1]), precision, Path(sys.argv[2]))
     from cluster.rank import leave
 
     leave(0)

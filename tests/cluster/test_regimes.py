@@ -16,8 +16,9 @@ import torch
 
 from tasks.data.tokens import Sampler
 from tasks.methods import build, names
+from tasks.models.checkpoint import load_model
 from tasks.models.linears import find_linears
-from tasks.train.engine import TorchEngine, adamw
+from tasks.train.engine import TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Telemetry, fit
 from tasks.train.masking import Masking
@@ -36,17 +37,20 @@ LAST_PLACES = 6e-7
 
 
 def train(name: str, build_engine, directory: Path, micro_batch: int | None) -> tuple[list[float], list[Hook]]:
-    """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model."""
+    """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model and optimizer."""
     regime = build("regimes", {name: {**QUICK.get(name, {}), **EXACT.get(name, {})}})
     model, steps = zoo.in_double(zoo.model("llama", layers=1)), min(24, regime.total_steps(STEPS))
-    setting = Setting(find_linears(model), {}, STEPS, steps, "cpu", directory / "teacher", data=directory / "sequence")
-    hooks, objective, losses = regime.hooks(setting), regime.objective(setting), []
+    setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
+    regime.setup(model, setting)
+    hooks, goal, losses = regime.hooks(setting), regime.objective(), []
+    objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None)
     sampler = Sampler(data_zoo.Tokens(directory / "data", "train"), 16, BATCH, seed=0)
     for hook in hooks:
         sampler, objective = hook.sampler(sampler), hook.objective(objective)
-    engine = build_engine(model)
+    engine = build_engine(model, regime.optimizer(model, (0.9, 0.95), 0.1))
     telemetry = Telemetry(log=lambda metrics, step: losses.append(metrics["loss"]), every=1)
     fit(engine, sampler, objective, hooks, steps, LearningRate(3e-3, steps), telemetry=telemetry, micro_batch=micro_batch)
+    regime.finish(engine, setting)
     return losses, hooks
 
 
@@ -54,8 +58,8 @@ def check(name: str, directory: Path) -> None:
     """What each of two ranks asserts."""
     from cluster.engine import DeepSpeedEngine
 
-    alone, reference = train(name, lambda model: TorchEngine(model, adamw(model)), directory, BATCH // RANKS)
-    shared, hooks = train(name, lambda model: DeepSpeedEngine(model, adamw(model), zero_stage=3), directory, None)
+    alone, reference = train(name, TorchEngine, directory, BATCH // RANKS)
+    shared, hooks = train(name, lambda *given: DeepSpeedEngine(*given, zero_stage=3), directory, None)
     assert shared == pytest.approx(alone, rel=LAST_PLACES), name
     for ours, theirs in zip(hooks, reference, strict=True):
         for linear, mask in theirs.masks.items() if isinstance(theirs, Masking) else ():

@@ -132,6 +132,14 @@ TABLE = [
     ("stages/1/grid", {"method.sparsty": [0.5]}, "no such field"),
     ("stages/1/pretrain/method", "masked",
      "recipe.stages[1].pretrain: masked learns from a teacher, and pretrain has none; set masked: {kl: 0}, or recover with it"),
+    ("stages/1/pretrain/objective", "square_head",
+     "recipe.stages[1].pretrain: objective square_head learns from a teacher, and pretrain has none; choose cross_entropy, "
+     "or recover with it"),
+    ("stages/3/recover", {"tokens": 1000, "method": {"masked": {"kl": 0}}, "objective": "cross_entropy"},
+     "recipe.stages[3].recover: objective cross_entropy and masked.kl both say what is minimised; leave one of them out"),
+    ("stages/3/recover/objective", {"distillation": {"kl": 0}},
+     "recipe.stages[3].recover.objective: distillation: kl is 0: nothing would be learned from the teacher; "
+     "choose cross_entropy"),
     ("claims", [{"says": "x", "stage": "pretrain", "order": ["a", "b"]}], "recipe.claims[0].order: no group 'a'"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
     ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),

@@ -27,6 +27,7 @@ def test_an_example_runs_from_text_to_numbers(path, tmp_path, monkeypatch):
         assert model.get("pattern_holds", 1.0) == 1.0, model["stage"]
 
 
-def test_every_regime_of_the_shelf_has_an_example():
-    shown = {node.stage.method.name for path in EXAMPLES.glob("*.yaml") for node in load_recipe(str(path)).models()}
-    assert shown >= set(names("regimes")) - {"masked"}      # the quickstart shows that one
+def test_every_regime_and_objective_of_the_shelf_has_an_example():
+    stages = [node.stage for path in EXAMPLES.glob("*.yaml") for node in load_recipe(str(path)).models()]
+    assert {stage.method.name for stage in stages} >= set(names("regimes"))
+    assert {stage.objective.name for stage in stages if getattr(stage, "objective", None)} == set(names("objectives"))

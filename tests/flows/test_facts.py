@@ -87,6 +87,15 @@ def test_teacher_and_student_are_compared(small, wide):
     examine(recipe(*taught(wide), model={"architecture": {"model_type": "llama", **sizes}}, evaluate={}))
 
 
+def test_an_objective_that_compares_blocks_wants_a_teacher_of_the_models_shape(wide):
+    recover = {"recover": {"method": "static", "objective": "square_head", "teacher": {"checkpoint": str(wide)},
+                           "tokens": 1000, **CALIBRATION}}  # fmt: skip
+    sizes = {**SIZES, "vocab_size": 320, "num_hidden_layers": 3}
+    stages = [tokens({"train": 300}), {"pretrain": {"tokens": 1000}}, recover]
+    message = refusal(*stages, model={"architecture": {"model_type": "llama", **sizes}})
+    assert message.startswith("recipe.recover: square_head compares block by block, and the teacher has 1 blocks of width")
+
+
 def test_evaluations_are_compared_too(small):
     prepare = tokens({"checkpoint": {"hub": "a/b", "revision": "c" * 40}})
     message = refusal(prepare, PRUNE, model={"checkpoint": str(small)}, evaluate={"perplexity": {"length": 65}})

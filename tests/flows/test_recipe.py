@@ -130,6 +130,8 @@ def test_who_learns_without_a_teacher_has_none():
     alone = {"recover": {"tokens": 10, "method": {"masked": {"ce": 1, "kl": 0}}}}
     assert "teacher" not in parents(PREPARE, PRETRAIN, PRUNE, alone)["recover"]
     assert parents(PREPARE, PRETRAIN, alone)["recover"] == {"data": "prepare", "model": "pretrain"}
+    taught = {"recover": {"tokens": 10, "method": "static", "objective": "distillation"}}
+    assert parents(PREPARE, PRETRAIN, PRUNE, taught)["recover"]["teacher"] == "pretrain"
 
 
 def test_a_users_checkpoint_is_pruned_and_teaches():

@@ -79,7 +79,7 @@ def test_every_method_is_valid_by_name_and_with_all_its_fields(shelf):
     "prepare: {corpus: nosuch, tokenizer: {train: 300}}",
     "prepare: {corpus: {train: stdlib, held_out: b.txt}, tokenizer: {train: 300}}",
     "prepare: {corpus: stdlib, tokenizer: later}",
-    "evaluate: {evaluators: [perplexed]}",
+    "evaluate: {method: perplexed}",
     "prunes: {}",
     "grid: {}, prune: {}",
 ])  # fmt: skip
@@ -93,7 +93,10 @@ def test_a_bad_stage_is_refused(stage):
     "pretrain:, grid: {case: {one: {tokens: 5}}}",
     "pretrain: {method: {static: {sparsity: iso}}, tokens: 5, model: {checkpoint: /models/a}}",
     "prepare: {corpus: {train: a.txt, calibration: {files: {paths: [b], field: c}}, heldout: stdlib}, tokenizer: earlier}",
-    "evaluate: {evaluators: {perplexity: {length: 64}, size: {}}}",
+    "evaluate: {method: {perplexity: {length: 64}}}",
+    "merge: {method: uniform}, gather: [seed]",
+    "merge: {}, gather: true, from: [a, b]",
+    "merge: {}, from: {models: [a, b]}",
 ])  # fmt: skip
 def test_every_way_of_writing_a_stage_is_accepted(stage):
     assert complaints(recipe(stage)) == []

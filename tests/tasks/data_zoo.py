@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.data.batch import IGNORED, Batch
 from tasks.data.tokens import Tokens, TokenWriter
 from tests.tasks.models_zoo import VOCABULARY
 
@@ -51,6 +52,19 @@ def write_tokenizer(directory: Path, holes: int = 0) -> Path:
         content["model"]["vocab"][END_OF_TEXT] = content["added_tokens"][0]["id"] = 299 + holes
         (directory / "tokenizer.json").write_text(json.dumps(content))
     return directory
+
+
+def completions(monkeypatch, prompt: int) -> None:
+    """From now on the first ``prompt`` tokens of every sequence that is read are a prompt: no model predicts them."""
+    read = Tokens.batch
+
+    def labelled(tokens: Tokens, indices, length: int) -> Batch:
+        batch = read(tokens, indices, length)
+        labels = batch.tokens.clone()
+        labels[:, :prompt] = IGNORED
+        return Batch(batch.tokens, labels)
+
+    monkeypatch.setattr(Tokens, "batch", labelled)
 
 
 def periodic(count: int, period: int = 7) -> np.ndarray:

@@ -140,7 +140,7 @@ class Life:
             "exports": exports, "perplexity": measured, "windows": PERPLEXITY, "data": str(data),
             "further": self.member.further, "tokens": TOKENS.tolist(),
             "masked": self._write_masks({name: store.fetch(records[name]) for name in PRUNED if name in records}),
-            "calibration": [batch.tolist() for batch in calibration_batches(data, *CALIBRATION.values(), seed=0)],
+            "calibration": [batch.tokens.tolist() for batch in calibration_batches(data, *CALIBRATION.values(), seed=0)],
         }
         (self.home / "case.json").write_text(json.dumps(case))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.calibrate.essential import Trials, search
+from tasks.data.batch import Batch
 from tasks.methods import build
 
 
@@ -45,7 +46,7 @@ def test_what_was_tried_is_not_tried_again_and_belongs_to_its_settings(tmp_path,
         pruned.append(sparsity)
 
     def trials():
-        return Trials(tmp_path / "model", [torch.zeros(1, 4)], tmp_path / "scratch", "cpu", prune)
+        return Trials(tmp_path / "model", [Batch(torch.zeros(1, 4))], tmp_path / "scratch", "cpu", prune)
 
     (tmp_path / "model").mkdir()
     monkeypatch.setattr("tasks.calibrate.essential.mean_loss", lambda directory, *_: 2.0 if len(pruned) < 3 else 3.0)

@@ -112,7 +112,7 @@ def letters_of(text) -> set[str]:
 def test_calibration_and_evaluation_see_their_text_and_the_vocabulary_only_the_training_text(tmp_path):
     directory, notes, texts = roles(tmp_path)
     tokenizer = load_tokenizer(directory / "tokenizer")
-    seen = np.concatenate(list(calibration_batches(directory, 8, 16, 4, seed=0)))
+    seen = np.concatenate([batch.tokens for batch in calibration_batches(directory, 8, 16, 4, seed=0)])
     assert letters_of(tokenizer.decode(seen.flatten(), skip_special_tokens=True)) == set(texts["calibration"])
     for split, letters in texts.items():
         assert [letters_of(text) <= set(letters) for text in documents(directory, split)] == [True] * 30
@@ -177,4 +177,4 @@ def test_a_recipe_with_three_texts_prunes_with_its_calibration_text_and_is_judge
         made[node.id] = shop.make(node.name, node.stage.model_dump(mode="json", exclude_none=True), **parents)
     tokenizer = load_tokenizer(shop.path(made["prepare"]) / "tokenizer")
     text = tokenizer.decode(np.concatenate(seen[0]).flatten(), skip_special_tokens=True)
-    assert letters_of(text) == set("hijklmn") and made["prune.evaluate"].metrics["perplexity"] > 0
+    assert letters_of(text) == set("hijklmn") and made["prune.perplexity"].metrics["perplexity"] > 0

@@ -42,6 +42,15 @@ def test_it_is_what_a_loop_over_tokens_computes(batch, tmp_path):
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / 36), rel=1e-5)
 
 
+def test_a_prompt_is_read_and_not_scored(tmp_path, monkeypatch):
+    measured = candidate(tmp_path)
+    tokens = torch.from_numpy(np.load(tmp_path / "data" / "heldout-00000.npy").astype(int)[:40]).view(4, 10)
+    data_zoo.completions(monkeypatch, prompt=7)
+    log_BTV = measured.model(tokens).logits.log_softmax(-1)
+    expected = -log_BTV[:, 6:-1].gather(-1, tokens[:, 7:, None]).mean().item()
+    assert perplexity(length=10).measure(measured)["heldout_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_uniform_model_scores_its_vocabulary(tmp_path):
     found = perplexity(length=8).measure(candidate(tmp_path, uniform=True))["perplexity"]
     assert found == pytest.approx(zoo.VOCABULARY, rel=1e-5)

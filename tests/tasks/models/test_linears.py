@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.models.linears import Linear, decoder_blocks, find_linears
+from tasks.models.accounting import shape_of
+from tasks.models.linears import Branch, Linear, decoder_blocks, find_linears
 from tests.tasks import models_zoo as zoo
 
 PER_BLOCK = {
@@ -22,6 +23,18 @@ def test_every_matrix_of_every_block_is_found_and_nothing_else(architecture):
         assert not any(
             word in name for word in ("norm", "embed", "wte", "wpe", "router", "mlp.gate.", "lm_head", "bias")
         )
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_what_lives_in_a_branch_is_not_prunable_whatever_it_is_made_of(architecture):
+    model = zoo.model(architecture)
+    linears, prunable = find_linears(model), shape_of(model).prunable
+    for name in linears:
+        branch = Branch()
+        branch.add_module("inner", nn.Linear(4, 3))
+        branch.register_parameter("table", nn.Parameter(torch.zeros(2, 4, 4)))
+        model.get_submodule(name.rpartition(".")[0]).add_module("branch", branch)
+    assert find_linears(model) == linears and shape_of(model).prunable == prunable
 
 
 def test_transposed_storage_is_seen_as_out_by_in():

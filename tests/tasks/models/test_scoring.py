@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tasks.data.batch import IGNORED, Batch
 from tasks.models import scoring
-from tasks.train.objective import next_token_loss
+from tasks.train.losses import next_token_loss
 from tests.tasks import models_zoo as zoo
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -34,11 +35,11 @@ def capped(name):
 def test_the_loss_is_that_of_all_logits_at_once_and_no_more_are_held(name, held, monkeypatch):
     model, made = capped(name) if name in AFTER_THE_HEAD else zoo.model(name, layers=1), []
     with torch.no_grad():
-        expected = next_token_loss(model(TOKENS).logits, TOKENS).double().item() * TOKENS[:, 1:].numel()
+        expected = next_token_loss(model(TOKENS).logits, Batch(TOKENS)).double().item() * TOKENS[:, 1:].numel()
     monkeypatch.setattr(scoring, "HELD", held)
     monkeypatch.setattr(scoring, "SCORED", 64 * 4)
     model.get_output_embeddings().register_forward_hook(lambda module, args, logits: made.append(logits.numel()))
-    assert scoring.summed_loss(model, TOKENS) == pytest.approx(expected, rel=1e-6)
+    assert scoring.summed_loss(model, Batch(TOKENS)) == pytest.approx(expected, rel=1e-6)
     assert max(made) <= held
     assert not any("forward" in vars(module) for module in model.modules()), "the blocks are the model's own again"
 
@@ -47,7 +48,7 @@ def test_the_blocks_run_once_a_sequence(monkeypatch):
     model, runs = zoo.model("llama", layers=1), []
     monkeypatch.setattr(scoring, "HELD", 64 * 3)
     model.model.layers[0].register_forward_hook(lambda *given: runs.append(1))
-    scoring.summed_loss(model, TOKENS)
+    scoring.summed_loss(model, Batch(TOKENS))
     assert len(runs) == len(TOKENS)
 
 
@@ -59,5 +60,17 @@ def test_an_engine_is_asked_a_few_sequences_at_a_time(monkeypatch):
         return model(input_ids=input_ids, use_cache=use_cache)
 
     monkeypatch.setattr(scoring, "HELD", 64 * 20)
-    assert scoring.summed_loss(model, TOKENS, forward) == pytest.approx(scoring.summed_loss(model, TOKENS))
+    assert scoring.summed_loss(model, Batch(TOKENS), forward) == pytest.approx(scoring.summed_loss(model, Batch(TOKENS)))
     assert asked == [1, 1, 1]
+
+
+@pytest.mark.parametrize("held", [64 * 7, 1 << 25])
+def test_tokens_that_are_ignored_cost_nothing_and_the_others_what_they_cost(held, monkeypatch):
+    model, labels = zoo.model("llama", layers=1), TOKENS.clone()
+    labels[0, :15], labels[1] = IGNORED, IGNORED
+    monkeypatch.setattr(scoring, "HELD", held)
+    batch = Batch(TOKENS, labels)
+    with torch.no_grad():
+        expected = next_token_loss(model(TOKENS).logits, batch).item() * batch.predicted
+    assert batch.predicted == 5 + 0 + 19
+    assert scoring.summed_loss(model, batch) == pytest.approx(expected, rel=1e-6)

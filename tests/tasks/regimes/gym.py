@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from tasks.data.batch import Batch
 from tasks.methods import build
 from tasks.models.linears import find_linears
+from tasks.objectives.cross_entropy import CrossEntropy
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Run
-from tasks.train.objective import CrossEntropy
 from tasks.train.regime import Regime, Setting
 from tests.tasks import models_zoo as zoo
 
@@ -38,7 +39,7 @@ class Gym:
         return self.engine.module.get_parameter(name).detach()
 
     def backward(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        loss, _ = CrossEntropy()(self.engine, zoo.batches()[0] if tokens is None else tokens)
+        loss, _ = CrossEntropy().bind()(self.engine, Batch(zoo.batches()[0] if tokens is None else tokens))
         self.engine.backward(loss)
         return loss.detach()
 
@@ -65,7 +66,7 @@ def enter(name: str, steps: int = 12, masks=None, architecture: str = "llama", s
     """A regime over a fresh tiny model (hidden 32, feed-forward 48), its hooks started."""
     regime = build("regimes", {name: fields})
     model = zoo.model(architecture, layers=1, **(sizes or {}))
-    setting = Setting(find_linears(model), masks or {}, steps, steps, "cpu", seed=seed)
+    setting = Setting(find_linears(model), masks or {}, steps, steps, seed=seed)
     run, hooks = Run(TorchEngine(model, adamw(model), 1.0), steps), regime.hooks(setting)
     for hook in hooks:
         hook.on_start(run)

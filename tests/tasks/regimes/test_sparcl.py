@@ -1,17 +1,20 @@
 """SparCL on two tasks: masks follow the tasks, easy data go, few gradients count, and forgetting is measured."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from tasks.data.batch import IGNORED
 from tasks.data.tokens import Sampler
 from tasks.formats.selection import quota
 from tasks.methods import build
 from tasks.models.linears import find_linears
+from tasks.objectives.cross_entropy import CrossEntropy
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
 from tasks.train.loop import fit
-from tasks.train.objective import CrossEntropy
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.tasks import data_zoo
@@ -37,9 +40,9 @@ def learn(tmp_path):
 
     def run(look=lambda hooks, run: None, steps=STEPS, objective=None, **fields):
         regime, model = build("regimes", {"sparcl": {**QUICK, **fields}}), zoo.model("llama", layers=1)
-        hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps, "cpu", data=data))
+        hooks = regime.hooks(Setting(find_linears(model), {}, steps, steps, data=data))
         sampler = Sampler(data_zoo.write_tokens(tmp_path / "whole", "train", data_zoo.periodic(64)), 16, 4, 0)
-        objective, spy = objective or regime.objective(None), Spy(lambda run: look(hooks, run))
+        objective, spy = objective or regime.objective().bind(), Spy(lambda run: look(hooks, run))
         for hook in hooks:
             sampler, objective = hook.sampler(sampler), hook.objective(objective)
         engine = TorchEngine(model, adamw(model), 1.0)
@@ -110,10 +113,10 @@ def test_a_batch_holds_only_what_is_left_and_every_rank_its_own_share(learn):
     hooks, _ = learn(steps=4)
     tasks = hooks[0].tasks
     tasks.alive[0], tasks.since[0] = np.array([3, 5, 8, 13, 21]), 0
-    whole = tasks.at(0)
+    whole = tasks.at(0).tokens.numpy()
     numbers = set(tasks.drawn)
     assert numbers < {3, 5, 8, 13, 21} and len(numbers) == 4
-    assert np.array_equal(np.concatenate([tasks.at(0, rank, 2) for rank in (0, 1)]), whole)
+    assert np.array_equal(np.concatenate([tasks.at(0, rank, 2).tokens for rank in (0, 1)]), whole)
 
 
 def test_forgetting_is_the_rise_since_a_task_was_learned_and_replay_lowers_it(learn):
@@ -129,21 +132,21 @@ def test_forgetting_is_the_rise_since_a_task_was_learned_and_replay_lowers_it(le
 
 
 def test_the_buffer_holds_past_sequences_with_what_was_said_of_them(learn):
-    hooks, seen = learn(lambda hooks, run: len(hooks[1].tokens_BT))
+    hooks, seen = learn(lambda hooks, run: len(hooks[1].past))
     assert seen[18] == 0 and seen[19] == seen[-1] == 6
     replay = hooks[1]
     assert replay.logits_BTV.shape == (6, 16, zoo.VOCABULARY) and replay.logits_BTV.dtype == torch.float16
     first = {tuple(row) for row in (hooks[0].tasks.tasks[0].sequence(number, 16) for number in range(40))}
-    assert {tuple(row) for row in replay.tokens_BT.numpy()} <= first
+    assert {tuple(row) for row in replay.past.tokens.numpy()} <= first
 
 
 def test_the_objective_it_is_given_is_what_it_minimises(learn):
     """A distillation, say: here cross-entropy and a pull on the head, which moves only where the pull is passed on."""
     engines = []
 
-    def pulled(engine, tokens_BT):
+    def pulled(engine, batch):
         engines.append(engine)
-        loss, metrics = CrossEntropy()(engine, tokens_BT)
+        loss, metrics = CrossEntropy().bind()(engine, batch)
         return loss + 1000 * engine.module.lm_head.weight.square().mean(), metrics | {"pull": loss.detach() * 0}
 
     def head(hooks, run):
@@ -154,8 +157,20 @@ def test_the_objective_it_is_given_is_what_it_minimises(learn):
     assert left == as_many == [28, 28]       # and how wrong each sequence was is known as before
 
 
+def test_prompts_are_read_and_neither_learned_replayed_nor_judged(learn, monkeypatch):
+    data_zoo.completions(monkeypatch, prompt=12)
+    hooks, _ = learn()
+    sequence, replay = hooks[:2]
+    assert (replay.past.labels[:, :12] == IGNORED).all() and torch.equal(replay.past.labels[:, 12:], replay.past.tokens[:, 12:])
+    _, tensors = replay.state_dict()
+    replay.load_state_dict({}, tensors)
+    assert torch.equal(replay.past.labels, tensors["labels"])
+    assert sequence.wrong[1].any() and not (4 * sequence.wrong[1] % 1).any()        # shares of four tokens each
+    assert all(math.isfinite(loss) for row in sequence.losses for loss in row)
+
+
 def test_data_that_are_no_sequence_are_refused(tmp_path):
     data_zoo.write_tokens(tmp_path, "train", data_zoo.periodic(64))
     model = zoo.model("llama", layers=1)
     with pytest.raises(ValueError, match="corpus: {sequence: {NAME: CORPUS"):
-        build("regimes", "sparcl").hooks(Setting(find_linears(model), {}, 4, 4, "cpu", data=tmp_path))
+        build("regimes", "sparcl").hooks(Setting(find_linears(model), {}, 4, 4, data=tmp_path))

@@ -59,7 +59,7 @@ def test_dense_finetuning_starts_from_the_very_same_function_and_wakes_the_dead(
     before, masks = sparse.backward(), dict(sparse.hook.masks)
     module = sparse.engine.module
     module.zero_grad()
-    setting = Setting(find_linears(module), masks, 3, 3, "cpu")
+    setting = Setting(find_linears(module), masks, 3, 3)
     dense = Gym(build("regimes", "dense"), Run(TorchEngine(module, adamw(module), 1.0), 3), [])
     assert build("regimes", "dense").hooks(setting) == []
     assert torch.equal(dense.step(), before)

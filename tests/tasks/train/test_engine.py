@@ -189,6 +189,68 @@ def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay():
     assert torch.equal(engine.read(WEIGHT), before)
 
 
+def test_what_is_frozen_stands_still_until_it_is_not_and_the_others_train_as_if_it_were_no_part_of_the_model():
+    engine, keep = engine_of(network()), half((16, 8))
+    engine.hold(WEIGHT, keep)
+    train(engine, range(3))     # momentum and decay are under way
+    before = {name: [engine.read(name), *map(torch.clone, moments(engine, name).values())] for name in (WEIGHT, "0.bias")}
+    twin = network()
+    twin.load_state_dict(engine.module.state_dict())
+    twin[0].requires_grad_(False)
+    rest = TorchEngine(twin, adamw(twin), 1.0)
+    values = {name: {"master": shard.master, **shard.moments} for name, shard in engine.shards()}
+    rest.load(values, step=3)
+    engine.freeze(before)
+    norms = train(engine, range(3, 6))
+    assert norms == train(rest, range(3, 6))
+    assert all(torch.equal(engine.read(name), rest.read(name)) for name, _ in twin.named_parameters())
+    assert not engine.grad(WEIGHT).any() and set(before) < {name for name, _ in engine.shards()}
+    for name, kept in before.items():
+        now = [engine.read(name), *moments(engine, name).values()]
+        assert all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(kept, now, strict=True))
+    engine.freeze(())
+    train(engine, range(6, 7))
+    moved = engine.read(WEIGHT) != before[WEIGHT][0]
+    assert moved[keep].all() and not moved[~keep].any()
+
+
+def test_loading_thaws_and_a_run_goes_on_with_what_stood_still():
+    engine, other = engine_of(network()), engine_of(network(seed=1))
+    engine.freeze([WEIGHT])
+    train(engine, range(4))
+    other.freeze(["2.weight"])
+    other.load({name: {"master": shard.master, **shard.moments} for name, shard in engine.shards()}, step=4)
+    engine.freeze(())
+    train(engine, range(4, 6)), train(other, range(4, 6))
+    assert all(torch.equal(engine.read(name), other.read(name)) for name, _ in network().named_parameters())
+
+
+def test_another_optimizer_is_obeyed_masked_and_resumed():
+    class Momentum(torch.optim.SGD):
+        moments = ("momentum_buffer",)
+
+    def engine_with_momentum() -> TorchEngine:
+        module = network()
+        return TorchEngine(module, Momentum(module.parameters(), 0.0, momentum=0.9), 0.0)
+
+    engine, by_hand, keep = engine_with_momentum(), network(), half((16, 8))
+    plain = torch.optim.SGD(by_hand.parameters(), 1e-2, momentum=0.9)
+    for step in range(3):
+        by_hand(torch.randn(32, 8, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        plain.step(), plain.zero_grad()
+    train(engine, range(3))
+    assert all(torch.equal(engine.read(name), value) for name, value in by_hand.named_parameters())
+    engine.hold(WEIGHT, keep)
+    train(engine, range(3, 5))
+    shard, resumed = dict(engine.shards())[WEIGHT], engine_with_momentum()
+    assert list(shard.moments) == ["momentum_buffer"] and not shard.moments["momentum_buffer"][~keep.flatten()].any()
+    resumed.load({name: {"master": shard.master.clone(), **{moment: values.clone() for moment, values in shard.moments.items()}}
+                  for name, shard in engine.shards()}, step=5)  # fmt: skip
+    resumed.hold(WEIGHT, keep)
+    train(engine, range(5, 7)), train(resumed, range(5, 7))
+    assert all(torch.equal(engine.read(name), resumed.read(name)) for name, _ in network().named_parameters())
+
+
 def test_an_unknown_precision_is_refused_by_name():
     with pytest.raises(ValueError, match="no precision 'fp16'; choose fp32 or bf16"):
         engine_of(network(), precision="fp16")

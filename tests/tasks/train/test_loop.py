@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 
+from tasks.data.batch import IGNORED, Batch
 from tasks.data.tokens import Sampler
 from tasks.methods import build
 from tasks.models.linears import find_linears
+from tasks.objectives.cross_entropy import CrossEntropy
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
 from tasks.train.loop import Checkpoints, Telemetry, fit
-from tasks.train.objective import CrossEntropy
+from tasks.train.losses import next_token_loss
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.tasks import data_zoo
@@ -57,11 +59,11 @@ def train(
     model = zoo.model(architecture, layers=1).train()
     regime = build("regimes", method)
     steps = regime.total_steps(DENSE_STEPS)
-    own = regime.hooks(Setting(find_linears(model), {}, DENSE_STEPS, steps, "cpu"))
+    own = regime.hooks(Setting(find_linears(model), {}, DENSE_STEPS, steps))
     torch.manual_seed(5)    # dropout draws from the global generator
     engine = TorchEngine(model, adamw(model, epsilon=epsilon), 1.0)
     totals = fit(
-        engine, sampler, objective or CrossEntropy(), [*own, *hooks], steps, LearningRate(1e-2, steps),
+        engine, sampler, objective or CrossEntropy().bind(), [*own, *hooks], steps, LearningRate(1e-2, steps),
         telemetry=telemetry or Losses(), checkpoints=checkpoints, **options,
     )
     return engine, totals, own
@@ -130,15 +132,50 @@ def test_metrics_are_means_over_micro_batches(sampler):
     assert pieces.seen[1]["gradient_norm"] == pytest.approx(whole.seen[1]["gradient_norm"], rel=1e-4)
 
 
-class Poisoned(CrossEntropy):
+class Completions:
+    """A sampler of which some tokens only count: of the last sequence of a batch one, of the first none at all."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.batch, self.length = sampler, sampler.batch, sampler.length
+
+    def at(self, step, rank=0, ranks=1) -> Batch:
+        tokens = self.sampler.at(step, rank, ranks).tokens
+        labels = tokens.clone()
+        labels[0], labels[1, :9], labels[-1, :-1] = IGNORED, IGNORED, IGNORED
+        return Batch(tokens, labels)
+
+
+def test_a_token_that_counts_weighs_the_same_in_whatever_micro_batch_it_lies(sampler):
+    gradients = [Gradients(), Gradients()]
+    whole, pieces = Losses(), Losses()
+    for seen, losses, size in ((gradients[0], whole, None), (gradients[1], pieces, 1)):
+        train(Completions(sampler), hooks=[seen], telemetry=losses, micro_batch=size)
+    for name, gradient in gradients[0].first.items():
+        torch.testing.assert_close(gradients[1].first[name], gradient, rtol=1e-4, atol=1e-7)
+    batch = Completions(sampler).at(0)
+    logits = zoo.model("llama", layers=1)(batch.tokens).logits
+    assert batch.predicted == 7 + 15 + 1
+    assert whole.seen[1]["loss"] == pytest.approx(pieces.seen[1]["loss"], rel=1e-5)
+    assert whole.seen[1]["loss"] == pytest.approx(next_token_loss(logits, batch).item(), rel=1e-5)
+
+
+class Gradients(Hook):
+    """Those of the first step."""
+
+    def after_backward(self, run) -> None:
+        if run.step == 0:
+            self.first = {name: run.engine.grad(name) for name, _ in run.engine.module.named_parameters()}
+
+
+class Poisoned:
     """The loss is not a number from the third step on."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls, self.sound = 0, CrossEntropy().bind()
 
-    def __call__(self, engine, tokens_BT):
+    def __call__(self, engine, batch):
         self.calls += 1
-        loss, metrics = super().__call__(engine, tokens_BT)
+        loss, metrics = self.sound(engine, batch)
         return loss * (math.nan if self.calls > 2 else 1.0), metrics
 
 

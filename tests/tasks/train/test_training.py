@@ -97,6 +97,17 @@ def test_a_teacher_is_paid_for(data, tmp_path):
     assert taught["training_flops"] > alone["training_flops"] > 0
 
 
+def test_an_objective_is_minimised_under_any_regime_and_what_is_not_named_changes_no_key(data, tmp_path):
+    inputs = {"model": pruned(tmp_path / "in"), "teacher": zoo.save("llama", tmp_path / "teacher", vocab_size=300)}
+    recover(method="static", objective="square_head").run(context(data, tmp_path, "static", inputs))
+    named = {"distillation": {"ce": 0.33, "kl": 0.67, "temperature": 2.0}}
+    for name, stage in (("own", recover(method="masked")), ("named", recover(method="masked", objective=named))):
+        stage.run(context(data, tmp_path, name, inputs))
+    assert (tmp_path / "own" / "model.safetensors").read_bytes() == (tmp_path / "named" / "model.safetensors").read_bytes()
+    assert "objective" not in recover().parameters() and "teacher" in recover(method="static", objective="square_head").roles()
+    assert "teacher" not in recover(method="masked", objective="cross_entropy").roles()
+
+
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_model_is_stored_in_the_type_the_recipe_names_and_trained_in_float32(dtype, stored, data, tmp_path):
     pretrain(architecture={"dtype": dtype}).run(context(data, tmp_path))

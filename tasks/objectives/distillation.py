@@ -1,0 +1,45 @@
+"""Learn from a teacher's odds of the next token as well as from the token itself.
+
+``ce`` * cross-entropy + ``kl`` * T^2 * KL(teacher || student) at ``temperature`` T, both per predicted token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from tasks.train.objective import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.data.batch import Batch
+    from tasks.train.objective import Metrics
+
+
+class Distillation(Objective):
+    paper: ClassVar[str] = "knowledge distillation (arXiv 1503.02531)"
+
+    ce: float = Field(0.33, ge=0)
+    """Weight of the cross-entropy."""
+    kl: float = Field(0.67, ge=0)
+    """Weight of the KL divergence to the teacher."""
+    temperature: float = Field(2.0, gt=0)
+    """Temperature of both distributions in the KL divergence."""
+
+    @model_validator(mode="after")
+    def _learns_from_the_teacher(self) -> Distillation:
+        if self.kl == 0:
+            raise ValueError("kl is 0: nothing would be learned from the teacher; choose cross_entropy")
+        return self
+
+    def needs_teacher(self) -> bool:
+        return True
+
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        from tasks.train.losses import divergence, next_token_loss
+
+        cross_entropy = next_token_loss(student.logits, batch)
+        apart = divergence(student.logits, teacher.logits, batch, self.temperature)
+        return self.ce * cross_entropy + self.kl * apart, {"loss": cross_entropy.detach(), "kl": apart.detach()}

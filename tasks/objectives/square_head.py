@@ -1,0 +1,52 @@
+"""SquareHead: make what leaves each block equal to what leaves the teacher's, besides predicting the next token.
+
+Per block the squared difference of the hidden states over the teacher's mean square (plus bfloat16's epsilon, as in the
+authors' code), averaged over all tokens and channels; the blocks are summed, so ``features`` weighs more the deeper the model
+is. The last block counts after the final norm, as transformers gives it. A student that says nothing costs about 1 a block,
+whatever the scale of the model. The teacher has the student's depth and width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from tasks.train.objective import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.data.batch import Batch
+    from tasks.models.facts import ModelFacts
+    from tasks.train.objective import Metrics
+
+EPSILON = 2.0**-7
+
+
+class SquareHead(Objective):
+    paper: ClassVar[str] = "SquareHead, Sparse Fine-tuning for Inference Acceleration (arXiv 2310.06927)"
+    hidden_states: ClassVar[bool] = True
+
+    ce: float = Field(1.0, ge=0)
+    """Weight of the cross-entropy."""
+    features: float = Field(1.0, gt=0)
+    """Weight of the summed difference of the hidden states."""
+
+    def needs_teacher(self) -> bool:
+        return True
+
+    def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
+        ours, theirs = ((facts.depth, facts.width) for facts in (student, teacher))
+        if ours != theirs:
+            raise ValueError(f"square_head compares block by block, and the teacher has {theirs[0]} blocks of width "
+                             f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation")  # fmt: skip
+
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        from tasks.train.losses import next_token_loss
+
+        cross_entropy, apart = next_token_loss(student.logits, batch), 0.0
+        for ours, theirs in zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True):
+            theirs = theirs.float()
+            apart = apart + (ours.float() - theirs).square().mean() / (theirs.square().mean() + EPSILON)
+        return self.ce * cross_entropy + self.features * apart, {"loss": cross_entropy.detach(), "features": apart.detach()}

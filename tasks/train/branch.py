@@ -1,0 +1,66 @@
+"""Branches: parameters of their own that live inside a linear, beside the weight they serve.
+
+The weight keeps its name, its place and its mask, so whatever finds, holds and writes it goes on as before; the branch's
+parameters are ``<linear>.<branch>.<name>`` and are no prunable matrices (``tasks.models.linears``). While the linear runs it
+computes with what the branch makes of its weight, and at the end that is what is written back.
+
+Shapes: O = output features, I = input features, R = rank; a stack of experts has one of each per expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from tasks.formats.mask import Mask
+from tasks.formats.seeding import generator_for
+from tasks.models.linears import Branch, Linear
+from tasks.train.effective import substitute
+from tasks.train.engine import Engine
+
+
+class LowRank(Branch):
+    """Adds ``scale`` * up @ down to the weight, inside its mask. It starts at nothing: ``up`` is zero."""
+
+    def __init__(self, linear: Linear, rank: int, scale: float, seed: int, mask: Mask | None) -> None:
+        super().__init__()
+        *experts, outputs, inputs = linear.shape
+        draw = generator_for(seed, linear.name, "down")
+        down_RI = (2 * torch.rand(*experts, rank, inputs, generator=draw) - 1) / inputs**0.5
+        self.linear, self.scale = linear, scale
+        self.down, self.up = nn.Parameter(down_RI), nn.Parameter(torch.zeros(*experts, outputs, rank))
+        self.register_buffer("keep", None if mask is None else linear.stored(mask.keep), persistent=False)
+
+    def forward(self, stored: torch.Tensor) -> torch.Tensor:
+        return self.onto(stored, self.up, self.down)
+
+    def onto(self, stored: torch.Tensor, up_OR: torch.Tensor, down_RI: torch.Tensor) -> torch.Tensor:
+        added = self.linear.stored(self.scale * up_OR @ down_RI)
+        return stored + (added if self.keep is None else added * self.keep)
+
+
+def place(linear: Linear, branch: str) -> str:
+    """The name of a linear's branch: a child of the module that owns its weight."""
+    path, _, key = linear.name.rpartition(".")
+    return f"{path}.{branch}" if key == "weight" else f"{path}.{branch}_{key}"
+
+
+def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears: Mapping[str, Linear]) -> None:
+    """Put a branch inside each of these linears, which from now on compute with what it makes of their weight."""
+    for linear, branch in branches.items():
+        path, _, child = place(linears[linear], name).rpartition(".")
+        model.get_submodule(path).add_module(child, branch)
+    substitute(model, {linear: linears[linear] for linear in branches}, lambda linear, stored: branches[linear](stored))
+
+
+def merge(engine: Engine, name: str, linears: Mapping[str, Linear]) -> None:
+    """Write into each weight what its low-rank branch adds, and empty the branch: the model computes what it did. A
+    collective."""
+    for linear in linears.values():
+        inside = place(linear, name)
+        branch = engine.module.get_submodule(inside)
+        up, down = engine.read(f"{inside}.up"), engine.read(f"{inside}.down")
+        engine.write(linear.name, branch.onto(engine.read(linear.name), up, down))
+        engine.write(f"{inside}.up", torch.zeros_like(up))

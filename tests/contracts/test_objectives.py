@@ -1,0 +1,116 @@
+"""What every objective on the shelf promises, and that every regime minimises the one it is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tasks.data.batch import IGNORED, Batch
+from tasks.data.tokens import Sampler
+from tasks.methods import build, dump, names
+from tasks.models.linears import find_linears
+from tasks.train.engine import TorchEngine, adamw
+from tasks.train.loop import fit
+from tasks.train.regime import Setting
+from tasks.train.schedule import LearningRate
+from tests.contracts.test_methods_without_torch import SCRIPT
+from tests.contracts.test_regimes import QUICK
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
+
+objectives = pytest.mark.parametrize("name", names("objectives"))
+TOKENS = zoo.batches(1, rows=4)[0]
+
+
+class Teacher:
+    """A model that learns nothing; counts how often it is asked."""
+
+    def __init__(self, model) -> None:
+        self.model, self.asked = model.requires_grad_(False), 0
+
+    def __call__(self, **given):
+        self.asked += 1
+        return self.model(**given)
+
+
+def taught(scale: float = 1.0) -> Teacher:
+    model = zoo.model("llama", layers=1)
+    for parameter in model.parameters():
+        parameter.data.mul_(scale)
+    return Teacher(model)
+
+
+def measured(name: str, batch: Batch, teacher: Teacher | None = None):
+    engine = TorchEngine(model := zoo.model("llama", layers=1), adamw(model))
+    return engine, *build("objectives", name).bind(teacher)(engine, batch)
+
+
+@objectives
+def test_it_is_finite_says_the_cross_entropy_and_every_weight_but_the_teachers_learns(name):
+    engine, loss, metrics = measured(name, Batch(TOKENS), teacher := taught(0.5))
+    engine.backward(loss)
+    assert loss.isfinite() and not any(value.requires_grad or not value.isfinite() for value in metrics.values())
+    assert metrics["loss"].item() == measured("cross_entropy", Batch(TOKENS))[1].item()
+    assert all(parameter.grad.any() for parameter in engine.module.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+@objectives
+def test_a_teacher_is_asked_once_a_batch_where_one_is_needed_and_never_where_none_is(name):
+    measured(name, Batch(TOKENS), teacher := taught())
+    assert teacher.asked == build("objectives", name).needs_teacher()
+
+
+@objectives
+def test_a_student_equal_to_its_teacher_learns_nothing_from_it(name):
+    _, _, metrics = measured(name, Batch(TOKENS), taught())
+    assert all(value.item() == pytest.approx(0, abs=1e-6) for term, value in metrics.items() if term != "loss")
+
+
+@objectives
+def test_labels_of_every_token_are_no_labels_and_what_is_ignored_is_not_scored(name):
+    labels = TOKENS.clone()
+    _, plain, _ = measured(name, Batch(TOKENS), taught(0.5))
+    _, labelled, _ = measured(name, Batch(TOKENS, labels), taught(0.5))
+    assert labelled.item() == pytest.approx(plain.item(), rel=1e-6)
+    labels[0], labels[1:, :7] = IGNORED, IGNORED
+    _, part, metrics = measured(name, Batch(TOKENS, labels), taught(0.5))
+    ours = zoo.model("llama", layers=1)(TOKENS).logits[1:, 6:-1].log_softmax(-1)
+    by_hand = -ours.gather(-1, TOKENS[1:, 7:, None]).mean()
+    assert metrics["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5) and part.item() != plain.item()
+
+
+@objectives
+def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
+    method = build("objectives", name)
+    assert dump(method).keys() == {name} and build("objectives", dump(method)) == method and method.paper
+
+
+def test_methods_are_built_and_dumped_without_torch():
+    command = [sys.executable, "-c", SCRIPT, "objectives", *names("objectives")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", names("regimes"))
+def test_every_regime_minimises_the_objective_it_is_given(name, tmp_path):
+    """What hooks make of it passes it on whole: a gradient of 1 arrives at the loss of each batch."""
+    arrived, plain = [], build("objectives", "cross_entropy").bind()
+
+    def spied(engine, batch):
+        loss, metrics = plain(engine, batch)
+        loss.register_hook(lambda gradient: arrived.append(gradient.item()))
+        return loss, metrics
+
+    data, steps = data_zoo.write_sequence(tmp_path / "sequence", length=16), 3
+    regime, model = build("regimes", {name: QUICK.get(name, {})}), zoo.model("llama", layers=1)
+    setting = Setting(find_linears(model), {}, steps, steps, data=data)
+    regime.setup(model, setting)
+    hooks = regime.hooks(setting)
+    sampler, objective = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(64)), 16, 4, 0), spied
+    for hook in hooks:
+        sampler, objective = hook.sampler(sampler), hook.objective(objective)
+    fit(TorchEngine(model, adamw(model)), sampler, objective, hooks, steps, LearningRate(1e-3, steps))
+    assert arrived == [1.0] * steps
