@@ -5,12 +5,13 @@ import torch
 
 from tasks.calibrate.method import BlockMethod, Edit
 from tasks.calibrate.observe import Statistic
-from tasks.calibrate.shares import Nearby, deal
+from tasks.calibrate.shares import deal
 from tasks.calibrate.walk import walk
 from tasks.calibrate.worker import Share
 from tasks.models.blocks import BlockStream, ResidentBlocks
 from tasks.models.checkpoint import load_extras, load_model
 from tasks.models.promises import check_model
+from tasks.workers import LocalWorker
 from tests.tasks import models_zoo as zoo
 
 
@@ -49,7 +50,7 @@ def streamed(source, output, method, workers=1, **choices):
     batches = zoo.batches(count=6)
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": ("pruners", method)}
     followers = [
-        Nearby(Share({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}))
+        LocalWorker(Share({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}))
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
     walk(BlockStream(source, output, **choices), batches, method, followers=followers)
