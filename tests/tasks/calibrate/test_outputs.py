@@ -50,7 +50,7 @@ def streamed(source, output, method, workers=1, **choices):
     batches = zoo.batches(count=6)
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": ("pruners", method)}
     followers = [
-        LocalWorker(Share({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}))
+        LocalWorker(Share({**payload, "scratch": f"{output}/share-{number}", "tokens": [tokens.tolist() for tokens in share]}))
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
     walk(BlockStream(source, output, **choices), batches, method, followers=followers)
