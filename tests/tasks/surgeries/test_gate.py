@@ -107,7 +107,7 @@ def test_training_keeps_buffers_trains_parameters_and_export_refuses(tmp_path):
     for name in before:
         same = torch.equal(before.read([name])[name], after.read([name])[name])
         assert same == name.endswith(".threshold"), name
-    shop.make("evaluate", {"evaluators": {"perplexity": {"length": 32}}}, data=data, model=trained)
+    shop.make("evaluate", {"method": {"perplexity": {"length": 32}}}, data=data, model=trained)
     with pytest.raises(ValueError, match="has the surgery gate, .* which cannot be undone"):
         export_model(shop.store, trained, tmp_path / "export")
 
