@@ -51,7 +51,7 @@ lint: install
 install: $(STAMP)
 
 # torch first: DeepSpeed's build looks for it
-$(STAMP): infra/requirements.lock pyproject.toml tasks/calibrate/pruning.cpp
+$(STAMP): infra/requirements.lock pyproject.toml tasks/calibrate/solvers/pruning.cpp
 	@echo "installing into $(VENV): a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $$(grep -E "^(torch|numpy|setuptools|wheel|ninja|packaging)==" infra/requirements.lock)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.follower import get_json
-from cluster.jobs import Jobs
 from cluster.profile import Profile
+from cluster.ray.follower import get_json
+from cluster.ray.jobs import Jobs
 
 DEADLINE = 5.0      # seconds a service may take to answer at all
 ROOM = 4 << 20      # bytes that a database must be able to grow by

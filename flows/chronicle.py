@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-from cluster.artifacts import Record
 from cluster.profile import Profile, home
-from cluster.store import Store
+from cluster.store.artifacts import Record
+from cluster.store.local import Store
 from cluster.tracking import Tracking
 from flows.plan import Plan, Step
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.artifacts import CorruptArtifact
+from cluster.store.artifacts import CorruptArtifact
 from flows import law
 from flows.options import (
     ArtifactArgument,
@@ -55,8 +55,8 @@ def main() -> None:
         _fail(error)
     if code == 130:
         errors.print("stopped. What was finished is kept; run the same command to go on.")
-    if "RANK" in os.environ and "cluster.rank" in sys.modules:      # torchrun started this process, and it trained
-        sys.modules["cluster.rank"].leave(code or 0)
+    if "RANK" in os.environ and "cluster.deepspeed.rank" in sys.modules:      # torchrun started this process, and it trained
+        sys.modules["cluster.deepspeed.rank"].leave(code or 0)
     sys.exit(code)
 
 
@@ -149,7 +149,7 @@ def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json:
 @app.command()
 def up() -> None:
     """Start Ray, Prefect and MLflow on loopback, and serve the pipeline: runs can be triggered from the Prefect UI."""
-    from cluster.services import Services
+    from cluster.servers.services import Services
 
     with errors.status("starting servers"):
         services = Services().start(mode="up")
@@ -160,7 +160,7 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop the servers of this home."""
-    from cluster.services import Services
+    from cluster.servers.services import Services
 
     Services().stop()
     console.print("stopped")
@@ -169,7 +169,7 @@ def down() -> None:
 @app.command()
 def status(as_json: JsonOption = False) -> None:
     """Say which servers run, and where."""
-    from cluster.services import Services
+    from cluster.servers.services import Services
 
     services = Services()
     if as_json:

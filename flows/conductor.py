@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from cluster.artifacts import CorruptArtifact, Record
-from cluster.events import parse_event
-from cluster.quarantine import warn
-from cluster.store import Store
+from cluster.ray.events import parse_event
+from cluster.store.artifacts import CorruptArtifact, Record
+from cluster.store.local import Store
+from cluster.store.quarantine import warn
 from flows.plan import Plan, Step
 from flows.submit import Submitter
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cluster.artifacts import Record
+from cluster.store.artifacts import Record
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0

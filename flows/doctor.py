@@ -58,10 +58,10 @@ def _pairs() -> list[Finding]:
 
 def _toolchain() -> list[Finding]:
     compiler = shutil.which("g++")
-    built = find_spec("tasks.calibrate._pruning") is not None
+    built = find_spec("tasks.calibrate.solvers._pruning") is not None
     return [
         Finding("C++ compiler", compiler is not None, compiler or "none; DeepSpeed and we build CPU code with it"),
-        Finding("compiled sweep", built, "built" if built else "tasks/calibrate/pruning.cpp is not built; run make install"),
+        Finding("compiled sweep", built, "built" if built else "pruning.cpp is not built; run make install"),
     ]
 
 
@@ -81,7 +81,7 @@ def _device() -> list[Finding]:
 
 
 def _servers() -> list[Finding]:
-    from cluster.services import Services
+    from cluster.servers.services import Services
 
     status = Services().status()
     if not status:
@@ -92,7 +92,7 @@ def _servers() -> list[Finding]:
 def _profile(name: str) -> list[Finding]:
     from cluster.profile import load_profile
     from cluster.reach import check_s3, check_servers
-    from cluster.storage import open_store
+    from cluster.store.url import open_store
     from flows.chronicle import tracking_uri
     from flows.plan import RESOURCED
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.artifacts import Record, canonical_json
-from cluster.store import Store
+from cluster.store.artifacts import Record, canonical_json
+from cluster.store.local import Store
 from flows.plan import make_plan
 from flows.recipe import load_recipe
 from tasks.methods import explain
 from tasks.stage import STAGES
-from tasks.train.scaling_law import COUNTS, Quality, Run, ScalingLaw, assess, check_runs, chosen, resample, verdict
+from tasks.train.scaling.law import COUNTS, Quality, ScalingLaw, TrainingRun, assess, check_runs, chosen, resample, verdict
 
 ARTIFACT = re.compile(rf"({'|'.join(STAGES)})/.*|[0-9a-f]{{8,64}}")        # anything else names a recipe
 
@@ -30,7 +30,7 @@ class LawFile(BaseModel):
     counts: dict[str, Quality]
     chosen: dict[str, float]
     resampled: list[ScalingLaw] = Field(min_length=1)
-    runs: dict[str, Run] = Field(min_length=1)
+    runs: dict[str, TrainingRun] = Field(min_length=1)
 
     def beyond(self, average_parameters: float, tokens: float) -> list[str]:
         """What lies outside the fitted runs, so that its loss is extrapolated."""
@@ -43,7 +43,7 @@ class LawFile(BaseModel):
         ]
 
 
-def study(runs: Mapping[str, Run], resamples: int) -> LawFile:
+def study(runs: Mapping[str, TrainingRun], resamples: int) -> LawFile:
     """Fit the law and what it is compared to."""
     measured = list(runs.values())
     check_runs(measured)
@@ -65,7 +65,7 @@ def read_law(path: Path) -> LawFile:
         raise ValueError(explain(error, LawFile, f"law {path}")) from None
 
 
-def gather(names: Sequence[str], store: Store) -> dict[str, Run]:
+def gather(names: Sequence[str], store: Store) -> dict[str, TrainingRun]:
     """The runs that addresses and recipes name, with what they measured."""
     records = {record.key: record for name in names for record in _finished(name, store)}
     losses = _losses(records, store)
@@ -101,11 +101,11 @@ def _losses(records: Mapping[str, Record], store: Store) -> dict[str, float]:
     return measurements[min(shared)] if shared else {}
 
 
-def _run(record: Record, loss: float) -> Run:
+def _run(record: Record, loss: float) -> TrainingRun:
     metrics = record.metrics
     needed = ("prunable_parameters", "average_parameters", "sparsity", "training_tokens")
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"{record.address} does not tell its {missing[0]}: an older Winnow made it; run it anew")
     initial = metrics["prunable_parameters"]
     final = initial * (1 - metrics["sparsity"])
-    return Run(initial, metrics["average_parameters"], final, metrics["training_tokens"], loss)
+    return TrainingRun(initial, metrics["average_parameters"], final, metrics["training_tokens"], loss)

@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from cluster.artifacts import Record
-from cluster.store import Store
-from tasks.models.surgery import surgeries_of
+from cluster.store.artifacts import Record
+from cluster.store.local import Store
+from tasks.models.build.surgery import surgeries_of
 
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
@@ -34,7 +34,7 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
 
 def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
     """The model directory without its last ``surgeries``."""
-    from tasks.models.resizing import undo_last  # brings torch, so after what is refused
+    from tasks.models.files.resizing import undo_last  # brings torch, so after what is refused
 
     for number in range(surgeries):
         before = scratch / str(number)
@@ -44,8 +44,8 @@ def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
 
 
 def _write(model: Path, directory: Path) -> None:
-    from tasks.models.layout import MASKS, NAMES, copy_companions
-    from tasks.models.names import write_as_on_hub
+    from tasks.models.files.layout import MASKS, NAMES, copy_companions
+    from tasks.models.files.names import write_as_on_hub
 
     write_as_on_hub(model, directory)
     copy_companions(model, directory, skip={NAMES})

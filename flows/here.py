@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.lock import locked
 from cluster.profile import Profile
-from cluster.store import Store
+from cluster.store.local import Store
 from flows.conductor import Watcher
 from flows.plan import Plan
 from flows.submit import Submitter

@@ -42,7 +42,7 @@ def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool
 @contextmanager
 def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]:
     """The servers a run needs: the profile's own, those of ``winnow up``, or embedded ones for as long as the run lasts."""
-    from cluster.services import Services
+    from cluster.servers.services import Services
 
     kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
     services = Services()

@@ -14,7 +14,7 @@ from flows.options import JsonOption, ProfileOption, console, store_of
 
 if TYPE_CHECKING:
     from flows.evidence import LawFile
-    from tasks.train.budget import Outlook
+    from tasks.train.scaling.budget import Outlook
 
 app = typer.Typer(no_args_is_help=True, help="Fit the scaling law of sparse pretraining to finished runs, and plan by it.")
 
@@ -60,7 +60,7 @@ def plan(
 ) -> None:
     """Size, tokens, sparsity and window with the lowest predicted loss for a budget and a final size."""
     from flows.evidence import read_law
-    from tasks.train import budget
+    from tasks.train.scaling import budget
 
     _check_plot(plot)
     known = read_law(law)
@@ -125,7 +125,7 @@ def _recipe_line(outlook: Outlook) -> str:
 
 def _draw_fit(found: LawFile, path: Path) -> None:
     from dashboards.figures import fit_errors
-    from tasks.train.scaling_law import log_errors
+    from tasks.train.scaling.law import log_errors
 
     runs = list(found.runs.values())
     errors = {f"{count} N": log_errors(quality.law, runs, count).tolist() for count, quality in found.counts.items()}

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from cluster.store import Store
+    from cluster.store.local import Store
 
 PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")     # what variables that name one local path end in
 OURS = ("WINNOW_", "HF_", "AWS_", "RAY_AUTH_", "TORCH_EXTENSIONS_")     # and begin with, where servers or jobs read them
@@ -41,7 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 def store_of(profile: str) -> Store:
     from cluster.profile import load_profile
     from cluster.reach import check_s3
-    from cluster.storage import open_store
+    from cluster.store.url import open_store
 
     where = load_profile(profile)
     check_s3(where.store)

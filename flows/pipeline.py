@@ -17,9 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run
 
-from cluster.artifacts import CorruptArtifact, Record
 from cluster.profile import load_profile
-from cluster.quarantine import warn
+from cluster.store.artifacts import CorruptArtifact, Record
+from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.profile import Profile, home
 from cluster.reach import check_s3
-from cluster.storage import open_store
-from cluster.store import Store
+from cluster.store.artifacts import Artifact, CorruptArtifact, Record, nearest
+from cluster.store.local import Store
+from cluster.store.url import open_store
 from flows.facts import examine
 from flows.lineage import line
 from flows.nodes import Node, Recipe, naming

@@ -127,7 +127,7 @@ class _Graph:
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
             fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
         size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
-        stage = validate(kind, kind.settle(fields, size, path), path, reading(self.folder))
+        stage = validate(kind, kind.resolve(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         stage, reference = referring(self.nodes, stage, stated.get("model") or self._nearest(stated.values(), "model"))
         parents = self._parents(id, stage, {"reference": reference, **stated} if reference else stated, path)

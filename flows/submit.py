@@ -8,9 +8,9 @@ import sys
 from functools import cached_property
 from typing import Any
 
-from cluster.jobs import NOT_SECRET, SECRET, Jobs
 from cluster.profile import Profile
-from cluster.services import Services
+from cluster.ray.jobs import NOT_SECRET, SECRET, Jobs
+from cluster.servers.services import Services
 from flows.chronicle import git_commit
 from flows.plan import Step
 from tasks.job import JOB_VARIABLE, payload

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from cluster.artifacts import Record
+from cluster.store.artifacts import Record
 from flows.plan import Plan, Step
 
 

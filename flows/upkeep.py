@@ -15,8 +15,8 @@ import typer
 from flows.options import JsonOption, ProfileOption, console, errors, store_of
 
 if TYPE_CHECKING:
-    from cluster.artifacts import Record
-    from cluster.store import Store
+    from cluster.store.artifacts import Record
+    from cluster.store.local import Store
 
 
 class Finding(NamedTuple):
@@ -85,8 +85,8 @@ def examine(store: Store, address: str) -> Finding:
     record = store.require(address)
     holds = [f"{len(record.files)} files as recorded"]
     if "config.json" in record.files:
-        from tasks.models.checkpoint import load_model
-        from tasks.models.promises import check_model
+        from tasks.models.files.checkpoint import load_model
+        from tasks.models.files.promises import check_model
 
         directory = store.fetch(record)
         try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.events import format_event, parse_event
+from cluster.ray.events import format_event, parse_event
 from tasks.stage import Event
 
 HISTORY = "history.jsonl"
@@ -35,7 +35,7 @@ class History:
             self.last_progress = time.monotonic()
         return due
 
-    def settle(self, target: Path) -> None:
+    def write(self, target: Path) -> None:
         """Write the curves to the artifact, each step once: the last telling of a step that was run again counts.
 
         A line that an attempt did not finish writing (killed, disk full) is passed over.

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Artifact, CorruptArtifact
-from cluster.events import print_event
 from cluster.profile import home
-from cluster.storage import open_store
+from cluster.ray.events import print_event
+from cluster.store.artifacts import Artifact, CorruptArtifact
+from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
@@ -29,8 +29,8 @@ from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
 from tasks.workers import start_here
 
 JOB_VARIABLE = "WINNOW_JOB"
-# One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/blocks.py), a
-# walk holds one block whatever the depth. Giving back each tensor as it is freed costs a fifth more time.
+# One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/stream), a walk
+# holds one block whatever the depth. Giving back each tensor as it is freed costs a fifth more time.
 FRUGAL = {"MALLOC_ARENA_MAX": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 Payload = dict[str, Any]
 
@@ -106,7 +106,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
         metrics |= {"peak_memory_bytes": float(peak.bytes), **_check_model(stage, inputs, output)}
-    history.settle(output / REPORT / HISTORY)
+    history.write(output / REPORT / HISTORY)
     record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
     shutil.rmtree(scratch, ignore_errors=True)
@@ -134,7 +134,7 @@ def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: flo
     """The engine the profile names, behind the one protocol."""
     precision = {"float32": "fp32", "bfloat16": "bf16"}[execution.precision]
     if execution.engine == "deepspeed":
-        from cluster.engine import DeepSpeedEngine
+        from cluster.deepspeed.engine import DeepSpeedEngine
 
         return DeepSpeedEngine(model, optimizer, clipping, execution.device, precision, execution.zero, accumulation)
     from tasks.train.engine import TorchEngine
@@ -147,7 +147,7 @@ def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: flo
 def _start_workers(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[Any]:
     """An object of ``target`` per payload on workers of the cluster, each with the stage's own share of the machine; in
     this process where it is on no cluster."""
-    from cluster.workers import on_cluster, start_actor
+    from cluster.ray.workers import on_cluster, start_actor
 
     if not on_cluster():
         return start_here(target, payloads)
@@ -159,8 +159,8 @@ def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
     """The seam between stages: the artifact loads strictly and its masks keep every promise, counted on the stored weights,
     or the stage fails."""
     from tasks.formats.mask import load_masks
-    from tasks.models.layout import MASKS
-    from tasks.models.promises import check_model, require_subset
+    from tasks.models.files.layout import MASKS
+    from tasks.models.files.promises import check_model, require_subset
 
     checked = check_model(output)
     if "model" in inputs and stage.keeps_masks:
@@ -217,7 +217,7 @@ def _evaluate(work: list[Payload]) -> None:
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    from cluster.workers import run_task
+    from cluster.ray.workers import run_task
 
     resources = work[0]["resources"]
     shares = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
@@ -230,7 +230,7 @@ def _evaluate(work: list[Payload]) -> None:
 
 def _launch(work: Payload) -> None:
     """Run one payload on the cluster: as a Ray task, or as a Ray Train group where the stage wants ranks."""
-    from cluster.workers import run_group, run_task
+    from cluster.ray.workers import run_group, run_task
 
     resources, stage = work["resources"], stage_class(work["artifact"]["stage"])
     if not stage.distributed:

@@ -34,8 +34,8 @@ class Merge(Stage):
                 raise ValueError(f"models of different shapes have no mean ({min(odd)}); gather what came from one model")
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.models.layout import INDEX, MASKS, copy_companions
-        from tasks.models.shards import TensorFiles, write_tensors
+        from tasks.models.files.layout import INDEX, MASKS, copy_companions
+        from tasks.models.files.shards import TensorFiles, write_tensors
 
         directories = members(context.inputs, "models")
         _require_one_mask([directory / MASKS for directory in directories])

@@ -18,7 +18,7 @@ from tasks.data.corpus import SPLITS, Split
 from tasks.data.digests import Digests
 from tasks.data.documents import Document
 from tasks.methods import short
-from tasks.models.intake import check_tokenizer
+from tasks.models.files.intake import check_tokenizer
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 

@@ -48,7 +48,7 @@ class Pretrain(TrainStage):
         return self
 
     @classmethod
-    def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
+    def resolve(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
         spec = fields.get("method")
         methods = spec.items() if isinstance(spec, dict) else ()
         found = [name for name, own in methods if isinstance(own, dict) and own.get("sparsity") == "iso"]
@@ -100,8 +100,8 @@ class Pretrain(TrainStage):
         import torch
 
         from tasks.data.tokenizer import count_ids, load_tokenizer
-        from tasks.models.building import builder
-        from tasks.models.checkpoint import load_model
+        from tasks.models.build.building import builder
+        from tasks.models.files.checkpoint import load_model
 
         if origin:
             return load_model(origin, dtype=torch.float32), {}

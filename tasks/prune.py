@@ -155,7 +155,7 @@ class Prune(CalibratedStage):
         choices = {"pattern": self._pattern(), "sparsity": self._allocate(context, sparsity, place), "unseen": self.unseen}
         if not self.shrinks:
             return self.walk(context, output, place, title, **choices)
-        from tasks.models.resizing import shrink
+        from tasks.models.files.resizing import shrink
 
         masked = context.scratch / place / "masked"
         metrics = self.walk(context, masked, place, title, **choices)
@@ -168,14 +168,14 @@ class Prune(CalibratedStage):
         import yaml
 
         from tasks.calibrate.scan import scan
-        from tasks.models.blocks import BlockStream
-        from tasks.models.kept import keep, kept
+        from tasks.models.stream.blocks import BlockStream
+        from tasks.models.stream.kept import keep, kept
 
         made, mine = context.scratch / place / PARTS / "allocation.json", dump(self._allocator())
         known = kept(made) or {}
         if known.get("allocator") != mine:
             stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
-            table = self._allocator().allocate(scan(stream, self.batches(context), self.room(context)), sparsity)
+            table = self._allocator().allocate(scan(stream, self.batches(context), self.memory(context)), sparsity)
             made.parent.mkdir(parents=True, exist_ok=True)
             known = {"allocator": mine, "table": table}
             keep(known, made)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.methods import of
-from tasks.models.schemes import NO_ASYMMETRIC, require_readable
+from tasks.models.files.schemes import NO_ASYMMETRIC, require_readable
 from tasks.stage import Context, Facts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Quantize(CalibratedStage):
         super().check_parties(parties)
         if parties.model:
             from tasks.formats.pattern import parse_pattern
-            from tasks.models.packable import require_packable
+            from tasks.models.files.packable import require_packable
 
             linears = parties.model.linears.items()
             changed = [name for name, linear in linears if self.method.scheme_of(linear).weights is not None]
@@ -46,8 +46,8 @@ class Quantize(CalibratedStage):
         self.method.check_width(width)
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.models.checkpoint import load_extras
-        from tasks.models.quantized import export_compressed
+        from tasks.models.files.checkpoint import load_extras
+        from tasks.models.files.quantized import export_compressed
 
         solved = context.scratch / "dequantized"
         report = self.walk(context, solved)

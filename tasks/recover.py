@@ -42,8 +42,8 @@ class Recover(TrainStage):
         import torch
 
         from tasks.formats.mask import load_masks
-        from tasks.models.checkpoint import load_model
-        from tasks.models.layout import MASKS
+        from tasks.models.files.checkpoint import load_model
+        from tasks.models.files.layout import MASKS
 
         return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
 

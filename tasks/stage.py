@@ -60,7 +60,7 @@ class Stage(BaseModel):
     """Seeds whatever the stage draws at random; the recipe's ``seed`` unless given."""
 
     @classmethod
-    def settle(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
+    def resolve(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
         """The fields with every word in them that stands for a number replaced by it, so that the number is in the key."""
         return fields
 

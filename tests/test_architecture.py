@@ -23,25 +23,24 @@ TOP = {
 }  # fmt: skip
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
 LIBRARIES = {       # where a library may be imported: path prefixes
-    "ray": ("cluster/jobs.py", "cluster/workers.py", "cluster/services.py"),
+    "ray": ("cluster/ray/", "cluster/servers/services.py"),
     "mlflow": ("cluster/tracking.py", "dashboards/"),
-    "deepspeed": ("cluster/engine.py", "cluster/zero.py"),
-    "boto3": ("cluster/bucket.py",),
-    "botocore": ("cluster/bucket.py",),
+    "deepspeed": ("cluster/deepspeed/",),
+    "boto3": ("cluster/store/bucket.py",),
+    "botocore": ("cluster/store/bucket.py",),
     "prefect": ("flows/pipeline.py", "flows/deployments.py"),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
-    "torch": ("tasks/", "cluster/engine.py", "cluster/rank.py", "cluster/zero.py", "cluster/targets.py", "cluster/profile.py",
-              "flows/doctor.py"),
+    "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
 }
 ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}       # the log handler is flushed before its server goes
 MACHINERY = {       # what the methods of a shelf stand on, formats, torch and pydantic apart
-    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.structure"),
+    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.find.structure"),
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "mergers": ("tasks.mergers",),
-    "transforms": ("tasks.models.transform", "tasks.models.expanded"),
-    "surgeries": ("tasks.models.surgery", "tasks.models.linears", "tasks.models.structure", "tasks.methods"),
+    "transforms": ("tasks.models.build.transform", "tasks.models.build.expanded"),
+    "surgeries": ("tasks.models.build.surgery", "tasks.models.find.linears", "tasks.models.find.structure", "tasks.methods"),
     "objectives": ("tasks.train", "tasks.methods"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "lm_eval", "datasets", "numpy", "yaml"),
@@ -109,21 +108,30 @@ def test_flows_import_anything_of_ours_and_nothing_of_ours_imports_flows():
 
 def test_tasks_know_neither_flows_nor_dashboards_and_only_the_job_knows_the_cluster():
     told = ("tasks/job.py", "tasks/history.py")     # what a stage tells goes by the cluster's events
-    assert offences(tuple(path for path in sources("tasks") if path not in told), "tasks", "cluster.durable") == []
+    assert offences(tuple(path for path in sources("tasks") if path not in told), "tasks", "cluster.store.durable") == []
     assert offences(told, "tasks", "cluster") == []
 
 
 def test_the_cluster_knows_nothing_of_ours():
     """One exception: the DeepSpeed engine fills the training loop's protocol, and its shards are that protocol's."""
-    files = tuple(path for path in sources("cluster") if path not in ("cluster/zero.py", "cluster/engine.py"))
-    assert offences(files, "cluster") == []
-    assert offences(("cluster/zero.py", "cluster/engine.py"), "cluster", "tasks.train.engine") == []
+    engine = sources("cluster/deepspeed")
+    assert offences(tuple(path for path in sources("cluster") if path not in engine), "cluster") == []
+    assert offences(engine, "cluster", "tasks.train.engine") == []
 
 
 def test_no_module_imports_itself_by_way_of_others():
     """Not lazily and not for types either: of two modules that need each other, one is in the wrong place."""
     modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources()}
     graph = {module: imports(path, types=True) & modules.keys() - {module} for module, path in modules.items()}
+    assert circles(graph) == {}
+
+
+@pytest.mark.parametrize("top", ["cluster", "tasks/calibrate", "tasks/models", "tasks/train"])
+def test_rooms_of_a_folder_do_not_need_each_other(top):
+    rooms = {path.parent.as_posix() for path in map(Path, sources(top))} - {top}
+    graph = {room: {other for path in sources(room) for other in rooms - {room}
+                    if any(within(module, other.replace("/", ".")) for module in imports(path, types=True))}
+             for room in rooms}  # fmt: skip
     assert circles(graph) == {}
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.calibrate.report import BlockReport, WalkReport
-    from tasks.calibrate.shares import Follower
+    from tasks.calibrate.shares import Worker
     from tasks.data.batch import Batch
     from tasks.models.accounting import Shape
-    from tasks.models.activations import Room
+    from tasks.models.stream.activations import MemoryBudget
 
 
 PARTS = "parts"     # the folder of a walk that holds its finished blocks, and what was decided before them
@@ -65,13 +65,13 @@ class CalibratedStage(ModelStage):
         """The calibration sequences as tokens int64 [B, T]: what a walk reads."""
         return [batch.tokens for batch in self.drawn(context)]
 
-    def room(self, context: Context) -> Room:
+    def memory(self, context: Context) -> MemoryBudget:
         """The memory that the activations may take; what is left over from an attempt that died is cleared."""
-        from tasks.models.activations import Room
+        from tasks.models.stream.activations import MemoryBudget
 
         folder = context.scratch / "activations"
         shutil.rmtree(folder, ignore_errors=True)
-        return Room(context.execution.activation_bytes, folder)
+        return MemoryBudget(context.execution.activation_bytes, folder)
 
     def walk(
         self, context: Context, output: Path, place: str = "walk", title: str = "", **choices: Any
@@ -82,7 +82,7 @@ class CalibratedStage(ModelStage):
         The walk is kept in scratch, in ``place``, where an attempt that follows a crash takes it up.
         """
         from tasks.calibrate.walk import walk
-        from tasks.models.blocks import BlockStream
+        from tasks.models.stream.blocks import BlockStream
 
         def tell(block: BlockReport) -> None:
             note = "" if block.error is None else f"error {block.error:.4f}"
@@ -94,9 +94,9 @@ class CalibratedStage(ModelStage):
             self.incoming(context), made, context.execution.device, context.scratch, context.scratch / place / PARTS
         )
         finished, batches = len(stream.finished()), self.batches(context)
-        followers = self._followers(context, batches)
+        workers = self._start_workers(context, batches)
         report = walk(
-            stream, batches, self.method, room=self.room(context), followers=followers, on_block=tell, **choices
+            stream, batches, self.method, memory=self.memory(context), workers=workers, on_block=tell, **choices
         )
         _link(made, output)
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
@@ -112,7 +112,7 @@ class CalibratedStage(ModelStage):
     def judge(self, report: WalkReport) -> None:
         """Raise ValueError where a walk did not do what was asked for."""
 
-    def _followers(self, context: Context, batches: list[torch.Tensor]) -> list[Follower]:
+    def _start_workers(self, context: Context, batches: list[torch.Tensor]) -> list[Worker]:
         """Workers for all shares of the sequences but the first."""
         from tasks.calibrate.shares import deal
 
@@ -125,7 +125,7 @@ class CalibratedStage(ModelStage):
         }
         _, *others = deal(batches, context.execution.workers)
         return context.start_workers(
-            "tasks.calibrate.worker:Share",
+            "tasks.calibrate.worker:ShareWorker",
             [
                 {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}
                 for number, share in enumerate(others, 1)

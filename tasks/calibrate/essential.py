@@ -64,17 +64,17 @@ class Trials:
 
     def search(self, method: Method, settings: str) -> tuple[float, dict[str, Any]]:
         """The essential sparsity under a method, and the curve. What was measured under other settings is refused."""
-        from tasks.calibrate.ledger import claim, identity
+        from tasks.calibrate.ledger import identity, take_over
 
         losses = self.scratch / LOSSES
         losses.mkdir(parents=True, exist_ok=True)
-        claim(losses, identity(self.model, [batch.tokens for batch in self.batches], method, {}, settings))
+        take_over(losses, identity(self.model, [batch.tokens for batch in self.batches], method, {}, settings))
         return search(self.loss)
 
     def loss(self, sparsity: float) -> float:
         """Next-token loss on the calibration text at one sparsity; of the dense model at 0. Of the models tried before, the
         last stays on the disk: it is the one looked for if this is too much."""
-        from tasks.models.kept import keep, kept
+        from tasks.models.stream.kept import keep, kept
 
         kept_at = self.scratch / LOSSES / f"{sparsity:g}.json"
         if (found := kept(kept_at)) is None:
@@ -92,7 +92,7 @@ class Trials:
 
 def mean_loss(directory: Path, batches: Sequence[Batch], device: str) -> float:
     """Mean next-token cross-entropy of a model over what it is to predict of the batches."""
-    from tasks.models.checkpoint import load_model
+    from tasks.models.files.checkpoint import load_model
     from tasks.models.scoring import summed_loss
 
     model = load_model(directory, device=device)

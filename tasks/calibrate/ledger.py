@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tasks.methods import Method, dump
-from tasks.models.layout import MASKS
+from tasks.models.files.layout import MASKS
 
 NAME = "identity.json"
 
@@ -36,10 +36,10 @@ def identity(
     return {"model": weights.hexdigest(), "data": data.hexdigest(), "config": config.hexdigest()}
 
 
-def claim(folder: Path, mine: dict[str, str]) -> None:
+def take_over(folder: Path, mine: dict[str, str]) -> None:
     """Write down whose walk ``folder`` holds, or raise ValueError when it is another's. Where that cannot be read any more,
     the walk begins anew."""
-    from tasks.models.kept import keep, kept
+    from tasks.models.stream.kept import keep, kept
 
     path = folder / NAME
     theirs: dict[str, Any] | None = kept(path)

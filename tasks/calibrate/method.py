@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from tasks.calibrate.finite import all_finite
+from tasks.calibrate.solvers.finite import all_finite
 from tasks.methods import Method
 
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic, Statistic
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from tasks.calibrate.finite import all_finite
+from tasks.calibrate.solvers.finite import all_finite
 
 
 class Statistic(ABC):
@@ -180,7 +180,7 @@ class Hessian(InputStatistic):
         columns come in groups of as many, those of the highest summed curvature first."""
         from dataclasses import replace
 
-        from tasks.calibrate.sweep import factor
+        from tasks.calibrate.solvers.sweep import factor
 
         key = (percent_damp, act_order)
         if key not in self.factors and not act_order:

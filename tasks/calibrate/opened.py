@@ -16,13 +16,13 @@ import torch
 
 from tasks.calibrate.method import BlockView
 from tasks.calibrate.observe import InputStatistic, Statistic
-from tasks.calibrate.shares import Follower, merge
-from tasks.calibrate.watch import Make, MakeOutput, Watch, require_finite, settle, watch_outputs
+from tasks.calibrate.shares import Worker, merge
+from tasks.calibrate.watch import Make, MakeOutput, Watch, complete, require_finite, watch_outputs
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern
-from tasks.models.activations import Activations, Held
-from tasks.models.blocks import ResidentBlocks
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
+from tasks.models.stream.activations import Activations, OffloadedTensors
+from tasks.models.stream.blocks import ResidentBlocks
 
 
 class Observers(NamedTuple):
@@ -40,17 +40,17 @@ class Seen(NamedTuple):
 
     statistics: dict[str, InputStatistic]
     outputs: dict[str, Statistic]
-    dense: Held
+    dense: OffloadedTensors
 
 
 @dataclass
-class Opened:
+class OpenBlock:
     """``dense`` are the outputs of the block as it came; ``unseen`` the matrices that no token reached."""
 
     view: BlockView
     parameters: dict[str, torch.Tensor]
     masks: dict[str, Mask]
-    dense: Held
+    dense: OffloadedTensors
     unseen: list[str]
 
 
@@ -61,11 +61,11 @@ def open_block(
     observers: Observers,
     levels: Mapping[str, float],
     pattern: Pattern,
-    followers: Sequence[Follower] = (),
-) -> Opened:
-    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter; ``followers`` run their own
+    workers: Sequence[Worker] = (),
+) -> OpenBlock:
+    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter; ``workers`` run their own
     shares of the data meanwhile."""
-    pending = [follower.call("observe", index) for follower in followers]
+    pending = [worker.call("observe", index) for worker in workers]
     block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
     prefix = f"{stream.prefix}.{index}."
     parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
@@ -73,7 +73,7 @@ def open_block(
     others = [share.result() for share in pending]
     statistics = merge([own.statistics, *(statistics for statistics, _ in others)])
     outputs = merge([own.outputs, *(outputs for _, outputs in others)])
-    unseen = settle(statistics, observers.watched(linears), observers.inputs, stream.device)
+    unseen = complete(statistics, observers.watched(linears), observers.inputs, stream.device)
     require_finite(outputs)
     matrices, keep = _matrices(linears, parameters, masks)
     sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
@@ -81,14 +81,14 @@ def open_block(
     view = BlockView(
         index, prefix, linears, matrices, keep, statistics, outputs, sparsity, pattern, block, flow.hidden, run
     )
-    return Opened(view, parameters, masks, own.dense, unseen)
+    return OpenBlock(view, parameters, masks, own.dense, unseen)
 
 
 def observe(
     block: torch.nn.Module, index: int, flow: Activations, linears: dict[str, Linear], prefix: str, observers: Observers
 ) -> Seen:
     """Run the dense block, observed."""
-    dense = Held(flow.hidden.room)
+    dense = OffloadedTensors(flow.hidden.memory)
     watched = observers.watched(linears)
     parameters = {f"{prefix}.{index}.{name}": parameter.data for name, parameter in block.named_parameters()}
     watch = Watch(watched, parameters, observers.inputs)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
 
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
-from tasks.models.schemes import Spec, check_written
+from tasks.models.files.schemes import Spec, check_written
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.grid import Grid
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 INTEGERS = ("bits", "group_size", "symmetric")
 
@@ -65,7 +65,7 @@ class Quantizer(BlockMethod):
 
     def suit(self, scheme: QuantizationScheme) -> None:
         """Raise ValueError, saying what of it, when the method cannot make a scheme."""
-        from tasks.models.schemes import grid_of, require_dynamic
+        from tasks.models.files.schemes import grid_of, require_dynamic
 
         require_dynamic(scheme)
         if scheme.weights is not None:
@@ -73,7 +73,7 @@ class Quantizer(BlockMethod):
 
     def scheme_of(self, linear: Linear) -> QuantizationScheme:
         """What is to become of one linear."""
-        from tasks.models.schemes import integers
+        from tasks.models.files.schemes import integers
 
         parts = [part for part in self.schemes if f".{part}." in f".{linear.name}."]
         if any(self.schemes[part] != self.schemes[parts[0]] for part in parts):
@@ -83,7 +83,7 @@ class Quantizer(BlockMethod):
 
     def grid_of(self, linear: Linear) -> Grid | None:
         """The values that the weights of one linear may take; None where they stay as they are."""
-        from tasks.models.schemes import grid_of
+        from tasks.models.files.schemes import grid_of
 
         weights = self.scheme_of(linear).weights
         return None if weights is None else grid_of(weights)
@@ -93,7 +93,7 @@ class Quantizer(BlockMethod):
         return [self._read(spec) for spec in (self.scheme, *self.schemes.values()) if spec]
 
     def _read(self, spec: Spec) -> QuantizationScheme:
-        from tasks.models.schemes import presets, read_scheme
+        from tasks.models.files.schemes import presets, read_scheme
 
         scheme = read_scheme(spec)
         try:
@@ -105,7 +105,7 @@ class Quantizer(BlockMethod):
         return scheme
 
     def _makes(self, name: str) -> bool:
-        from tasks.models.schemes import read_scheme
+        from tasks.models.files.schemes import read_scheme
 
         try:
             self.suit(read_scheme(name))

@@ -13,12 +13,12 @@ from tasks.calibrate.method import BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.watch import Make
 from tasks.formats.pattern import Unstructured
-from tasks.models.activations import Room
 from tasks.models.allocation import Scan
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.activations import MemoryBudget
+from tasks.models.stream.blocks import ResidentBlocks
 
 
-def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], room: Room | None = None) -> Scan:
+def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Scan:
     """What an allocator may look at; ``batches`` are tokens int64 [B, T]."""
     batches = list(batches)
 
@@ -26,7 +26,7 @@ def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], room: Room | N
         if not batches and any(observe(linear) is not None for linear in stream.linears.values()):
             raise ValueError("this allocator needs calibration data, and there is none")
         with torch.no_grad():
-            flow = stream.capture(batches, room)
+            flow = stream.capture(batches, memory)
             for index in range(stream.depth):
                 opened = open_block(
                     stream, index, flow, Observers(observe), dict.fromkeys(stream.linears, 0.0), Unstructured()

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from tasks.calibrate.observe import Statistic
-from tasks.models.activations import Activations, Held
+from tasks.models.stream.activations import Activations, OffloadedTensors
 
 Kind = TypeVar("Kind", bound=Statistic)
 
@@ -26,13 +26,13 @@ class Pending(Protocol):
     def result(self) -> Any: ...
 
 
-class Follower(Protocol):
-    """A worker with a share: :class:`tasks.calibrate.worker.Share` somewhere else."""
+class Worker(Protocol):
+    """A worker with a share: :class:`tasks.calibrate.worker.ShareWorker` somewhere else."""
 
     def call(self, method: str, *arguments: Any) -> Pending: ...
 
 
-def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Held) -> tuple[float, float]:
+def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: OffloadedTensors) -> tuple[float, float]:
     """Replace the hidden states by the block's output; (squared change against ``dense``, squares of that)."""
     change = total = 0.0
     for batch, output_BTD in enumerate(flow.run(block, index)):

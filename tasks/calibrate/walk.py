@@ -14,17 +14,17 @@ from typing import Literal
 
 import torch
 
-from tasks.calibrate.ledger import claim, identity
+from tasks.calibrate.ledger import identity, take_over
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
-from tasks.calibrate.shares import Follower, deal, propagate
+from tasks.calibrate.shares import Worker, deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
-from tasks.models.activations import Activations, Held, Room
-from tasks.models.blocks import Extras, ResidentBlocks
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 from tasks.models.memory import peak_bytes
+from tasks.models.stream.activations import Activations, MemoryBudget, OffloadedTensors
+from tasks.models.stream.blocks import Extras, ResidentBlocks
 
 Unseen = Literal["magnitude", "dense"]
 
@@ -37,15 +37,15 @@ def walk(
     sparsity: float | Mapping[str, float] = 0.0,
     pattern: Pattern | str = "unstructured",
     unseen: Unseen = "magnitude",
-    room: Room | None = None,
-    followers: Sequence[Follower] = (),
+    memory: MemoryBudget | None = None,
+    workers: Sequence[Worker] = (),
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> WalkReport:
     """Run ``method`` over every block of ``stream``; ``batches`` are tokens int64 [B, T].
 
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
     no error is measured. ``unseen`` is what is done to a matrix that no token reached: what the method does where all
-    inputs are alike, for a pruner magnitude, or nothing. ``room`` is the memory the activations may take. ``followers``
+    inputs are alike, for a pruner magnitude, or nothing. ``memory`` is the memory the activations may take. ``workers``
     hold the further shares that :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
     """
     if isinstance(pattern, str):
@@ -56,34 +56,34 @@ def walk(
     if not batches and method.observes(stream.linears, stream.blocks):
         raise ValueError(f"{method.name} needs calibration data, and there is none")
     if stream.durable:
-        claim(stream.parts, identity(stream.source, batches, method, levels, (str(pattern), unseen)))
+        take_over(stream.parts, identity(stream.source, batches, method, levels, (str(pattern), unseen)))
     report = WalkReport([BlockReport(**note) for note in stream.finished()])
     with torch.no_grad():
-        flow = stream.capture(deal(batches, 1 + len(followers))[0], room)
+        flow = stream.capture(deal(batches, 1 + len(workers))[0], memory)
         for index in range(stream.depth):
             if index < len(report.blocks):
-                _pass(stream, index, flow, followers)
+                _pass(stream, index, flow, workers)
             else:
-                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, unseen, followers))
+                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, unseen, workers))
             on_block(report.blocks[index])
         flow.hidden.clear()
         stream.finish()
     return report
 
 
-def _pass(stream: ResidentBlocks, index: int, flow: Activations, followers: Sequence[Follower]) -> None:
+def _pass(stream: ResidentBlocks, index: int, flow: Activations, workers: Sequence[Worker]) -> None:
     """Feed the next block through one that is finished."""
     block = stream.read_finished(index)
-    _advance(block, index, flow, Held(), followers)
+    _advance(block, index, flow, OffloadedTensors(), workers)
     stream.release(block)
 
 
 def _advance(
-    block: torch.nn.Module, index: int, flow: Activations, dense: Held, followers: Sequence[Follower]
+    block: torch.nn.Module, index: int, flow: Activations, dense: OffloadedTensors, workers: Sequence[Worker]
 ) -> float | None:
     """Replace everybody's hidden states by the block's output; its relative squared error against ``dense``."""
-    state = {name: value.cpu() for name, value in block.state_dict().items()} if followers else {}
-    pending = [follower.call("advance", index, state) for follower in followers]
+    state = {name: value.cpu() for name, value in block.state_dict().items()} if workers else {}
+    pending = [worker.call("advance", index, state) for worker in workers]
     measured = len(dense) > 0
     parts = [propagate(flow, block, index, dense), *(share.result() for share in pending)]
     change, total = (sum(part[side] for part in parts) for side in (0, 1))
@@ -107,11 +107,11 @@ def _treat(
     levels: Mapping[str, float],
     pattern: Pattern,
     unseen: Unseen,
-    followers: Sequence[Follower],
+    workers: Sequence[Worker],
 ) -> BlockReport:
     started = time.perf_counter()
     observers = Observers(method.observer, method.output_observer)
-    opened = open_block(stream, index, flow, observers, levels, pattern, followers)
+    opened = open_block(stream, index, flow, observers, levels, pattern, workers)
     view, block = opened.view, opened.view.module
     edits = method.solve(view)
     spared = [name for name in opened.unseen if unseen == "dense" and name in edits]
@@ -120,7 +120,7 @@ def _treat(
     masks = opened.masks | _new_masks(view.linears, edits, levels, pattern, spared)
     extras = _extras(view, edits)
     _assign(opened.parameters, view.matrices, edits)
-    error = _advance(block, index, flow, opened.dense, followers)
+    error = _advance(block, index, flow, opened.dense, workers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
     peak, seconds = peak_bytes(stream.device), time.perf_counter() - started

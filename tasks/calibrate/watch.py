@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from tasks.calibrate.observe import InputStatistic, Statistic
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 
 Make = Callable[[Linear], InputStatistic | None]
 MakeOutput = Callable[[str, torch.nn.Module], Statistic | None]
@@ -64,7 +64,7 @@ class Watch(TorchFunctionMode):
 
     def unseen(self) -> list[str]:
         """What :func:`settle` finds of this watch."""
-        return settle(self.statistics, self._linears, self._make, next(iter(self._parameters.values())).device)
+        return complete(self.statistics, self._linears, self._make, next(iter(self._parameters.values())).device)
 
     def _see(self, value: Any, weight: Any) -> None:
         if not (isinstance(value, torch.Tensor) and isinstance(weight, torch.Tensor)) or weight.is_meta:
@@ -127,7 +127,7 @@ def require_finite(outputs: dict[str, Statistic]) -> None:
             raise ValueError(f"the outputs of {module} are not finite (NaN or infinity)")
 
 
-def settle(
+def complete(
     statistics: dict[str, InputStatistic], linears: dict[str, Linear], make: Make, device: torch.device | str
 ) -> list[str]:
     """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error, and so are

@@ -14,13 +14,13 @@ from tasks.calibrate.observe import InputStatistic, Statistic
 from tasks.calibrate.opened import Observers, observe
 from tasks.calibrate.shares import propagate
 from tasks.methods import build
-from tasks.models.activations import Held, Room
-from tasks.models.blocks import BlockStream
+from tasks.models.stream.activations import MemoryBudget, OffloadedTensors
+from tasks.models.stream.blocks import BlockStream
 
 State = dict[str, torch.Tensor]
 
 
-class Share:
+class ShareWorker:
     """One worker's share of the sequences, between two blocks. ``payload``: model (a directory), scratch, device,
     activation_bytes, method ({name: fields} with its shelf), tokens (batches of token lists)."""
 
@@ -28,10 +28,10 @@ class Share:
         scratch = Path(payload["scratch"])
         self.method: BlockMethod = build(*payload["method"])
         self.stream = BlockStream(Path(payload["model"]), None, payload["device"], scratch)
-        room = Room(payload["activation_bytes"], scratch / "activations")
+        memory = MemoryBudget(payload["activation_bytes"], scratch / "activations")
         with torch.no_grad():
-            self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], room)
-        self.dense = Held(room)
+            self.flow = self.stream.capture([torch.tensor(tokens) for tokens in payload["tokens"]], memory)
+        self.dense = OffloadedTensors(memory)
 
     def observe(self, index: int) -> tuple[dict[str, InputStatistic], dict[str, Statistic]]:
         """Run the dense block: the statistics of this share, of inputs and of outputs."""

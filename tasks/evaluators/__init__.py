@@ -33,7 +33,7 @@ class Candidate:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        from tasks.models.checkpoint import load_model
+        from tasks.models.files.checkpoint import load_model
 
         return load_model(self.directory, device=self.device).eval()
 

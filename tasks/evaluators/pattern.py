@@ -18,9 +18,9 @@ class Pattern(Evaluator):
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
         from tasks.formats.pattern import NM, parse_pattern
-        from tasks.models.layout import MASKS
-        from tasks.models.linears import find_linears
-        from tasks.models.quantized import StoredWeights
+        from tasks.models.files.layout import MASKS
+        from tasks.models.files.quantized import StoredWeights
+        from tasks.models.find.linears import find_linears
 
         weights = StoredWeights(candidate.directory)
         masks = load_masks(candidate.directory / MASKS)

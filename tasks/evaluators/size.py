@@ -14,8 +14,8 @@ class Size(Evaluator):
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
-        from tasks.models.checkpoint import skeleton
-        from tasks.models.layout import MASKS
+        from tasks.models.files.checkpoint import skeleton
+        from tasks.models.files.layout import MASKS
 
         masks_file = candidate.directory / MASKS
         weight_bytes = sum(file.stat().st_size for file in candidate.directory.glob("model*.safetensors"))

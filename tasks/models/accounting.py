@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from tasks.models.transform import Transform
+    from tasks.models.build.transform import Transform
     from tasks.train.schedule import ExponentialDensity
 
 
@@ -79,7 +79,7 @@ def average_parameters(prunable: int, schedule: ExponentialDensity, steps: int) 
 
 def shape_of(model: nn.Module) -> Shape:
     """Read off a model, which may live on the meta device."""
-    from tasks.models.linears import Unpruned, find_linears
+    from tasks.models.find.linears import Unpruned, find_linears
 
     config = model.config.get_text_config()
     prunable = active = 0
@@ -111,7 +111,7 @@ def _attention_width(layer: PretrainedConfig) -> int:
 
 def shape_of_config(config: PretrainedConfig) -> Shape:
     """The shape of a model that is not built: nothing is allocated."""
-    from tasks.models.building import on_meta
+    from tasks.models.build.building import on_meta
 
     return shape_of(on_meta(config))
 

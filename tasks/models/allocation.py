@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from tasks.methods import Method
-from tasks.models.structure import block_index
+from tasks.models.find.structure import block_index
 
 MOST = 0.99         # no matrix is emptied, whatever it is thought to be worth
 

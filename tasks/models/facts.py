@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
     from tasks.models.source import ModelSource
 
 
@@ -28,7 +28,7 @@ class ModelFacts:
 
     @cached_property
     def linears(self) -> dict[str, Linear]:
-        from tasks.models.linears import find_linears
+        from tasks.models.find.linears import find_linears
 
         return find_linears(self.skeleton)
 
@@ -95,8 +95,8 @@ def positions(config: PretrainedConfig) -> int | None:
 def facts_of(source: ModelSource, ids: int | None) -> ModelFacts | None:
     """Of where a recipe's model begins, a new one made for ``ids`` token ids; None where it lies elsewhere. Raises ValueError
     where it cannot be built, where its blocks are not understood, or where stored weights are not its own."""
-    from tasks.models.building import on_meta
-    from tasks.models.names import fits
+    from tasks.models.build.building import on_meta
+    from tasks.models.files.names import fits
 
     directory = source.checkpoint and source.checkpoint.local
     if source.checkpoint and not directory:
@@ -118,7 +118,7 @@ def facts_of(source: ModelSource, ids: int | None) -> ModelFacts | None:
 
 def facts_in(directory: Path) -> ModelFacts:
     """Of a model directory."""
-    from tasks.models.checkpoint import skeleton
+    from tasks.models.files.checkpoint import skeleton
 
     return ModelFacts(skeleton(directory))
 

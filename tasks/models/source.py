@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from tasks.data.digests import Digests
 from tasks.data.place import Commit, Place
 from tasks.methods import of, short
-from tasks.models import known
-from tasks.models.intake import check_config, check_type, check_unquantized, check_weights
-from tasks.models.layout import MASKS, TEMPLATES
+from tasks.models.files import known
+from tasks.models.files.intake import check_config, check_type, check_unquantized, check_weights
+from tasks.models.files.layout import MASKS, TEMPLATES
 from tasks.models.sizes import check_sizes
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Checkpoint(BaseModel):
 
     def fetch(self, scratch: Path) -> Path:
         """A local directory that holds the checkpoint's files."""
-        from tasks.models.checkpoint import download
+        from tasks.models.files.checkpoint import download
 
         if self.local:
             return self.local
@@ -233,7 +233,7 @@ class ModelSource(BaseModel):
         }
 
     def _built_widths(self) -> dict[str, int]:
-        from tasks.models.building import on_meta
-        from tasks.models.linears import find_linears
+        from tasks.models.build.building import on_meta
+        from tasks.models.find.linears import find_linears
 
         return {name: linear.shape[-1] for name, linear in find_linears(on_meta(self.initial_config())).items()}

@@ -23,8 +23,8 @@ from tasks.formats.seeding import generator_for
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
-    from tasks.models.structure import FeedForward
+    from tasks.models.find.linears import Linear
+    from tasks.models.find.structure import FeedForward
 
 
 class Cfsp(Structured):
@@ -47,7 +47,7 @@ class Cfsp(Structured):
         return {f"channels of {name}": width for name, width in widths.items() if name != "hidden_size"}
 
     def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
-        from tasks.models.structure import by_block, feed_forward
+        from tasks.models.find.structure import by_block, feed_forward
 
         self.suit(pattern)
         for index, block in by_block(linears).items():
@@ -61,7 +61,7 @@ class Cfsp(Structured):
         return InputNorms(linear.shape[-1])
 
     def units(self, view: BlockView) -> Iterator[Units]:
-        from tasks.models.structure import feed_forward
+        from tasks.models.find.structure import feed_forward
 
         network = feed_forward(view.linears)
         yield Units(self._score(view, network), network.down, network.ups, multiple=self.multiple)

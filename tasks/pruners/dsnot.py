@@ -24,7 +24,7 @@ from tasks.calibrate.refiner import Refiner
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 class Dsnot(Refiner):
@@ -53,8 +53,8 @@ class Dsnot(Refiner):
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
-        from tasks.calibrate.exchange import Exchange
         from tasks.calibrate.observe import Both, Moments
+        from tasks.calibrate.solvers.exchange import Exchange
 
         assert isinstance(statistics, Both) and isinstance(statistics.own, Moments)
         first_OI = self.initial.solve_linear(weight_OI, statistics.other, sparsity, pattern, keep_OI).keep_OI

@@ -18,7 +18,7 @@ from tasks.calibrate.structured import Structured, Units
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 class Heads(Structured):
@@ -38,7 +38,7 @@ class Heads(Structured):
         return InputNorms(linear.shape[-1])
 
     def units(self, view: BlockView) -> Iterator[Units]:
-        from tasks.models.structure import attention
+        from tasks.models.find.structure import attention
 
         found = attention(view.linears, view.module, view.prefix)
         if found is None:

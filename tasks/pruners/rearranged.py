@@ -21,8 +21,8 @@ from tasks.calibrate.refiner import Refiner
 
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
-    from tasks.models.linears import Linear
-    from tasks.models.structure import FeedForward
+    from tasks.models.find.linears import Linear
+    from tasks.models.find.structure import FeedForward
 
 
 class Rearranged(Refiner):
@@ -34,7 +34,7 @@ class Rearranged(Refiner):
         return self.initial.observer(linear)
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
-        from tasks.models.structure import feed_forward
+        from tasks.models.find.structure import feed_forward
 
         if view.keep:
             raise ValueError(f"rearranged moves weights, and {next(iter(view.keep))} has a mask already; prune with it first")
@@ -52,7 +52,7 @@ class Rearranged(Refiner):
         return edits | self._biases(view, network, order_O)
 
     def _order(self, view: BlockView, network: FeedForward) -> torch.Tensor:
-        from tasks.calibrate.grouping import group_rows
+        from tasks.calibrate.solvers.grouping import group_rows
 
         scores = []
         for name in network.ups:

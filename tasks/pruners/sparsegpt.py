@@ -33,9 +33,9 @@ from tasks.formats.pattern import NM, Unstructured
 from tasks.formats.selection import keep_highest_overall
 
 if TYPE_CHECKING:
-    from tasks.calibrate.sweep import Factor
+    from tasks.calibrate.solvers.sweep import Factor
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 class Sparsegpt(Pruner):
@@ -64,8 +64,8 @@ class Sparsegpt(Pruner):
         self, weight_OI: torch.Tensor, statistics: InputStatistic | None, sparsity: float, pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:  # fmt: skip
-        from tasks.calibrate.pruning import prune_columns, prune_groups
-        from tasks.calibrate.sweep import sweep_blocks
+        from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
+        from tasks.calibrate.solvers.sweep import sweep_blocks
 
         factor = self._factor(statistics, pattern)
         # A feature that was always zero is worth nothing, so its weights are the first to go.

@@ -20,7 +20,7 @@ from tasks.calibrate.method import Pruner
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.pattern import Pattern
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 class Wanda(Pruner):

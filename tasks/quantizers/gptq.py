@@ -29,7 +29,7 @@ from tasks.calibrate.quantizer import Quantizer
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
     from tasks.formats.grid import Grid
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
 
 
 class Gptq(Quantizer):
@@ -55,7 +55,7 @@ class Gptq(Quantizer):
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
         from tasks.calibrate.observe import Hessian
-        from tasks.calibrate.sweep import sweep
+        from tasks.calibrate.solvers.sweep import sweep
 
         assert isinstance(statistics, Hessian)
         scale_OG, zero_OG = grid.fit(weight_OI)

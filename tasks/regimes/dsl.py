@@ -1,6 +1,6 @@
 """DSL: a constant budget per tensor that moves all the way to the end, half of it at first, next to nothing at last.
 
-The number that moves is rounded up, and weights are born where the dense gradient is largest, at zero even where one
+The number that moves is rounded up, and weights are grown where the dense gradient is largest, at zero even where one
 died in the same update. Made for recommenders, where embedding tables are masked too; here it covers the matrices of
 the decoder blocks.
 """
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.train.regime import DynamicRegime
+from tasks.train.sparse.dynamic_regime import DynamicRegime
 
 
 class Dsl(DynamicRegime):

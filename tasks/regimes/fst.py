@@ -15,7 +15,7 @@ from pydantic import Field
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
     from tasks.train.hook import Hook
 
 
@@ -35,13 +35,13 @@ class Fst(Regime):
         return linear.feed_forward
 
     def check_width(self, width: int) -> None:
-        from tasks.train.semi_structured import PATTERN
+        from tasks.train.sparse.two_of_four import PATTERN
 
         PATTERN.check(PATTERN.sparsity, width)
 
     def hooks(self, setting: Setting) -> list[Hook]:
-        from tasks.train.semi_structured import Transposable
-        from tasks.train.structured_regime import treated
+        from tasks.train.sparse.semi_structured_regime import treated
+        from tasks.train.sparse.two_of_four import Transposable
 
         # a run with no dense phase is sparse at its last step too
         dense_from = setting.steps + 1 if self.dense == 0 else setting.steps - round(self.dense * setting.steps)

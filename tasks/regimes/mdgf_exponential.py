@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from tasks.train.structured_regime import DecayingRegime
+from tasks.train.sparse.semi_structured_regime import DecayingRegime
 
 
 class MdgfExponential(DecayingRegime):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.train.structured_regime import DecayingRegime
+from tasks.train.sparse.semi_structured_regime import DecayingRegime
 
 
 class MdgfLinear(DecayingRegime):

@@ -1,6 +1,6 @@
-"""RigL: the smallest live weights die, and weights are born where the dense gradient is largest.
+"""RigL: the smallest live weights die, and weights are grown where the dense gradient is largest.
 
-A weight that dies and is born again in one update keeps its value; others start at zero with zero moments. The authors'
+A weight that dies and is grown again in one update keeps its value; others start at zero with zero moments. The authors'
 code skips the weight update of such a step; here the step is taken under the new mask.
 
 Measured (flows/recipes/claims): on small Llamas of up to 10 M tokens births by lot (SET) did better at 90 %, 11.0 against
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from tasks.train.regime import DynamicRegime
+from tasks.train.sparse.dynamic_regime import DynamicRegime
 
 
 class Rigl(DynamicRegime):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
-    from tasks.models.linears import Linear
+    from tasks.models.find.linears import Linear
     from tasks.train.hook import Hook
 
 
@@ -25,12 +25,12 @@ class SSte(Regime):
         return linear.feed_forward
 
     def check_width(self, width: int) -> None:
-        from tasks.train.semi_structured import PATTERN
+        from tasks.train.sparse.two_of_four import PATTERN
 
         PATTERN.check(PATTERN.sparsity, width)
 
     def hooks(self, setting: Setting) -> list[Hook]:
-        from tasks.train.semi_structured import SoftThreshold
-        from tasks.train.structured_regime import treated
+        from tasks.train.sparse.semi_structured_regime import treated
+        from tasks.train.sparse.two_of_four import SoftThreshold
 
         return [SoftThreshold(setting.linears, setting.masks, treated(setting, self), self.mvue)]

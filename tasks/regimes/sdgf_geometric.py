@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tasks.train.structured_regime import NMRegime
+from tasks.train.sparse.semi_structured_regime import NMRegime
 
 if TYPE_CHECKING:
-    from tasks.train.structured import Frame
+    from tasks.train.sparse.semi_structured import Phase
 
 
 class SdgfGeometric(NMRegime):
@@ -19,12 +19,12 @@ class SdgfGeometric(NMRegime):
     def check_width(self, width: int) -> None:
         super().check_width(width)
         if width % (8 * self.nm().m):
-            raise ValueError(f"the first frame {8 * self.nm().n}:{8 * self.nm().m} of pattern {self.nm()} needs an input "
+            raise ValueError(f"the first phase {8 * self.nm().n}:{8 * self.nm().m} of pattern {self.nm()} needs an input "
                              f"width divisible by {8 * self.nm().m}, got {width}")  # fmt: skip
 
-    def between(self, step: int, steps: int) -> Frame:
+    def between(self, step: int, steps: int) -> Phase:
         from tasks.formats.pattern import NM
-        from tasks.train.structured import Frame
+        from tasks.train.sparse.semi_structured import Phase
 
         factor = 2 ** (3 - min(3, 4 * step // max(1, steps)))
-        return Frame(NM(factor * self.nm().n, factor * self.nm().m))
+        return Phase(NM(factor * self.nm().n, factor * self.nm().m))

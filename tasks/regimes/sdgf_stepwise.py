@@ -1,16 +1,16 @@
-"""SDGF-Stepwise: fewer and fewer of the same M live, in equal frames of the run.
+"""SDGF-Stepwise: fewer and fewer of the same M live, in equal phases of the run.
 
-log2(M / N) + 1 frames: one weight of M falls, then half live, a quarter, and so on to N:M.
+log2(M / N) + 1 phases: one weight of M falls, then half live, a quarter, and so on to N:M.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tasks.train.structured_regime import NMRegime
+from tasks.train.sparse.semi_structured_regime import NMRegime
 
 if TYPE_CHECKING:
-    from tasks.train.structured import Frame
+    from tasks.train.sparse.semi_structured import Phase
 
 
 class SdgfStepwise(NMRegime):
@@ -20,7 +20,7 @@ class SdgfStepwise(NMRegime):
     """Which matrices are sparse: those of the feed-forward networks, or all."""
 
     def counts(self) -> list[int]:
-        """How many of M live in each frame."""
+        """How many of M live in each phase."""
         pattern = self.nm()
         halves, live = [], pattern.m // 2
         while live > pattern.n:
@@ -28,9 +28,9 @@ class SdgfStepwise(NMRegime):
             live //= 2
         return [*dict.fromkeys([pattern.m - 1, *halves, pattern.n])]
 
-    def between(self, step: int, steps: int) -> Frame:
+    def between(self, step: int, steps: int) -> Phase:
         from tasks.formats.pattern import NM
-        from tasks.train.structured import Frame
+        from tasks.train.sparse.semi_structured import Phase
 
         counts = self.counts()
-        return Frame(NM(counts[min(len(counts) - 1, step * len(counts) // max(1, steps))], self.nm().m))
+        return Phase(NM(counts[min(len(counts) - 1, step * len(counts) // max(1, steps))], self.nm().m))

@@ -1,4 +1,4 @@
-"""SET: the smallest live weights die, and as many are born at random.
+"""SET: the smallest live weights die, and as many are grown at random.
 
 As in RigL's comparison the smallest go by magnitude, whatever their sign. The update comes after the step, so no dense
 gradient is ever needed.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from tasks.train.regime import DynamicRegime
+from tasks.train.sparse.dynamic_regime import DynamicRegime
 
 
 class Set(DynamicRegime):

@@ -52,9 +52,9 @@ class Sparcl(SparseRegime):
     """Sequences that forgetting is measured on, per task."""
 
     def hooks(self, setting: Setting) -> list[Hook]:
-        from tasks.train.continual import GradientMasks, TaskAwareMasks
-        from tasks.train.replay import Replay
-        from tasks.train.sequence import TaskSequence
+        from tasks.train.continual.replay import Replay
+        from tasks.train.continual.sequence import TaskSequence
+        from tasks.train.continual.sparcl import GradientMasks, TaskAwareMasks
 
         removals = (0.1, 0.2, 0.3, 0.4) if self.removed else ()
         sequence = TaskSequence(setting.data, setting.steps, self.removed, removals, self.probes)

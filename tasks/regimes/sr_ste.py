@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tasks.train.structured_regime import NMRegime
+from tasks.train.sparse.semi_structured_regime import NMRegime
 
 
 class SrSte(NMRegime):

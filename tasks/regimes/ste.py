@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.train.structured_regime import NMRegime
+from tasks.train.sparse.semi_structured_regime import NMRegime
 
 
 class Ste(NMRegime):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from tasks.models.surgery import Surgery
+from tasks.models.build.surgery import Surgery
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ class Narrow(Surgery):
         import torch
         from torch import nn
 
-        from tasks.models.linears import find_linears
-        from tasks.models.structure import feed_forwards
+        from tasks.models.find.linears import find_linears
+        from tasks.models.find.structure import feed_forwards
 
         linears = find_linears(model)
         networks = feed_forwards(linears)
@@ -57,8 +57,8 @@ class Narrow(Surgery):
 
     def undo(self, model: PreTrainedModel, before: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
         """Fill up with channels of zeros, which masks count as dead."""
-        from tasks.models.linears import find_linears
-        from tasks.models.structure import channel_axes, feed_forwards
+        from tasks.models.find.linears import find_linears
+        from tasks.models.find.structure import channel_axes, feed_forwards
 
         linears = find_linears(model)
         pairs = zip(feed_forwards(linears), feed_forwards(find_linears(before)), strict=True)

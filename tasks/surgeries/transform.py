@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import field_validator
 
 from tasks.methods import Method, of
-from tasks.models.surgery import Surgery
+from tasks.models.build.surgery import Surgery
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

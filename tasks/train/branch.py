@@ -1,8 +1,8 @@
 """Branches: parameters of their own that live inside a linear, beside the weight they serve.
 
 The weight keeps its name, its place and its mask, so whatever finds, holds and writes it goes on as before; the branch's
-parameters are ``<linear>.<branch>.<name>`` and are no prunable matrices (``tasks.models.linears``). While the linear runs it
-computes with what the branch makes of its weight, and at the end that is what is written back.
+parameters are ``<linear>.<branch>.<name>`` and are no prunable matrices (``tasks.models.find.linears``). While the linear runs
+it computes with what the branch makes of its weight, and at the end that is what is written back.
 
 Shapes: O = output features, I = input features, R = rank; a stack of experts has one of each per expert.
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.formats.mask import Mask
 from tasks.formats.seeding import generator_for
-from tasks.models.linears import Branch, Linear
+from tasks.models.find.linears import Branch, Linear
 from tasks.train.effective import substitute
 from tasks.train.engine import Engine
 

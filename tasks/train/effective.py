@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from tasks.formats.semi_structured import SIDE, sparse_estimate
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 
 Effective = Callable[[str, torch.Tensor], torch.Tensor]     # name and stored weight -> weight to compute with, as stored
 

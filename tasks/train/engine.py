@@ -79,8 +79,8 @@ class Engine(Protocol):
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         """From now on only gradients where ``keep`` is True count, for the norm too; None is all of them again."""
 
-    def restart(self, name: str, born: torch.Tensor) -> None:
-        """Weights where ``born`` is True start at zero with zero moments, where they have any."""
+    def restart(self, name: str, grown: torch.Tensor) -> None:
+        """Weights where ``grown`` is True start at zero with zero moments, where they have any."""
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         """This rank's shards; those of all ranks together cover every trainable parameter exactly once."""
@@ -201,10 +201,10 @@ class TorchEngine:
             self._focused[name] = keep.to(self.device, torch.uint8)
 
     @torch.no_grad()
-    def restart(self, name: str, born: torch.Tensor) -> None:
-        parameter, born = self._parameters[name], born.to(self.device, torch.bool)
+    def restart(self, name: str, grown: torch.Tensor) -> None:
+        parameter, grown = self._parameters[name], grown.to(self.device, torch.bool)
         for values in (parameter, *self._moments(name).values()):
-            values.masked_fill_(born, 0)
+            values.masked_fill_(grown, 0)
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         for name, parameter in self._trained.items():

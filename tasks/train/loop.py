@@ -21,7 +21,7 @@ from tasks.train.engine import Engine
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Loss
 from tasks.train.schedule import LearningRate
-from tasks.train.snapshot import claim, latest, restore, save
+from tasks.train.snapshot import latest, register_attempt, restore, save
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Checkpoints:
     def restore(self, engine: Engine) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]] | None:
         """What the newest valid snapshot carried, loaded into the engine; None where there is none."""
         if engine.rank == 0:
-            claim(self.directory, self.attempt)
+            register_attempt(self.directory, self.attempt)
         found = latest(self.directory)
         restored = restore(found, engine) if found else None
         self._started = (restored[0] if restored else 0, time.monotonic())

@@ -14,7 +14,7 @@ from tasks.formats.mask import Mask, Masks
 from tasks.formats.pattern import Pattern, Unstructured
 from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_global
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 from tasks.train.hook import Hook, Run
 from tasks.train.schedule import ExponentialDensity
 

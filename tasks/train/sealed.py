@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cluster import durable
+from cluster.store import durable
 
 MANIFEST = "manifest.json"
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster import durable
+from cluster.store import durable
 from tasks.formats.mask import pack, unpack
 from tasks.train import sealed
 from tasks.train.engine import Engine
@@ -47,7 +47,7 @@ class Snapshot:
     ranks: int
 
 
-def claim(directory: Path, attempt: int) -> None:
+def register_attempt(directory: Path, attempt: int) -> None:
     """Make ``attempt`` the owner: from now on older attempts cannot save here. Called before the workers start."""
     directory.mkdir(parents=True, exist_ok=True)
     _refuse_if_fenced(directory, attempt)

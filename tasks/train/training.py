@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
-    from tasks.models.trained import Origin
+    from tasks.models.files.trained import Origin
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
@@ -123,8 +123,8 @@ class TrainStage(ModelStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
-        from tasks.models.linears import find_linears
-        from tasks.models.trained import Origin
+        from tasks.models.files.trained import Origin
+        from tasks.models.find.linears import find_linears
         from tasks.train.regime import Setting
 
         execution = context.execution
@@ -171,7 +171,7 @@ class TrainStage(ModelStage):
 
     def _loss(self, context: Context) -> Loss:
         """The objective, bound to the teacher it learns from."""
-        from tasks.models.checkpoint import load_model
+        from tasks.models.files.checkpoint import load_model
 
         if not self.needs_teacher():
             return self.minimised.bind()

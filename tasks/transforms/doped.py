@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.models.transform import Transform
+from tasks.models.build.transform import Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ class Doped(Transform):
         return math.floor(self.sparsity * outputs * inputs / (outputs + inputs) + 1e-9)
 
     def replace(self, layer: nn.Module, outputs: int, inputs: int) -> nn.Module:
-        from tasks.models import expanded
+        from tasks.models.build import expanded
 
         rank = self.rank(outputs, inputs)
         return expanded.Doped(layer, outputs, inputs, rank, self.sparsity) if rank else layer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tasks.models.transform import Transform
+from tasks.models.build.transform import Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,6 @@ class Factorized(Transform):
         return math.ceil(outputs * inputs / ((outputs + inputs) * (1 - self.sparsity)) - 1e-9)
 
     def replace(self, layer: nn.Module, outputs: int, inputs: int) -> nn.Module:
-        from tasks.models import expanded
+        from tasks.models.build import expanded
 
         return expanded.Factorized(layer, outputs, inputs, self.rank(outputs, inputs), self.activation)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tasks.models.transform import Transform
+from tasks.models.build.transform import Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class Parallel(Transform):
         return max(1, round(1 / (1 - self.sparsity)))
 
     def replace(self, layer: nn.Module, outputs: int, inputs: int) -> nn.Module:
-        from tasks.models import expanded
+        from tasks.models.build import expanded
 
         if self.branches == 1:
             return layer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.models.transform import Transform, enlarged
+from tasks.models.build.transform import Transform, enlarged
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

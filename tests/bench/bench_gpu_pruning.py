@@ -48,7 +48,7 @@ def build(directory: Path) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tasks.models.checkpoint import save_model
+    from tasks.models.files.checkpoint import save_model
 
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES)
@@ -65,7 +65,7 @@ def prune(where: Path, method: str, pattern: str) -> list[float]:
 
     from tasks.calibrate.walk import walk
     from tasks.methods import build as method_named
-    from tasks.models.blocks import BlockStream
+    from tasks.models.stream.blocks import BlockStream
 
     generator = torch.Generator().manual_seed(0)
     batches = torch.randint(3, SIZES["vocab_size"], (SEQUENCES, LENGTH), generator=generator).split(BATCH)

@@ -49,7 +49,7 @@ def tokens_per_second(name: str, fields: dict[str, Any]) -> tuple[float, float]:
     from tasks.data.batch import Batch
     from tasks.methods import build
     from tasks.models.accounting import shape_of
-    from tasks.models.linears import find_linears
+    from tasks.models.find.linears import find_linears
     from tasks.objectives.cross_entropy import CrossEntropy
     from tasks.train.engine import TorchEngine, adamw
     from tasks.train.hook import Run

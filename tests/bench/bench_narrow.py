@@ -16,9 +16,9 @@ def measure() -> list[Measured]:
 
     from tasks.calibrate.walk import walk
     from tasks.methods import build
-    from tasks.models.blocks import BlockStream
-    from tasks.models.checkpoint import load_model
-    from tasks.models.resizing import shrink
+    from tasks.models.files.checkpoint import load_model
+    from tasks.models.files.resizing import shrink
+    from tasks.models.stream.blocks import BlockStream
     from tests.tasks import models_zoo as zoo
 
     torch.set_num_threads(1)

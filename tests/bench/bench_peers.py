@@ -122,7 +122,7 @@ def build(where: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from tasks.models.checkpoint import save_model
+    from tasks.models.files.checkpoint import save_model
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
@@ -138,7 +138,7 @@ def prune(model: str, tokens: str, output: str, method: str, pattern: str) -> No
 
     from tasks.calibrate.walk import walk
     from tasks.methods import build as method_named
-    from tasks.models.blocks import BlockStream
+    from tasks.models.stream.blocks import BlockStream
 
     rest, begun = peak_mebibytes(), time.perf_counter()
     batches = list(torch.from_numpy(np.load(tokens)).split(BATCH))

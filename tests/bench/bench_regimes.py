@@ -31,7 +31,7 @@ class Trainee:
 
     def __init__(self, name: str, fields: dict[str, Any], sampler: Any) -> None:
         from tasks.methods import build
-        from tasks.models.linears import find_linears
+        from tasks.models.find.linears import find_linears
         from tasks.train.engine import TorchEngine, adamw
         from tasks.train.hook import Run
         from tasks.train.regime import Setting

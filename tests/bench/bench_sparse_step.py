@@ -32,7 +32,7 @@ class Stopwatch(Hook):
 
 
 def measure() -> list[Measured]:
-    from cluster.engine import DeepSpeedEngine
+    from cluster.deepspeed.engine import DeepSpeedEngine
     from tasks.train.engine import TorchEngine, adamw
 
     lines = []
@@ -44,7 +44,7 @@ def measure() -> list[Measured]:
 
 
 def compare(kind: str, engine: Engine) -> list[Measured]:
-    from tasks.models.linears import find_linears
+    from tasks.models.find.linears import find_linears
     from tasks.train.masking import GradualMagnitude
     from tasks.train.schedule import ExponentialDensity
 

@@ -62,8 +62,8 @@ def walk_once(layers: int, width: int) -> None:
 def prune(source: Path, batches: list) -> Path:
     from tasks.calibrate.walk import walk
     from tasks.methods import build
-    from tasks.models.activations import Room
-    from tasks.models.blocks import BlockStream
+    from tasks.models.stream.activations import Room
+    from tasks.models.stream.blocks import BlockStream
 
     output = source.with_name(f"{source.name}-out")
     room = Room(BUDGET, source.with_name(f"{source.name}-activations"))
@@ -81,7 +81,7 @@ def build_model(layers: int, width: int, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tasks.models.checkpoint import save_model
+    from tasks.models.files.checkpoint import save_model
     from tests.tasks import models_zoo as zoo
 
     config = zoo.config("llama", layers, hidden_size=width, intermediate_size=3 * width, num_attention_heads=8)

@@ -5,8 +5,8 @@ import os
 import boto3
 import pytest
 
-from cluster.storage import open_store
-from cluster.store import LocalStore
+from cluster.store.local import LocalStore
+from cluster.store.url import open_store
 from tests.cluster.stores import control
 
 

@@ -3,8 +3,8 @@
 import urllib.request
 from pathlib import Path
 
-from cluster.artifacts import Artifact, Record
-from cluster.store import LocalStore
+from cluster.store.artifacts import Artifact, Record
+from cluster.store.local import LocalStore
 
 
 def control(server: str, action: str, content: bytes = b"") -> None:

@@ -16,15 +16,15 @@ import torch
 
 from tasks.data.tokens import Sampler
 from tasks.methods import build, names
-from tasks.models.checkpoint import load_model
-from tasks.models.linears import find_linears
+from tasks.models.files.checkpoint import load_model
+from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Telemetry, fit
 from tasks.train.masking import Masking
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
-from tests.cluster.test_engine import ranks
+from tests.cluster.deepspeed.test_engine import ranks
 from tests.contracts.test_regimes import QUICK
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -56,7 +56,7 @@ def train(name: str, build_engine, directory: Path, micro_batch: int | None) -> 
 
 def check(name: str, directory: Path) -> None:
     """What each of two ranks asserts."""
-    from cluster.engine import DeepSpeedEngine
+    from cluster.deepspeed.engine import DeepSpeedEngine
 
     alone, reference = train(name, TorchEngine, directory, BATCH // RANKS)
     shared, hooks = train(name, lambda *given: DeepSpeedEngine(*given, zero_stage=3), directory, None)
@@ -79,6 +79,6 @@ if __name__ == "__main__":
     for regime in sys.argv[2:]:
         check(regime, Path(sys.argv[1]))
     print("checked", len(sys.argv[2:]))
-    from cluster.rank import leave
+    from cluster.deepspeed.rank import leave
 
     leave(0)

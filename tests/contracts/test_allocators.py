@@ -4,7 +4,7 @@ import pytest
 
 from tasks.calibrate.scan import scan
 from tasks.methods import build, dump, names
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.contracts.test_methods_without_torch import SCRIPT
 from tests.tasks import models_zoo as zoo
 

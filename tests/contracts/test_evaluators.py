@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from cluster.artifacts import canonical_json
+from cluster.store.artifacts import canonical_json
 from cluster.tracking import VOCABULARY
 from tasks.evaluate import Evaluate
 from tasks.evaluators import Candidate
 from tasks.methods import build, dump, names
-from tasks.models.checkpoint import save_model
+from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 

@@ -10,7 +10,7 @@ import pytest
 from tasks.data.batch import IGNORED, Batch
 from tasks.data.tokens import Sampler
 from tasks.methods import build, dump, names
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.loop import fit
 from tasks.train.regime import Setting

@@ -7,8 +7,8 @@ from tasks.calibrate.walk import walk
 from tasks.formats.mask import load_masks
 from tasks.formats.pattern import parse_pattern
 from tasks.methods import build, dump, names
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.layout import MASKS
+from tasks.models.files.layout import MASKS
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]

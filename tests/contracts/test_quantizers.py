@@ -5,7 +5,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build, dump, names
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 quantizers = pytest.mark.parametrize("name", names("quantizers"))

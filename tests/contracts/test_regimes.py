@@ -11,9 +11,9 @@ import torch
 from tasks.data.tokens import Sampler
 from tasks.formats.mask import Mask
 from tasks.methods import build, dump, names
-from tasks.models.checkpoint import load_model
-from tasks.models.linears import find_linears
-from tasks.models.promises import require_subset
+from tasks.models.files.checkpoint import load_model
+from tasks.models.files.promises import require_subset
+from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Checkpoints, fit

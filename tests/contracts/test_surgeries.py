@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.methods import build, dump, load, names
-from tasks.models.building import on_meta, operate
-from tasks.models.checkpoint import load_model, save_model
-from tasks.models.promises import check_model
-from tasks.models.resizing import undo_last
+from tasks.models.build.building import on_meta, operate
+from tasks.models.files.checkpoint import load_model, save_model
+from tasks.models.files.promises import check_model
+from tasks.models.files.resizing import undo_last
 from tests.tasks import models_zoo as zoo
 
 FIELDS = {"narrow": {"widths": [24, 16]}, "transform": {"by": "parallel"}}

@@ -11,15 +11,15 @@ from tasks.calibrate.walk import walk
 from tasks.formats.mask import Mask, load_masks
 from tasks.methods import build, dump, names
 from tasks.models.accounting import iso_sparsity, shape_of, shape_of_config
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.building import builder
-from tasks.models.checkpoint import load_extras, load_model, save_model, validate
-from tasks.models.layout import MASKS
-from tasks.models.linears import find_linears
-from tasks.models.promises import check_masks
-from tasks.models.quantized import export_compressed
+from tasks.models.build.building import builder
+from tasks.models.build.surgery import FIELD
+from tasks.models.files.checkpoint import load_extras, load_model, save_model, validate
+from tasks.models.files.layout import MASKS
+from tasks.models.files.promises import check_masks
+from tasks.models.files.quantized import export_compressed
+from tasks.models.find.linears import find_linears
 from tasks.models.source import ModelSource
-from tasks.models.surgery import FIELD
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.models.layout import MASKS
+from tasks.models.files.layout import MASKS
 from tests.faults.test_kill import WORDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

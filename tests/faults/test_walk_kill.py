@@ -14,7 +14,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import BlockStream
+from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
 LAYERS = 6
@@ -130,7 +130,7 @@ def test_a_changed_model_refuses_to_go_on(tmp_path):
     model = zoo.model("llama", layers=2)
     with torch.no_grad():
         model.model.norm.weight[0] += 1
-    from tasks.models.checkpoint import save_model
+    from tasks.models.files.checkpoint import save_model
 
     save_model(model.state_dict(), model.config, tmp_path / "in")
     with pytest.raises(ValueError, match="was begun with another model"):

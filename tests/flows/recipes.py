@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from cluster.artifacts import Record
-from cluster.store import LocalStore
+from cluster.store.artifacts import Record
+from cluster.store.local import LocalStore
 from flows.plan import Plan, Step, make_plan
 from flows.recipe import Recipe, parse_recipe
 

@@ -263,7 +263,7 @@ REGIMES = [
     ("mdgf_linear", {"dense": 0.6, "hard": 0.5}, "dense and hard must leave room between them"),
     ("mdgf_exponential", {"backward": "none"}, "mdgf_exponential.backward: input should be 'ste' or 'decay'"),
     ("mdgf_exponential", {"rate": 0}, "mdgf_exponential.rate: input should be greater than 0"),
-    ("sdgf_geometric", {"pattern": "2:16"}, "first frame 16:128 of pattern 2:16 needs an input width divisible by 128"),
+    ("sdgf_geometric", {"pattern": "2:16"}, "first phase 16:128 of pattern 2:16 needs an input width divisible by 128"),
     ("fst", {"refresh": 0}, "fst.refresh: input should be greater than 0"),
     ("fst", {"dense": 1}, "fst.dense: input should be less than 1"),
     ("s_ste", {"mvue": "maybe"}, "s_ste.mvue: input should be a valid boolean"),

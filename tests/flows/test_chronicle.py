@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from cluster.store import LocalStore
+from cluster.store.local import LocalStore
 from flows.chronicle import Chronicle
 from flows.summary import summarise
 from tests.flows.recipes import BASE, plan, publish

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.artifacts import CorruptArtifact
-from cluster.events import format_event
-from cluster.store import LocalStore
+from cluster.ray.events import format_event
+from cluster.store.artifacts import CorruptArtifact
+from cluster.store.local import LocalStore
 from flows.conductor import Conductor, StageFailed, heal
 from flows.plan import Step
 from tests.flows.recipes import BASE, plan, publish

@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from flows.export import export_model
-from tasks.models.checkpoint import load_model
-from tasks.models.promises import check_masks
+from tasks.models.files.checkpoint import load_model
+from tasks.models.files.promises import check_masks
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 ELSEWHERE = """

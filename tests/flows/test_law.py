@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from cluster.store import LocalStore
+from cluster.store.local import LocalStore
 from flows.evidence import gather, read_law
 from flows.plan import make_plan
 from flows.recipe import load_recipe
-from tasks.train.scaling_law import ScalingLaw
+from tasks.train.scaling.law import ScalingLaw
 from tests.flows.command import winnow
 from tests.flows.recipes import BASE, HUB, publish
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.files import RECORD_NAME
 from cluster.profile import load_profile
-from cluster.storage import open_store
+from cluster.store.files import RECORD_NAME
+from cluster.store.url import open_store
 from flows.options import settle_environment
 from flows.plan import Plan, Step, prepare
 from flows.submit import Submitter
@@ -145,7 +145,7 @@ def test_what_changed_after_the_plan_fails_the_stage_in_one_line_and_publishes_n
     train_tokenizer([data_zoo.text(0)], 300).save_pretrained(folder / "model")
     made = plan(folder, *stages, **({} if len(stages) == 1 else {"model": {"checkpoint": "model"}}))
     step, stage = made.by_id[id], made.by_id[id].node.stage
-    monkeypatch.setattr("cluster.store.LocalStore.fetch", lambda *given: folder)      # no matter what parents would hold
+    monkeypatch.setattr("cluster.store.local.LocalStore.fetch", lambda *given: folder)      # no matter what parents would hold
     monkeypatch.setattr(type(stage), "parties", lambda *given: Parties())
     monkeypatch.setattr(type(stage), "run", lambda *given: spoil(changed, folder) or {} if moment == "meanwhile" else {})
     changed = "model" if kind == "tokenizer" else kind

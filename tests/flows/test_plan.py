@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from cluster.profile import Profile, load_profile
-from cluster.store import LocalStore
+from cluster.store.local import LocalStore
 from flows.plan import forecast, prepare
 from flows.recipe import parse_recipe
 from tests.flows.recipes import BASE, plan, publish, recipe

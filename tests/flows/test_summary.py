@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cluster.artifacts import Record
-from cluster.store import LocalStore
+from cluster.store.artifacts import Record
+from cluster.store.local import LocalStore
 from flows.summary import summarise
 from tests.flows.recipes import plan, publish
 

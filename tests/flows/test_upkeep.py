@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from cluster.artifacts import Artifact, Record
-from cluster.store import LocalStore
+from cluster.store.artifacts import Artifact, Record
+from cluster.store.local import LocalStore
 from flows.plan import make_plan
 from tasks.formats.mask import Mask
-from tasks.models.checkpoint import save_model
+from tasks.models.files.checkpoint import save_model
 from tests.flows.command import winnow
 from tests.flows.recipes import plan, publish, recipe
 from tests.tasks import models_zoo

@@ -27,8 +27,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from cluster.processes import family
-from cluster.services import Services
+from cluster.servers.processes import family
+from cluster.servers.services import Services
 
 ARCHITECTURE = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.processes import family
-from cluster.services import STANDING, Services
+from cluster.servers.processes import family
+from cluster.servers.services import STANDING, Services
 from tests.pipeline import LENGTH, Home, Ledger, lives, made_home, pretrain, prune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

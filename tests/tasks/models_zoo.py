@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tasks.models.checkpoint import save_model
+from tasks.models.files.checkpoint import save_model
 from tests.zoo.architectures import VOCABULARY, config
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma", "gemma3", "mixtral", "qwen3_moe", "gpt_oss"]

@@ -23,7 +23,7 @@ def ran(monkeypatch) -> Callable[..., list[Any]]:
         tasks: list[Any] = []
         monkeypatch.setenv(job.JOB_VARIABLE, json.dumps(units))
         monkeypatch.setattr(job, "_launch", lambda work: tasks.append(work["number"]))
-        monkeypatch.setattr("cluster.workers.run_task", lambda target, payload, **room: tasks.append(
+        monkeypatch.setattr("cluster.ray.workers.run_task", lambda target, payload, **room: tasks.append(
             (target, [work["number"] for work in payload["work"]])))  # fmt: skip
         assert job.main() == 0
         return sorted(tasks, key=str)

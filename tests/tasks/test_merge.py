@@ -12,8 +12,8 @@ from flows.pipeline import Watchers
 from flows.plan import check, make_plan
 from flows.recipe import parse_recipe
 from tasks.formats.mask import Mask
-from tasks.models.checkpoint import save_model
-from tasks.models.layout import MASKS
+from tasks.models.files.checkpoint import save_model
+from tasks.models.files.layout import MASKS
 from tasks.stage import Context, Execution, stage_class
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo

@@ -17,7 +17,7 @@ from tasks.calibrate.parallel import side_by_side
 from tasks.data.corpora import build_corpus
 from tasks.formats.pattern import parse_pattern
 from tasks.job import produce
-from tasks.models.checkpoint import validate
+from tasks.models.files.checkpoint import validate
 from tasks.refusal import disk_full, refused
 
 

@@ -13,14 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from cluster.artifacts import CorruptArtifact
-from cluster.events import parse_event
+from cluster.ray.events import parse_event
+from cluster.store.artifacts import CorruptArtifact
 from cluster.tracking import VOCABULARY
 from tasks.calibrate.essential import Trials
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
-from tasks.models.checkpoint import load_model, save_model
-from tasks.models.layout import MASKS
-from tasks.models.promises import check_masks, require_subset
+from tasks.models.files.checkpoint import load_model, save_model
+from tasks.models.files.layout import MASKS
+from tasks.models.files.promises import check_masks, require_subset
 from tasks.prune import Prune
 from tasks.recover import Recover
 from tasks.stage import Context, Execution
@@ -206,7 +206,7 @@ def test_curves_survive_a_line_that_an_attempt_did_not_finish(tmp_path):
     history.report({"event": "metrics", "step": 1, "metrics": {"loss": 2.0}})
     whole = history.path.read_text()
     history.path.write_text(whole + whole[: len(whole) // 2] + "\n" + whole.replace('"step": 1', '"step": 2'))
-    history.settle(tmp_path / "settled.jsonl")
+    history.write(tmp_path / "settled.jsonl")
     assert [json.loads(line)["step"] for line in (tmp_path / "settled.jsonl").read_text().splitlines()] == [1, 2]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Artifact, Record
-from cluster.store import LocalStore
+from cluster.store.artifacts import Artifact, Record
+from cluster.store.local import LocalStore
 from tasks.job import payload, produce
 from tasks.stage import Stage, stage_class
 from tests.tasks import data_zoo

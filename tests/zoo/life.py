@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from cluster.artifacts import Record
 from cluster.profile import Profile, Resources
-from cluster.store import Store
+from cluster.store.artifacts import Record
+from cluster.store.local import Store
 from flows.export import export_model
 from flows.plan import Plan, prepare
 from flows.submit import Submitter
@@ -23,8 +23,8 @@ from tasks.data.tokenizer import load_tokenizer, train_tokenizer
 from tasks.data.tokens import calibration_batches
 from tasks.formats.mask import load_masks
 from tasks.job import produce
-from tasks.models.checkpoint import load_model
-from tasks.models.layout import MASKS
+from tasks.models.files.checkpoint import load_model
+from tasks.models.files.layout import MASKS
 from tests.tasks import data_zoo
 from tests.zoo.members import VOCABULARY, Member, build
 

@@ -7,7 +7,7 @@ from tasks.calibrate.scan import scan
 from tasks.calibrate.walk import walk
 from tasks.formats.selection import keep_global, quota
 from tasks.methods import build
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 

@@ -6,7 +6,7 @@ import torch
 from tasks.calibrate.scan import scan
 from tasks.methods import build
 from tasks.models.allocation import Scan, spread_out
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 

@@ -9,7 +9,7 @@ from tasks.allocators.sensitivity import _hull, cheapest
 from tasks.calibrate.scan import scan
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 

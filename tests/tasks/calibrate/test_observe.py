@@ -5,7 +5,7 @@ import torch
 
 from tasks.calibrate.observe import Hessian, InputNorms, Moments
 from tasks.calibrate.watch import Watch
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 

@@ -7,10 +7,10 @@ from tasks.calibrate.method import BlockMethod, Edit
 from tasks.calibrate.observe import Statistic
 from tasks.calibrate.shares import deal
 from tasks.calibrate.walk import walk
-from tasks.calibrate.worker import Share
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import load_extras, load_model
-from tasks.models.promises import check_model
+from tasks.calibrate.worker import ShareWorker
+from tasks.models.files.checkpoint import load_extras, load_model
+from tasks.models.files.promises import check_model
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tasks.workers import LocalWorker
 from tests.tasks import models_zoo as zoo
 
@@ -49,11 +49,11 @@ class KeyValueScales(BlockMethod):
 def streamed(source, output, method, workers=1, **choices):
     batches = zoo.batches(count=6)
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": ("pruners", method)}
-    followers = [
-        LocalWorker(Share({**payload, "scratch": f"{output}/share-{number}", "tokens": [tokens.tolist() for tokens in share]}))
+    others = [
+        LocalWorker(ShareWorker({**payload, "scratch": f"{output}/{number}", "tokens": [part.tolist() for part in share]}))
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
-    walk(BlockStream(source, output, **choices), batches, method, followers=followers)
+    walk(BlockStream(source, output, **choices), batches, method, workers=others)
     return load_extras(output)
 
 

@@ -12,13 +12,13 @@ import torch
 from tasks.calibrate.observe import Hessian, InputNorms
 from tasks.calibrate.shares import deal, merge
 from tasks.calibrate.walk import walk
-from tasks.calibrate.worker import Share
+from tasks.calibrate.worker import ShareWorker
 from tasks.formats.mask import load_masks
 from tasks.job import _start_workers
 from tasks.methods import build, dump
-from tasks.models.blocks import BlockStream
-from tasks.models.checkpoint import load_model
-from tasks.models.layout import MASKS
+from tasks.models.files.checkpoint import load_model
+from tasks.models.files.layout import MASKS
+from tasks.models.stream.blocks import BlockStream
 from tasks.prune import Prune
 from tasks.stage import Context, Execution
 from tasks.workers import LocalWorker, start_here
@@ -27,16 +27,16 @@ from tests.tasks import models_zoo as zoo
 DOUBLE = {"sparsegpt": {"double": True}}
 
 
-def shared(source, output, workers, name, start=lambda payload: LocalWorker(Share(payload))):
+def shared(source, output, workers, name, start=lambda payload: LocalWorker(ShareWorker(payload))):
     """A walk whose sequences are dealt to this many workers."""
     batches = zoo.batches(count=6, rows=4)
     method = ("pruners", dump(build("pruners", name)))
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": method}
-    followers = [
+    others = [
         start({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]})
         for number, share in enumerate(deal(batches, workers)[1:])
     ]
-    report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, followers=followers)
+    report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, workers=others)
     return report, load_masks(output / MASKS), load_model(output).state_dict()
 
 

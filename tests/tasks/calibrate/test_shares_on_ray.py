@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs import Jobs
-from cluster.services import Services
+from cluster.ray.jobs import Jobs
+from cluster.servers.services import Services
 from tasks.formats.mask import load_masks
-from tasks.models.layout import MASKS
+from tasks.models.files.layout import MASKS
 from tests.tasks import models_zoo as zoo
 from tests.tasks.calibrate.test_shares import DOUBLE, shared
 
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 DRIVER = """
 import sys
 from pathlib import Path
-from cluster.workers import start_actor
+from cluster.ray.workers import start_actor
 from tests.tasks.calibrate.test_shares import DOUBLE, shared
 source, output = map(Path, sys.argv[1:])
-shared(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:Share", payload))
+shared(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:ShareWorker", payload))
 print("walked")
 """
 

@@ -9,11 +9,11 @@ from tasks.formats.grid import Grid
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.formats.pattern import NM
 from tasks.methods import build
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import load_model, save_model
-from tasks.models.layout import MASKS
-from tasks.models.linears import find_linears
-from tasks.models.promises import check_masks
+from tasks.models.files.checkpoint import load_model, save_model
+from tasks.models.files.layout import MASKS
+from tasks.models.files.promises import check_masks
+from tasks.models.find.linears import find_linears
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tasks.train.masking import Masking
 from tests.tasks import models_zoo as zoo
 

@@ -7,11 +7,11 @@ from tasks.calibrate.method import BlockMethod, Edit, Pruner
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import BrokenMask
 from tasks.methods import build
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import load_model
-from tasks.models.promises import check_masks, require_subset
+from tasks.models.files.checkpoint import load_model
+from tasks.models.files.promises import check_masks, require_subset
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
-from tests.tasks.models.test_blocks import eager
+from tests.tasks.models.stream.test_blocks import eager
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)

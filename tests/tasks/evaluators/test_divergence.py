@@ -11,7 +11,7 @@ import torch
 from tasks.evaluators import Candidate
 from tasks.methods import build
 from tasks.models import scoring
-from tasks.models.checkpoint import save_model
+from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 

@@ -10,8 +10,8 @@ from tasks.evaluators import Candidate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import parse_pattern
 from tasks.methods import build
-from tasks.models.checkpoint import save_model
-from tasks.models.linears import find_linears
+from tasks.models.files.checkpoint import save_model
+from tasks.models.find.linears import find_linears
 from tests.tasks import models_zoo as zoo
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.evaluators import Candidate
 from tasks.methods import build
-from tasks.models.layout import MASKS
+from tasks.models.files.layout import MASKS
 from tests.tasks import models_zoo as zoo
 from tests.tasks.evaluators.test_pattern import pruned
 

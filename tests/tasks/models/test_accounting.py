@@ -7,7 +7,7 @@ import torch
 
 from tasks.formats.mask import Mask
 from tasks.models.accounting import Shape, average_parameters, gpt_shape, live_parameters, shape_of, shape_of_config
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.train.schedule import ComputeWindow, ExponentialDensity
 from tests.tasks import models_zoo as zoo
 

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, Glm4MoeConfig, 
 from flows.export import _write as export_files
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import BlockStream
-from tasks.models.checkpoint import load_model, skeleton
-from tasks.models.layout import MASKS, NAMES
-from tasks.models.linears import find_linears
-from tasks.models.names import hub_names
-from tasks.models.promises import check_model
-from tasks.models.trained import Origin
+from tasks.models.files.checkpoint import load_model, skeleton
+from tasks.models.files.layout import MASKS, NAMES
+from tasks.models.files.names import hub_names
+from tasks.models.files.promises import check_model
+from tasks.models.files.trained import Origin
+from tasks.models.find.linears import find_linears
+from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
 SIZES = {
@@ -152,7 +152,7 @@ def test_what_transformers_keeps_in_float32_is_in_float32_while_blocks_run(tmp_p
 
 
 def test_large_models_are_written_in_shards_with_an_index(tmp_path):
-    from tasks.models.shards import TensorFiles, write_shards
+    from tasks.models.files.shards import TensorFiles, write_shards
 
     source = checkpoint("mixtral", tmp_path / "source")
     (tmp_path / "out").mkdir()
@@ -191,8 +191,8 @@ def test_what_pruning_keeps_of_a_matrix_keeps_the_precision_it_is_stored_in(tmp_
 
 
 def test_a_packed_model_names_the_matrices_no_class_knows_as_left_alone(tmp_path):
-    from tasks.models.checkpoint import load_extras
-    from tasks.models.quantized import export_compressed
+    from tasks.models.files.checkpoint import load_extras
+    from tasks.models.files.quantized import export_compressed
 
     model = zoo.model("llama")
     model.save_pretrained(tmp_path / "source")

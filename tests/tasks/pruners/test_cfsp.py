@@ -7,10 +7,10 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.checkpoint import load_model, save_model
-from tasks.models.promises import check_masks
-from tasks.models.resizing import shrink
+from tasks.models.files.checkpoint import load_model, save_model
+from tasks.models.files.promises import check_masks
+from tasks.models.files.resizing import shrink
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 DENSE = ["llama", "gpt2", "opt", "qwen3", "gemma"]
@@ -58,7 +58,7 @@ def test_a_smaller_model_is_a_model_like_any_other(tmp_path):
 def test_worked_by_hand():
     """Channels that fire as strongly: what of a hidden feature's weight is theirs decides."""
     from tasks.calibrate.observe import InputNorms
-    from tasks.models.structure import FeedForward
+    from tasks.models.find.structure import FeedForward
 
     view = type("View", (), {})()
     network = FeedForward(("up",), "down", 2)

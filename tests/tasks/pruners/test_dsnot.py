@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tasks.calibrate.exchange import Exchange
+from tasks.calibrate.solvers.exchange import Exchange
 from tasks.formats.pattern import parse_pattern
 from tasks.methods import build
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 from tasks.pruners.dsnot import Dsnot
 
 SHARE = torch.tensor([[1.0, 4.0, -1.0, 6.0]])

@@ -5,7 +5,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 BLOCK = "model.layers.0.self_attn."

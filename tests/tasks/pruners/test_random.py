@@ -4,7 +4,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tasks.pruners.random import Random
 from tests.tasks import models_zoo as zoo
 

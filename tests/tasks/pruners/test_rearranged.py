@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tasks.calibrate.grouping import group_rows, kept_score
+from tasks.calibrate.solvers.grouping import group_rows, kept_score
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import ResidentBlocks
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 
@@ -21,7 +21,7 @@ def test_the_function_is_what_it_was_whatever_the_order(architecture, initial, m
     def backwards(scores_OI, rows, sparsity):
         return torch.arange(len(scores_OI[0])).flip(0)
 
-    monkeypatch.setattr("tasks.calibrate.grouping.group_rows", backwards)
+    monkeypatch.setattr("tasks.calibrate.solvers.grouping.group_rows", backwards)
     model, moved, tokens_BT = zoo.model(architecture), zoo.model(architecture), zoo.batches()[0]
     prune(moved, {"rearranged": {"initial": initial}}, 0.0)
     changed = [name for name, value in moved.state_dict().items() if not torch.equal(value, model.state_dict()[name])]

@@ -4,7 +4,7 @@ import torch
 
 from tasks.calibrate.observe import InputNorms
 from tasks.formats.pattern import NM, Unstructured
-from tasks.models.linears import Linear
+from tasks.models.find.linears import Linear
 from tasks.pruners.magnitude import Magnitude
 from tasks.pruners.wanda import Wanda
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian
-from tasks.calibrate.sweep import damped
+from tasks.calibrate.solvers.sweep import damped
 from tasks.formats.grid import Grid
 from tasks.formats.pattern import NM
 from tasks.quantizers.gptq import Gptq

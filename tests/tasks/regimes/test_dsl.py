@@ -1,4 +1,4 @@
-"""DSL: half of the budget moves at first, half a percent at last, rounded up; the newborn start at zero."""
+"""DSL: half of the budget moves at first, half a percent at last, rounded up; the grown start at zero."""
 
 import pytest
 

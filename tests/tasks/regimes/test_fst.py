@@ -5,7 +5,7 @@ import torch
 from tasks.formats.mask import unpack
 from tasks.formats.pattern import NM
 from tasks.formats.semi_structured import keep_transposable
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.train.effective import substitute
 from tasks.train.engine import TorchEngine
 from tests.tasks import models_zoo as zoo

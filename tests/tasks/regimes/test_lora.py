@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tasks.data.tokenizer import train_tokenizer
 from tasks.formats.mask import Mask, load_masks
 from tasks.methods import build
-from tasks.models.layout import MASKS
-from tasks.models.linears import find_linears
+from tasks.models.files.layout import MASKS
+from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
 from tasks.train.regime import Setting
 from tests.tasks import data_zoo

@@ -7,7 +7,7 @@ from tests.tasks.regimes.gym import enter
 
 def test_the_share_reaches_one_percent_where_the_hard_phase_begins_and_is_cut_there():
     regime = enter("mdgf_exponential", hard=0.2, pattern="1:8").regime
-    shares = [regime.frame(step, 100).share for step in (0, 40, 79, 80)]
+    shares = [regime.phase(step, 100).share for step in (0, 40, 79, 80)]
     assert shares == pytest.approx([1, 0.1, 0.01 ** (79 / 80), 0])
 
 

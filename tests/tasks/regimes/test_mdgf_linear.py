@@ -9,7 +9,7 @@ from tests.tasks.regimes.gym import DOWN, UP, enter
 
 def test_the_share_falls_to_zero_where_the_hard_phase_begins():
     regime = enter("mdgf_linear", hard=0.2).regime
-    shares = [regime.frame(step, 100).share for step in (0, 20, 40, 80, 99)]
+    shares = [regime.phase(step, 100).share for step in (0, 20, 40, 80, 99)]
     assert shares == pytest.approx([1, 0.75, 0.5, 0, 0])
 
 
@@ -21,7 +21,7 @@ def test_at_share_one_training_is_dense_and_later_the_forward_pass_scales_what_i
     gym, dense = enter("mdgf_linear", hard=0.0, steps=10), enter("dense")
     assert torch.equal(gym.step(), dense.step())
     gym.train(4)
-    share = gym.hook.frame(5).share
+    share = gym.hook.phase(5).share
     assert share == 0.5
     for name in gym.hook.treated:
         weight = gym.weight(name)

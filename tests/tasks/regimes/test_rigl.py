@@ -1,4 +1,4 @@
-"""RigL: the smallest live weights fall, those with the largest dense gradient are born, the count stays."""
+"""RigL: the smallest live weights fall, those with the largest dense gradient are grown, the count stays."""
 
 import torch
 
@@ -16,15 +16,15 @@ def test_an_update_by_hand():
     order = weight.abs().flatten().masked_fill(~alive, torch.inf).argsort()
     kept = alive.clone()
     kept[order[:moved]] = False
-    born = gradient.abs().flatten().masked_fill(kept, -1).topk(moved).indices
+    grown = gradient.abs().flatten().masked_fill(kept, -1).topk(moved).indices
     expected = kept.clone()
-    expected[born] = True
+    expected[grown] = True
     gym.hook.after_backward(gym.run)
     assert torch.equal(gym.hook.masks[UP].keep.flatten(), expected)
     now = gym.weight(UP).flatten()
     assert torch.equal(now[kept], weight.flatten()[kept])
     regrown = expected & ~kept & alive
-    assert torch.equal(now[regrown], weight.flatten()[regrown])     # dropped and born at once: the value stays
+    assert torch.equal(now[regrown], weight.flatten()[regrown])     # dropped and grown at once: the value stays
     assert not now[expected & ~alive].any()
 
 

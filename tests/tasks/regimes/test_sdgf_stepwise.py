@@ -1,4 +1,4 @@
-"""SDGF-Stepwise: equal frames of fewer and fewer live weights in groups of the same size."""
+"""SDGF-Stepwise: equal phases of fewer and fewer live weights in groups of the same size."""
 
 import pytest
 
@@ -9,7 +9,7 @@ EXAMPLE = {0: "15:16", 69: "15:16", 70: "8:16", 140: "4:16", 210: "2:16", 280: "
 
 def test_the_frames_of_one_of_sixteen_over_350():
     regime = enter("sdgf_stepwise", pattern="1:16").regime
-    assert {step: str(regime.frame(step, 350).pattern) for step in EXAMPLE} == EXAMPLE
+    assert {step: str(regime.phase(step, 350).pattern) for step in EXAMPLE} == EXAMPLE
 
 
 @pytest.mark.parametrize(("pattern", "counts"), [("2:4", [3, 2]), ("1:2", [1]), ("1:8", [7, 4, 2, 1]), ("4:8", [7, 4])])

@@ -1,4 +1,4 @@
-"""SET: the smallest live weights fall and as many are born by lot, with no gradient asked for."""
+"""SET: the smallest live weights fall and as many are grown by lot, with no gradient asked for."""
 
 import torch
 

@@ -10,7 +10,7 @@ from tasks.data.batch import IGNORED
 from tasks.data.tokens import Sampler
 from tasks.formats.selection import quota
 from tasks.methods import build
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.objectives.cross_entropy import CrossEntropy
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook

@@ -10,13 +10,13 @@ import tasks.surgeries
 from flows.export import export_model
 from tasks.calibrate.walk import walk
 from tasks.methods import build
-from tasks.models.blocks import BlockStream, ResidentBlocks
-from tasks.models.building import operate
-from tasks.models.checkpoint import load_model, save_model, validate
-from tasks.models.linears import find_linears
-from tasks.models.promises import check_model
-from tasks.models.shards import TensorFiles
-from tasks.models.trained import Origin
+from tasks.models.build.building import operate
+from tasks.models.files.checkpoint import load_model, save_model, validate
+from tasks.models.files.promises import check_model
+from tasks.models.files.shards import TensorFiles
+from tasks.models.files.trained import Origin
+from tasks.models.find.linears import find_linears
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import LLAMA, TRAINING, Workshop
 

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from tasks.formats.pattern import NM
-from tasks.models.linears import Linear, find_linears
+from tasks.models.find.linears import Linear, find_linears
 from tasks.train.branch import LowRank, attach, place
 from tasks.train.effective import substitute
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Run
-from tasks.train.structured import Frame, Structured
+from tasks.train.sparse.semi_structured import Phase, SemiStructured
 from tests.tasks import models_zoo as zoo
 from tests.tasks.regimes.gym import UP
 
@@ -34,7 +34,7 @@ def test_a_branch_adds_to_a_weight_that_is_sparse_by_n_of_m():
     branch = LowRank(linears[UP], 2, 1.0, seed=0, mask=None)
     nn.init.normal_(branch.up)
     attach(model, "slope", {UP: branch}, linears)
-    hook = Structured(linears, {}, {UP: linears[UP]}, lambda step: Frame(NM(2, 4)))
+    hook = SemiStructured(linears, {}, {UP: linears[UP]}, lambda step: Phase(NM(2, 4)))
     hook.on_start(Run(TorchEngine(model, adamw(model)), 4))
     owner, stored = model.get_submodule(UP.removesuffix(".weight")), model.get_parameter(UP)
     sparse = stored * NM(2, 4).keep(stored.detach().abs(), 0.5)

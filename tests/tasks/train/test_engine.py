@@ -90,21 +90,21 @@ def test_newborn_weights_start_at_zero_and_learn_from_the_next_step_on():
     engine.hold(WEIGHT, old)
     train(engine, range(5))
     engine.hold(WEIGHT, new)
-    born = new & ~old
-    assert not engine.read(WEIGHT)[born].any()
+    grown = new & ~old
+    assert not engine.read(WEIGHT)[grown].any()
     train(engine, range(5, 6))
     # without any past, Adam's update does not depend on the size of the gradient; the step count is the model's
     update = 1e-2 * (0.1 / (1 - 0.9**6)) / (0.05 / (1 - 0.95**6)) ** 0.5
-    torch.testing.assert_close(engine.read(WEIGHT)[born].abs(), torch.full((int(born.sum()),), update), rtol=1e-4, atol=0)
+    torch.testing.assert_close(engine.read(WEIGHT)[grown].abs(), torch.full((int(grown.sum()),), update), rtol=1e-4, atol=0)
 
 
 def test_restart_forgets_values_and_moments_of_the_chosen_weights_only():
-    engine, born = engine_of(network()), half((16, 8))
+    engine, grown = engine_of(network()), half((16, 8))
     train(engine, range(3))
     before, speed = engine.read(WEIGHT), moments(engine, WEIGHT)["exp_avg"].clone()
-    engine.restart(WEIGHT, born)
-    assert torch.equal(engine.read(WEIGHT), before.masked_fill(born, 0))
-    assert torch.equal(moments(engine, WEIGHT)["exp_avg"], speed.masked_fill(born.flatten(), 0))
+    engine.restart(WEIGHT, grown)
+    assert torch.equal(engine.read(WEIGHT), before.masked_fill(grown, 0))
+    assert torch.equal(moments(engine, WEIGHT)["exp_avg"], speed.masked_fill(grown.flatten(), 0))
 
 
 def test_released_weights_grow_again():

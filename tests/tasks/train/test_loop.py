@@ -11,7 +11,7 @@ import torch
 from tasks.data.batch import IGNORED, Batch
 from tasks.data.tokens import Sampler
 from tasks.methods import build
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.objectives.cross_entropy import CrossEntropy
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook

@@ -7,7 +7,7 @@ import torch
 
 from tasks.formats.mask import Mask
 from tasks.formats.selection import quota
-from tasks.models.linears import find_linears
+from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Run
 from tasks.train.masking import GradualMagnitude, Masking

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.train.engine import TorchEngine, adamw
-from tasks.train.snapshot import Fenced, claim, latest, restore, save
+from tasks.train.snapshot import Fenced, latest, register_attempt, restore, save
 
 WEIGHT = "0.weight"
 
@@ -141,13 +141,13 @@ def test_a_step_that_is_saved_already_is_left_alone(tmp_path):
 
 def test_a_leftover_of_an_older_attempt_cannot_save(tmp_path):
     engine = engine_of()
-    claim(tmp_path, attempt=1)
+    register_attempt(tmp_path, attempt=1)
     save(engine, tmp_path, 1, {}, {}, attempt=1)
-    claim(tmp_path, attempt=2)
+    register_attempt(tmp_path, attempt=2)
     with pytest.raises(Fenced, match="belongs to attempt 2; attempt 1 is a leftover"):
         save(engine, tmp_path, 2, {}, {}, attempt=1)
     with pytest.raises(Fenced):
-        claim(tmp_path, attempt=1)
+        register_attempt(tmp_path, attempt=1)
     save(engine, tmp_path, 3, {}, {}, attempt=2)
     assert latest(tmp_path).step == 3
 
@@ -155,9 +155,9 @@ def test_a_leftover_of_an_older_attempt_cannot_save(tmp_path):
 def test_an_attempt_that_loses_the_directory_while_writing_does_not_publish(tmp_path, monkeypatch):
     from tasks.train import sealed
 
-    claim(tmp_path, attempt=1)
+    register_attempt(tmp_path, attempt=1)
     seal = sealed.seal
-    monkeypatch.setattr(sealed, "seal", lambda *given: (seal(*given), claim(tmp_path, attempt=2)))
+    monkeypatch.setattr(sealed, "seal", lambda *given: (seal(*given), register_attempt(tmp_path, attempt=2)))
     with pytest.raises(Fenced):
         save(engine_of(), tmp_path, 1, {}, {}, attempt=1)
     assert latest(tmp_path) is None

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tasks.data.tokenizer import train_tokenizer
 from tasks.formats.mask import Mask, load_masks
 from tasks.job import _make_engine
-from tasks.models.checkpoint import load_model, save_model
-from tasks.models.layout import MASKS
-from tasks.models.linears import find_linears
+from tasks.models.files.checkpoint import load_model, save_model
+from tasks.models.files.layout import MASKS
+from tasks.models.find.linears import find_linears
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
 from tasks.stage import Context, Execution

@@ -8,8 +8,8 @@ from torch import nn
 
 from tasks.methods import build
 from tasks.models.accounting import shape_of
-from tasks.models.building import builder
-from tasks.models.linears import find_linears
+from tasks.models.build.building import builder
+from tasks.models.find.linears import find_linears
 from tests.tasks import models_zoo as zoo
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.methods import build
 from tasks.models.accounting import iso_sparsity, shape_of_config
-from tasks.models.surgery import FIELD
+from tasks.models.build.surgery import FIELD
 from tests.tasks import models_zoo as zoo
 
 

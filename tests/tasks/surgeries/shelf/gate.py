@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.models.surgery import Surgery
+from tasks.models.build.surgery import Surgery
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Gate(Surgery):
     def apply(self, model: PreTrainedModel) -> None:
         import torch
 
-        from tasks.models.linears import find_linears
+        from tasks.models.find.linears import find_linears
 
         for name, linear in find_linears(model).items():
             if len(linear.shape) == 2:

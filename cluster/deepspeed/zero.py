@@ -1,0 +1,137 @@
+"""What DeepSpeed is told of a ZeRO stage, and where that keeps a parameter on this rank: masters, moments, copies, gradient.
+
+DeepSpeed has no common way to ask (its public calls gather full tensors, or work at stage 3 only, or return None at
+stage 0), so the three layouts are written down here and nowhere else. They follow DeepSpeed 0.19.8, whose names are
+private in part: tests/cluster/deepspeed/test_engine.py compares every stage with plain torch and fails first when they change.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+from torch import nn
+
+from tasks.train.engine import Shard
+
+
+class Replicated:
+    """Stage 0: every rank holds everything. In bf16 a list of float32 masters stands beside the list of parameters."""
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = [values for group in optimizer.param_groups for values in group["params"]]
+        self._masters = {}
+        if wrapped is not optimizer:
+            pairs = zip(sum(wrapped.fp16_groups, []), sum(wrapped.fp32_groups, []), strict=True)
+            self._masters = {id(low): high for low, high in pairs}
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        master = self._masters.get(id(parameter), parameter)
+        copies = (parameter.detach().view(-1),) if self._masters else ()
+        return self._cut(master, 0, 0, master.numel(), copies)
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        """This rank's piece of the reduced gradient as a flat view, or None without one."""
+        return None if parameter.grad is None else parameter.grad.view(-1)
+
+    def _cut(self, flat: torch.Tensor, offset: int, start: int, numel: int, copies: tuple) -> Shard:
+        """Elements ``offset ... offset + numel`` of a tensor the optimizer updates."""
+        piece = slice(offset, offset + numel)
+        moments = {moment: values.view(-1)[piece] for moment, values in self.state[flat].items() if moment != "step"}
+        return Shard(start, numel, flat.detach().view(-1)[piece], moments, copies)
+
+
+class Fragments(Replicated):
+    """Stages 1 and 2: all parameters of a group laid end to end and cut in equal parts, through tensors too.
+
+    Each rank updates its part and gathers the others', so the parameter itself is whole on every rank.
+    """
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = [group["params"][0] for group in optimizer.param_groups]
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        mapping = parameter._hp_mapping
+        if mapping is None:  # no part of it on this rank
+            return self._cut(self.updated[0], 0, 0, 0, ())
+        high, low = mapping.hp_fragment_address, mapping.lp_fragment_address
+        copies = (parameter.detach().view(-1)[low.start : low.start + low.numel],)
+        return self._cut(self.updated[mapping.param_group_index], high.start, low.start, low.numel, copies)
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        if not shard.numel:
+            return None
+        gradient = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+        # at stage 1 in bf16 the buffer is that of the whole parameter
+        return gradient if gradient.numel() == shard.numel else gradient[shard.start : shard.start + shard.numel]
+
+
+class Partitions(Replicated):
+    """Stage 3: every parameter by itself in equal parts, the last ones padded; whole only while a module runs."""
+
+    def __init__(self, wrapped, optimizer: torch.optim.Optimizer, rank: int) -> None:
+        self.wrapped, self.state, self.rank = wrapped, optimizer.state, rank
+        self.updated = wrapped.fp32_partitioned_groups_flat
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        group, offset, size = self.wrapped.grad_position[self.wrapped.get_param_id(parameter)]
+        start = self.rank * size
+        numel = max(0, min(size, parameter.ds_numel - start))
+        return self._cut(self.updated[group], offset, start, numel, (parameter.ds_tensor.detach().view(-1)[:numel],))
+
+    def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
+        return self.wrapped._get_fp32_grad_state_partition(parameter, False)[0].view(-1)[: shard.numel]
+
+
+LAYOUTS = (Replicated, Fragments, Fragments, Partitions)
+
+
+def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
+    bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
+    zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
+        zero["compute_grad_norm"] = False  # ours is over the masked gradient
+    if zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # its default is 1
+        "timers": {"throughput": {"enabled": False}},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+    }
+    if precision == "bf16" and zero_stage > 0:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
+    """deepspeed.initialize without compiling anything."""
+    import deepspeed
+
+    # Its gloo backend would compile a shared-memory operator (90 s cold) that only its inference calls use.
+    deepspeed.ops.__compatible_ops__ = {}
+    # torch 2.13 tells DeepSpeed at every collective that the name it uses will change.
+    warnings.filterwarnings("ignore", r"`torch.distributed\.\w+` is deprecated", FutureWarning)
+    with quiet():
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
+    logger = logging.getLogger("DeepSpeed")
+    level, _ = logger.level, logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

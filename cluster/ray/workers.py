@@ -1,0 +1,250 @@
+"""Inside a job's driver: put one piece of work where its resources are, or a group of ranks around a training loop.
+
+A task is tried once (`max_retries=0`), because who retries is decided in one place, the flow. A rank that dies takes
+its group with it, and the group is started again up to `max_failures` times; what it resumes from is the target's
+business. Targets are import strings, so the driver imports neither torch nor the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.ray.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
+
+PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s is how long a dead rank goes unnoticed
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process; hangs inside a step are the target's to find
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # another stage may hold the CPUs for a while
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice once stdout is a log file
+}
+
+
+class Running:
+    """A task under way."""
+
+    def __init__(self, reference: Any, target: str) -> None:
+        self._reference, self._target = reference, target
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The target's return value. A failure is a RuntimeError naming the cause; TimeoutError if it is not done."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError
+
+        try:
+            failed, value = ray.get(self._reference, timeout=timeout)
+        except GetTimeoutError:
+            raise TimeoutError(f"{self._target} is not done after {timeout} s") from None
+        except RayError as error:
+            line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise RuntimeError(f"{self._target}: {type(error).__name__}: {line}") from None
+        if failed:
+            raise (Mistake if value["mistake"] else TargetFailed)(f"{self._target}: {value['text']}")
+        return value
+
+    def done(self) -> bool:
+        import ray
+
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def cancel(self) -> None:
+        import ray
+
+        ray.cancel(self._reference, force=True)
+
+
+def connect() -> None:
+    """Join the cluster that runs this job, once; the address is in the job's environment."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two ranks are two events
+    os.environ.update({name: os.environ.get(name, value) for name, value in TRAIN_SETTINGS.items()})
+    if os.environ.get("WINNOW_LOCAL"):
+        _use_prestarted_workers()
+    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level="warning")
+
+
+def start_task(
+    target: str,
+    payload: Mapping[str, Any],
+    cpus: float = 1,
+    gpus: float = 0,
+    env: Mapping[str, str] | None = None,
+    memory: int | None = None,
+) -> Running:
+    """Begin `module:function(payload)` on a worker that has these resources; `env` is set before the import."""
+    return _start(run_target, target, payload, _settings(cpus, env), cpus, gpus, memory=memory)
+
+
+def run_task(target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, **options: Any) -> Any:
+    """The result of `module:function(payload)`, run on a worker."""
+    return start_task(target, payload, cpus, gpus, **options).result()
+
+
+class Actor:
+    """An object that lives on a worker until this handle is gone."""
+
+    def __init__(self, handle: Any, target: str) -> None:
+        self._handle, self._target = handle, target
+
+    def call(self, method: str, *arguments: Any) -> Running:
+        """Begin one of its methods; they run in the order they were called."""
+        return Running(self._handle.call.remote(method, arguments), f"{self._target}.{method}")
+
+
+def start_actor(
+    target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, env: Mapping[str, str] | None = None
+) -> Actor:
+    """Make `module:Class(payload)` on a worker that has these resources. It is not made again if the worker dies."""
+    connect()
+    import ray
+
+    _check_room(1, cpus, gpus)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Host).remote
+    return Actor(remote(target, dict(payload), _settings(cpus, env)), target)
+
+
+def on_cluster() -> bool:
+    """Whether this process is a worker, or the driver, of a cluster."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def run_group(
+    target: str,
+    payload: Mapping[str, Any],
+    ranks: int,
+    cpus_per_rank: float = 1,
+    gpus_per_rank: float = 0,
+    max_failures: int = 0,
+    name: str = "group",
+    storage: str | Path = "",
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Run `module:function(payload)` on every rank of one torch.distributed group, to the end.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set and the process group is initialised (gloo on CPU,
+    nccl on GPU). `storage` is a directory for Ray Train's own bookkeeping, seen by every node. A dead rank starts the
+    group anew, up to `max_failures` times; a mistake (see MISTAKES) does not.
+    """
+    settings = _settings(cpus_per_rank, env) | ({} if gpus_per_rank else {"DS_ACCELERATOR": "cpu"})
+    try:
+        if ranks == 1:
+            _run_alone(target, payload, settings, cpus_per_rank, gpus_per_rank, max_failures)
+        else:
+            where = Path(storage or Path.cwd() / ".ray-train").resolve()
+            config = {"target": target, "payload": dict(payload), "settings": settings}
+            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where)
+    except Exception as error:
+        raise RuntimeError(f"{target} on {ranks} rank{'s' * (ranks > 1)}: {_cause(error)}") from None
+
+
+def _run_alone(target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, max_failures: int) -> None:
+    """A group of one is a task that is tried again: it starts in 3 s where Ray Train takes 12 (it imports torch in the
+    driver, in its controller and in the rank, one after the other)."""
+    for failures in range(max_failures + 1):
+        try:
+            _start(run_single_rank, target, payload, settings, cpus, gpus, max_calls=1).result()
+            return
+        except Mistake:
+            raise
+        except RuntimeError as error:
+            if failures == max_failures:
+                raise
+            print(f"try {failures + 1} of {max_failures + 1} failed, trying again: {error}", flush=True)
+
+
+def _run_ranks(
+    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path
+) -> None:
+    connect()
+    _check_room(ranks, cpus, gpus)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    storage.mkdir(parents=True, exist_ok=True)
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    TorchTrainer(
+        run_rank,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=bool(gpus), resources_per_worker=resources),
+        run_config=RunConfig(
+            name=f"{name}-{time.time_ns()}",  # a name used twice would resume Ray Train's own state
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_stop_at_mistakes()],
+        ),
+    ).fit()
+
+
+def _start(
+    function: Any, target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, **options: Any
+) -> Running:
+    connect()
+    import ray
+
+    _check_room(1, cpus, gpus)
+    given = {name: value for name, value in options.items() if value is not None}
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, **given)(function).options(name=target)
+    return Running(remote.remote(target, dict(payload), settings), target)
+
+
+def _stop_at_mistakes() -> Any:
+    """Ray Train would try a typing error `max_failures` times; an error in its controller ends the run at once."""
+    from ray.train import UserCallback
+
+    class StopAtMistakes(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for rank, error in sorted(worker_exceptions.items()):
+                if isinstance(error, Mistake):
+                    raise Mistake(f"rank {rank}: {error}")
+
+    return StopAtMistakes()
+
+
+def _settings(cpus: float, env: Mapping[str, str] | None) -> dict[str, str]:
+    """Variables of a worker: its threads, what the job was given, what the caller adds."""
+    names = [*json.loads(os.environ.get("WINNOW_PASSED_ON", "[]")), *PASSED_ON]
+    passed = {name: os.environ[name] for name in names if name in os.environ}
+    return {**dict.fromkeys(THREADS, str(max(1, int(cpus)))), **passed, **(env or {})}
+
+
+def _use_prestarted_workers() -> None:
+    """Drop the job's variables from the tasks' runtime environment: `_settings` carries them, and without any the tasks
+    run in workers that Ray has started already, a second sooner each."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    if environment := (job.get("runtime_env") or {}).pop("env_vars", None):
+        os.environ["WINNOW_PASSED_ON"] = json.dumps(sorted(environment))
+        os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
+
+
+def _check_room(ranks: int, cpus: float, gpus: float) -> None:
+    """What can never be placed would wait for ever; only a cluster that grows by itself may be asked for more."""
+    if not os.environ.get("WINNOW_LOCAL"):
+        return
+    import ray
+
+    for name, wanted in (("CPU", ranks * cpus), ("GPU", ranks * gpus)):
+        there = ray.cluster_resources().get(name, 0)
+        if wanted > there:
+            raise ValueError(f"{ranks} x {wanted / ranks:g} {name} were asked for, this machine has {there:g}")
+
+
+def _cause(error: BaseException) -> str:
+    """Ray Train wraps what a rank raised; of several ranks the one that did not merely lose its peer is the cause."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = min(failures.items(), key=lambda item: ("closed by peer" in str(item[1]), item[0]))
+        return f"rank {rank}: {failure}"
+    inner = getattr(error, "controller_failure", None) or error
+    return str(inner) if isinstance(inner, RuntimeError) else f"{type(inner).__name__}: {inner}"

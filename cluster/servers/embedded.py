@@ -1,0 +1,231 @@
+"""How each server of the embedded set is started, asked for its health, and reached: Ray, Prefect, MLflow.
+
+All three come with defaults for a trusted laptop (no token, any origin, fixed ports). Here every port is free at the
+time of asking, every secret travels by file or environment and never on a command line, and every API but MLflow's
+wants a token; MLflow, which has no login without an extra, answers on loopback to known host names only.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from cluster.profile import CHECKOUT, cores
+from cluster.servers.processes import Process
+
+LOOPBACK = "127.0.0.1"
+LOCAL_NAMES = "127.0.0.1,localhost,::1"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
+
+
+class Server(BaseModel):
+    """One running server, as the state file remembers it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    process: Process
+    mark: str  # in the environment of everything it starts
+    url: str = ""
+    token: str = ""
+    log: str = ""
+
+
+class Launch(BaseModel):
+    """What it takes to start one: the command, its environment, and where it will answer."""
+
+    command: list[str]
+    environment: dict[str, str]
+    url: str = ""
+    token: str = ""
+
+
+def ray_head(home: Path, temporary: Path) -> Launch:
+    """A head node of its own beside whatever other clusters this machine runs."""
+    token_file = home / "secrets" / "ray.token"
+    token = token_file.read_text().strip() if token_file.exists() else secrets.token_hex(32)
+    write_private(token_file, token)
+    dashboard, agent, client = free_ports(3)
+    options = {
+        "--port": 0,
+        "--dashboard-host": LOOPBACK,
+        "--dashboard-port": dashboard,
+        "--dashboard-agent-listen-port": agent,
+        "--ray-client-server-port": client,
+        "--min-worker-port": 0,  # both 0: the kernel chooses, instead of a range that other clusters share
+        "--max-worker-port": 0,
+        "--temp-dir": temporary,
+        "--num-cpus": cores(),
+        "--object-store-memory": _object_store(),
+    }
+    flags = ["--head", "--block", "--disable-usage-stats", "--no-monitor"]  # the monitor is the autoscaler's
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags]
+    command += [str(word) for pair in options.items() for word in pair]
+    environment = {**_inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"PYTHONPATH": _python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{dashboard}", token=token)
+
+
+def prefect_server(home: Path, temporary: Path) -> Launch:
+    directory = home / "prefect"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    token_file = home / "secrets" / "prefect.auth"
+    token = token_file.read_text().strip() if token_file.exists() else f"winnow:{secrets.token_hex(32)}"
+    write_private(token_file, token)
+    (port,) = free_ports(1)
+    url = f"http://{LOOPBACK}:{port}"
+    environment = _inherited("PREFECT_") | {
+        "PREFECT_HOME": str(directory),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{directory}/prefect.db",
+        "PREFECT_SERVER_API_AUTH_STRING": token,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": url,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+    return Launch(command=command, environment=environment, url=f"{url}/api", token=token)
+
+
+def mlflow_server(home: Path, temporary: Path) -> Launch:
+    artifacts = home / "mlflow-artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (port,) = free_ports(1)
+    url = f"http://{LOOPBACK}:{port}"
+    options = {
+        "--host": LOOPBACK,
+        "--port": port,
+        "--workers": 1,
+        "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
+        "--default-artifact-root": artifacts,
+        "--allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
+        "--cors-allowed-origins": f"{url},http://localhost:{port}",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
+    command += [str(word) for pair in options.items() for word in pair]
+    environment = _inherited("MLFLOW_") | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+    }
+    return Launch(command=command, environment=environment, url=url)
+
+
+LAUNCHES = {"ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
+PROBES = {"ray": "/api/jobs/", "prefect": "/admin/version", "mlflow": "/health"}
+
+
+def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
+    """Does it answer, and answer *us*: another server on a port that was ours once does not know the token."""
+    path = PROBES.get(kind)
+    if path is None:
+        return server.process.alive
+    request = urllib.request.Request(server.url + path, headers=headers(kind, server.token))
+    with suppress(OSError, ValueError, urllib.error.URLError), _DIRECT.open(request, timeout=timeout) as answer:
+        return answer.status == 200
+    return False
+
+
+def headers(kind: str, token: str) -> dict[str, str]:
+    if not token:
+        return {}
+    if kind == "prefect":
+        return {"Authorization": f"Basic {base64.b64encode(token.encode()).decode()}"}
+    return {"Authorization": f"Bearer {token}"}
+
+
+def ray_environment(home: Path) -> dict[str, str]:
+    """What every process that talks to our Ray needs."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "secrets" / "ray.token"), "RAY_DEDUP_LOGS": "0"}
+
+
+def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, str]:
+    """Variables for a flow or a driver. They hold secrets: for a process's environment, never for its arguments."""
+    environment = {"NO_PROXY": _no_proxy(), "no_proxy": _no_proxy()}
+    if "ray" in servers:
+        environment |= ray_environment(home)
+    if "prefect" in servers:
+        environment |= {
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_API_URL": servers["prefect"].url,
+            "PREFECT_API_AUTH_STRING": servers["prefect"].token,
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        }
+    mlflow = servers.get("mlflow")
+    environment["MLFLOW_TRACKING_URI"] = mlflow.url if mlflow else f"sqlite:///{home}/mlflow.db"
+    return environment
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now; held until all are known."""
+    with_sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    try:
+        return [listener.getsockname()[1] for listener in with_sockets]
+    finally:
+        for listener in with_sockets:
+            listener.close()
+
+
+def port_of(server: Server) -> int | None:
+    return urlsplit(server.url).port
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` at once by a file that only this user can read."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def private_directory(path: Path) -> Path:
+    """A directory in the shared /tmp that is ours: someone else's, or a link, would let them in."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise RuntimeError(f"{path} exists and is not a directory of this user; remove it")
+    path.chmod(0o700)
+    return path
+
+
+def _inherited(family: str) -> dict[str, Any]:
+    """This process's environment without settings that would point the new server at another one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(family)}
+    return {**kept, "NO_PROXY": _no_proxy(), "no_proxy": _no_proxy(), "PYTHONUNBUFFERED": "1"}
+
+
+def _no_proxy() -> str:
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return known if LOCAL_NAMES in known else f"{known},{LOCAL_NAMES}".lstrip(",")
+
+
+def _python_path() -> str:
+    known = os.environ.get("PYTHONPATH", "")
+    return f"{CHECKOUT}:{known}" if known else str(CHECKOUT)
+
+
+def _object_store() -> int:
+    """256 MiB to 1 GiB: stages hand each other paths, not tensors."""
+    wanted = min(2**30, max(2**28, psutil.virtual_memory().total // 20))
+    with suppress(OSError):
+        wanted = min(wanted, max(2**27, shutil.disk_usage("/dev/shm").free // 2))
+    return wanted

@@ -1,0 +1,241 @@
+"""Stream a model's decoder blocks, so that memory is one block plus the activations, whatever the depth.
+
+:class:`BlockStream` takes blocks from safetensors files and writes them to a new model directory;
+:class:`ResidentBlocks` offers the same of a model that is in memory. A walker sees no difference: it opens a block,
+runs it, edits it, hands it back.
+
+Shapes: B = batch, T = tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cluster.store import durable
+from tasks.formats.mask import Mask, load_masks, save_masks
+from tasks.models.files.layout import EXTRAS, MASKS, NAMES, copy_companions
+from tasks.models.files.names import own_names, write_names
+from tasks.models.files.shards import Place, TensorFiles, as_stored, header, merge_parts, splice, write_index, write_tensors
+from tasks.models.find.linears import Linear, decoder_blocks, find_linears
+from tasks.models.memory import give_back
+from tasks.models.stream.activations import Activations, MemoryBudget
+from tasks.models.stream.capture import capture
+from tasks.models.stream.kept import hashes, keep, kept
+from tasks.models.stream.materialise import materialise, rebuild_buffers, to_meta
+
+Extras = dict[str, dict[str, torch.Tensor]]
+
+
+class ResidentBlocks:
+    """The blocks of a model in memory, edited in place."""
+
+    durable = False     # whether blocks that were written outlive the process
+    source: Path        # where they come from, and where what is durable lies
+    parts: Path
+
+    def __init__(self, model: nn.Module, masks: dict[str, Mask] | None = None, device: str = "cpu") -> None:
+        self.model, self.device = model.eval(), device
+        self.prefix, self.blocks = decoder_blocks(model)
+        self.depth = len(self.blocks)
+        self.linears = find_linears(model)
+        self.masks, self.extras = dict(masks or {}), {}
+
+    def linears_of(self, index: int) -> dict[str, Linear]:
+        start = f"{self.prefix}.{index}."
+        return {name: linear for name, linear in self.linears.items() if name.startswith(start)}
+
+    def masks_of(self, index: int) -> dict[str, Mask]:
+        return {name: self.masks[name] for name in self.linears_of(index) if name in self.masks}
+
+    def read(self, index: int) -> nn.Module:
+        # Weights that ``from_pretrained`` maps from a file are not aligned, and products of unaligned matrices differ
+        # in the last bit from those of the copies a stream works on.
+        for parameter in self.blocks[index].parameters():
+            parameter.data = parameter.data.clone()
+        return self.blocks[index]
+
+    def read_finished(self, index: int) -> nn.Module:
+        """A block as it was written; :meth:`release` it after use."""
+        return self.read(index)
+
+    def release(self, block: nn.Module) -> None:
+        """Drop a block that was read and shall not be written."""
+
+    def write(
+        self,
+        index: int,
+        block: nn.Module,
+        masks: dict[str, Mask],
+        extras: Extras,
+        changed: Collection[str] = (),
+        note: dict | None = None,
+    ) -> None:
+        """Take back a block of which the parameters named in ``changed`` were edited; ``note`` is what :meth:`finished` shall
+        tell of it."""
+        self.masks |= masks
+        self.extras |= extras
+
+    def finish(self) -> None:
+        pass
+
+    def capture(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Activations:
+        """Run the tokens int64 [B, T] of each batch up to the first block."""
+        return capture(self.model, self.blocks, batches, self.device, memory)
+
+    def finished(self) -> list[dict]:
+        """What was noted of each block that an interrupted walk has written already."""
+        return []
+
+
+class BlockStream(ResidentBlocks):
+    """The blocks of a model directory; each is read when its turn comes and written to ``output`` before the next.
+
+    ``output`` becomes a model directory of its own: one shard per block, an index, the source's companions, and the masks
+    and extras beside them. What was not edited is copied from the source, byte for byte. Without ``output`` the stream
+    only reads. With ``parts``, a folder that outlives the process, a block that was written stays written, whatever
+    happens next.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        output: Path | None = None,
+        device: str = "cpu",
+        scratch: Path | None = None,
+        parts: Path | None = None,
+    ) -> None:
+        from tasks.models.files.checkpoint import skeleton
+
+        if scratch:
+            Path(scratch).mkdir(parents=True, exist_ok=True)
+        self._temporary = tempfile.TemporaryDirectory(dir=scratch, prefix="winnow-blocks-")
+        self.scratch, self.source, self.output = Path(self._temporary.name), Path(directory), output
+        super().__init__(skeleton(self.source), device=device)
+        if "quantization_config" in json.loads((self.source / "config.json").read_text()):
+            raise ValueError(f"{directory} is quantized; choose the model it was made from")
+        self.files = own_names(self.source, self.model, self.scratch / "converted")
+        self.parts, self.durable = parts or self.scratch, parts is not None
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._mask_file = self.source / MASKS
+        self._shards: dict[str, list[str]] = {}
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+
+    def masks_of(self, index: int) -> dict[str, Mask]:
+        return load_masks(self._mask_file, self.linears_of(index))
+
+    def capture(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Activations:
+        outer = [module for name, module in self.model.named_modules() if not self._inside(f"{name}.")]
+        head = self.model.get_output_embeddings()
+        names = [name for name in self.model.state_dict() if not self._inside(name) and name in self.files]
+        skipped = {f"{name}." for name, module in self.model.named_modules() if module is head}
+        try:
+            rebuild_buffers(self.model, outer, self.device)
+            loaded = [name for name in names if not name.startswith(tuple(skipped))]
+            materialise(self.model, "", loaded, self.files, self.device)
+            return super().capture(batches, memory)
+        finally:
+            for module in outer:
+                to_meta(module)
+
+    def read(self, index: int) -> nn.Module:
+        return self._read(index, self.files)
+
+    def finished(self) -> list[dict]:
+        notes = []
+        for index in range(self.depth if self.output else 0):
+            done, shard = kept(self.parts / f"done-{index:05d}"), self.output / self._shard(index + 1)
+            if done is None or done["files"] != self._written(index):       # killed before, or damaged since
+                break
+            self._shards[shard.name] = list(header(shard)[0])
+            notes.append(done["note"])
+        return notes
+
+    def _written(self, index: int) -> dict[str, str]:
+        """Digests of what was written of a block."""
+        shard = self.output / self._shard(index + 1)
+        return hashes([shard, self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"])
+
+    def read_finished(self, index: int) -> nn.Module:
+        return self._read(index, TensorFiles(self.output, self._shard(index + 1)))
+
+    def write(
+        self,
+        index: int,
+        block: nn.Module,
+        masks: dict[str, Mask],
+        extras: Extras,
+        changed: Collection[str] = (),
+        note: dict | None = None,
+    ) -> None:
+        if self.output:
+            self._write_weights(index, block, changed)
+            if masks:
+                save_masks(masks, self.parts / f"masks-{index:05d}.half")
+                durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
+            if extras:
+                flat = {f"{name}:{key}": value.cpu().contiguous() for name, tensors in extras.items()
+                        for key, value in tensors.items()}  # fmt: skip
+                write_tensors(flat, self.parts / f"extras-{index:05d}")
+            # Last, since it says that the rest is there.
+            keep({"note": note or {}, "files": self._written(index)}, self.parts / f"done-{index:05d}")
+        self.release(block)
+
+    def _write_weights(self, index: int, block: nn.Module, changed: Collection[str]) -> None:
+        prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
+        state = block.state_dict()
+        edited = {name: self._as_stored(name, state[name.removeprefix(prefix)].cpu()) for name in sorted(changed)}
+        pieces = {name: self.files.places[name] for name in self.files if name.startswith(prefix)}
+        if edited:
+            write_tensors(edited, self.parts / "edited")
+            pieces |= {name: Place(self.parts / "edited", name) for name in edited}
+        splice(pieces, self.output / shard, {"format": "pt"})
+        (self.parts / "edited").unlink(missing_ok=True)
+        self._shards[shard] = list(pieces)
+
+    def _as_stored(self, name: str, edited: torch.Tensor) -> torch.Tensor:
+        """An edited tensor in the dtype its source has on disk; what the edit left alone keeps every bit of it."""
+        if self.files.dtype(name) in (None, edited.dtype):
+            return edited.contiguous()
+        return as_stored(edited, self.files.read([name])[name])
+
+    def release(self, block: nn.Module) -> None:
+        for module in block.modules():
+            to_meta(module)
+
+    def finish(self) -> None:
+        if self.output:
+            outer = {name: self.files.places[name] for name in self.files if not self._inside(name)}
+            splice(outer, self.output / self._shard(0), {"format": "pt"})
+            self._shards[self._shard(0)] = list(outer)
+            size = sum((self.output / shard).stat().st_size for shard in self._shards)
+            write_index({name: shard for shard, names in self._shards.items() for name in names}, size, self.output)
+            copy_companions(self.source, self.output)
+            if not (self.source / NAMES).exists():
+                write_names(TensorFiles(self.source), self.output)
+            merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
+            merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
+        self._temporary.cleanup()
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{self.depth + 1:05d}.safetensors"
+
+    def _inside(self, name: str) -> bool:
+        """Whether a name belongs to one of the blocks."""
+        if not name.startswith(f"{self.prefix}."):
+            return False
+        number = name[len(self.prefix) + 1 :].partition(".")[0]
+        return number.isdecimal() and int(number) < self.depth
+
+    def _read(self, index: int, files: TensorFiles) -> nn.Module:
+        block, prefix = self.blocks[index], f"{self.prefix}.{index}."
+        give_back()     # the blocks before this one: by itself the heap grows with depth
+        rebuild_buffers(self.model, block.modules(), self.device)
+        materialise(block, prefix, [prefix + name for name in block.state_dict()], files, self.device)
+        return block

@@ -1,0 +1,107 @@
+"""Record what flows into a model's decoder blocks, without running one of them.
+
+What a block gets besides the hidden states (masks, rotary embeddings, positions) differs between architectures. It is
+recorded, not rebuilt: the model runs once with every block replaced by a recorder that passes its input on, so no
+architecture has to be known by name, and the blocks themselves may still be without weights.
+
+Shapes: B = batch, T = tokens, D = hidden features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.models.stream.activations import Activations, MemoryBudget, OffloadedTensors
+
+
+class _Captured(Exception):
+    """The last block was reached: what follows it is not needed."""
+
+
+class _BrokenChain(Exception):
+    """A block did not get exactly what the block before it returned."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes its arguments, hands the hidden states on, lends the block's attributes."""
+
+    def __init__(self, block: nn.Module, note: Callable, as_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__.update(stand_in_for=block, note=note, as_tuple=as_tuple)
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["stand_in_for"], name)
+
+    def forward(self, *args, **kwargs):
+        hidden_BTD = args[0] if args else kwargs.pop("hidden_states")
+        self.note(hidden_BTD, args[1:], kwargs)
+        return (hidden_BTD,) if self.as_tuple else hidden_BTD
+
+
+def capture(
+    model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Tensor], device: str, memory: MemoryBudget | None = None
+) -> Activations:
+    """Run the tokens int64 [B, T] of each batch up to the first of ``blocks``, which are part of ``model``."""
+    batches = list(batches)
+    whole = blocks._modules
+    try:
+        return _capture(model, blocks, batches, device, memory, as_tuple=False)
+    except _BrokenChain:  # some architectures' blocks return a tuple, and the model takes its first element
+        blocks._modules = whole
+        try:
+            return _capture(model, blocks, batches, device, memory, as_tuple=True)
+        except _BrokenChain as broken:
+            raise ValueError(f"unsupported: {type(model).__name__}, {broken}") from None
+    finally:
+        blocks._modules = whole
+
+
+def _capture(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    batches: list[torch.Tensor],
+    device: str,
+    memory: MemoryBudget | None,
+    as_tuple: bool,
+) -> Activations:
+    flow = Activations(OffloadedTensors(memory), [], device)
+    known: dict[tuple, list[torch.Tensor]] = {}
+    depth, calls, entered = len(blocks), [], []
+
+    def note(hidden_BTD: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+        if calls and entered[0] is not hidden_BTD:
+            raise _BrokenChain(f"whose block {len(calls)} does not follow straight on the one before")
+        entered[:] = [hidden_BTD]
+        calls.append(_shared((args, kwargs), known))
+        if len(calls) == depth:
+            raise _Captured
+
+    blocks._modules = {name: _Recorder(block, note, as_tuple) for name, block in blocks.named_children()}
+    for tokens_BT in batches:
+        calls = []
+        try:
+            model(tokens_BT.to(device), use_cache=False)
+        except _Captured:
+            flow.hidden.append(entered[0])
+            flow.calls.append(calls)
+    return flow
+
+
+def _shared(value: Any, known: dict[tuple, list[torch.Tensor]]) -> Any:
+    """The same structure with equal tensors made one: masks and rotary embeddings repeat from batch to batch."""
+    if isinstance(value, torch.Tensor):
+        alike = known.setdefault((value.shape, value.dtype), [])
+        for other in alike:
+            if other is value or torch.equal(other, value):
+                return other
+        alike.append(value)
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(_shared(item, known) for item in value)
+    if type(value) is dict:
+        return {key: _shared(item, known) for key, item in value.items()}
+    return value

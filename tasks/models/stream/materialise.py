@@ -1,0 +1,43 @@
+"""Give modules on the meta device their tensors, and take them away again: how one block of many is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tasks.models.files.shards import TensorFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def materialise(module: nn.Module, prefix: str, names: Iterable[str], files: TensorFiles, device: str) -> None:
+    """Load the tensors ``names``, which begin with ``prefix``, in the dtypes the module has them in."""
+    wanted = module.state_dict()
+    tensors, state = files.read(names, device), {}
+    while tensors:
+        name, tensor = tensors.popitem()
+        state[name[len(prefix) :]] = tensor.to(wanted[name[len(prefix) :]].dtype)
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def rebuild_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device: str) -> None:
+    """Buffers no checkpoint holds (rotary frequencies) get their values the way ``from_pretrained`` gives them."""
+    for module in modules:
+        for name in module._non_persistent_buffers_set:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+        if module._non_persistent_buffers_set:
+            model._init_weights(module)
+
+
+def to_meta(module: nn.Module) -> None:
+    """Drop a module's own tensors, keep their shapes."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = buffer.to("meta")

@@ -1,0 +1,118 @@
+"""N:M sparsity in training: weights are stored and updated dense, and multiplied sparse.
+
+Which N of M count is decided anew in every forward pass from the current magnitudes, so a weight that fell out may
+come back. A :class:`Phase` says what holds at a step; regimes differ in their phases and in what flows back to the
+weights outside the mask. At the last step the mask is made fast, and what lies outside it is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tasks.formats.mask import Masks
+from tasks.formats.pattern import NM, Pattern
+from tasks.models.find.linears import Linear
+from tasks.train.effective import Scaled, substitute
+from tasks.train.hook import Run
+from tasks.train.masking import Masking
+
+FLIPS_EVERY = 10        # steps between two measurements of the flip rate
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``pattern`` holds, and weights outside it count for ``share`` of themselves."""
+
+    pattern: NM
+    share: float = 0.0
+
+
+class SemiStructured(Masking):
+    """``phase(step)`` is None while training is dense. ``treated`` are the linears that become sparse."""
+
+    def __init__(
+        self,
+        linears: Mapping[str, Linear],
+        masks: Masks,
+        treated: Mapping[str, Linear],
+        phase: Callable[[int], Phase | None],
+        straight: bool = True,
+        decay: float = 0.0,
+    ) -> None:
+        super().__init__(linears, masks)
+        self.treated, self.phase, self.straight, self.decay = treated, phase, straight, decay
+        self.flips = Flips()
+
+    def on_start(self, run: Run) -> None:
+        self.hold_masks(run)
+        substitute(run.engine.module, self.treated, self.effective)
+
+    def hold_masks(self, run: Run) -> None:
+        """The masks the model came with are held throughout."""
+        super().on_start(run)
+        self.run = run
+
+    def after_step(self, run: Run) -> None:
+        if run.step == run.steps and (last := self.phase(run.steps)):
+            self.assign(run, {name: self._keep(name, self.weight(run, name), last.pattern) for name in self.treated},
+                        last.pattern)  # fmt: skip
+
+    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        if (phase := self.phase(self.run.step)) is None:
+            return stored
+        linear = self.treated[name]
+        keep = linear.stored(self._keep(name, linear.matrix(stored.detach()), phase.pattern))
+        self.flips.see(name, self.run.step, keep)
+        return Scaled.apply(stored, keep, phase.share, self.straight, self.decay / self.run.pieces)
+
+    def _keep(self, name: str, weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        """The mask by magnitude, inside the one the linear came with."""
+        before = self.masks[name].keep.to(weight.device) if name in self.masks else None
+        score = weight.abs() if before is None else weight.abs().masked_fill(~before, -1.0)
+        keep = pattern.keep(score.reshape(-1, score.shape[-1]), pattern.sparsity).view(weight.shape)
+        return keep if before is None else keep & before
+
+    def density(self) -> float:
+        phase = self.phase(self.run.step)
+        if phase is None or phase.share:
+            return super().density()
+        return self._treated_at(phase.pattern.n / phase.pattern.m)
+
+    def _treated_at(self, density: float) -> float:
+        """The model's density where the treated matrices have this one."""
+        total = sum(_numel(linear) for linear in self.linears.values())
+        return 1 - (1 - density) * sum(_numel(linear) for linear in self.treated.values()) / total
+
+    def compute(self) -> float:
+        """Forward and input gradients are sparse, the weights' own gradients are not."""
+        return (2 * self.density() + 1) / 3
+
+    def metrics(self) -> dict[str, float]:
+        return {"sparsity": 1 - self.density(), **self.flips.metrics()}
+
+
+class Flips:
+    """The share of weights whose mask differs from the step before, measured now and then."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def see(self, name: str, step: int, keep: torch.Tensor) -> None:
+        if (step + 1) % FLIPS_EVERY == 0:
+            self.before[name] = keep
+        elif step % FLIPS_EVERY == 0 and name in self.before:
+            self.counts[name] = (int((self.before.pop(name) ^ keep).sum()), keep.numel())
+
+    def metrics(self) -> dict[str, float]:
+        flipped, total = (sum(column) for column in zip(*self.counts.values(), strict=True)) if self.counts else (0, 0)
+        return {"flip_rate": flipped / total} if total else {}
+
+
+def _numel(linear: Linear) -> int:
+    return torch.Size(linear.shape).numel()
+
+

@@ -1,0 +1,125 @@
+"""2:4 training that hardware could speed up: FST's transposable masks and S-STE's soft threshold.
+
+Both store and update dense weights and multiply with two of every four. FST's mask is 2:4 along both sides, so that the
+backward pass is sparse as well, and is chosen anew only now and then; S-STE needs no mask at all, since shrinking by
+the second-smallest magnitude is continuous. Estimating the output gradients 2:4 sparsely makes the third product sparse
+(FST, ICML 2024; S-STE, NeurIPS 2024, arXiv 2409.09099).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tasks.formats.mask import Masks, pack, unpack
+from tasks.formats.pattern import NM
+from tasks.formats.semi_structured import keep_transposable, soft_threshold
+from tasks.models.find.linears import Linear
+from tasks.train.effective import Scaled, Straight, substitute
+from tasks.train.hook import Run
+from tasks.train.sparse.semi_structured import Phase, SemiStructured
+
+PATTERN = NM(2, 4)
+
+
+class SoftThreshold(SemiStructured):
+    """Multiplies with beta * S(W); beta restores the size that the threshold takes away, and is fixed at the start."""
+
+    def __init__(self, linears: Mapping[str, Linear], masks: Masks, treated: Mapping[str, Linear], mvue: bool) -> None:
+        super().__init__(linears, masks, treated, lambda step: Phase(PATTERN))
+        self.mvue, self.scales = mvue, {}
+
+    def on_start(self, run: Run) -> None:
+        self.hold_masks(run)
+        for name in [name for name in self.treated if name not in self.scales]:     # reading is a collective: one order
+            weight_OI = self.weight(run, name)
+            soft_OI = soft_threshold(weight_OI)
+            self.scales[name] = float((weight_OI * soft_OI).sum() / soft_OI.square().sum().clamp_min(1e-30))
+        substitute(run.engine.module, self.treated, self.effective, self.mvue)
+
+    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        linear = self.treated[name]
+        soft = linear.stored(soft_threshold(linear.matrix(stored.detach())))
+        self.flips.see(name, self.run.step, soft != 0)
+        return Straight.apply(stored, self.scales[name] * soft)
+
+    def after_step(self, run: Run) -> None:
+        for name in self.treated if run.step == run.steps else ():
+            soft_OI = self.scales[name] * soft_threshold(self.weight(run, name))
+            run.engine.write(name, self.treated[name].stored(soft_OI))
+            self.assign(run, {name: soft_OI != 0}, PATTERN)
+
+    def compute(self) -> float:
+        """Two products are sparse, and the third too where gradients are estimated 2:4."""
+        return self.density() if self.mvue else super().compute()
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        values, tensors = super().state_dict()
+        return {**values, "scales": self.scales}, tensors
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        super().load_state_dict(values, tensors)
+        self.scales = dict(values["scales"])
+
+
+class Transposable(SemiStructured):
+    """Masks that are 2:4 both ways, chosen every ``refresh`` steps until ``dense_from``, where training goes dense."""
+
+    def __init__(
+        self,
+        linears: Mapping[str, Linear],
+        masks: Masks,
+        treated: Mapping[str, Linear],
+        refresh: int,
+        dense_from: int,
+        decay: float,
+        mvue: bool,
+    ) -> None:
+        phase = lambda step: Phase(PATTERN) if step < dense_from else None  # noqa: E731
+        super().__init__(linears, masks, treated, phase, decay=decay)
+        self.refresh, self.mvue = refresh, mvue
+        self.chosen: dict[str, torch.Tensor] = {}
+
+    def on_start(self, run: Run) -> None:
+        self.hold_masks(run)
+        if not self.chosen:
+            self._choose(run)
+        substitute(run.engine.module, self.treated, self.effective, self.mvue)
+
+    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        if self.phase(self.run.step) is None:
+            return stored
+        linear = self.treated[name]
+        keep = linear.stored(unpack(self.chosen[name].to(stored.device), linear.shape))
+        self.flips.see(name, self.run.step, keep)
+        return Scaled.apply(stored, keep, 0.0, True, self.decay / self.run.pieces)
+
+    def after_step(self, run: Run) -> None:
+        if self.phase(run.step) is None:
+            return
+        if run.step % self.refresh == 0:
+            self._choose(run)
+        if run.step == run.steps:
+            keeps = {name: unpack(self.chosen[name], linear.shape) for name, linear in self.treated.items()}
+            self.assign(run, keeps, PATTERN)
+
+    def _choose(self, run: Run) -> None:
+        for name, linear in self.treated.items():
+            weight = self.weight(run, name).abs()
+            keep = keep_transposable(weight.reshape(-1, weight.shape[-1])).view(linear.shape)
+            before = self.masks[name].keep.to(keep.device) if name in self.masks else keep
+            self.chosen[name] = pack(keep & before).cpu()
+
+    def compute(self) -> float:
+        """As :meth:`SoftThreshold.compute`; dense at the end."""
+        return self.density() if self.mvue else super().compute()
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        values, tensors = super().state_dict()
+        return values, {**tensors, **{f"chosen/{name}": bits for name, bits in self.chosen.items()}}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        super().load_state_dict(values, tensors)
+        self.chosen = {name: tensors[f"chosen/{name}"] for name in self.treated}

@@ -1,0 +1,124 @@
+"""Schemes by compressed-tensors' names: made, stored in the formats it infers, and read back where our code is not known."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tasks.calibrate.walk import walk
+from tasks.methods import build, dump
+from tasks.models.files.checkpoint import load_extras, load_model, save_model
+from tasks.models.files.promises import check_masks
+from tasks.models.files.quantized import StoredWeights, export_compressed, inputs_quantized
+from tasks.models.find.linears import find_linears
+from tasks.models.stream.blocks import BlockStream, ResidentBlocks
+from tests.tasks import models_zoo as zoo
+from tests.tasks.models.files.test_quantized import ELSEWHERE
+
+MIXED = {"scheme": {"W4A16": {"group_size": 16}}, "schemes": {"down_proj": {"W8A16": {"group_size": 16}}}}
+
+
+def exported(directory, quantizer="round_to_nearest", dtype=torch.float32, **fields):
+    """Prune to 2:4, quantize, export: (dequantized model, its quantizer, the export, its quantization config)."""
+    model = zoo.model("llama", dtype=dtype)
+    save_model(model.state_dict(), model.config, directory / "dense")
+    walk(BlockStream(directory / "dense", directory / "pruned"), [], build("pruners", "magnitude"), sparsity=0.5, pattern="2:4")
+    method, solved = build("quantizers", {quantizer: fields}), directory / "solved"
+    walk(BlockStream(directory / "pruned", solved), zoo.batches(), method)
+    export_compressed(solved, load_extras(solved), method.scheme_of, directory / "export")
+    config = json.loads((directory / "export" / "config.json").read_text())["quantization_config"]
+    return load_model(solved), method, directory / "export", config
+
+
+def schemes(model, method):
+    return {name: method.scheme_of(linear) for name, linear in find_linears(model).items()}
+
+
+@pytest.mark.parametrize("quantizer", ["round_to_nearest", "gptq"])
+@pytest.mark.parametrize(("scheme", "stored", "form"), [("FP8_DYNAMIC", torch.float8_e4m3fn, "float-quantized"),
+                                                        ("W8A8", torch.int8, "int-quantized")])  # fmt: skip
+def test_weights_and_inputs_of_eight_bits_read_back_as_our_own_fake_quantized_model(scheme, stored, form, quantizer, tmp_path):
+    model, method, export, config = exported(tmp_path, quantizer, torch.bfloat16, scheme=scheme)
+    weights, masks = StoredWeights(export), check_masks(export)
+    assert config["format"] == form and masks.keys() == find_linears(model).keys()
+    assert all(weights.files.read([name])[name].dtype == stored for name in masks)
+    assert all(torch.equal(weights.read(name), model.get_parameter(name)) for name in masks)
+    tokens_BT = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        with inputs_quantized(model, schemes(model, method)):
+            expected = model(tokens_BT).logits
+        assert torch.equal(load_model(export)(tokens_BT).logits, expected)
+        assert not torch.equal(model(tokens_BT).logits, expected), "inputs are rounded too"
+
+
+def test_eight_bits_and_two_schemes_in_one_model_load_where_our_code_is_not_known(tmp_path):
+    made = [exported(tmp_path / "eight", scheme="FP8_DYNAMIC"), exported(tmp_path / "mixed", "gptq", **MIXED)]
+    config = made[1][3]
+    groups = [(group["weights"]["num_bits"], group["targets"]) for group in config["config_groups"].values()]
+    assert groups == [(8, [r"re:.*\.down_proj$"]), (4, ["Linear"])]
+    assert (config["format"], config["ignore"]) == ("pack-quantized", ["lm_head"])
+    places = [str(place) for _, _, export, _ in made for place in (export, export / "logits")]
+    told = subprocess.run([sys.executable, "-c", ELSEWHERE, *places], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert "Could not match" not in told.stderr + told.stdout
+    for model, method, export, _ in made:
+        with torch.no_grad(), inputs_quantized(model, schemes(model, method)):
+            assert torch.equal(torch.load(export / "logits"), model(torch.arange(3, 19)[None]).logits)
+
+
+def test_schemes_of_two_formats_are_mixed_and_what_is_unquantized_stays_as_it_was(tmp_path):
+    model, _, export, config = exported(tmp_path, schemes={"down_proj": "FP8_DYNAMIC", "k_proj": "UNQUANTIZED"}, group_size=16)
+    assert config["format"] == "mixed-precision" and check_masks(export)
+    assert config["ignore"] == [*(f"model.layers.{block}.self_attn.k_proj" for block in (0, 1)), "lm_head"]
+    weights, pruned = StoredWeights(export), load_model(tmp_path / "pruned")
+    for name in find_linears(model):
+        assert torch.equal(weights.read(name), model.get_parameter(name))
+        assert torch.equal(weights.read(name), pruned.get_parameter(name)) == ("k_proj" in name)
+
+
+def test_a_preset_is_the_fields_it_stands_for(tmp_path):
+    named = exported(tmp_path / "named", scheme={"W4A16": {"group_size": 16}})[2]
+    told = exported(tmp_path / "told", group_size=16)[2]
+    for file in ("config.json", "model.safetensors"):
+        assert (named / file).read_bytes() == (told / file).read_bytes()
+
+
+def test_what_was_written_before_schemes_is_written_the_same():
+    assert dump(build("quantizers", "gptq")) == {"gptq": {
+        "bits": 4, "group_size": 128, "symmetric": True, "percent_damp": 0.01, "act_order": True, "double": False}}  # fmt: skip
+    assert dump(build("quantizers", "round_to_nearest")) == {
+        "round_to_nearest": {"bits": 4, "group_size": 128, "symmetric": True}}  # fmt: skip
+    named = build("quantizers", {"round_to_nearest": MIXED})
+    assert dump(named) == {"round_to_nearest": MIXED} and build("quantizers", dump(named)) == named
+
+
+@pytest.mark.parametrize(("fields", "match"), [
+    ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC, INT8, "),
+    ({"scheme": "FP8"}, "^gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC, "),
+    ({"scheme": "NVFP4A16"}, "^gptq cannot make NVFP4A16: its weights have a scale per tensor_group, not per group or channel"),
+    ({"scheme": "MXFP8A16"}, "^gptq cannot make MXFP8A16: its scales are rounded to torch.uint8; choose one of "),
+    ({"scheme": {"W4A16": {"group": 64}}}, "^W4A16.group: no such field; choose one of num_bits, type, "),
+    ({"scheme": {"W8A8": {"group_size": 64}}}, "^W8A8: group_size requires strategy to be set to 'group'$"),
+    ({"scheme": "UNQUANTIZED"}, "^scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out$"),
+    ({"scheme": "W4A16"}, r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\)$"),
+    ({"schemes": {"downproj": "W8A8"}, "group_size": 8},
+     "^schemes: no matrix has 'downproj' as a part of its name; choose from model.layers.0.self_attn.q_proj.weight$"),
+    ({"schemes": {"down_proj": "W8A8", "layers.0": "FP8_DYNAMIC"}, "group_size": 8},
+     "^schemes: model.layers.0.mlp.down_proj.weight is in down_proj and in layers.0, which differ; name parts apart$"),
+])  # fmt: skip
+def test_what_cannot_be_made_is_refused_in_one_line_before_any_work(fields, match):
+    resident = ResidentBlocks(zoo.model("llama"))
+    with pytest.raises(ValueError, match=match):
+        walk(resident, zoo.batches(), build("quantizers", {"gptq": fields}))
+
+
+@pytest.mark.parametrize(("fields", "match"), [
+    ({"scheme": "W8A8", "bits": 8}, "gptq: scheme says what bits says; leave one of them out"),
+    ({"scheme": ["W8A8"]}, "gptq.scheme: a scheme is written NAME or"),
+    ({"scheme": {"W8A8": None}}, "gptq.scheme: a scheme is written NAME or"),
+    ({"schemes": {"down_proj": 8}}, "gptq.schemes: a scheme is written NAME or"),
+])  # fmt: skip
+def test_a_scheme_is_said_once_and_in_its_form(fields, match):
+    with pytest.raises(ValueError, match=match):
+        build("quantizers", {"gptq": fields})
