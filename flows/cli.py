@@ -83,8 +83,10 @@ class _Lazy(importlib.util._LazyModule):
     for classes for its class, and for sources for its file: importlib's own would be loaded by any of them."""
 
     def __getattribute__(self, name: str) -> Any:
-        asked = name in ("__spec__", "__class__", "__file__", "__name__")
-        return ModuleType.__getattribute__(self, name) if asked else super().__getattribute__(name)
+        if name in ("__spec__", "__class__", "__file__", "__name__"):
+            return ModuleType.__getattribute__(self, name)
+        self.__class__ = importlib.util._LazyModule     # Python 3.13 loads what is of this very class
+        return getattr(self, name)
 
 
 def _make_lazy(name: str) -> None:
