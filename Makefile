@@ -6,7 +6,9 @@
 # make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
 # make bench-peers  the walker against llm-compressor
 
-PYTHON ?= python3.11
+# the oldest that is there, of those whose wheels the lock file pins
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) --version >/dev/null 2>&1 && echo python$(version))) \
+    python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
