@@ -237,19 +237,21 @@ def check_branches(stage: int, precision: str, directory: Path) -> None:
         module.get_parameter(UP).data.mul_(keeps(0)[UP])
         setting = Setting(find_linears(module), {UP: Mask.of(keeps(0)[UP], "unstructured", 0.4)}, 4, 4)
         regime.setup(module, setting)
-        return regime, setting, build_engine(module)
+        # Adam goes by the sign of a gradient, which is a matter of rounding in branches that are nearly nothing
+        learns = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return regime, setting, build_engine(module, Momentum(learns, 0.0, momentum=0.9))
 
-    alone = enter(lambda module: TorchEngine(module, adamw(module), CLIPPING, precision=precision))
-    shared, again = (enter(lambda module: engine_over(module, stage, precision)) for _ in range(2))
+    alone = enter(lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision))
+    shared, again = (enter(lambda module, by: engine_over(module, stage, precision, by)) for _ in range(2))
     for step in range(4):
-        losses = [(float(backward(each[2], step)), each[2].step(3e-2)) for each in (alone, shared)]
-        if precision == "fp32" or step < 2:       # from branches that are nearly nothing Adam goes by the sign of a gradient
-            assert losses[1] == approx(losses[0], rel=1e-4 if precision == "fp32" else 2e-2)
+        losses = [(float(backward(each[2], step)), each[2].step(0.3)) for each in (alone, shared)]
+        if precision == "fp32" or step < 2:       # each step in bfloat16 starts from where the last one's rounding left it
+            assert losses[1] == approx(losses[0], rel=1e-5 if precision == "fp32" else 2e-2)
         if step == 1:
             save(shared[2], directory / f"branches-{precision}", 2, {}, {})
     restore(latest(directory / f"branches-{precision}"), again[2])
     for step in (2, 3):
-        backward(again[2], step), again[2].step(3e-2)
+        backward(again[2], step), again[2].step(0.3)
     assert_same(state(again[2]), state(shared[2]))
     assert all(".lora." in name for name, _ in shared[2].shards())
     table = "model.embed_tokens.weight"
