@@ -35,7 +35,7 @@ def _launch(
     where = load_profile(profile)
     plan, store = prepare(recipe, where, part=part)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    display = Display(console, quiet)
+    display = Display(console, quiet, bars=not here)
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
