@@ -136,9 +136,8 @@ def alone(plan: Plan, ids: Set[str]) -> Plan:
             if step.id in ids and not step.cached and id not in ids and not parent.cached:
                 state = "is damaged" if parent.damaged else "is not made yet"
                 raise ValueError(f"--only: {role} of {step.id}, {id}, {state}; run --only {id} first, or --until {step.id}")
-    there = {step.id for step in plan.steps if step.cached}
-    kept = ids | {step.id for step in plan.steps if step.cached and (step.node.measures or step.id) in there}
-    return replace(plan, steps=tuple(step for step in plan.steps if step.id in kept))
+    kept = {step.id for step in plan.steps if step.cached or step.id in ids}
+    return replace(plan, steps=tuple(step for step in plan.steps if {step.id, step.node.measures or step.id} <= kept))
 
 
 def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store) -> str:
