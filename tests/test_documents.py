@@ -12,11 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPS = ("flows", "tasks", "cluster", "dashboards", "infra", "tests", "docs")
-TREE = [path.relative_to(ROOT).as_posix() for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*"))]
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / path for path in TREE if path.endswith(".md"))})
+PLACES = [*ROOT.glob("*.*"), *(path for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*")))]
+TREE = [path.relative_to(ROOT).as_posix() for path in PLACES]
+DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
 INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}      # what a reader is told to make
 NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._pruning"}        # a file of a corpus, and what the install compiles
-PATH = re.compile(r"(?<![\w/.<])(?:[\w-]+/)*[\w-]+\.(?:py|lock|cpp)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
+PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
 MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
 
 
