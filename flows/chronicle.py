@@ -53,8 +53,13 @@ class Chronicle:
 
     def started(self, step: Step) -> None:
         if step.node.measures:
+            self._open(self.plan.by_id[step.node.measures])     # which was discarded where only the evaluation is there
             self._measured(step, step.node.measures)
-            return
+        else:
+            self._open(step)
+
+    def _open(self, step: Step) -> None:
+        """A run for what a step makes."""
         if step.id in self.tracking.children:       # a second attempt goes on in the same run
             return
         tags = {

@@ -18,8 +18,10 @@ from flows import law
 from flows.options import (
     ArtifactArgument,
     JsonOption,
+    OnlyOption,
     ProfileOption,
     RecipeArgument,
+    UntilOption,
     console,
     errors,
     settle_environment,
@@ -108,11 +110,14 @@ def run(
     profile: ProfileOption = "local",
     as_json: JsonOption = False,
     here: Annotated[bool, typer.Option("--here", help="in this process, without Ray and Prefect; also under torchrun")] = False,
+    only: OnlyOption = None,
+    until: UntilOption = None,
 ) -> None:
     """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
     from flows.launch import launch
+    from flows.part import Part
 
-    plan, summary = launch(recipe, profile, errors, quiet=as_json, here=here)
+    plan, summary = launch(recipe, profile, errors, quiet=as_json, here=here, part=Part(only, until))
     if summary and as_json:
         print(json.dumps(summary))
     elif summary:
@@ -133,13 +138,20 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
 
 
 @app.command(name="plan")
-def show_plan(recipe: RecipeArgument, profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
+def show_plan(
+    recipe: RecipeArgument,
+    profile: ProfileOption = "local",
+    as_json: JsonOption = False,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+) -> None:
     """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
     from cluster.profile import load_profile
     from flows.display import plan_table
+    from flows.part import Part
     from flows.plan import describe, prepare
 
-    plan, _ = prepare(recipe, load_profile(profile))
+    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until))
     rows = [describe(plan, step) for step in plan.steps]
     if as_json:
         print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))

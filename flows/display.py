@@ -18,10 +18,12 @@ LINE_SECONDS = 15.0
 
 
 class Display:
-    """Bars on a terminal, a line now and then elsewhere (a log file, CI). ``quiet`` shows nothing: for ``--json``."""
+    """Bars on a terminal, a line now and then elsewhere (a log file, CI) and where ``bars`` are unwanted: they would paint over
+    the prompt of a debugger. ``quiet`` shows nothing: for ``--json``."""
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
+    def __init__(self, console: Console, quiet: bool = False, bars: bool = True) -> None:
         self.console, self.quiet = console, quiet
+        self.animated = bars and console.is_terminal and not quiet
         self.bars: dict[str, TaskID] = {}
         self.lines: dict[str, float] = {}
         self.rates: dict[str, tuple[float, int]] = {}
@@ -33,7 +35,7 @@ class Display:
 
     @contextmanager
     def live(self):
-        if self.quiet or not self.console.is_terminal:
+        if not self.animated:
             yield self
         else:
             with self.progress:
@@ -46,7 +48,7 @@ class Display:
     def started(self, step: Step) -> None:
         if step.cached:
             return
-        if self.console.is_terminal and not self.quiet:
+        if self.animated:
             self.bars[step.id] = self.progress.add_task(step.id, total=None, rate="", note="starting")
         elif not step.node.measures:
             self.say(f"{step.id}: starting")

@@ -16,27 +16,32 @@ from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
 from flows.here import make_here
+from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
 
 Summary = dict[str, Any]
 
 
-def launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool) -> tuple[Plan, Summary | None]:
+def launch(
+    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part = WHOLE
+) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help."""
-    return heal(lambda: _launch(recipe, profile, console, quiet, here))
+    return heal(lambda: _launch(recipe, profile, console, quiet, here, part))
 
 
-def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool) -> tuple[Plan, Summary | None]:
+def _launch(
+    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part
+) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
-    plan, store = prepare(recipe, where)
+    plan, store = prepare(recipe, where, part=part)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    display = Display(console, quiet)
+    display = Display(console, quiet, bars=not here)
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
     check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=bool(plan.due) and not here)
     with _servers(where, console, needed=bool(plan.due) and not here):
-        return plan, _run_pipeline(recipe, profile, display, here, as_flow=bool(plan.due) and not here)
+        return plan, _run_pipeline(recipe, profile, display, here, part, as_flow=bool(plan.due) and not here)
 
 
 @contextmanager
@@ -60,7 +65,7 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
             services.release()
 
 
-def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, as_flow: bool) -> Summary:
+def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, part: Part, as_flow: bool) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
     from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
@@ -69,7 +74,7 @@ def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, as_fl
     with display.live():
         WATCHERS.set((display,))
         try:
-            return pipeline(recipe, profile) if as_flow else run(recipe, profile, here)
+            return pipeline(recipe, profile, *part) if as_flow else run(recipe, profile, here, part=part)
         finally:
             APILogHandler().flush()       # before the server it logs to may go
 

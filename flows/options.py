@@ -35,6 +35,10 @@ def settle_environment() -> None:
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
 ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]
+OnlyOption = Annotated[str | None, typer.Option(
+    "--only", metavar="STAGE", help="this stage and its evaluations alone; what feeds it has to be there already")]  # fmt: skip
+UntilOption = Annotated[str | None, typer.Option(
+    "--until", metavar="STAGE", help="what this stage needs, the stage, and the evaluations; nothing after it")]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 

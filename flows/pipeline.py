@@ -23,6 +23,7 @@ from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
+from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
 from flows.submit import Submitter
@@ -39,17 +40,20 @@ def run_name() -> str:
 
 
 @flow(name="winnow", flow_run_name=run_name, validate_parameters=False, persist_result=False)
-def pipeline(recipe: str = "quickstart", profile: str = "local") -> dict[str, Any]:
+def pipeline(
+    recipe: str = "quickstart", profile: str = "local", only: str | None = None, until: str | None = None
+) -> dict[str, Any]:
     """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name. Paths
-    of corpora and models in it must be absolute when the server runs it, which has no directory of the user's."""
-    return heal(lambda: run(recipe, profile, served=deployment.id is not None))
+    of corpora and models in it must be absolute when the server runs it, which has no directory of the user's. ``only``
+    names a stage to make alone, ``until`` one to stop after."""
+    return heal(lambda: run(recipe, profile, served=deployment.id is not None, part=Part(only, until)))
 
 
-def run(recipe: str, profile: str, here: bool = False, served: bool = False) -> dict[str, Any]:
+def run(recipe: str, profile: str, here: bool = False, served: bool = False, part: Part = WHOLE) -> dict[str, Any]:
     """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
     begun = time.time()
     where = load_profile(profile)
-    plan, store = prepare(recipe, where, served)
+    plan, store = prepare(recipe, where, served, part)
     for step in plan.steps:
         if step.damaged and (line := store.quarantine(step.artifact)):
             warn(line)

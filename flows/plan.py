@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cluster.store.url import open_store
 from flows.facts import examine
 from flows.lineage import line
 from flows.nodes import Node, Recipe, naming
+from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
@@ -74,17 +75,22 @@ class Plan:
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
-def prepare(recipe: str, profile: Profile, served: bool = False) -> tuple[Plan, Store]:
-    """The plan of a recipe, after everything that can be wrong before anything starts: store, device, fields, widths."""
+def prepare(recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE) -> tuple[Plan, Store]:
+    """The plan of a recipe, or of a ``part`` of it, after everything that can be wrong before anything starts: store, device,
+    fields, widths."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
     profile.check_device()
     checked = load_recipe(recipe, served)
+    named = chosen(checked, part)
+    checked = up_to(checked, named)
     check_s3("s3://" if "s3://" in checked.text else "")
     inspect(checked)
     plan = make_plan(checked, store)
+    if part.only is not None:
+        plan = alone(plan, named)
     if plan.due:
         check(plan.recipe)
         examine(plan.recipe)
@@ -120,6 +126,18 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
         addresses = {role: parent.address for role, parent in parents.items()}
         steps[node.id] = Step(node, artifact, addresses, record, reason, bool(damage))
     return Plan(recipe, tuple(steps.values()))
+
+
+def alone(plan: Plan, ids: Set[str]) -> Plan:
+    """The plan of these steps alone, beside what is there of those before them. Raises ValueError where a parent is missing."""
+    for step in plan.steps:
+        for role, id in step.node.parents.items():
+            parent = plan.by_id[id]
+            if step.id in ids and not step.cached and id not in ids and not parent.cached:
+                state = "is damaged" if parent.damaged else "is not made yet"
+                raise ValueError(f"--only: {role} of {step.id}, {id}, {state}; run --only {id} first, or --until {step.id}")
+    kept = {step.id for step in plan.steps if step.cached or step.id in ids}
+    return replace(plan, steps=tuple(step for step in plan.steps if {step.id, step.node.measures or step.id} <= kept))
 
 
 def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store) -> str:

@@ -18,7 +18,7 @@ from tasks.stage import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("flows", "tasks", "cluster", "dashboards")
 TOP = {
-    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CONTRIBUTING.md",
+    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md",
     "flows", "tasks", "cluster", "dashboards", "infra", "tests", "docs",
 }  # fmt: skip
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")

@@ -8,13 +8,13 @@ wants a token; MLflow, which has no login without an extra, answers on loopback 
 from __future__ import annotations
 
 import base64
+import http.client
 import os
 import secrets
 import shutil
 import socket
 import stat
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -138,7 +138,8 @@ def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
     if path is None:
         return server.process.alive
     request = urllib.request.Request(server.url + path, headers=headers(kind, server.token))
-    with suppress(OSError, ValueError, urllib.error.URLError), _DIRECT.open(request, timeout=timeout) as answer:
+    strangers = (OSError, ValueError, http.client.HTTPException)      # the last where what answers there speaks no HTTP
+    with suppress(*strangers), _DIRECT.open(request, timeout=timeout) as answer:
         return answer.status == 200
     return False
 

@@ -1,0 +1,56 @@
+"""What is written about the tree is there: paths in documents, and modules by dotted name in documents, docstrings, strings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("flows", "tasks", "cluster", "dashboards", "infra", "tests", "docs")
+PLACES = [*ROOT.glob("*.*"), *(path for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*")))]
+TREE = [path.relative_to(ROOT).as_posix() for path in PLACES]
+DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
+INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}      # what a reader is told to make
+NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._pruning"}        # a file of a corpus, and what the install compiles
+PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
+MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
+
+
+def there(path: str) -> bool:
+    """A path from the root, or the end of one for what a folder's document or the README's tree says of its own."""
+    path = path.rstrip("/")
+    return path in TREE or path in INVENTED or any(known.endswith(f"/{path}") for known in TREE)
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name is that of a package, a module, or something in a module."""
+    for place in accumulate(name.split(".")[1:], lambda folder, part: folder / part, initial=ROOT / name.partition(".")[0]):
+        if place.with_suffix(".py").is_file():
+            return True
+        if not place.is_dir():
+            return False
+    return True
+
+
+def strings(path: str) -> Iterator[str]:
+    """The docstrings and other strings of a source."""
+    return (node.value for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str))  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_path_that_a_document_names_is_there(document: Path) -> None:
+    text = re.sub(r"\w+://\S+|```python.*?```", "", document.read_text(), flags=re.S)
+    assert {path for path in PATH.findall(text) if not there(path)} == set()
+
+
+def test_every_module_that_is_named_is_there() -> None:
+    texts = [(path.name, path.read_text()) for path in DOCUMENTS]
+    texts += [(path, text) for path in TREE if path.endswith(".py") for text in strings(path)]
+    named = {(name, place) for place, text in texts for name in MODULE.findall(text)}
+    assert {(name, place) for name, place in named if name not in NO_SOURCES and not leads_somewhere(name)} == set()
