@@ -40,7 +40,7 @@ MACHINERY = {       # what the methods of a shelf stand on, formats, torch and p
     "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "mergers": ("tasks.mergers",),
     "transforms": ("tasks.models.build.transform", "tasks.models.build.expanded"),
-    "surgeries": ("tasks.models.build.surgery", "tasks.models.find.linears", "tasks.models.find.structure", "tasks.methods"),
+    "surgeries": ("tasks.models.build", "tasks.models.find.linears", "tasks.models.find.structure", "tasks.methods"),
     "objectives": ("tasks.train", "tasks.methods"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "lm_eval", "datasets", "numpy", "yaml"),

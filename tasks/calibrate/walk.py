@@ -18,13 +18,14 @@ from tasks.calibrate.ledger import identity, take_over
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
-from tasks.calibrate.shares import Worker, deal, propagate
+from tasks.calibrate.shares import deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
 from tasks.models.find.linears import Linear
 from tasks.models.memory import peak_bytes
 from tasks.models.stream.activations import Activations, MemoryBudget, OffloadedTensors
 from tasks.models.stream.blocks import Extras, ResidentBlocks
+from tasks.workers import Worker
 
 Unseen = Literal["magnitude", "dense"]
 

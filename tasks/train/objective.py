@@ -7,8 +7,9 @@ tasks listens), and pass on the one they are given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from tasks.methods import Method
 
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
 
     Metrics = dict[str, torch.Tensor]
+
+
+class Answer(Protocol):
+    """What a model answered on a batch."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[B, T, V]"""
+
+    @property
+    def hidden_states(self) -> Sequence[torch.Tensor]:
+        """What entered the first block and left each, [B, T, D]; only for an objective with :attr:`Objective.hidden_states`."""
 
 
 class Loss(Protocol):
@@ -39,14 +52,14 @@ class Objective(Method):
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         """Raise ValueError where the one cannot learn from the other."""
 
-    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """The loss of one batch from the models' outputs on its tokens; the teacher's is None where none is needed."""
         raise NotImplementedError
 
     def measure(self, engine: Engine, batch: Batch, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, Metrics]:
         import torch
 
-        asked: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
+        asked: dict[str, torch.Tensor | bool] = {"input_ids": batch.tokens, "use_cache": False}
         if self.hidden_states:
             asked["output_hidden_states"] = True
         student, told = engine.forward(**asked), None
