@@ -25,7 +25,7 @@ from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
 from tasks.refusal import disk_full, refused
-from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
+from tasks.stage import REPORT, Context, Event, Execution, ModelStage, Stage, stage_class
 from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
     from tasks.models.files.promises import check_model, require_subset
 
     checked = check_model(output)
-    if "model" in inputs and stage.keeps_masks:
+    if "model" in inputs and isinstance(stage, ModelStage) and stage.keeps_masks:
         require_subset(checked.masks, load_masks(inputs["model"] / MASKS))
     if checked.masks:
         sparsities = {name: 1 - mask.live / mask.numel for name, mask in checked.masks.items()}

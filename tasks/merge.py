@@ -20,7 +20,7 @@ class Merge(Stage):
     needs: ClassVar[dict[str, Kind]] = {"models": "model"}
     plural: ClassVar[str] = "models"
 
-    method: Annotated[Merger, of("mergers")] = Field("uniform")
+    method: Annotated[Merger, of("mergers")] = Field("uniform", validate_default=True)
     """How one model is made of several."""
 
     def check(self, facts: Facts) -> None:

@@ -35,7 +35,7 @@ class Pretrain(TrainStage):
 
     model: ModelSource
     """What is trained: an architecture at random, or a checkpoint; the recipe's ``model`` unless given."""
-    method: Annotated[Regime, of("regimes")] = Field("dense")
+    method: Annotated[Regime, of("regimes")] = Field("dense", validate_default=True)
     """How it is trained: a regime."""
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ class Recover(TrainStage):
     """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
     teacher: ModelSource | None = None
     """The model to learn from where it is no earlier stage; by default the one that went into the pruning."""
-    method: Annotated[Regime, of("regimes")] = Field("masked")
+    method: Annotated[Regime, of("regimes")] = Field("masked", validate_default=True)
     """How it is finetuned: a regime."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""

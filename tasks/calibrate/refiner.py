@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -27,7 +27,7 @@ class Refiner(Pruner):
         return initial
 
     @property
-    def scope(self) -> str:
+    def scope(self) -> Literal["row", "layer"]:  # type: ignore[override]  # a field or a constant elsewhere
         return self.initial.scope
 
     @property

@@ -140,7 +140,7 @@ def _spare(view: BlockView, name: str) -> Edit:
 
 def _share(view: BlockView, edits: Mapping[str, Edit]) -> tuple[int, float, int]:
     """(weights, asked, given) of the matrices that a share was asked of; more that was dead before counts as asked for."""
-    weights = asked = given = 0
+    weights, asked, given = 0, 0.0, 0
     for name in view.matrices:
         keep_OI = edits[name].keep_OI if name in edits else None
         if keep_OI is not None and not edits[name].follows:
@@ -161,8 +161,9 @@ def _new_masks(
     and its promise, as they are."""
     masks = {}
     for name, linear in linears.items():
-        keeps = [edits[matrix].keep_OI for matrix in linear.matrices if matrix in edits]
-        if keeps and all(keep_OI is not None for keep_OI in keeps):
+        found = [edits[matrix].keep_OI for matrix in linear.matrices if matrix in edits]
+        keeps = [keep_OI for keep_OI in found if keep_OI is not None]
+        if keeps and len(keeps) == len(found):
             assert len(keeps) == len(linear.matrices), f"{name}: some of its experts got a mask and some did not"
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
             exempt = [index for index, matrix in enumerate(linear.matrices) if matrix in spared]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.data.batch import Batch
-    from tasks.train.objective import Answer, Metrics
+    from tasks.train.engine import Answer
+    from tasks.train.objective import Metrics
 
 
 class Distillation(Objective):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
-    from tasks.train.objective import Answer, Metrics
+    from tasks.train.engine import Answer
+    from tasks.train.objective import Metrics
 
 EPSILON = 2.0**-7
 
@@ -46,7 +47,8 @@ class SquareHead(Objective):
         assert teacher is not None, "it needs one"
         from tasks.train.losses import next_token_loss
 
-        cross_entropy, apart = next_token_loss(student.logits, batch), 0.0
+        cross_entropy = next_token_loss(student.logits, batch)
+        apart = cross_entropy.new_zeros(())
         for ours, theirs in zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True):
             theirs = theirs.float()
             apart = apart + (ours.float() - theirs).square().mean() / (theirs.square().mean() + EPSILON)

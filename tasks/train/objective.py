@@ -7,7 +7,6 @@ tasks listens), and pass on the one they are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -18,21 +17,9 @@ if TYPE_CHECKING:
 
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
-    from tasks.train.engine import Engine
+    from tasks.train.engine import Answer, Engine
 
     Metrics = dict[str, torch.Tensor]
-
-
-class Answer(Protocol):
-    """What a model answered on a batch."""
-
-    @property
-    def logits(self) -> torch.Tensor:
-        """[B, T, V]"""
-
-    @property
-    def hidden_states(self) -> Sequence[torch.Tensor]:
-        """What entered the first block and left each, [B, T, D]; only for an objective with :attr:`Objective.hidden_states`."""
 
 
 class Loss(Protocol):
@@ -65,6 +52,7 @@ class Objective(Method):
         student, told = engine.forward(**asked), None
         if self.needs_teacher():
             with torch.no_grad():
+                assert teacher is not None, "bound with one"
                 told = teacher(**asked)
         return self.loss(student, told, batch)
 

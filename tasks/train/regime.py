@@ -97,7 +97,7 @@ class SparseRegime(Regime):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that is masked. In pretrain, ``iso`` is the one at which a transformed model costs what
     its architecture costs dense."""
-    allocator: Annotated[Allocator, of("allocators")] = Field("uniform")
+    allocator: Annotated[Allocator, of("allocators")] = Field("uniform", validate_default=True)
     """Shares the sparsity out over the matrices."""
     budget: Literal["compute", "tokens"] = "compute"
     """What the stage's ``tokens`` are: ``compute`` in dense tokens, so that a sparser run sees more, or the very ``tokens`` to

@@ -140,6 +140,7 @@ class TrainStage(ModelStage):
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
+        assert context.make_engine is not None, "a training stage is given an engine"
         engine = context.make_engine(
             model, self.method.optimizer(model, self.betas, self.weight_decay), self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
@@ -175,7 +176,9 @@ class TrainStage(ModelStage):
 
         if not self.needs_teacher():
             return self.minimised.bind()
-        teacher = load_model(self.teacher_directory(context), device=context.execution.device)
+        directory = self.teacher_directory(context)
+        assert directory is not None, "a stage that needs a teacher has one"
+        teacher = load_model(directory, device=context.execution.device)
         return self.minimised.bind(teacher.eval().requires_grad_(False))
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
