@@ -44,12 +44,12 @@ def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}" if max(every) < 10 * min(every) else NullFormatter())
-    for row, values in enumerate(reversed(groups.values())):
+    for row, values in enumerate(reversed(list(groups.values()))):
         mean = sum(values) / len(values)
         axes.plot(values, [row] * len(values), "o", color=ACCENT, markersize=4, alpha=0.7)
         axes.plot([mean], [row], "|", color=SECOND, markersize=14, markeredgewidth=2)
         axes.annotate(f"{mean:.4g}", (max(values), row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_yticks(range(len(groups)), list(reversed(groups)), fontsize=8)
+    axes.set_yticks(range(len(groups)), list(groups)[::-1], fontsize=8)
     axes.set_xlabel(metric)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_ylim(-0.7, len(groups) - 0.3)

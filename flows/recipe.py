@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,7 @@ from flows.lineage import check_measured, check_merged, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.sweep import RESERVED, Entry, Sweep
 from tasks.data.place import reading
+from tasks.evaluators import Evaluator
 from tasks.methods import list_of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, members, stage_class
@@ -41,7 +42,7 @@ class Header(BaseModel):
     """Seed of every stage that has none of its own."""
     model: ModelSource | None = None
     """Where the model comes from: an architecture or a checkpoint."""
-    evaluate: list_of("evaluators") = ()
+    evaluate: Annotated[tuple[Evaluator, ...], list_of("evaluators")] = ()
     """The evaluators that measure every model: names, or ``{NAME: {field: value}}``."""
     stages: list[dict[str, Any]] = Field(min_length=1)
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""

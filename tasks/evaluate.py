@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from tasks.evaluators import Evaluator
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
@@ -20,7 +21,7 @@ class Evaluate(Stage):
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "reference": "model"}
     yields: ClassVar[Kind] = "metrics"
 
-    method: of("evaluators")
+    method: Annotated[Evaluator, of("evaluators")]
     """What is measured."""
     reference: ModelSource | None = None
     """The checkpoint to compare with; an earlier stage's model unless given."""

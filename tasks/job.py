@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.profile import home
 from cluster.ray.events import print_event
@@ -25,8 +25,14 @@ from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
 from tasks.refusal import disk_full, refused
-from tasks.stage import REPORT, Context, Event, Execution, Stage, stage_class
-from tasks.workers import start_here
+from tasks.stage import REPORT, Context, Event, Execution, ModelStage, Stage, stage_class
+from tasks.workers import Worker, start_here
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from tasks.train.engine import Engine
 
 JOB_VARIABLE = "WINNOW_JOB"
 # One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/stream), a walk
@@ -130,7 +136,7 @@ def _execution(fields: dict[str, Any]) -> Execution:
     return Execution(**{**fields, "device": device, "precision": precision, "rank": rank, "ranks": ranks})
 
 
-def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: float, accumulation: int) -> Any:
+def _make_engine(execution: Execution, model: Module, optimizer: Optimizer, clipping: float, accumulation: int) -> Engine:
     """The engine the profile names, behind the one protocol."""
     precision = {"float32": "fp32", "bfloat16": "bf16"}[execution.precision]
     if execution.engine == "deepspeed":
@@ -144,7 +150,7 @@ def _make_engine(execution: Execution, model: Any, optimizer: Any, clipping: flo
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
 
 
-def _start_workers(work: Payload, target: str, payloads: list[dict[str, Any]]) -> list[Any]:
+def _start_workers(work: Payload, target: str, payloads: list[dict[str, object]]) -> list[Worker]:
     """An object of ``target`` per payload on workers of the cluster, each with the stage's own share of the machine; in
     this process where it is on no cluster."""
     from cluster.ray.workers import on_cluster, start_actor
@@ -163,7 +169,7 @@ def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
     from tasks.models.files.promises import check_model, require_subset
 
     checked = check_model(output)
-    if "model" in inputs and stage.keeps_masks:
+    if "model" in inputs and isinstance(stage, ModelStage) and stage.keeps_masks:
         require_subset(checked.masks, load_masks(inputs["model"] / MASKS))
     if checked.masks:
         sparsities = {name: 1 - mask.live / mask.numel for name, mask in checked.masks.items()}
@@ -184,11 +190,9 @@ def environment(work: Payload) -> dict[str, Any]:
 
     packages = ("torch", "transformers", "deepspeed", "compressed-tensors", "ray")
     return {
-        "host": platform.node(),
-        "python": platform.python_version(),
+        "host": platform.node(), "python": platform.python_version(),
         "versions": {name: of(name) for name in packages},
-        "execution": work["execution"],
-        **work.get("provenance", {}),
+        "execution": work["execution"], **work.get("provenance", {}),
     }
 
 
@@ -238,10 +242,8 @@ def _launch(work: Payload) -> None:
         run_task("tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=env)
         return
     work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
-    run_group(
-        "tasks.job:produce", work, resources["ranks"], resources["cpus"], resources["gpus"], work["max_failures"],
-        storage=Path(work["scratch"]) / "ray-train",
-    )
+    run_group("tasks.job:produce", work, resources["ranks"], resources["cpus"], resources["gpus"], work["max_failures"],
+              storage=Path(work["scratch"]) / "ray-train")  # fmt: skip
 
 
 if __name__ == "__main__":

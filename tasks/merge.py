@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
+
+from tasks.mergers import Merger
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in
 from tasks.stage import Context, Facts, Kind, Stage, members
@@ -17,7 +20,7 @@ class Merge(Stage):
     needs: ClassVar[dict[str, Kind]] = {"models": "model"}
     plural: ClassVar[str] = "models"
 
-    method: of("mergers") = "uniform"
+    method: Annotated[Merger, of("mergers")] = Field("uniform", validate_default=True)
     """How one model is made of several."""
 
     def check(self, facts: Facts) -> None:

@@ -7,16 +7,19 @@ hyper-parameters. Listing the folder lists the methods: nothing is registered.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args, overload
 
+from annotated_types import GroupedMetadata
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
+Root = TypeVar("Root", bound="Method")
 SHELF = "shelf"     # in a JSON schema: stands for the methods of that shelf
 SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "allocators", "mergers", "quantizers", "evaluators")
 
@@ -24,6 +27,8 @@ SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "alloc
 class Method(BaseModel):
     """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from. The string below a field is
     its help text, in ``winnow methods`` and in the schema of recipes."""
+
+    paper: ClassVar[str] = ""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -53,12 +58,23 @@ def load(shelf: str, name: str) -> type[Method]:
     return classes[0]
 
 
-def build(shelf: str, spec: Any) -> Method:
-    """A method from ``name`` or ``{name: {field: value}}``."""
-    if isinstance(spec, Method):
-        return spec
-    if isinstance(spec, str):
-        spec = {spec: {}}
+@overload
+def build(shelf: str, spec: object) -> Method: ...
+
+
+@overload
+def build(shelf: str, spec: object, root: type[Root]) -> Root: ...
+
+
+def build(shelf: str, spec: object, root: type[Method] = Method) -> Method:
+    """A method from ``name`` or ``{name: {field: value}}``; ``root`` is the root class of the shelf."""
+    method = spec if isinstance(spec, Method) else _read(shelf, {spec: {}} if isinstance(spec, str) else spec)
+    if not isinstance(method, root):
+        raise ValueError(f"{method.name} is no {root.__name__.lower()}; choose one of {', '.join(names(shelf))}")
+    return method
+
+
+def _read(shelf: str, spec: object) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
     (name, fields), = spec.items()
@@ -97,7 +113,7 @@ def _owner(field: FieldInfo | None) -> Any:
     return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 
-def seeded(method: Method, seed: int) -> Method:
+def seeded(method: Root, seed: int) -> Root:
     """The same method in which a field ``seed`` that was not given, its own or that of a method within, is this one."""
     changes: dict[str, Any] = {name: seeded(value, seed) for name, value in method if isinstance(value, Method)}
     if "seed" in type(method).model_fields and "seed" not in method.model_fields_set:
@@ -110,35 +126,46 @@ def dump(method: Method) -> dict[str, Any]:
     return {method.name: method.model_dump(mode="json")}
 
 
-def of(shelf: str, optional: bool = False) -> Any:
-    """The annotation of a field that holds a method of one shelf, or with ``optional`` none."""
+@dataclass(frozen=True)
+class of(GroupedMetadata):
+    """Makes a field one that holds a method of a shelf: ``Annotated[Pruner, of("pruners")]``. With ``optional`` it may hold
+    none."""
 
-    def read(spec: Any) -> Method | None:
-        return None if spec is None and optional else build(shelf, spec)
+    shelf: str
+    optional: bool = False
 
-    def write(method: Method | None) -> dict[str, Any] | None:
+    def __iter__(self) -> Iterator[object]:
+        shelf = named(self.shelf)
+        schema = {"anyOf": [shelf, {"type": "null"}]} if self.optional else shelf
+        return iter((BeforeValidator(self._read), PlainSerializer(self._write), WithJsonSchema(schema)))
+
+    def _read(self, spec: object) -> Method | None:
+        return None if spec is None and self.optional else build(self.shelf, spec)
+
+    def _write(self, method: Method | None) -> dict[str, Any] | None:
         return None if method is None else dump(method)
 
-    schema = {"anyOf": [named(shelf), {"type": "null"}]} if optional else named(shelf)
-    kind = Method | None if optional else Method
-    return Annotated[kind, BeforeValidator(read), PlainSerializer(write), WithJsonSchema(schema)]
 
+@dataclass(frozen=True)
+class list_of(GroupedMetadata):
+    """Makes a field one that holds methods of a shelf, each once: ``Annotated[tuple[Evaluator, ...], list_of("evaluators")]``
+    is written as a list of them, or ``{NAME: {field: value}}``."""
 
-def list_of(shelf: str) -> Any:
-    """The annotation of a field that holds methods of one shelf, each once: a list of them, or ``{NAME: {field: value}}``."""
+    shelf: str
 
-    def read(specs: Any) -> tuple[Method, ...]:
+    def __iter__(self) -> Iterator[object]:
+        return iter((BeforeValidator(self._read), WithJsonSchema(several(self.shelf))))
+
+    def _read(self, specs: object) -> tuple[Method, ...]:
         if isinstance(specs, dict):
             specs = [{name: fields} for name, fields in specs.items()]
         if not isinstance(specs, (list, tuple)):
             raise ValueError(f"a list of names, or of {{NAME: {{field: value}}}}, is needed, got {specs!r}")
-        methods = tuple(build(shelf, spec) for spec in specs)
+        methods = tuple(build(self.shelf, spec) for spec in specs)
         listed = [method.name for method in methods]
         if twice := [name for name in listed if listed.count(name) > 1]:
-            raise ValueError(f"{twice[0]} is listed twice; list each of tasks.{shelf} once")
+            raise ValueError(f"{twice[0]} is listed twice; list each of tasks.{self.shelf} once")
         return methods
-
-    return Annotated[tuple[Method, ...], BeforeValidator(read), WithJsonSchema(several(shelf))]
 
 
 def named(shelf: str) -> dict[str, Any]:

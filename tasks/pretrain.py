@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tasks.methods import of, validate
 from tasks.models.facts import ModelFacts, facts_of
 from tasks.models.source import ModelSource
 from tasks.refusal import refused
 from tasks.stage import Context, Facts, Kind
+from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Pretrain(TrainStage):
 
     model: ModelSource
     """What is trained: an architecture at random, or a checkpoint; the recipe's ``model`` unless given."""
-    method: of("regimes") = "dense"
+    method: Annotated[Regime, of("regimes")] = Field("dense", validate_default=True)
     """How it is trained: a regime."""
 
     @model_validator(mode="after")

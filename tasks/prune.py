@@ -10,13 +10,14 @@ from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, fiel
 
 from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.calibrate.essential import GRID, Trials, folder_of
-from tasks.methods import Method, build, dump, of, seeded
+from tasks.calibrate.method import Pruner
+from tasks.methods import build, dump, of, seeded
+from tasks.models.allocation import Allocator
 from tasks.stage import REPORT, Context, Facts
 
 if TYPE_CHECKING:
     from tasks.calibrate.report import WalkReport
     from tasks.formats.pattern import Pattern
-    from tasks.models.allocation import Allocator
     from tasks.models.facts import Parties
 
 ESSENTIAL = "essential"
@@ -40,7 +41,7 @@ class Prune(CalibratedStage):
 
     version: ClassVar[int] = 3
 
-    method: of("pruners")
+    method: Annotated[Pruner, of("pruners")]
     """What ranks the weights: a pruner."""
     pattern: str = Field("unstructured", examples=["unstructured", "2:4", "block:16", "group:4", "channel", "neuron"])
     """Which weights compete and what the mask promises: unstructured, N:M (``2:4``), block:SIZE, group:ROWS, channel or
@@ -48,7 +49,7 @@ class Prune(CalibratedStage):
     sparsity: Annotated[float | str | None, AfterValidator(_sane), WithJsonSchema(SPARSITY)] = None
     """Share of the prunable weights to prune; an N:M pattern fixes it. ``essential`` searches for the highest that costs next
     to nothing."""
-    allocator: of("allocators", optional=True) = None
+    allocator: Annotated[Allocator | None, of("allocators", optional=True)] = None
     """Shares the sparsity out over the matrices; without one the method's own does."""
     unseen: Literal["magnitude", "dense"] = "magnitude"
     """What is done with a matrix that no calibration token reached (an expert): pruned by magnitude, or left dense without a
@@ -56,7 +57,7 @@ class Prune(CalibratedStage):
 
     @field_validator("method")
     @classmethod
-    def _seeded(cls, method: Method, info: ValidationInfo) -> Method:
+    def _seeded(cls, method: Pruner, info: ValidationInfo) -> Pruner:
         return seeded(method, info.data.get("seed", 0))
 
     @model_validator(mode="after")
@@ -83,7 +84,7 @@ class Prune(CalibratedStage):
         return parse_pattern(self.pattern, self.method.scope)
 
     def _allocator(self) -> Allocator:
-        return self.allocator or build("allocators", self.method.allocator)
+        return self.allocator or build("allocators", self.method.allocator, Allocator)
 
     @property
     def target(self) -> float:

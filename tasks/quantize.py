@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tasks.calibrate.calibration import CalibratedStage
+from tasks.calibrate.quantizer import Quantizer
 from tasks.methods import of
 from tasks.models.files.schemes import NO_ASYMMETRIC, require_readable
 from tasks.stage import Context, Facts
@@ -18,7 +19,7 @@ class Quantize(CalibratedStage):
 
     version: ClassVar[int] = 2
 
-    method: of("quantizers")
+    method: Annotated[Quantizer, of("quantizers")]
     """How weights are rounded: a quantizer."""
 
     def check(self, facts: Facts) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
 
 from tasks.methods import of
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Kind
+from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ class Recover(TrainStage):
     """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
     teacher: ModelSource | None = None
     """The model to learn from where it is no earlier stage; by default the one that went into the pruning."""
-    method: of("regimes") = "masked"
+    method: Annotated[Regime, of("regimes")] = Field("masked", validate_default=True)
     """How it is finetuned: a regime."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""

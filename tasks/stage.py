@@ -18,10 +18,11 @@ from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
 from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
-from tasks.workers import start_here
+from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
+    from tasks.train.engine import MakeEngine
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
@@ -200,8 +201,8 @@ class Context:
     scratch: Path
     execution: Execution
     report: Callable[[Event], None] = lambda event: None
-    make_engine: Callable[..., Any] | None = None
-    start_workers: Callable[[str, list[dict[str, Any]]], list[Any]] = start_here
+    make_engine: MakeEngine | None = None
+    start_workers: Callable[[str, list[dict[str, object]]], list[Worker]] = start_here
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""

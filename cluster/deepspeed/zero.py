@@ -129,7 +129,8 @@ def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: di
 def quiet() -> Iterator[None]:
     """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
     logger = logging.getLogger("DeepSpeed")
-    level, _ = logger.level, logger.setLevel(logging.ERROR)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()):
             yield

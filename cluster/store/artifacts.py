@@ -57,7 +57,7 @@ def _refuse_inexact(value: object, path: str) -> None:
         # Two lone surrogates and the one character they would spell share a JSON text: two values, one key.
         if SURROGATE.search(value):
             raise TypeError(f"cannot encode {where}: {value!a} is not valid Unicode")
-    elif type(value) in (list, tuple):
+    elif type(value) is list or type(value) is tuple:
         for index, item in enumerate(value):
             _refuse_inexact(item, f"{path}[{index}]")
     elif type(value) is dict:
@@ -130,10 +130,11 @@ class Record(Artifact):
         canonical_json({"environment": self.environment})
 
     @classmethod
-    def of(cls, artifact: Artifact, files, metrics, seconds, parent_addresses, environment) -> "Record":
+    def of(
+        cls, artifact: Artifact, files: dict, metrics: dict, seconds: float, parent_addresses: dict, environment: dict
+    ) -> "Record":
         """The record of an artifact that was made just now."""
-        created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        made = (parent_addresses, files, metrics, seconds, created, environment)
+        made = (parent_addresses, files, metrics, seconds, datetime.now(UTC).isoformat(timespec="milliseconds"), environment)
         return cls(artifact.stage, artifact.version, artifact.label, artifact.params, artifact.parents, *made)
 
     def to_json(self) -> str:

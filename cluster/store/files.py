@@ -32,11 +32,12 @@ def check_file_name(name: str) -> None:
 
 def file_sizes(directory: Path) -> dict[str, int]:
     """Names and sizes of the files to publish; a link or a device is refused: its bytes are not the artifact's."""
-    found = dict(sorted(_scan(directory)))
-    for name, size in found.items():
+    found: dict[str, int] = {}
+    for name, size in sorted(_scan(directory)):
         check_file_name(name)
         if size is None:
             raise ValueError(f"{Path(directory) / name} is not a plain file; links and devices are not published")
+        found[name] = size
     return found
 
 
@@ -105,7 +106,7 @@ def install(temporary: Path, final: Path, record: str) -> bool:
     return True
 
 
-def _scan(directory: Path, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+def _scan(directory: str | Path, prefix: str = "") -> Iterator[tuple[str, int | None]]:
     """Name and size of everything below that is not a directory, links not followed; no size if not a plain file."""
     for entry in os.scandir(directory):
         if entry.is_dir(follow_symlinks=False):

@@ -135,7 +135,9 @@ class LocalStore(Store):
         raise_if_corrupt(record, self.url, problems(self.root / record.address, record.files, self._sha256))
         return self.root / record.address
 
-    def publish(self, artifact, directory, metrics, seconds, parent_addresses, environment) -> Record:
+    def publish(
+        self, artifact: Artifact, directory: Path, metrics: dict, seconds: float, parent_addresses: dict, environment: dict
+    ) -> Record:
         if winner := self.done(artifact):
             return winner
         sizes = file_sizes(directory)

@@ -87,7 +87,9 @@ class S3Store(Store):
             first = install(temporary, directory, record.to_json())
         return directory if first else self._cache.fetch(record)
 
-    def publish(self, artifact, directory, metrics, seconds, parent_addresses, environment) -> Record:
+    def publish(
+        self, artifact: Artifact, directory: Path, metrics: dict, seconds: float, parent_addresses: dict, environment: dict
+    ) -> Record:
         if winner := self.done(artifact):
             return winner
         sizes, directory = file_sizes(directory), Path(directory)

@@ -7,6 +7,7 @@ by counting twice, first the upper halves of the bits, then the lower halves of 
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -39,9 +40,9 @@ class Magnitude(Allocator):
 
     def _smallest(self, scan: Scan, upper: dict[str, torch.Tensor], left: int) -> dict[str, int]:
         """How many of the ``left`` smallest weights of some linears, counted by ``upper`` halves, are in each of them."""
-        top, below = _reach(sum(upper.values()), left)
+        top, below = _reach(reduce(torch.add, upper.values()), left)
         lower = self._count(scan, top)
-        bottom, under = _reach(sum(lower[name] for name in upper), left - below)
+        bottom, under = _reach(reduce(torch.add, (lower[name] for name in upper)), left - below)
         ties, found = left - below - under, {}
         for name in upper:
             tied = min(ties, int(lower[name][bottom]))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
+from tasks.calibrate.method import Pruner
 from tasks.methods import of
 from tasks.models.allocation import MOST, Allocator, Scan
-
-if TYPE_CHECKING:
-    from tasks.calibrate.method import Pruner
 
 Curve = list[tuple[float, float]]       # (sparsity, error), ascending
 
@@ -25,7 +23,7 @@ Curve = list[tuple[float, float]]       # (sparsity, error), ascending
 class Sensitivity(Allocator):
     paper: ClassVar[str] = "layer-wise sensitivity analysis (arXiv 1608.08710), solved as a linear programme"
 
-    pruner: of("pruners") = Field("wanda", validate_default=True)
+    pruner: Annotated[Pruner, of("pruners")] = Field("wanda", validate_default=True)
     """The pruner that the matrices are tried with."""
     levels: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Sparsities that are tried, ascending; the overall one is added where it is higher."""

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from tasks.calibrate.method import BlockMethod
 from tasks.methods import dump
 from tasks.stage import REPORT, Context, ModelStage
+from tasks.workers import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.calibrate.report import BlockReport, WalkReport
-    from tasks.calibrate.shares import Worker
     from tasks.data.batch import Batch
     from tasks.models.accounting import Shape
     from tasks.models.stream.activations import MemoryBudget
@@ -34,7 +35,7 @@ class CalibratedStage(ModelStage):
 
     unreached: ClassVar[str] = "rounded to nearest"     # what is done to a matrix that no calibration token reached
 
-    method: Any
+    method: BlockMethod
     sequences: int = Field(128, gt=0)
     """Calibration sequences, drawn without repetition from the calibration text."""
     length: int = Field(256, ge=2)

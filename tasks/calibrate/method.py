@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic, Statistic
     from tasks.formats.pattern import Pattern
     from tasks.models.find.linears import Linear
+    from tasks.models.stream.activations import OffloadedTensors
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Edit:
     follows: bool = False
 
 
+class Run(Protocol):
+    def __call__(self, first: int | None = None, /) -> Iterator[torch.Tensor]:
+        """The outputs of a block as it is now on the ``first`` batches, or on all."""
+
+
 @dataclass
 class BlockView:
     """One block as a method sees it. All dictionaries are by matrix name; nothing in here may be changed in place.
@@ -47,8 +53,8 @@ class BlockView:
     ``prefix`` is what the names of its parameters and modules begin with. ``matrices`` are in the dtype they are stored in.
     ``keep`` has the masks the model came with. ``statistics`` are the observers' sums over the still-dense block, fed by the
     compressed blocks before it; ``outputs`` are those over what modules returned, by module name, where a token reached one.
-    ``run()`` gives the block's outputs batch by batch, ``inputs`` are its hidden states;
-    few methods need more than the matrices.
+    ``run`` gives the block's outputs batch by batch, ``inputs`` are its hidden states; few
+    methods need more than the matrices.
     """
 
     index: int
@@ -61,8 +67,8 @@ class BlockView:
     sparsity: dict[str, float]
     pattern: Pattern
     module: torch.nn.Module
-    inputs: list[torch.Tensor]
-    run: Callable[[], Iterator[torch.Tensor]]
+    inputs: OffloadedTensors
+    run: Run
 
     def each(self, solve_one: Callable[[str], Edit], names: Collection[str] | None = None) -> dict[str, Edit]:
         """One edit per matrix, or per one of ``names``, solved side by side; an error names the matrix."""
@@ -122,7 +128,7 @@ class BlockMethod(Method):
                 keep_OI = before_OI
             if keep_OI is not None and bool(edit.weight_OI.masked_fill(keep_OI, 0).any()):
                 raise BrokenMask(name, f"{self.name} left dead weights that are not zero")
-            if before_OI is not None and bool((keep_OI & ~before_OI).any()):
+            if keep_OI is not None and before_OI is not None and bool((keep_OI & ~before_OI).any()):
                 raise BrokenMask(name, f"{self.name} revived dead weights")
 
 

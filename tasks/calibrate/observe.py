@@ -11,11 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from copy import copy
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from tasks.calibrate.solvers.finite import all_finite
+
+if TYPE_CHECKING:
+    from tasks.calibrate.solvers.sweep import Factor
 
 
 class Statistic(ABC):
@@ -131,7 +134,7 @@ class Hessian(InputStatistic):
     def __init__(self, width: int, dtype: str = "float32") -> None:
         self.sum_II = torch.zeros(width, width, dtype=getattr(torch, dtype))
         self.count = 0
-        self.factors: dict[tuple[float, int], Any] = {}
+        self.factors: dict[tuple[float, int], Factor] = {}
 
     def add(self, input_TI: torch.Tensor) -> None:
         self.sum_II = self.sum_II.to(input_TI.device)
@@ -175,7 +178,7 @@ class Hessian(InputStatistic):
         other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
         return other
 
-    def factor(self, percent_damp: float, act_order: int = 0):
+    def factor(self, percent_damp: float, act_order: int = 0) -> Factor:
         """The damped inverse's factor, computed once for all linears that share this statistic. With ``act_order`` its
         columns come in groups of as many, those of the highest summed curvature first."""
         from dataclasses import replace

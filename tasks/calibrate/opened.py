@@ -16,13 +16,14 @@ import torch
 
 from tasks.calibrate.method import BlockView
 from tasks.calibrate.observe import InputStatistic, Statistic
-from tasks.calibrate.shares import Worker, merge
+from tasks.calibrate.shares import merge
 from tasks.calibrate.watch import Make, MakeOutput, Watch, complete, require_finite, watch_outputs
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern
 from tasks.models.find.linears import Linear
 from tasks.models.stream.activations import Activations, OffloadedTensors
 from tasks.models.stream.blocks import ResidentBlocks
+from tasks.workers import Worker
 
 
 class Observers(NamedTuple):

@@ -9,7 +9,7 @@ Shapes: O = output features, I = input features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
@@ -44,7 +44,7 @@ class Quantizer(BlockMethod):
 
     @field_validator("scheme", "schemes", mode="before")
     @classmethod
-    def _written(cls, given: Any, info: ValidationInfo) -> Any:
+    def _written(cls, given: object, info: ValidationInfo) -> object:
         for spec in given.values() if info.field_name == "schemes" and isinstance(given, dict) else [given]:
             if given is not None:
                 check_written(spec)
@@ -58,7 +58,7 @@ class Quantizer(BlockMethod):
         return self
 
     @model_serializer(mode="wrap")
-    def _saying(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _saying(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         """What is said twice, or says nothing, is no part of a method's identity."""
         silent = {*(INTEGERS if self.scheme else ("scheme",)), *(() if self.schemes else ("schemes",))}
         return {name: value for name, value in write(self).items() if name not in silent}
@@ -144,7 +144,7 @@ class Quantizer(BlockMethod):
         raise NotImplementedError
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
-        grids = {}
+        grids: dict[str, Grid] = {}
         for linear in view.linears.values():
             if grid := self.grid_of(linear):
                 grids |= dict.fromkeys(linear.matrices, grid)

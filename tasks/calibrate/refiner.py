@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Refiner(Pruner):
     """A pruner on top of another, whose ranking and allocator it takes over."""
 
-    initial: of("pruners") = Field("wanda", validate_default=True)
+    initial: Annotated[Pruner, of("pruners")] = Field("wanda", validate_default=True)
     """The pruner whose mask is refined."""
 
     @field_validator("initial")
@@ -27,7 +27,7 @@ class Refiner(Pruner):
         return initial
 
     @property
-    def scope(self) -> str:
+    def scope(self) -> Literal["row", "layer"]:  # type: ignore[override]  # a field or a constant elsewhere
         return self.initial.scope
 
     @property

@@ -47,7 +47,8 @@ def trial_error(view: BlockView, edits: Mapping[str, Edit], dense: list[torch.Te
     change = total = 0.0
     try:
         for name, edit in edits.items():
-            view.matrices[name].copy_(edit.weight_OI)
+            if edit.weight_OI is not None:
+                view.matrices[name].copy_(edit.weight_OI)
         for dense_BTD, output_BTD in zip(dense, view.run(len(dense)), strict=True):
             change += float((output_BTD - dense_BTD).float().square().sum(dtype=torch.float64))
             total += float(dense_BTD.float().square().sum(dtype=torch.float64))

@@ -10,7 +10,7 @@ Shapes: B = batch, T = tokens, D = hidden features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -18,18 +18,6 @@ from tasks.calibrate.observe import Statistic
 from tasks.models.stream.activations import Activations, OffloadedTensors
 
 Kind = TypeVar("Kind", bound=Statistic)
-
-
-class Pending(Protocol):
-    """What a worker was asked for and may not have finished."""
-
-    def result(self) -> Any: ...
-
-
-class Worker(Protocol):
-    """A worker with a share: :class:`tasks.calibrate.worker.ShareWorker` somewhere else."""
-
-    def call(self, method: str, *arguments: Any) -> Pending: ...
 
 
 def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: OffloadedTensors) -> tuple[float, float]:

@@ -18,13 +18,14 @@ from tasks.calibrate.ledger import identity, take_over
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
-from tasks.calibrate.shares import Worker, deal, propagate
+from tasks.calibrate.shares import deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
 from tasks.models.find.linears import Linear
 from tasks.models.memory import peak_bytes
 from tasks.models.stream.activations import Activations, MemoryBudget, OffloadedTensors
 from tasks.models.stream.blocks import Extras, ResidentBlocks
+from tasks.workers import Worker
 
 Unseen = Literal["magnitude", "dense"]
 
@@ -139,7 +140,7 @@ def _spare(view: BlockView, name: str) -> Edit:
 
 def _share(view: BlockView, edits: Mapping[str, Edit]) -> tuple[int, float, int]:
     """(weights, asked, given) of the matrices that a share was asked of; more that was dead before counts as asked for."""
-    weights = asked = given = 0
+    weights, asked, given = 0, 0.0, 0
     for name in view.matrices:
         keep_OI = edits[name].keep_OI if name in edits else None
         if keep_OI is not None and not edits[name].follows:
@@ -160,8 +161,9 @@ def _new_masks(
     and its promise, as they are."""
     masks = {}
     for name, linear in linears.items():
-        keeps = [edits[matrix].keep_OI for matrix in linear.matrices if matrix in edits]
-        if keeps and all(keep_OI is not None for keep_OI in keeps):
+        found = [edits[matrix].keep_OI for matrix in linear.matrices if matrix in edits]
+        keeps = [keep_OI for keep_OI in found if keep_OI is not None]
+        if keeps and len(keeps) == len(found):
             assert len(keeps) == len(linear.matrices), f"{name}: some of its experts got a mask and some did not"
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
             exempt = [index for index, matrix in enumerate(linear.matrices) if matrix in spared]

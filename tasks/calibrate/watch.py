@@ -90,7 +90,8 @@ class Watch(TorchFunctionMode):
             return
         self._fresh[identity] = (matrix, value)  # holding the tensor keeps its address from being used again
         if matrix not in self.statistics:
-            self.statistics[matrix] = self._make(linear)
+            assert (made := self._make(linear)) is not None, "only what is observed is watched"
+            self.statistics[matrix] = made
         with torch._C.DisableTorchFunction():
             self.statistics[matrix].add(value.reshape(-1, value.shape[-1]))
 
@@ -138,8 +139,9 @@ def complete(
         if len(absent) == len(linear.matrices):
             raise ValueError(f"unsupported: no input of {name} was seen while its block ran")
         for matrix in absent:
-            statistics[matrix] = make(linear)
-            statistics[matrix].assume_nothing(device)
+            assert (made := make(linear)) is not None, "only what is observed is completed"
+            made.assume_nothing(device)
+            statistics[matrix] = made
         missing += absent
     for matrix, statistic in statistics.items():
         if not statistic.finite:

@@ -26,7 +26,8 @@ class ShareWorker:
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
         scratch = Path(payload["scratch"])
-        self.method: BlockMethod = build(*payload["method"])
+        shelf, spec = payload["method"]
+        self.method = build(shelf, spec, BlockMethod)
         self.stream = BlockStream(Path(payload["model"]), None, payload["device"], scratch)
         memory = MemoryBudget(payload["activation_bytes"], scratch / "activations")
         with torch.no_grad():

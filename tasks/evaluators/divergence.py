@@ -37,6 +37,7 @@ class Divergence(Comparison):
         from tasks.data.tokens import heldout_windows
         from tasks.models.scoring import logits_of
 
+        assert candidate.reference is not None, "it needs one"
         kl = flips = scored = 0.0
         with torch.inference_mode():
             for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tasks.evaluators import Candidate, Evaluator
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Speed(Evaluator):
@@ -49,7 +52,7 @@ class Speed(Evaluator):
             "decode_tokens_per_second": self.new / statistics.median(decode[1:]),
         }
 
-    def _time(self, candidate: Candidate, tokens_BT) -> tuple[float, float]:
+    def _time(self, candidate: Candidate, tokens_BT: torch.Tensor) -> tuple[float, float]:
         """Seconds of one prefill and of ``new`` decoding steps."""
         import torch
 

@@ -42,8 +42,8 @@ def pack(keep: torch.Tensor) -> torch.Tensor:
 def unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Inverse of :func:`pack`."""
     if packed.device.type == "cpu":
-        bits = np.unpackbits(packed.numpy(), count=torch.Size(shape).numel(), bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool).view(shape)
+        unpacked = np.unpackbits(packed.numpy(), count=torch.Size(shape).numel(), bitorder="little")
+        return torch.from_numpy(unpacked).view(torch.bool).view(shape)
     powers = torch.tensor(_POWERS, dtype=torch.uint8, device=packed.device)
     bits = (packed[:, None] & powers) != 0
     return bits.flatten()[: torch.Size(shape).numel()].view(shape)

@@ -32,8 +32,11 @@ class Pattern:
     """
 
     kind = ""
-    width_multiple = 1
     dead_score = -math.inf
+
+    @property
+    def width_multiple(self) -> int:
+        return 1
 
     def check(self, sparsity: float, width: int, rows: int | None = None) -> None:
         """Raise ValueError when the pattern cannot hold at this sparsity on a matrix of ``rows`` x ``width``."""

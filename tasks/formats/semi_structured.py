@@ -62,4 +62,5 @@ def sparse_estimate(values: torch.Tensor) -> torch.Tensor:
 
 def _others(groups_G: torch.Tensor) -> torch.Tensor:
     """For each of a group the sum of the three others."""
-    return sum(groups_G.roll(shift, 1) for shift in range(1, SIDE))
+    first_G, *rest_G = (groups_G.roll(shift, 1) for shift in range(1, SIDE))
+    return sum(rest_G, first_G)

@@ -20,4 +20,6 @@ class Uniform(Merger):
     paper: ClassVar[str] = "Sparse Model Soups (arXiv 2306.16788)"
 
     def merge(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        return sum(tensors) / len(tensors)
+        import torch
+
+        return sum(tensors, torch.zeros_like(tensors[0])) / len(tensors)

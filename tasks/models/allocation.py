@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tasks.methods import Method
 from tasks.models.find.structure import block_index
+
+if TYPE_CHECKING:
+    from tasks.calibrate.method import BlockView
+    from tasks.calibrate.observe import InputStatistic
+    from tasks.models.find.linears import Linear
+
+    Observe = Callable[[Linear], InputStatistic | None]
 
 MOST = 0.99         # no matrix is emptied, whatever it is thought to be worth
 
@@ -26,13 +33,13 @@ class Scan:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    look: Callable[[Callable[[Any], Any]], Iterator[Any]] | None = None
+    look: Callable[[Observe], Iterator[BlockView]] | None = None
 
     def size(self, name: str) -> int:
         """Weights of one linear."""
         return prod(self.shapes[name])
 
-    def blocks(self, observer: Callable[[Any], Any] = lambda linear: None) -> Iterator[Any]:
+    def blocks(self, observer: Observe = lambda linear: None) -> Iterator[BlockView]:
         """The dense blocks as a method sees them, with what ``observer`` makes of each linear's inputs."""
         if self.look is None:
             raise ValueError("this allocator reads the model, and there is none")

@@ -21,7 +21,8 @@ class Peak:
 
     def __init__(self, device: str) -> None:
         self.device, self.bytes = device, 0
-        self._ended, self._sampler = threading.Event(), None
+        self._ended = threading.Event()
+        self._sampler: threading.Thread | None = None
 
     def __enter__(self) -> Peak:
         give_back()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tasks.data.digests import Digests
 from tasks.data.place import Commit, Place
 from tasks.methods import of, short
+from tasks.models.build.transform import Transform
 from tasks.models.files import known
 from tasks.models.files.intake import check_config, check_type, check_unquantized, check_weights
 from tasks.models.files.layout import MASKS, TEMPLATES
@@ -164,7 +165,7 @@ class ModelSource(BaseModel):
 
     architecture: Architecture | None = None
     """A causal language model of transformers, initialised at random."""
-    transform: of("transforms") | None = None
+    transform: Annotated[Transform | None, of("transforms", optional=True)] = None
     """Makes the architecture larger, so that sparse it costs what it costs dense."""
     checkpoint: Checkpoint | None = None
     """An existing model: a directory, ``s3://...`` or a hub id with its revision."""

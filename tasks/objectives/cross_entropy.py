@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tasks.train.objective import Objective
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.data.batch import Batch
+    from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
 
 class CrossEntropy(Objective):
     paper: ClassVar[str] = "maximum likelihood of the next token"
 
-    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         from tasks.train.losses import next_token_loss
 
         loss = next_token_loss(student.logits, batch)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.data.batch import Batch
+    from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
 
@@ -37,7 +38,8 @@ class Distillation(Objective):
     def needs_teacher(self) -> bool:
         return True
 
-    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        assert teacher is not None, "it needs one"
         from tasks.train.losses import divergence, next_token_loss
 
         cross_entropy = next_token_loss(student.logits, batch)

@@ -8,7 +8,7 @@ whatever the scale of the model. The teacher has the student's depth and width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
+    from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
 EPSILON = 2.0**-7
@@ -42,10 +43,12 @@ class SquareHead(Objective):
             raise ValueError(f"square_head compares block by block, and the teacher has {theirs[0]} blocks of width "
                              f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation")  # fmt: skip
 
-    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        assert teacher is not None, "it needs one"
         from tasks.train.losses import next_token_loss
 
-        cross_entropy, apart = next_token_loss(student.logits, batch), 0.0
+        cross_entropy = next_token_loss(student.logits, batch)
+        apart = cross_entropy.new_zeros(())
         for ours, theirs in zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True):
             theirs = theirs.float()
             apart = apart + (ours.float() - theirs).square().mean() / (theirs.square().mean() + EPSILON)

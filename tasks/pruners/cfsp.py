@@ -64,6 +64,7 @@ class Cfsp(Structured):
         from tasks.models.find.structure import feed_forward
 
         network = feed_forward(view.linears)
+        assert network is not None, "admitted"
         yield Units(self._score(view, network), network.down, network.ups, multiple=self.multiple)
 
     def _score(self, view: BlockView, network: FeedForward) -> torch.Tensor:

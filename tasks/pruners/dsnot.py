@@ -58,6 +58,7 @@ class Dsnot(Refiner):
 
         assert isinstance(statistics, Both) and isinstance(statistics.own, Moments)
         first_OI = self.initial.solve_linear(weight_OI, statistics.other, sparsity, pattern, keep_OI).keep_OI
+        assert first_OI is not None, "a pruner gives a mask"
         moments = statistics.own
         share_OI = weight_OI.float() * moments.mean_I
         exchange = Exchange(

@@ -23,7 +23,7 @@ class Magnitude(Pruner):
 
     paper: ClassVar[str] = "magnitude pruning; essential sparsity (arXiv 2306.03805)"
 
-    scope: Literal["row", "layer", "global"] = "layer"
+    scope: Literal["row", "layer", "global"] = "layer"  # type: ignore[assignment, misc]  # a constant elsewhere
     """What is ranked together: a row, a matrix, or the whole model."""
 
     @property
@@ -32,7 +32,7 @@ class Magnitude(Pruner):
 
     def suit(self, pattern: Pattern) -> None:
         super().suit(pattern)
-        if self.scope == "global" and (pattern.kind != "unstructured" or pattern.scope == "row"):
+        if self.scope == "global" and getattr(pattern, "scope", "row") == "row":
             raise ValueError(f"scope global ranks single weights of the whole model, not {pattern}; choose unstructured")
 
     def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:

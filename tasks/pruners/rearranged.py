@@ -53,7 +53,9 @@ class Rearranged(Refiner):
 
     def _order(self, view: BlockView, network: FeedForward) -> torch.Tensor:
         from tasks.calibrate.solvers.grouping import group_rows
+        from tasks.formats.pattern import Group
 
+        assert isinstance(view.pattern, Group), "its only pattern"
         scores = []
         for name in network.ups:
             statistic = view.statistics.get(name)

@@ -55,8 +55,7 @@ class Sparsegpt(Pruner):
     def observer(self, linear: Linear) -> InputStatistic | None:
         return Hessian(linear.shape[-1], "float64" if self.double else "float32")
 
-    def _factor(self, statistics: InputStatistic | None, pattern: Pattern) -> Factor:
-        assert isinstance(statistics, Hessian)
+    def _factor(self, statistics: Hessian, pattern: Pattern) -> Factor:
         sortable = isinstance(pattern, NM) or pattern == Unstructured()
         return statistics.factor(self.percent_damp, pattern.width_multiple if self.act_order and sortable else 0)
 
@@ -67,6 +66,7 @@ class Sparsegpt(Pruner):
         from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
         from tasks.calibrate.solvers.sweep import sweep_blocks
 
+        assert isinstance(statistics, Hessian)
         factor = self._factor(statistics, pattern)
         # A feature that was always zero is worth nothing, so its weights are the first to go.
         worth_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from tasks.methods import build
+from tasks.train.objective import Objective
 from tasks.train.regime import Regime
-
-if TYPE_CHECKING:
-    from tasks.train.objective import Objective
 
 
 class Masked(Regime):
@@ -36,4 +34,5 @@ class Masked(Regime):
     def objective(self) -> Objective:
         if self.kl == 0:
             return super().objective()
-        return build("objectives", {"distillation": {"ce": self.ce, "kl": self.kl, "temperature": self.temperature}})
+        said = {"ce": self.ce, "kl": self.kl, "temperature": self.temperature}
+        return build("objectives", {"distillation": said}, Objective)

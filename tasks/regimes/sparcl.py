@@ -56,6 +56,7 @@ class Sparcl(SparseRegime):
         from tasks.train.continual.sequence import TaskSequence
         from tasks.train.continual.sparcl import GradientMasks, TaskAwareMasks
 
+        assert setting.data is not None, "a run has data"
         removals = (0.1, 0.2, 0.3, 0.4) if self.removed else ()
         sequence = TaskSequence(setting.data, setting.steps, self.removed, removals, self.probes)
         masks = TaskAwareMasks(

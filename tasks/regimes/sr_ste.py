@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tasks.train.sparse.semi_structured_regime import NMRegime
+
+if TYPE_CHECKING:
+    from tasks.train.sparse.semi_structured import Flow
 
 
 class SrSte(NMRegime):
@@ -18,5 +21,5 @@ class SrSte(NMRegime):
     decay: float = Field(2e-4, ge=0)
     """Times the weight, added to the gradient of weights outside the mask."""
 
-    def flow(self) -> dict[str, float | bool]:
+    def flow(self) -> Flow:
         return {"decay": self.decay}

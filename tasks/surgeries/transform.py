@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import field_validator
 
-from tasks.methods import Method, of
+from tasks.methods import of
 from tasks.models.build.surgery import Surgery
+from tasks.models.build.transform import Transform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 class Transformed(Surgery):
     paper: ClassVar[str] = "Sparse-IFT (arXiv 2303.11525)"
 
-    by: of("transforms")
+    by: Annotated[Transform, of("transforms")]
     """The transform, one that replaces modules; recipes choose it as ``transform`` of a new model."""
 
     @field_validator("by")
     @classmethod
-    def _replaces(cls, by: Method) -> Method:
+    def _replaces(cls, by: Transform) -> Transform:
         if not by.replaces:
             raise ValueError(f"{by.name} changes sizes in the config and no modules")
         return by

@@ -13,7 +13,7 @@ communication, and the clipping norm is that of the sparse model rather than of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,13 +35,25 @@ class Shard:
     copies: tuple[torch.Tensor, ...] = ()
 
 
+class Answer(Protocol):
+    """What a model answered on a batch."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[B, T, V]"""
+
+    @property
+    def hidden_states(self) -> Sequence[torch.Tensor]:
+        """What entered the first block and left each, [B, T, D]; only where they were asked for."""
+
+
 class Engine(Protocol):
     module: nn.Module
     device: torch.device
     rank: int
     ranks: int
 
-    def forward(self, *args, **kwargs): ...
+    def forward(self, *args: object, **kwargs: object) -> Answer: ...
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro-batch (loss already divided by their number)."""
@@ -93,6 +105,11 @@ class Engine(Protocol):
         """
 
 
+class MakeEngine(Protocol):
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, clipping: float, accumulation: int) -> Engine:
+        """The engine that the profile names; ``accumulation`` micro-batches make one step."""
+
+
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """What an optimizer remembers of each parameter, in the parameter's shape and from zero on; one that is no AdamW says it
     in ``moments``. An update from a zero value, gradient and moments must be zero, or masks would not hold."""
@@ -140,7 +157,7 @@ class TorchEngine:
             zeros = {moment: torch.zeros_like(parameter) for moment in moments_of(optimizer)}
             optimizer.state[parameter] = {"step": torch.zeros((), device=self.device), **zeros}
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: object, **kwargs: object) -> Answer:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
         with bf16:
             return self.module(*args, **kwargs)
@@ -178,8 +195,9 @@ class TorchEngine:
 
     def grad(self, name: str) -> torch.Tensor:
         parameter = self._parameters[name]
-        still = parameter.grad is None or not parameter.requires_grad
-        return torch.zeros_like(parameter) if still else parameter.grad.clone()
+        if parameter.grad is None or not parameter.requires_grad:
+            return torch.zeros_like(parameter)
+        return parameter.grad.clone()
 
     def hold(self, name: str, keep: torch.Tensor) -> None:
         keep = keep.to(self.device, torch.bool)

@@ -196,7 +196,7 @@ def _measure(engine: Engine, metrics: dict, hooks: Sequence[Hook], norm: float, 
 
 def _state(hooks: Sequence[Hook], totals: Totals) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     states = [hook.state_dict() for hook in hooks]
-    values = {"hooks": [values for values, _ in states]}
+    values: dict[str, Any] = {"hooks": [values for values, _ in states]}
     values |= {"density_steps": totals.density_steps, "compute_steps": totals.compute_steps}
     return values, {f"{index}:{name}": tensor for index, (_, own) in enumerate(states) for name, tensor in own.items()}
 

@@ -6,12 +6,12 @@ A hook keeps its masks bit-packed, in the [out, in] view of each matrix; the eng
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tasks.formats.mask import Mask, Masks
-from tasks.formats.pattern import Pattern, Unstructured
+from tasks.formats.pattern import Pattern, Scope, Unstructured
 from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_global
 from tasks.models.find.linears import Linear
@@ -78,7 +78,9 @@ def draw_mask(linear: Linear, sparsity: float, seed: int, inside: Mask | None = 
 class GradualMagnitude(Masking):
     """Prunes the smallest live weights at each event of a schedule; masks are nested over time, from ``masks`` on."""
 
-    def __init__(self, linears: Mapping[str, Linear], masks: Masks, schedule: ExponentialDensity, scope: str) -> None:
+    def __init__(
+        self, linears: Mapping[str, Linear], masks: Masks, schedule: ExponentialDensity, scope: Scope | Literal["global"]
+    ) -> None:
         super().__init__(linears, masks)
         self.schedule, self.scope = schedule, scope
 

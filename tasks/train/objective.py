@@ -8,7 +8,7 @@ tasks listens), and pass on the one they are given.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from tasks.methods import Method
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
-    from tasks.train.engine import Engine
+    from tasks.train.engine import Answer, Engine
 
     Metrics = dict[str, torch.Tensor]
 
@@ -39,19 +39,20 @@ class Objective(Method):
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         """Raise ValueError where the one cannot learn from the other."""
 
-    def loss(self, student: Any, teacher: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """The loss of one batch from the models' outputs on its tokens; the teacher's is None where none is needed."""
         raise NotImplementedError
 
     def measure(self, engine: Engine, batch: Batch, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, Metrics]:
         import torch
 
-        asked: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
+        asked: dict[str, torch.Tensor | bool] = {"input_ids": batch.tokens, "use_cache": False}
         if self.hidden_states:
             asked["output_hidden_states"] = True
         student, told = engine.forward(**asked), None
         if self.needs_teacher():
             with torch.no_grad():
+                assert teacher is not None, "bound with one"
                 told = teacher(**asked)
         return self.loss(student, told, batch)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from tasks.methods import Method, build, of
-from tasks.models.allocation import Scan
+from tasks.models.allocation import Allocator, Scan
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,9 @@ class Regime(Method):
 
     def objective(self) -> Objective:
         """What is minimised where the stage does not say."""
-        return build("objectives", "cross_entropy")
+        from tasks.train.objective import Objective
+
+        return build("objectives", "cross_entropy", Objective)
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.masking import Masking
@@ -95,7 +97,7 @@ class SparseRegime(Regime):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that is masked. In pretrain, ``iso`` is the one at which a transformed model costs what
     its architecture costs dense."""
-    allocator: of("allocators") = "uniform"
+    allocator: Annotated[Allocator, of("allocators")] = Field("uniform", validate_default=True)
     """Shares the sparsity out over the matrices."""
     budget: Literal["compute", "tokens"] = "compute"
     """What the stage's ``tokens`` are: ``compute`` in dense tokens, so that a sparser run sees more, or the very ``tokens`` to

@@ -5,12 +5,14 @@ Every rank runs this; rank 0 writes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from tasks.methods import of
 from tasks.stage import Context, Facts, ModelStage
+from tasks.train.objective import Objective
+from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
-    from tasks.train.objective import Loss, Objective
-    from tasks.train.regime import Setting
+    from tasks.train.objective import Loss
 
 
 class TrainStage(ModelStage):
@@ -34,8 +35,8 @@ class TrainStage(ModelStage):
 
     distributed: ClassVar[bool] = True
 
-    method: Any
-    objective: of("objectives", optional=True) = None
+    method: Regime
+    objective: Annotated[Objective | None, of("objectives", optional=True)] = None
     """What is minimised; what the regime minimises unless given."""
     tokens: int = Field(gt=0)
     """Training budget in tokens of the dense model; a sparse regime may turn what it saves into more tokens."""
@@ -125,7 +126,6 @@ class TrainStage(ModelStage):
         from tasks.models.accounting import shape_of
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
-        from tasks.train.regime import Setting
 
         execution = context.execution
         if self.batch % execution.ranks:
@@ -140,6 +140,7 @@ class TrainStage(ModelStage):
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
+        assert context.make_engine is not None, "a training stage is given an engine"
         engine = context.make_engine(
             model, self.method.optimizer(model, self.betas, self.weight_decay), self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
@@ -175,7 +176,9 @@ class TrainStage(ModelStage):
 
         if not self.needs_teacher():
             return self.minimised.bind()
-        teacher = load_model(self.teacher_directory(context), device=context.execution.device)
+        directory = self.teacher_directory(context)
+        assert directory is not None, "a stage that needs a teacher has one"
+        teacher = load_model(directory, device=context.execution.device)
         return self.minimised.bind(teacher.eval().requires_grad_(False))
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:

@@ -22,7 +22,7 @@ def test_every_method_of_every_shelf_is_told(capsys):
 def test_one_method_tells_its_fields_bounds_choices_defaults_and_patterns(capsys):
     (dsnot,) = told(capsys, "dsnot")
     assert dsnot["patterns"] == ["unstructured", "N:M"] and dsnot["fields"]["cycles"]["takes"] == "float, > 0, <= 1"
-    assert dsnot["fields"]["initial"] == {"takes": "method", "default": "wanda", "help": "The pruner whose mask is refined."}
+    assert dsnot["fields"]["initial"] == {"takes": "pruner", "default": "wanda", "help": "The pruner whose mask is refined."}
     pruner, allocator = told(capsys, "cfsp")
     assert pruner["fields"]["criterion"]["takes"] == "weights | activation | magnitude | random"
     (sharpness,) = allocator["fields"].values()

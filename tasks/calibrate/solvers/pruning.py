@@ -40,7 +40,9 @@ def _compiled(*tensors: torch.Tensor) -> ModuleType:
     for tensor in tensors:
         assert tensor.is_contiguous() and tensor.device == first.device and tensor.dtype in (first.dtype, torch.bool)
     if first.device.type == "cpu":
-        from tasks.calibrate.solvers import pruning_cpu as compiled
-    else:
-        from tasks.calibrate.solvers import pruning_gpu as compiled
-    return compiled
+        from tasks.calibrate.solvers import pruning_cpu
+
+        return pruning_cpu
+    from tasks.calibrate.solvers import pruning_gpu
+
+    return pruning_gpu

@@ -9,7 +9,7 @@ Plain transformers ignores the list, so an export needs every surgery undone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tasks.methods import Method, build, dump
 
@@ -42,7 +42,7 @@ class Surgery(Method):
         raise NotImplementedError
 
 
-def surgeries_of(config: PretrainedConfig | Mapping[str, Any]) -> list[Surgery]:
+def surgeries_of(config: PretrainedConfig | Mapping[str, object]) -> list[Surgery]:
     """The surgeries that a config, or the content of a ``config.json``, lists, in order. Raises ValueError in one line."""
     listed = config.get(FIELD) if isinstance(config, Mapping) else getattr(config, FIELD, None)
     if listed is None:
@@ -50,7 +50,7 @@ def surgeries_of(config: PretrainedConfig | Mapping[str, Any]) -> list[Surgery]:
     if not isinstance(listed, list):
         raise ValueError(f"{FIELD}: should be a list of {{NAME: {{FIELD: VALUE}}}}, got {listed!r}")
     try:
-        return [build("surgeries", spec) for spec in listed]
+        return [build("surgeries", spec, Surgery) for spec in listed]
     except ValueError as error:
         raise ValueError(f"{FIELD}: {error}") from None
 

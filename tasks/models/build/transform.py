@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tasks.methods import Method, build
-from tasks.models.build.surgery import add_surgery
+from tasks.models.build.surgery import Surgery, add_surgery
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ class Transform(Method):
     def resize(self, config: PretrainedConfig) -> PretrainedConfig:
         """The config of the transformed model; the one given stays as it is."""
         resized = deepcopy(config)
-        add_surgery(resized, build("surgeries", {"transform": {"by": self}}))
+        add_surgery(resized, build("surgeries", {"transform": {"by": self}}, Surgery))
         return resized
 
     def replace(self, layer: nn.Module, outputs: int, inputs: int) -> nn.Module:
@@ -54,7 +54,7 @@ class Transform(Method):
             owner = model.get_submodule(path)
             setattr(owner, child, self.replace(getattr(owner, child), *linear.shape))
             # GPT-2 starts a layer from the module that owns it, and would again when a checkpoint is loaded.
-            owner._is_hf_initialized = not owner._non_persistent_buffers_set
+            owner._is_hf_initialized = not owner._non_persistent_buffers_set  # type: ignore[assignment]
 
 
 def enlarged(config: PretrainedConfig, sizes: Mapping[str, int]) -> PretrainedConfig:

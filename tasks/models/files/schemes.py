@@ -21,7 +21,7 @@ Spec = str | dict[str, dict[str, Any]]      # NAME, or {NAME: {field of its weig
 NO_ASYMMETRIC = "compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric"
 
 
-def check_written(spec: Any) -> None:
+def check_written(spec: object) -> None:
     """Raise ValueError unless it has the form of a :data:`Spec`; which presets there are is asked of the library, later."""
     fields = list(spec.values()) if isinstance(spec, dict) else []
     if not (isinstance(spec, str) or (len(fields) == 1 and isinstance(fields[0], dict))):

@@ -34,6 +34,7 @@ class MemoryBudget:
         return True
 
     def file(self) -> Path:
+        assert self.folder is not None, "a limit comes with a folder"
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{next(self._numbers):08d}"
 

@@ -182,6 +182,7 @@ class _Scored:
     def __call__(self, engine: Any, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         heard = _Overheard(engine)
         loss, metrics = self.objective(heard, batch)
+        assert heard.logits_BTV is not None, "an objective runs the model"
         wrong_BT = heard.logits_BTV[:, :-1].argmax(-1) != batch.following
         self.hook.score(self.hook.place, batch.mean(wrong_BT), self.hook.run.step)
         self.hook.place += len(batch)
@@ -192,7 +193,8 @@ class _Overheard:
     """An engine whose first answer is kept: what the model said of the batch, without another forward pass."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self.logits_BTV = engine, None
+        self._engine = engine
+        self.logits_BTV: torch.Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self._engine.forward(*args, **kwargs)

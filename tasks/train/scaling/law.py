@@ -187,7 +187,7 @@ def resample(runs: Sequence[TrainingRun], qualities: Mapping[str, Quality], time
 
 def chosen(resampled: Sequence[Mapping[str, Fitted]]) -> dict[str, float]:
     """In which share of the draws each count has the least Huber loss."""
-    best = [min(fitted, key=lambda count, fitted=fitted: fitted[count][1]) for fitted in resampled]
+    best = [min(fitted.items(), key=lambda item: item[1][1])[0] for fitted in resampled]
     return {count: best.count(count) / len(best) for count in resampled[0]}
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
 from tasks.formats.mask import Masks
-from tasks.formats.pattern import NM, Pattern
+from tasks.formats.pattern import NM
 from tasks.models.find.linears import Linear
 from tasks.train.effective import Scaled, substitute
 from tasks.train.hook import Run
@@ -28,6 +29,13 @@ class Phase:
 
     pattern: NM
     share: float = 0.0
+
+
+class Flow(TypedDict, total=False):
+    """What flows back to the weights outside the mask, as arguments of :class:`SemiStructured`."""
+
+    straight: bool
+    decay: float
 
 
 class SemiStructured(Masking):
@@ -68,7 +76,7 @@ class SemiStructured(Masking):
         self.flips.see(name, self.run.step, keep)
         return Scaled.apply(stored, keep, phase.share, self.straight, self.decay / self.run.pieces)
 
-    def _keep(self, name: str, weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    def _keep(self, name: str, weight: torch.Tensor, pattern: NM) -> torch.Tensor:
         """The mask by magnitude, inside the one the linear came with."""
         before = self.masks[name].keep.to(weight.device) if name in self.masks else None
         score = weight.abs() if before is None else weight.abs().masked_fill(~before, -1.0)

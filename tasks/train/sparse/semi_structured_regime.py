@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tasks.formats.pattern import NM
     from tasks.models.find.linears import Linear
     from tasks.train.hook import Hook
-    from tasks.train.sparse.semi_structured import Phase
+    from tasks.train.sparse.semi_structured import Flow, Phase
 
 
 def treated(setting: Setting, regime: Regime) -> dict[str, Linear]:
@@ -70,7 +70,7 @@ class NMRegime(Regime):
             return None
         return Phase(self.nm()) if step >= last else self.between(step - first, last - first)
 
-    def flow(self) -> dict[str, float | bool]:
+    def flow(self) -> Flow:
         """What flows back to the weights outside the mask, as arguments of ``SemiStructured``."""
         return {}
 
@@ -107,5 +107,5 @@ class DecayingRegime(NMRegime):
 
         return Phase(self.nm(), self.share(step, steps))
 
-    def flow(self) -> dict[str, float | bool]:
+    def flow(self) -> Flow:
         return {"straight": self.backward == "ste"}
