@@ -54,7 +54,7 @@ class Transform(Method):
             owner = model.get_submodule(path)
             setattr(owner, child, self.replace(getattr(owner, child), *linear.shape))
             # GPT-2 starts a layer from the module that owns it, and would again when a checkpoint is loaded.
-            owner._is_hf_initialized = not owner._non_persistent_buffers_set  # type: ignore[assignment]
+            owner._is_hf_initialized = not owner._non_persistent_buffers_set
 
 
 def enlarged(config: PretrainedConfig, sizes: Mapping[str, int]) -> PretrainedConfig:
