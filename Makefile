@@ -49,6 +49,7 @@ build/peers/.installed:
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 install: $(STAMP)

@@ -20,7 +20,7 @@ class DocumentError(ValueError):
     """One line, `file:line: what`."""
 
 
-_NUMBERS = {        # as in YAML 1.2, with underscores: 2:4 is no number in base 60, and 1e-3 is one
+_NUMBERS = {  # as in YAML 1.2, with underscores: 2:4 is no number in base 60, and 1e-3 is one
     "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
     "tag:yaml.org,2002:float": re.compile(
         r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE

@@ -87,7 +87,7 @@ class Resources(_Section):
     def resolved(self, ranks: int) -> Resources:
         """The same with every field filled in, for a group of this many ranks."""
         ranks = self.ranks or ranks
-        cpus = float(max(1, cores() // ranks) if self.cpus == "all" else self.cpus)     # pydantic warns of an int here
+        cpus = float(max(1, cores() // ranks) if self.cpus == "all" else self.cpus)  # pydantic warns of an int here
         threads = self.threads or max(1, int(cpus))
         return self.model_copy(update={"cpus": cpus, "ranks": ranks, "threads": threads})
 
@@ -117,7 +117,7 @@ class Profile(_Section):
     """Where stages compute; ``auto`` is a GPU where there is one."""
     micro_batch: int = Field(8, ge=1)
     """Sequences per forward pass of a rank."""
-    jobs: int = Field(8, ge=1, le=4096)     # in flight at once: each keeps two processes on the head node, waiting or not
+    jobs: int = Field(8, ge=1, le=4096)  # in flight at once: each keeps two processes on the head node, waiting or not
     """Jobs in flight at once."""
     retries: int = Field(2, ge=0, le=100)
     """How often a failed job is tried again."""

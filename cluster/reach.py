@@ -24,8 +24,8 @@ from cluster.profile import Profile
 from cluster.ray.follower import get_json
 from cluster.ray.jobs import Jobs
 
-DEADLINE = 5.0      # seconds a service may take to answer at all
-ROOM = 4 << 20      # bytes that a database must be able to grow by
+DEADLINE = 5.0  # seconds a service may take to answer at all
+ROOM = 4 << 20  # bytes that a database must be able to grow by
 SQLITE = "sqlite:///"
 S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CLIENTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}     # opens on the run table, not on traces
-CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"     # verdicts of a recipe that claims something; how many hold
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens on the run table, not on traces
+CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"  # verdicts of a recipe that claims something; how many hold
 BATCH = 900
 FLUSH_SECONDS = 3.0
-BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}     # before anything is begun
+BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # before anything is begun
 
 
 class Metric(NamedTuple):
@@ -99,21 +99,21 @@ class Tracking:
     experiment: str
     parent: str
     children: dict[str, str] = field(default_factory=dict)
-    _last: dict[str, int] = field(default_factory=dict)     # step of a run's curves; final numbers end them, not begin them
+    _last: dict[str, int] = field(default_factory=dict)  # step of a run's curves; final numbers end them, not begin them
     _pending: dict[str, list[Any]] = field(default_factory=dict)
     _flushed: float = 0.0
-    _lock: Any = field(default_factory=threading.RLock, repr=False)     # every job in flight has a follower of its own
+    _lock: Any = field(default_factory=threading.RLock, repr=False)  # every job in flight has a follower of its own
 
     @classmethod
     def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
         """Open the parent run."""
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")     # stdout is the command's own
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is the command's own
         from mlflow import MlflowClient
 
-        for talker in ("alembic", "mlflow.store.db.utils"):     # they tell of every new database on stderr
+        for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
             logging.getLogger(talker).setLevel(logging.WARNING)
         check_tracking(uri)
-        setting_up = locked(home() / "locks" / "mlflow")       # two runs at once must not both set up a new database
+        setting_up = locked(home() / "locks" / "mlflow")  # two runs at once must not both set up a new database
         with setting_up, variables(BRIEFLY), plainly(uri):
             client = Plain(MlflowClient(tracking_uri=uri), uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
@@ -164,7 +164,7 @@ class Tracking:
                 while rows:
                     try:
                         self.client.log_batch(run, metrics=rows[:BATCH])
-                    except Exception as error:      # the client raises transport errors of several libraries
+                    except Exception as error:  # the client raises transport errors of several libraries
                         LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
                         return
                     del rows[:BATCH]

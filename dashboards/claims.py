@@ -39,7 +39,10 @@ def read(uri: str) -> list[dict[str, Any]]:
         if recipe not in found:
             claims = json.loads(load_text(f"{run.info.artifact_uri}/{CLAIMS}"))
             found[recipe] = {
-                "recipe": recipe, "run": run.info.run_id, "commit": run.data.tags.get("winnow.git_commit", ""), "claims": claims
+                "recipe": recipe,
+                "run": run.info.run_id,
+                "commit": run.data.tags.get("winnow.git_commit", ""),
+                "claims": claims,
             }
     return sorted(found.values(), key=lambda result: result["recipe"])
 

@@ -124,7 +124,9 @@ def fit_errors(losses: Sequence[float], errors: Mapping[str, Sequence[float]]) -
 
 
 def loss_over_sparsity(
-    sparsities: Sequence[float], losses: Sequence[float], band: tuple[Sequence[float], Sequence[float]],
+    sparsities: Sequence[float],
+    losses: Sequence[float],
+    band: tuple[Sequence[float], Sequence[float]],
     chosen: tuple[float, float],
 ) -> Figure:
     """Predicted loss at one budget and final size, with its band and the sparsity that was chosen."""

@@ -53,14 +53,14 @@ class Chronicle:
 
     def started(self, step: Step) -> None:
         if step.node.measures:
-            self._open(self.plan.by_id[step.node.measures])     # which was discarded where only the evaluation is there
+            self._open(self.plan.by_id[step.node.measures])  # which was discarded where only the evaluation is there
             self._measured(step, step.node.measures)
         else:
             self._open(step)
 
     def _open(self, step: Step) -> None:
         """A run for what a step makes."""
-        if step.id in self.tracking.children:       # a second attempt goes on in the same run
+        if step.id in self.tracking.children:  # a second attempt goes on in the same run
             return
         tags = {
             "winnow.stage": step.node.name,
@@ -119,7 +119,7 @@ class Chronicle:
         if claims:
             self.tracking.claims(claims)
         missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
-        for id in missing & self.tracking.children.keys():      # of a model that was made, an evaluation is missing
+        for id in missing & self.tracking.children.keys():  # of a model that was made, an evaluation is missing
             self.tracking.end(id, status)
         self.tracking.end(None, status)
 

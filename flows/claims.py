@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.sweep import Branch
 
 SEED = "seed"
-Numbers = dict[str, float]      # of one group: seed label -> value
+Numbers = dict[str, float]  # of one group: seed label -> value
 
 
 def group_of(branch: Branch) -> str:
@@ -104,9 +104,7 @@ class Claim(BaseModel):
 
 def _describe(numbers: Numbers) -> dict[str, Any]:
     values = list(numbers.values())
-    return {
-        "mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "values": numbers
-    }
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "values": numbers}
 
 
 def _compare(
@@ -118,8 +116,14 @@ def _compare(
     differences = [sign * (groups[left][seed] - groups[right][seed] * (1 + sign * slack)) for seed in sorted(shared)]
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-    return {"better": left, "worse": right, "difference": mean, "error": error if math.isfinite(error) else None,
-            "holds": mean <= 0, "clear": abs(mean) > 2 * error}  # fmt: skip
+    return {
+        "better": left,
+        "worse": right,
+        "difference": mean,
+        "error": error if math.isfinite(error) else None,
+        "holds": mean <= 0,
+        "clear": abs(mean) > 2 * error,
+    }
 
 
 def _best(groups: Mapping[str, Numbers], sign: float, member: str | list[str]) -> str:

@@ -33,7 +33,10 @@ from flows.shelves import methods
 from flows.upkeep import discard, notes, verify
 
 app = typer.Typer(
-    name="winnow", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    name="winnow",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
     help="Sparse language models: pretrain, prune, recover, quantize, evaluate - one recipe.",
 )
 app.add_typer(law.app, name="law")
@@ -47,17 +50,17 @@ app.command()(discard)
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
     _make_lazy("torch")
-    os.environ.setdefault("TQDM_DISABLE", "1")      # libraries' bars: a stage tells its own progress
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     settle_environment()
     try:
-        code = app(standalone_mode=False)       # what typer.Exit carried, and 130 where typer caught a Ctrl-C
+        code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         _fail(error)
     if code == 130:
         errors.print("stopped. What was finished is kept; run the same command to go on.")
-    if "RANK" in os.environ and "cluster.deepspeed.rank" in sys.modules:      # torchrun started this process, and it trained
+    if "RANK" in os.environ and "cluster.deepspeed.rank" in sys.modules:  # torchrun started this process, and it trained
         sys.modules["cluster.deepspeed.rank"].leave(code or 0)
     sys.exit(code)
 
@@ -67,12 +70,12 @@ def _fail(error: Exception) -> None:
     its trace."""
     from tasks.refusal import refused
 
-    usage = getattr(error, "format_message", None)      # typer's usage errors
+    usage = getattr(error, "format_message", None)  # typer's usage errors
     died = type(error).__name__ == "StageFailed"
     if not (usage or died or isinstance(error, OSError) or refused(error)):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
-    if getattr(error, "aside", ""):         # StageFailed has it too
+    if getattr(error, "aside", ""):  # StageFailed has it too
         text += "; run the same command to make it again"
     elif isinstance(error, CorruptArtifact):
         text += f"; to mend: winnow discard {error.address}, then run its recipe again"
@@ -87,7 +90,7 @@ class _Lazy(importlib.util._LazyModule):
     def __getattribute__(self, name: str) -> Any:
         if name in ("__spec__", "__class__", "__file__", "__name__"):
             return ModuleType.__getattribute__(self, name)
-        self.__class__ = importlib.util._LazyModule     # Python 3.13 loads what is of this very class
+        self.__class__ = importlib.util._LazyModule  # Python 3.13 loads what is of this very class
         return getattr(self, name)
 
 

@@ -41,7 +41,7 @@ def heal(attempt: Callable[[], Made]) -> Made:
         try:
             return attempt()
         except (StageFailed, CorruptArtifact) as failure:
-            together = int(os.environ.get("WORLD_SIZE", 1)) > 1     # the ranks of torchrun end, and are started, as one
+            together = int(os.environ.get("WORLD_SIZE", 1)) > 1  # the ranks of torchrun end, and are started, as one
             if not failure.aside or failure.aside in healed or together:
                 raise
             healed.add(failure.aside)
@@ -109,7 +109,7 @@ class Conductor:
 
     def stop(self) -> None:
         """Stop every job in flight, and start no other; what they had checkpointed stays."""
-        self.stopped = True     # before the lock, which whoever submits a job just now holds
+        self.stopped = True  # before the lock, which whoever submits a job just now holds
         with self.changed:
             self.changed.notify_all()
         for group in {id(group): group for group in self.groups.values()}.values():
@@ -132,7 +132,7 @@ class Conductor:
         try:
             result = self.submitter.jobs.follow(group.job, lambda line: self._line(group, line))
             message = result.message
-        except Exception as error:      # whatever ends the following is the message of the failed stage
+        except Exception as error:  # whatever ends the following is the message of the failed stage
             message = f"{type(error).__name__}: {error}"
         finally:
             with self.changed:
@@ -145,7 +145,7 @@ class Conductor:
             return
         if event["event"] == "failed":
             group.aside = group.aside or event.get("aside", "")
-            if not group.final:     # the stage's own words count more than what its job says of them
+            if not group.final:  # the stage's own words count more than what its job says of them
                 group.message, group.final = event["message"].partition("\n")[0], event["final"]
         elif step := self.by_address.get(event["address"]):
             self.watcher.event(step, event)

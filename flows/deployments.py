@@ -16,7 +16,7 @@ def main() -> None:
         description="Run a Winnow recipe: a path, the name of a shipped recipe, or YAML text. Paths in it are absolute.",
         tags=["winnow"],
     )
-    deployment.model_fields_set.discard("schedules")    # made in the UI; sent as the empty list, each start would delete them
+    deployment.model_fields_set.discard("schedules")  # made in the UI; sent as the empty list, each start would delete them
     serve(deployment, print_starting_message=False, limit=1)
 
 

@@ -28,9 +28,15 @@ class Display:
         self.lines: dict[str, float] = {}
         self.rates: dict[str, tuple[float, int]] = {}
         self.progress = Progress(
-            TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=console,
+            TextColumn("{task.description:<20}"),
+            BarColumn(24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
         )
 
     @contextmanager
@@ -62,9 +68,7 @@ class Display:
         id, rate = step.id, self._rate(step.id, event)
         if id in self.bars:
             note = event["note"] or event["unit"]
-            self.progress.update(
-                self.bars[id], completed=event["done"], total=event["total"] or None, rate=rate, note=note
-            )
+            self.progress.update(self.bars[id], completed=event["done"], total=event["total"] or None, rate=rate, note=note)
         elif time.monotonic() - self.lines.get(id, 0.0) > LINE_SECONDS:
             self.lines[id] = time.monotonic()
             share = f"{100 * event['done'] / event['total']:.0f}% " if event["total"] else ""
@@ -148,8 +152,11 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
             hidden.append(title)
     for row in zip(*columns, strict=True):
         table.add_row(*row)
-    lines = [caption, f"alike wherever measured: {', '.join(alike)}" if alike else "",
-             f"left out for want of width, and in --json: {', '.join(hidden)}" if hidden else ""]  # fmt: skip
+    lines = [
+        caption,
+        f"alike wherever measured: {', '.join(alike)}" if alike else "",
+        f"left out for want of width, and in --json: {', '.join(hidden)}" if hidden else "",
+    ]
     table.caption = "\n".join(filter(None, lines))
     return table
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = (
-    "torch", "transformers", "deepspeed", "ray", "prefect", "fastapi", "mlflow", "compressed-tensors", "lm-eval", "boto3",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "prefect",
+    "fastapi",
+    "mlflow",
+    "compressed-tensors",
+    "lm-eval",
+    "boto3",
 )
 BAD_PAIRS = (
     ("prefect", "3.8", "fastapi", (0, 151), "the Prefect 3.8 server does not start with fastapi 0.151 or newer"),

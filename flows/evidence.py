@@ -16,7 +16,7 @@ from tasks.methods import explain
 from tasks.stage import STAGES
 from tasks.train.scaling.law import COUNTS, Quality, ScalingLaw, TrainingRun, assess, check_runs, chosen, resample, verdict
 
-ARTIFACT = re.compile(rf"({'|'.join(STAGES)})/.*|[0-9a-f]{{8,64}}")        # anything else names a recipe
+ARTIFACT = re.compile(rf"({'|'.join(STAGES)})/.*|[0-9a-f]{{8,64}}")  # anything else names a recipe
 
 
 class LawFile(BaseModel):
@@ -51,7 +51,11 @@ def study(runs: Mapping[str, TrainingRun], resamples: int) -> LawFile:
     resampled = resample(measured, counts, resamples)
     shares, laws = chosen(resampled), [fitted["average"][0] for fitted in resampled]
     return LawFile(
-        law=counts["average"].law, verdict=verdict(counts, shares), counts=counts, chosen=shares, resampled=laws,
+        law=counts["average"].law,
+        verdict=verdict(counts, shares),
+        counts=counts,
+        chosen=shares,
+        resampled=laws,
         runs=dict(runs),
     )
 
@@ -88,7 +92,7 @@ def _losses(records: Mapping[str, Record], store: Store) -> dict[str, float]:
     """Held-out loss by the key of the model, all by one measurement: the same evaluator on the same text."""
     measurements: dict[str, dict[str, float]] = {}
     for evaluation in store.records("evaluate"):
-        model, method = evaluation.parents.get("model"), evaluation.params.get("method")     # an older Winnow wrote none
+        model, method = evaluation.parents.get("model"), evaluation.params.get("method")  # an older Winnow wrote none
         if model in records and method and "heldout_loss" in evaluation.metrics:
             how = canonical_json([method, evaluation.parents["data"]])
             measurements.setdefault(how, {})[model] = evaluation.metrics["heldout_loss"]

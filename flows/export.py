@@ -17,15 +17,18 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
     takes for weights), and write a card that says how it was made. Surgeries, which plain transformers does not know, are
     undone, the last first."""
     if "config.json" not in record.files:
-        raise ValueError(f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, merge, "
-                         "quantize")  # fmt: skip
+        raise ValueError(
+            f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, merge, quantize"
+        )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is there already; choose a new directory")
     source = store.fetch(record)
     surgeries = surgeries_of(json.loads((source / "config.json").read_text()))
     if lasting := [surgery.name for surgery in surgeries if not surgery.undone]:
-        raise ValueError(f"{record.address} has the surgery {lasting[0]}, which plain transformers does not load and which "
-                         "cannot be undone; choose a model without it")  # fmt: skip
+        raise ValueError(
+            f"{record.address} has the surgery {lasting[0]}, which plain transformers does not load and which "
+            "cannot be undone; choose a model without it"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".undone-") as scratch:
         _write(_undone(source, len(surgeries), Path(scratch)), directory)

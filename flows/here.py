@@ -29,7 +29,7 @@ def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> N
             lock = Path(profile.scratch) / "locks" / step.artifact.key
             with locked(lock) if alone else nullcontext():
                 produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
-                lock.unlink(missing_ok=True)        # who waits for it finds the artifact
+                lock.unlink(missing_ok=True)  # who waits for it finds the artifact
         while (record := store.done(step.artifact)) is None:
             time.sleep(0.2)
         watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))

@@ -29,9 +29,7 @@ def launch(
     return heal(lambda: _launch(recipe, profile, console, quiet, here, part))
 
 
-def _launch(
-    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part
-) -> tuple[Plan, Summary | None]:
+def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
     plan, store = prepare(recipe, where, part=part)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
@@ -58,7 +56,7 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
         os.environ.update(services.environment())
         if profile.prefect.api_url:
             os.environ["PREFECT_API_URL"] = profile.prefect.api_url
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")     # the display tells it better
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells it better
         yield
     finally:
         if needed and kinds:
@@ -70,11 +68,10 @@ def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, part:
 
     from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
 
-    refresh_global_settings_context()       # Prefect read the environment when it was imported, for an earlier run maybe
+    refresh_global_settings_context()  # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
         WATCHERS.set((display,))
         try:
             return pipeline(recipe, profile, *part) if as_flow else run(recipe, profile, here, part=part)
         finally:
-            APILogHandler().flush()       # before the server it logs to may go
-
+            APILogHandler().flush()  # before the server it logs to may go

@@ -33,8 +33,10 @@ def check_merged(nodes: Sequence[Node]) -> None:
             pruned = {next((before.id for before in line(nodes, id) if before.name == "prune"), "none"): id for id in models}
             if len(pruned) > 1:
                 one, other = list(pruned.values())[:2]
-                raise ValueError(f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what "
-                                 "one pruned model was recovered to, as with gather: [seed]")  # fmt: skip
+                raise ValueError(
+                    f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what "
+                    "one pruned model was recovered to, as with gather: [seed]"
+                )
 
 
 def reference(nodes: Iterable[Node], model: str, which: str) -> str | ModelSource | None:
@@ -76,5 +78,7 @@ def check_measured(nodes: Sequence[Node], methods: Sequence[Method]) -> None:
     measured = {node.stage.method.name for node in nodes if node.measures}
     for method in methods:
         if method.name not in measured and any(node.stage.yields == "model" for node in nodes):
-            raise ValueError(f"recipe.evaluate: {method.name} compares a model with the {method.reference} one that it came "
-                             "from, and no model of this recipe has one; leave it out")  # fmt: skip
+            raise ValueError(
+                f"recipe.evaluate: {method.name} compares a model with the {method.reference} one that it came "
+                "from, and no model of this recipe has one; leave it out"
+            )

@@ -22,7 +22,7 @@ class Node:
     id: str
     stage: Stage
     parents: dict[str, str]
-    measures: str | None = None     # for an evaluation that the recipe did not list: the node it belongs to
+    measures: str | None = None  # for an evaluation that the recipe did not list: the node it belongs to
     branch: Branch = field(default_factory=dict)
     base: str = ""
 

@@ -13,9 +13,9 @@ from rich.console import Console
 if TYPE_CHECKING:
     from cluster.store.local import Store
 
-PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")     # what variables that name one local path end in
-OURS = ("WINNOW_", "HF_", "AWS_", "RAY_AUTH_", "TORCH_EXTENSIONS_")     # and begin with, where servers or jobs read them
-LOG_WIDTH = 140     # characters of a line where no terminal sets a bound
+PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")  # what variables that name one local path end in
+OURS = ("WINNOW_", "HF_", "AWS_", "RAY_AUTH_", "TORCH_EXTENSIONS_")  # and begin with, where servers or jobs read them
+LOG_WIDTH = 140  # characters of a line where no terminal sets a bound
 
 
 def _console(stream: TextIO, stderr: bool) -> Console:
@@ -24,6 +24,7 @@ def _console(stream: TextIO, stderr: bool) -> Console:
 
 
 console, errors = _console(sys.stdout, stderr=False), _console(sys.stderr, stderr=True)
+
 
 def settle_environment() -> None:
     """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory."""
@@ -35,10 +36,14 @@ def settle_environment() -> None:
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
 ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]
-OnlyOption = Annotated[str | None, typer.Option(
-    "--only", metavar="STAGE", help="this stage and its evaluations alone; what feeds it has to be there already")]  # fmt: skip
-UntilOption = Annotated[str | None, typer.Option(
-    "--until", metavar="STAGE", help="what this stage needs, the stage, and the evaluations; nothing after it")]  # fmt: skip
+OnlyOption = Annotated[
+    str | None,
+    typer.Option("--only", metavar="STAGE", help="this stage and its evaluations alone; what feeds it has to be there already"),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", metavar="STAGE", help="what this stage needs, the stage, and the evaluations; nothing after it"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 

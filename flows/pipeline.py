@@ -79,7 +79,7 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
         conductor.stop()
         try:
             close("KILLED" if isinstance(interruption, KeyboardInterrupt) else "FAILED")
-        except OSError as error:        # what went wrong first is what is raised
+        except OSError as error:  # what went wrong first is what is raised
             LOG.error("%s", error)
         raise
     return close("FINISHED")
@@ -88,6 +88,7 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
 def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
     """Submit the steps that are due as Prefect tasks and wait for all, then those that want the machine for themselves;
     the first failure is raised at the end."""
+
     def may_help(task: Any, run: Any, state: Any) -> bool:
         failure = state.result(raise_on_failure=False)
         return not (isinstance(failure, CorruptArtifact) or isinstance(failure, StageFailed) and failure.final)
@@ -96,9 +97,14 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
     for exclusive in (False, True):
         for name, steps in _tasks(plan, exclusive).items():
             stage = task(
-                _make(conductor, steps), name=name, task_run_name=name if steps[0].node.measures else steps[0].artifact.address,
-                cache_policy=NO_CACHE, persist_result=False,
-                retries=retries, retry_delay_seconds=1, retry_condition_fn=may_help,
+                _make(conductor, steps),
+                name=name,
+                task_run_name=name if steps[0].node.measures else steps[0].artifact.address,
+                cache_policy=NO_CACHE,
+                persist_result=False,
+                retries=retries,
+                retry_delay_seconds=1,
+                retry_condition_fn=may_help,
             )
             upstream = {id: futures[id] for step in steps for id in step.node.parents.values() if id in futures}
             futures[name] = stage.submit(wait_for=list(upstream.values()))

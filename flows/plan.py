@@ -22,8 +22,8 @@ from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage
 
-RESOURCED = ("default", *STAGES, "speed")      # what a profile may name resources for; speed is measured apart
-TOGETHER = 32       # steps of one job at most: what it is told has to fit a variable of its environment
+RESOURCED = ("default", *STAGES, "speed")  # what a profile may name resources for; speed is measured apart
+TOGETHER = 32  # steps of one job at most: what it is told has to fit a variable of its environment
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from tasks.methods import list_of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, members, stage_class
 
-NAME = r"^[a-z0-9][a-z0-9_-]*$"     # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
+NAME = r"^[a-z0-9][a-z0-9_-]*$"  # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
 
-LONGEST_ID = 160        # it begins MLflow's names of parameters and metrics, of 250 characters at most
+LONGEST_ID = 160  # it begins MLflow's names of parameters and metrics, of 250 characters at most
 
 
 class Header(BaseModel):
@@ -96,7 +96,7 @@ class _Graph:
     def __init__(self, header: Header, folder: Path | None) -> None:
         self.header, self.folder = header, folder
         self.nodes: list[Node] = []
-        self.ancestry: dict[str, tuple[str, ...]] = {}      # node id -> ids it was said to come from
+        self.ancestry: dict[str, tuple[str, ...]] = {}  # node id -> ids it was said to come from
         self.previous: tuple[str, ...] = ()
 
     def add(self, made: Entry) -> None:
@@ -112,8 +112,9 @@ class _Graph:
         if not isinstance(own, dict):
             raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
         if len(id) > LONGEST_ID:
-            raise ValueError(f"recipe.{where}.id: {len(id)} characters are more than the {LONGEST_ID} MLflow has room for; "
-                             "give a shorter id")  # fmt: skip
+            raise ValueError(
+                f"recipe.{where}.id: {len(id)} characters are more than the {LONGEST_ID} MLflow has room for; give a shorter id"
+            )
         if not re.fullmatch(NAME, id):
             raise ValueError(f"recipe.{where}.id: {id!r} is no name; use lower-case letters, digits, _ and -")
         fields = {"seed": self.header.seed, **own}
@@ -126,7 +127,7 @@ class _Graph:
         if "model" in kind.model_fields and "model" not in fields and self._starts_here(kind, stated):
             fields["model"] = self.header.model
         if "teacher" in kind.model_fields and "teacher" not in stated and (pruned := self._pruned(stated.values())):
-            fields.setdefault("teacher", pruned.stage.model)    # set where the pruning began at a user's checkpoint
+            fields.setdefault("teacher", pruned.stage.model)  # set where the pruning began at a user's checkpoint
         size = vocabulary(self.nodes, self._nearest(stated.values(), "tokens"))
         stage = validate(kind, kind.resolve(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
@@ -180,7 +181,7 @@ class _Graph:
                     raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
                 continue
             found = stated.get(role)
-            if found is None and role != "reference":       # that was looked for already
+            if found is None and role != "reference":  # that was looked for already
                 found = self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind)
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DEFS = "#/$defs/"
-WORDS = {("regimes", "sparsity"): "iso"}    # a word for a number, which a stage settles before the field is read
+WORDS = {("regimes", "sparsity"): "iso"}  # a word for a number, which a stage settles before the field is read
 ID = "Name of the stage, of its model and of its metrics; the kind of stage unless given."
 FROM = "The stages it comes from: an id, a list of ids, or {role: id}; the stage before it unless given."
 GATHER = "Which axes of a grid before it the stage takes together: true for all, or a list of FIELDs."
@@ -116,8 +116,10 @@ class _Definitions:
         if isinstance(shelf := part.get(SHELF), str):
             self._add(shelf.partition(".")[0])
             part = {"$ref": DEFS + shelf, **{key: value for key, value in part.items() if key != SHELF}}
-        return {key: unwrapped(inner) if key == "description" and isinstance(inner, str) else self.resolved(inner)
-                for key, inner in part.items()}  # fmt: skip
+        return {
+            key: unwrapped(inner) if key == "description" and isinstance(inner, str) else self.resolved(inner)
+            for key, inner in part.items()
+        }
 
     def _add(self, shelf: str) -> None:
         """``NAME``, or ``{NAME: {field: value}}``, of one shelf; ``SHELF.fields`` is any number of the latter."""
@@ -127,7 +129,7 @@ class _Definitions:
         if shelf in self.defs:
             return
         one: list[Schema] = []
-        self.defs[shelf] = {"anyOf": one}       # there before its methods, which may refer to it
+        self.defs[shelf] = {"anyOf": one}  # there before its methods, which may refer to it
         kinds = CORPORA if shelf == "corpora" else {name: load(shelf, name) for name in names(shelf)}
         bare = [name for name, kind in kinds.items() if not any(info.is_required() for info in kind.model_fields.values())]
         one += [{"enum": bare}, {"$ref": f"{DEFS}{shelf}.fields", "minProperties": 1, "maxProperties": 1}]

@@ -50,12 +50,16 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
     kind = load(shelf, name)
     about = [inspect.cleandoc(text) for text in (sys.modules[kind.__module__].__doc__, kind.__doc__) if text]
     return {
-        "shelf": shelf, "method": name, "paper": kind.paper, "about": about, **dict(_patterns(kind)),
+        "shelf": shelf,
+        "method": name,
+        "paper": kind.paper,
+        "about": about,
+        **dict(_patterns(kind)),
         "fields": {
             field: {"takes": _takes(info), "default": _default(info), "help": info.description}
             for field, info in kind.model_fields.items()
         },
-    }  # fmt: skip
+    }
 
 
 def _patterns(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
@@ -68,8 +72,12 @@ def _takes(info: FieldInfo) -> str:
     if get_origin(info.annotation) is Literal:
         return " | ".join(map(str, get_args(info.annotation)))
     kind = getattr(info.annotation, "__name__", str(info.annotation)).lower()
-    bounds = [f"{sign} {value}" for limit in info.metadata for bound, sign in _SIGNS.items()
-              if (value := getattr(limit, bound, None)) is not None]  # fmt: skip
+    bounds = [
+        f"{sign} {value}"
+        for limit in info.metadata
+        for bound, sign in _SIGNS.items()
+        if (value := getattr(limit, bound, None)) is not None
+    ]
     return ", ".join([kind, *bounds])
 
 

@@ -15,7 +15,7 @@ from flows.chronicle import git_commit
 from flows.plan import Step
 from tasks.job import JOB_VARIABLE, payload
 
-PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")      # secrets reach a job through its cluster
+PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")  # secrets reach a job through its cluster
 
 
 class Submitter:
@@ -63,5 +63,3 @@ class Submitter:
             "max_failures": self.profile.max_failures,
             "provenance": {"git_commit": git_commit(), "profile": self.profile.name},
         }
-
-

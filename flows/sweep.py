@@ -30,7 +30,7 @@ from itertools import product
 from typing import Any
 
 CASE = "case"
-Branch = dict[str, str]     # axis -> label
+Branch = dict[str, str]  # axis -> label
 RESERVED = ("id", "from", "grid", "gather")
 
 
@@ -41,7 +41,7 @@ class Entry:
     document: dict[str, Any]
     where: str
     branch: Branch = field(default_factory=dict)
-    base: str = ""          # the id before any branch was added to it
+    base: str = ""  # the id before any branch was added to it
 
 
 class Sweep:
@@ -49,7 +49,7 @@ class Sweep:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.branches: dict[str, list[tuple[str, Branch]]] = {}     # base id -> (id, branch) of what it became
+        self.branches: dict[str, list[tuple[str, Branch]]] = {}  # base id -> (id, branch) of what it became
         self.previous = ""
 
     def expand(self, document: dict[str, Any], where: str) -> Iterator[Entry]:
@@ -78,14 +78,18 @@ class Sweep:
             return iter([()])
         if not isinstance(grid, dict) or not grid:
             raise ValueError(f"{where}: {{field: [values]}} is needed, got {grid!r}")
-        return product(*([(axis, label, value) for label, value in _labelled(axis, values, f"{where}.{axis}")]
-                         for axis, values in grid.items()))  # fmt: skip
+        return product(
+            *(
+                [(axis, label, value) for label, value in _labelled(axis, values, f"{where}.{axis}")]
+                for axis, values in grid.items()
+            )
+        )
 
     def _origins(self, document: dict[str, Any]) -> list[tuple[Any, Branch]]:
         """(what ``from`` becomes, the branch it stands on) for every branch of what an entry comes from."""
         stated = document.get("from", self.previous)
         if not isinstance(stated, (str, list, dict)):
-            return [(stated, {})]       # for the graph to refuse
+            return [(stated, {})]  # for the graph to refuse
         ids = list(_ids(stated))
         splits = [self.branches.get(str(id)) or [(str(id), {})] for id in ids]
         leading = max(splits, key=len, default=[("", {})])
@@ -95,8 +99,10 @@ class Sweep:
             if isinstance(stated, str):
                 origin: Any = here[stated]
             elif isinstance(stated, dict):
-                origin = {role: [here[str(one)] for one in id] if isinstance(id, list) else here[str(id)]
-                          for role, id in stated.items()}  # fmt: skip
+                origin = {
+                    role: [here[str(one)] for one in id] if isinstance(id, list) else here[str(id)]
+                    for role, id in stated.items()
+                }
             else:
                 origin = [here[str(id)] for id in stated]
             found.append((origin, branch))
@@ -115,8 +121,10 @@ class Sweep:
         axes = known if axes is True else axes
         if not isinstance(axes, list) or not axes or not set(map(str, axes)) <= set(known):
             raise ValueError(f"recipe.{where}.gather: true, or some axes out of [{', '.join(known)}], is needed, got {axes!r}")
-        left = [[(id, {axis: label for axis, label in branch.items() if axis not in axes}) for id, branch in split]
-                for split in splits]  # fmt: skip
+        left = [
+            [(id, {axis: label for axis, label in branch.items() if axis not in axes}) for id, branch in split]
+            for split in splits
+        ]
         shared: list[Branch] = []
         for _, branch in max(left, key=len):
             if branch not in shared:

@@ -95,7 +95,7 @@ def examine(store: Store, address: str) -> Finding:
             holds.append(f"{len(masks)} masks keep their promises; the model loads")
         except MemoryError:
             raise
-        except Exception as error:      # whatever a broken model makes of transformers is the finding
+        except Exception as error:  # whatever a broken model makes of transformers is the finding
             first = str(error).strip().partition("\n")[0]
             problems = [f"every byte is as it was published, but the model is broken: {type(error).__name__}: {first}"]
     return Finding(address, problems, holds, notes(record))

@@ -24,6 +24,7 @@ from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
+from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
 from tasks.stage import REPORT, Context, Event, Execution, ModelStage, Stage, stage_class
 from tasks.workers import Worker, start_here
@@ -47,7 +48,12 @@ def payload(stage: Stage, artifact: Artifact, parents: dict[str, str], execution
     identity = {"stage": artifact.stage, "version": artifact.version, "label": artifact.label}
     identity |= {"params": artifact.params, "parents": artifact.parents}
     return {
-        "fields": fields, "artifact": identity, "parents": parents, "execution": execution, "store": store, "scratch": scratch
+        "fields": fields,
+        "artifact": identity,
+        "parents": parents,
+        "execution": execution,
+        "store": store,
+        "scratch": scratch,
     }
 
 
@@ -56,7 +62,7 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     try:
         _produce(work, tell)
     except (ValueError, FloatingPointError) as error:
-        if refused(error):      # the input is at fault: trying again cannot help
+        if refused(error):  # the input is at fault: trying again cannot help
             aside = error.aside if isinstance(error, CorruptArtifact) else ""
             tell(_failure(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
@@ -108,12 +114,14 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     seconds = time.monotonic() - started
     if execution.rank:
         return
-    stage.verify(planned, digests)      # what changed while it was read must not be published under the old key
+    stage.verify(planned, digests)  # what changed while it was read must not be published under the old key
     (output / REPORT).mkdir(exist_ok=True)
     if stage.yields == "model":
         metrics |= {"peak_memory_bytes": float(peak.bytes), **_check_model(stage, inputs, output)}
     history.write(output / REPORT / HISTORY)
-    record = store.publish(artifact, output, metrics, seconds, work["parents"], environment(work))
+    record = store.publish(
+        artifact, output, metrics, seconds, work["parents"], environment(work["execution"], work.get("provenance", {}))
+    )
     history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -177,25 +185,6 @@ def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[st
     return {"sparsity": checked.sparsity}
 
 
-def environment(work: Payload) -> dict[str, Any]:
-    """Where and with what an artifact was made; for people, never part of a key."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    def of(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:        # a GPU box without Ray runs stages in-process
-            return "absent"
-
-    packages = ("torch", "transformers", "deepspeed", "compressed-tensors", "ray")
-    return {
-        "host": platform.node(), "python": platform.python_version(),
-        "versions": {name: of(name) for name in packages},
-        "execution": work["execution"], **work.get("provenance", {}),
-    }
-
-
 def main() -> int:
     """The Ray job: the stage, where one is in it, then the evaluations."""
     work = json.loads(os.environ[JOB_VARIABLE])
@@ -242,8 +231,15 @@ def _launch(work: Payload) -> None:
         run_task("tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=env)
         return
     work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
-    run_group("tasks.job:produce", work, resources["ranks"], resources["cpus"], resources["gpus"], work["max_failures"],
-              storage=Path(work["scratch"]) / "ray-train")  # fmt: skip
+    run_group(
+        "tasks.job:produce",
+        work,
+        resources["ranks"],
+        resources["cpus"],
+        resources["gpus"],
+        work["max_failures"],
+        storage=Path(work["scratch"]) / "ray-train",
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Merge(Stage):
         directories = members(context.inputs, "models")
         _require_one_mask([directory / MASKS for directory in directories])
         models = [TensorFiles(directory) for directory in directories]
-        for file in models[0].files():      # one at a time in memory
+        for file in models[0].files():  # one at a time in memory
             merged = {}
             for name in (name for name, place in models[0].places.items() if place.file == file):
                 first, *others = [files.read([name])[name] for files in models]
@@ -65,5 +65,6 @@ def _require_one_mask(files: list[Path]) -> None:
     first, *others = ({name: mask.packed.numpy().tobytes() for name, mask in load_masks(file).items()} for file in files)
     for masks in others:
         if odd := [name for name, _ in first.items() ^ masks.items()]:
-            raise ValueError(f"models under different masks have no sparse mean ({min(odd)}); gather what one pruned model was "
-                             "recovered to")  # fmt: skip
+            raise ValueError(
+                f"models under different masks have no sparse mean ({min(odd)}); gather what one pruned model was recovered to"
+            )

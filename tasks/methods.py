@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
 Root = TypeVar("Root", bound="Method")
-SHELF = "shelf"     # in a JSON schema: stands for the methods of that shelf
+SHELF = "shelf"  # in a JSON schema: stands for the methods of that shelf
 SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "allocators", "mergers", "quantizers", "evaluators")
 
 
@@ -77,7 +77,7 @@ def build(shelf: str, spec: object, root: type[Method] = Method) -> Method:
 def _read(shelf: str, spec: object) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
-    (name, fields), = spec.items()
+    ((name, fields),) = spec.items()
     return validate(load(shelf, str(name)), fields or {}, str(name))
 
 

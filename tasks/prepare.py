@@ -22,7 +22,7 @@ from tasks.models.files.intake import check_tokenizer
 from tasks.models.source import Checkpoint
 from tasks.stage import Context, Kind, Stage
 
-LEAST_DOCUMENTS = 20        # so that every split gets one at the default shares
+LEAST_DOCUMENTS = 20  # so that every split gets one at the default shares
 NEED = {1: "it needs", 2: "two splits need", 3: "three splits need"}
 
 
@@ -51,7 +51,6 @@ class Tokenizer(BaseModel):
         if sum([self.train is not None, self.checkpoint is not None, self.earlier]) != 1:
             raise ValueError("a tokenizer names either train (a vocabulary size) or checkpoint, or is 'earlier'")
         return self
-
 
     def ids(self) -> int | None:
         """How many ids it needs, the largest and one; None where it lies elsewhere, or is another stage's."""
@@ -82,8 +81,9 @@ class Prepare(Stage):
         for part in self.corpus.parts().values():
             for split in part.texts():
                 if split != "train" and getattr(self, split) != fields[split].default:
-                    raise ValueError(f"{split} is a share of the training text, and the corpus names a {split} text; "
-                                     "leave one of them out")  # fmt: skip
+                    raise ValueError(
+                        f"{split} is a share of the training text, and the corpus names a {split} text; leave one of them out"
+                    )
         return self
 
     @property
@@ -108,7 +108,7 @@ class Prepare(Stage):
     def _check_enough(self) -> None:
         """Raise ValueError where a text that can be read now has fewer documents than its splits need."""
         texts = self.corpus.texts()
-        splits = 1 + len(SPLITS) - len(texts)       # that the training text is dealt to
+        splits = 1 + len(SPLITS) - len(texts)  # that the training text is dealt to
         for role, corpus in texts.items():
             least = LEAST_DOCUMENTS if role == "train" and splits > 1 else 1
             found = (document for document in corpus.documents() if document.text.strip()) if corpus.at_hand else ()
@@ -156,7 +156,7 @@ class Prepare(Stage):
         (context.output / TASKS).write_text(json.dumps([task for task in tasks if task]))
         with (context.output / "heldout.jsonl").open("w") as heldout:
             for count, (split, document) in enumerate(self._dealt(), 1):
-                if not document.text.strip():       # it would be an end of text and nothing else
+                if not document.text.strip():  # it would be an end of text and nothing else
                     continue
                 tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
                 writers[split].add([*tokens, tokenizer.eos_token_id])

@@ -41,8 +41,10 @@ class Pretrain(TrainStage):
     @model_validator(mode="after")
     def _learns_alone(self) -> Pretrain:
         if self.objective and self.needs_teacher():
-            raise ValueError(f"objective {self.objective.name} learns from a teacher, and pretrain has none; "
-                             "choose cross_entropy, or recover with it")  # fmt: skip
+            raise ValueError(
+                f"objective {self.objective.name} learns from a teacher, and pretrain has none; "
+                "choose cross_entropy, or recover with it"
+            )
         if self.needs_teacher():
             name = self.method.name
             raise ValueError(f"{name} learns from a teacher, and pretrain has none; set {name}: {{kl: 0}}, or recover with it")
@@ -59,7 +61,7 @@ class Pretrain(TrainStage):
         def given(sparsity: float) -> dict[str, Any]:
             return {**fields, "method": {**spec, found[0]: {**spec[found[0]], "sparsity": sparsity}}}
 
-        stage = validate(cls, given(0.5), where)        # so that whatever else is wrong is said first
+        stage = validate(cls, given(0.5), where)  # so that whatever else is wrong is said first
         try:
             if (iso := stage.model.iso_sparsity(vocabulary, stage.length)) is None:
                 raise ValueError("iso needs a model with a transform; give a number")
@@ -84,8 +86,10 @@ class Pretrain(TrainStage):
         """A transform sets the sizes, the regime the sparsity; they agree to a thousandth of the FLOPs or are refused."""
         iso, given = self.model.iso_sparsity(facts.vocabulary, self.length), getattr(self.method, "sparsity", None)
         if iso is not None and given is not None and abs(given - iso) > 1e-3 * (1 - iso):
-            raise ValueError(f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
-                             f"with transform {self.model.transform.name} choose {iso:.6g}")  # fmt: skip
+            raise ValueError(
+                f"method.{self.method.name}.sparsity: {given:g} does not make the model cost what it costs dense; "
+                f"with transform {self.model.transform.name} choose {iso:.6g}"
+            )
 
     def forecast(self, shape: Shape) -> dict[str, float]:
         iso = self.model.iso_sparsity(shape.vocabulary, self.length)
@@ -110,7 +114,7 @@ class Pretrain(TrainStage):
         config = self.model.initial_config(count_ids(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
-        dtype = config.dtype    # what the model is stored in; from_config overwrites it with what it trains in
+        dtype = config.dtype  # what the model is stored in; from_config overwrites it with what it trains in
         torch.manual_seed(self.seed)
         model = builder(config).from_config(config, dtype=torch.float32)
         model.config.dtype = dtype

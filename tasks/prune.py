@@ -72,8 +72,10 @@ class Prune(CalibratedStage):
         if self.sparsity == ESSENTIAL and self._allocator().name == "table":
             raise ValueError(f"sparsity {ESSENTIAL} is looked for, and allocator table fixes it; choose another allocator")
         if fixed and self._allocator().name != "uniform":
-            raise ValueError(f"pattern {pattern} fixes the sparsity of every matrix, and allocator {self._allocator().name} "
-                             "would vary it; choose unstructured")  # fmt: skip
+            raise ValueError(
+                f"pattern {pattern} fixes the sparsity of every matrix, and allocator {self._allocator().name} "
+                "would vary it; choose unstructured"
+            )
         if self.sparsity != ESSENTIAL:
             pattern.check(self.target, pattern.width_multiple)
         return self
@@ -107,8 +109,10 @@ class Prune(CalibratedStage):
         super().check(facts)
         masked = any(isinstance(stage, Prune) and not stage.shrinks for stage in facts.upstream)
         if masked and not self.method.takes_masks:
-            raise ValueError(f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
-                             f"prune with {self.method.name} first")  # fmt: skip
+            raise ValueError(
+                f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
+                f"prune with {self.method.name} first"
+            )
         self._check_share(facts)
 
     def _check_share(self, facts: Facts) -> None:
@@ -119,8 +123,9 @@ class Prune(CalibratedStage):
         if self.target and choices and self._allocator().name in ("uniform", "cfsp"):
             most = max(choices, key=choices.get)
             if not quota(choices[most], self.target):
-                raise ValueError(f"sparsity {self.target:g} takes none of {choices[most]} {most}; "
-                                 f"choose at least {1 / choices[most]:.4g}")  # fmt: skip
+                raise ValueError(
+                    f"sparsity {self.target:g} takes none of {choices[most]} {most}; choose at least {1 / choices[most]:.4g}"
+                )
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
@@ -128,7 +133,7 @@ class Prune(CalibratedStage):
             self.method.admit(parties.model.linears, dict.fromkeys(parties.model.linears, self.target), self._pattern())
 
     def check_width(self, width: int) -> None:
-        self._pattern().check(self.target, width, width)       # what one matrix reads another has made
+        self._pattern().check(self.target, width, width)  # what one matrix reads another has made
 
     @property
     def unreached(self) -> str:
@@ -136,8 +141,10 @@ class Prune(CalibratedStage):
 
     def judge(self, report: WalkReport) -> None:
         if report.total("asked") and not report.total("given") and self.sparsity != ESSENTIAL:
-            raise ValueError(f"sparsity {self.target:g} takes nothing: it is less than one unit of pattern {self.pattern} "
-                             "in every matrix; choose a higher one")  # fmt: skip
+            raise ValueError(
+                f"sparsity {self.target:g} takes nothing: it is less than one unit of pattern {self.pattern} "
+                "in every matrix; choose a higher one"
+            )
 
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT

@@ -29,8 +29,9 @@ class Quantize(CalibratedStage):
         if not self.method.symmetric:
             raise ValueError(NO_ASYMMETRIC)
         if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
-            raise ValueError("no quantized format has feed-forward networks of different widths; "
-                             "prune with cfsp: {shrink: false}")  # fmt: skip
+            raise ValueError(
+                "no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"
+            )
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)

@@ -35,7 +35,7 @@ def disk_full(error: BaseException) -> str | None:
     their own for it. None for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f" ({error.filename})" if error.filename else ""
-    words = ("No space left on device", " requested and ")      # of safetensors; of NumPy, for a write that fell short
+    words = ("No space left on device", " requested and ")  # of safetensors; of NumPy, for a write that fell short
     return "" if any(word in str(error) for word in words) else None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
-REPORT = "report"       # the folder of an artifact for what people read: curves, per-layer tables
+REPORT = "report"  # the folder of an artifact for what people read: curves, per-layer tables
 Event = dict[str, Any]
 Parent = TypeVar("Parent")
 
@@ -99,8 +99,10 @@ class Stage(BaseModel):
         """Raise ValueError unless the outside content is what it was when the key was made."""
         for name, source in self.sources().items():
             if source.fingerprint(digests) != fingerprints.get(name):
-                raise ValueError(f"{name} {source.describe()} is not what it was when this run was planned: "
-                                 "it has changed since, or is another on this machine; run the recipe again")  # fmt: skip
+                raise ValueError(
+                    f"{name} {source.describe()} is not what it was when this run was planned: "
+                    "it has changed since, or is another on this machine; run the recipe again"
+                )
 
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
@@ -230,8 +232,8 @@ class Execution:
     micro_batch: int | None = None
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
-    workers: int = 1        # share out the calibration sequences
-    activation_bytes: int = 8 << 30     # of calibration activations in host memory; the rest lies on the scratch disk
+    workers: int = 1  # share out the calibration sequences
+    activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
 
 
 def members(parents: Mapping[str, Parent], role: str) -> list[Parent]:

@@ -15,8 +15,8 @@ TOPS = ("flows", "tasks", "cluster", "dashboards", "infra", "tests", "docs")
 PLACES = [*ROOT.glob("*.*"), *(path for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*")))]
 TREE = [path.relative_to(ROOT).as_posix() for path in PLACES]
 DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
-INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}      # what a reader is told to make
-NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._pruning"}        # a file of a corpus, and what the install compiles
+INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}  # what a reader is told to make
+NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._pruning"}  # a file of a corpus, and what the install compiles
 PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
 MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
 
@@ -39,8 +39,11 @@ def leads_somewhere(name: str) -> bool:
 
 def strings(path: str) -> Iterator[str]:
     """The docstrings and other strings of a source."""
-    return (node.value for node in ast.walk(ast.parse((ROOT / path).read_text()))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str))  # fmt: skip
+    return (
+        node.value
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cluster.servers.services import Services
 
 ACTIVE = ("PENDING", "RUNNING")
-AGENT_SECONDS = 60.0    # how long a cluster that has just started may have no agent yet
+AGENT_SECONDS = 60.0  # how long a cluster that has just started may have no agent yet
 EXCLUDES = [".git/**", ".venv/**", ".winnow/**", "build/**", "**/__pycache__/**", "*.egg-info/**", "tests/**"]
 SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
 _LONE = threading.Lock()
@@ -89,7 +89,7 @@ class Jobs:
                     return self._client.submit_job(submission_id=job, **request)
                 except RuntimeError as error:
                     if "No available agent" in str(error) and time.monotonic() < deadline:
-                        time.sleep(1)       # a young cluster answers before it can take a job
+                        time.sleep(1)  # a young cluster answers before it can take a job
                     elif self.info(job) is None:  # not refused for its name: a real error
                         raise
                     continue  # another submitter was faster

@@ -17,8 +17,16 @@ from typing import Any
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ARENAS = "MALLOC_ARENA_MAX"
 _M_ARENA_MAX = -8  # malloc.h
-MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError,
-            NotImplementedError)  # fmt: skip
+MISTAKES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    NotImplementedError,
+)
 
 
 class TargetFailed(RuntimeError):
@@ -58,7 +66,7 @@ class Host:
 
     def call(self, method: str, arguments: tuple) -> tuple[bool, Any]:
         try:
-            if self._kept is None:      # here and not above, so that its failure has a caller to go to
+            if self._kept is None:  # here and not above, so that its failure has a caller to go to
                 self._kept = load(self._target)(self._payload)
             return False, getattr(self._kept, method)(*arguments)
         except Exception as error:
@@ -91,8 +99,8 @@ def _prepare(settings: dict[str, str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
-    if ARENAS in settings:      # glibc reads the variable before the first line of Python
-        with suppress(OSError, AttributeError):     # another libc
+    if ARENAS in settings:  # glibc reads the variable before the first line of Python
+        with suppress(OSError, AttributeError):  # another libc
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, int(settings[ARENAS]))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(settings[THREADS[0]]))

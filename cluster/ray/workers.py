@@ -163,9 +163,7 @@ def _run_alone(target: str, payload: Mapping, settings: dict, cpus: float, gpus:
             print(f"try {failures + 1} of {max_failures + 1} failed, trying again: {error}", flush=True)
 
 
-def _run_ranks(
-    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path
-) -> None:
+def _run_ranks(config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path) -> None:
     connect()
     _check_room(ranks, cpus, gpus)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -187,9 +185,7 @@ def _run_ranks(
     ).fit()
 
 
-def _start(
-    function: Any, target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, **options: Any
-) -> Running:
+def _start(function: Any, target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, **options: Any) -> Running:
     connect()
     import ray
 

@@ -138,7 +138,7 @@ def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
     if path is None:
         return server.process.alive
     request = urllib.request.Request(server.url + path, headers=headers(kind, server.token))
-    strangers = (OSError, ValueError, http.client.HTTPException)      # the last where what answers there speaks no HTTP
+    strangers = (OSError, ValueError, http.client.HTTPException)  # the last where what answers there speaks no HTTP
     with suppress(*strangers), _DIRECT.open(request, timeout=timeout) as answer:
         return answer.status == 200
     return False

@@ -153,9 +153,7 @@ class Services:
 
     def _answers(self, kind: str, server: Server) -> bool:
         """A busy machine may miss one probe; a live process is given a few."""
-        return server.process.alive and any(
-            servers.healthy(kind, server) or time.sleep(0.5 * attempt) for attempt in range(4)
-        )
+        return server.process.alive and any(servers.healthy(kind, server) or time.sleep(0.5 * attempt) for attempt in range(4))
 
     def _fresh(self) -> State:
         digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:10]

@@ -64,7 +64,7 @@ def compare(name: str, expected: dict, size: int | None, sha256: Callable[[], st
     except FileNotFoundError:
         return missing
     except OSError as error:
-        if error.errno != errno.EIO:        # how a disk, or a file system with checksums, says that bytes are lost
+        if error.errno != errno.EIO:  # how a disk, or a file system with checksums, says that bytes are lost
             raise
         return f"{name}: cannot be read ({error.strerror})"
     return None if found == expected["sha256"] else f"{name}: expected sha256 {expected['sha256']}, found {found}"

@@ -32,7 +32,7 @@ from cluster.store.files import RECORD_NAME, copy, file_sizes, install, problems
 from cluster.store.quarantine import FOLDER, Healing, place_for, warn
 
 SETTLED_NANOSECONDS = 2_000_000_000
-NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)     # something lies there, but no record
+NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # something lies there, but no record
 
 
 class Store(Healing, Protocol):
@@ -116,7 +116,7 @@ class LocalStore(Store):
 
     def record(self, what: Artifact | str) -> Record | None:
         place = self.root / address_of(what)
-        if not os.path.lexists(place):      # asked first: what appears a moment later appears whole
+        if not os.path.lexists(place):  # asked first: what appears a moment later appears whole
             return None
         try:
             with (place / RECORD_NAME).open("rb") as file:
@@ -124,7 +124,7 @@ class LocalStore(Store):
         except OSError as error:
             if error.errno not in NO_RECORD:
                 raise
-            if not os.path.lexists(place):      # moved away just now
+            if not os.path.lexists(place):  # moved away just now
                 return None
             problem = "missing" if error.errno == errno.ENOENT else error.strerror
             raise CorruptArtifact(f"{place / RECORD_NAME}: {problem}", address_of(what)) from error
@@ -163,7 +163,7 @@ class LocalStore(Store):
             raise ValueError(f"the store {self.root} is not writable: {error.strerror}") from error
 
     def discard(self, address: str) -> None:
-        if place := self._set_aside(address_of(address), []):      # at once, so that nobody finds half of it
+        if place := self._set_aside(address_of(address), []):  # at once, so that nobody finds half of it
             shutil.rmtree(place) if os.path.isdir(place) and not os.path.islink(place) else os.unlink(place)
 
     def aside(self) -> list[str]:
@@ -175,7 +175,7 @@ class LocalStore(Store):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(self.root / address, place)
-        except FileNotFoundError:       # another process was first
+        except FileNotFoundError:  # another process was first
             return ""
         if found:
             place.with_name(f"{place.name}.txt").write_text("\n".join(found) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ class Healing(Protocol):
         """Move what is damaged out of the way of a new one; the line that tells of it, empty where nothing is wrong."""
         address = address_of(what)
         seen, found = self.done(address), self.damage(address)
-        if not found or self.done(address) != seen:     # another process has made it anew meanwhile
+        if not found or self.done(address) != seen:  # another process has made it anew meanwhile
             return ""
         try:
             where = self._set_aside(address, found)

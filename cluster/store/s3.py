@@ -37,7 +37,7 @@ from cluster.store.quarantine import FOLDER, place_for, warn
 
 URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_=-][A-Za-z0-9_=.-]*)*)/?")
 CONTENT_ADDRESSED = re.compile(r"[0-9a-f]{64}/.+")
-WITHDRAWN = b"withdrawn\n"       # in place of the record of what was damaged; no record is as short
+WITHDRAWN = b"withdrawn\n"  # in place of the record of what was damaged; no record is as short
 
 
 class S3Store(Store):
@@ -129,7 +129,7 @@ class S3Store(Store):
     def discard(self, address: str) -> None:
         record = _record_key(address_of(address))
         try:
-            self.bucket.delete(record)      # first: without it there is no artifact
+            self.bucket.delete(record)  # first: without it there is no artifact
             for key in self.bucket.sizes(f"{address}/"):
                 self.bucket.delete(key)
         except PermissionError as error:
@@ -144,7 +144,7 @@ class S3Store(Store):
         """The record goes aside; the files lie under their own hashes, where one that is damaged is written over."""
         key, place = _record_key(address), place_for(address)
         content, tag = self.bucket.read(key, LARGEST_RECORD) or (WITHDRAWN, "")
-        if content == WITHDRAWN:        # another process was first
+        if content == WITHDRAWN:  # another process was first
             return ""
         self.bucket.put(f"{place}/{RECORD_NAME}", content)
         self.bucket.put(f"{place}.txt", "\n".join(found).encode() + b"\n")

@@ -47,4 +47,4 @@ def _angles(before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> torch.Tensor:
 
 
 def _sigmoid(value: float) -> float:
-    return (1 + math.tanh(value / 2)) / 2      # never overflows
+    return (1 + math.tanh(value / 2)) / 2  # never overflows

@@ -24,7 +24,7 @@ class Erk(Allocator):
     def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
         raw = {name: ((shape[-2] + shape[-1]) / (shape[-2] * shape[-1])) ** self.power for name, shape in scan.shapes.items()}
         dense: set[str] = set()
-        while free := [name for name in raw if name not in dense]:      # in one order: sums of floats depend on it
+        while free := [name for name in raw if name not in dense]:  # in one order: sums of floats depend on it
             budget = sum((1 - overall) * scan.size(name) for name in free) - sum(overall * scan.size(name) for name in dense)
             epsilon = budget / sum(raw[name] * scan.size(name) for name in free)
             largest = max(raw[name] for name in free)

@@ -28,7 +28,7 @@ class Magnitude(Allocator):
         left, upper = quota(sum(map(scan.size, scan.shapes)), overall), self._count(scan, None)
         most = {name: quota(scan.size(name), MOST) for name in scan.shapes}
         found, ranked = {}, list(scan.shapes)
-        while ranked:       # what a matrix may not lose goes to the others, in a ranking without it
+        while ranked:  # what a matrix may not lose goes to the others, in a ranking without it
             dead = self._smallest(scan, {name: upper[name] for name in ranked}, left)
             ranked, full = [name for name in ranked if dead[name] <= most[name]], len(ranked)
             found |= {name: min(count, most[name]) for name, count in dead.items()}

@@ -17,7 +17,7 @@ from tasks.calibrate.method import Pruner
 from tasks.methods import of
 from tasks.models.allocation import MOST, Allocator, Scan
 
-Curve = list[tuple[float, float]]       # (sparsity, error), ascending
+Curve = list[tuple[float, float]]  # (sparsity, error), ascending
 
 
 class Sensitivity(Allocator):
@@ -89,7 +89,7 @@ def cheapest(curves: dict[str, Curve], sizes: dict[str, int], overall: float, lo
             if length > 0:
                 pieces.append(((high_error - low_error) / (end - start) / sizes[name], name, length))
     left = sum(sizes.values()) * (overall - low)
-    for _, name, length in sorted(pieces, key=lambda piece: piece[0]):      # stable: a linear's own pieces stay in order
+    for _, name, length in sorted(pieces, key=lambda piece: piece[0]):  # stable: a linear's own pieces stay in order
         taken = min(length, left / sizes[name])
         found[name] += taken
         left -= taken * sizes[name]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.models.stream.activations import MemoryBudget
 
 
-PARTS = "parts"     # the folder of a walk that holds its finished blocks, and what was decided before them
+PARTS = "parts"  # the folder of a walk that holds its finished blocks, and what was decided before them
 
 
 class CalibratedStage(ModelStage):
@@ -33,7 +33,7 @@ class CalibratedStage(ModelStage):
 
     frugal: ClassVar[bool] = True
 
-    unreached: ClassVar[str] = "rounded to nearest"     # what is done to a matrix that no calibration token reached
+    unreached: ClassVar[str] = "rounded to nearest"  # what is done to a matrix that no calibration token reached
 
     method: BlockMethod
     sequences: int = Field(128, gt=0)
@@ -74,9 +74,7 @@ class CalibratedStage(ModelStage):
         shutil.rmtree(folder, ignore_errors=True)
         return MemoryBudget(context.execution.activation_bytes, folder)
 
-    def walk(
-        self, context: Context, output: Path, place: str = "walk", title: str = "", **choices: Any
-    ) -> dict[str, float]:
+    def walk(self, context: Context, output: Path, place: str = "walk", title: str = "", **choices: Any) -> dict[str, float]:
         """Solve every block of the incoming model into ``output``; ``choices`` go to :func:`tasks.calibrate.walk.walk`, and
         ``title`` tells people this walk from others of the stage.
 
@@ -96,9 +94,7 @@ class CalibratedStage(ModelStage):
         )
         finished, batches = len(stream.finished()), self.batches(context)
         workers = self._start_workers(context, batches)
-        report = walk(
-            stream, batches, self.method, memory=self.memory(context), workers=workers, on_block=tell, **choices
-        )
+        report = walk(stream, batches, self.method, memory=self.memory(context), workers=workers, on_block=tell, **choices)
         _link(made, output)
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)

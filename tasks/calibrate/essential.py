@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GRID = tuple(step / 20 for step in range(1, 20))
 TOLERANCE = 0.01
-LOSSES = "losses"       # the folder in scratch of what a search has measured
+LOSSES = "losses"  # the folder in scratch of what a search has measured
 
 
 def search(loss_at: Callable[[float], float], grid: Iterable[float] = GRID) -> tuple[float, dict[str, Any]]:
@@ -32,7 +32,7 @@ def search(loss_at: Callable[[float], float], grid: Iterable[float] = GRID) -> t
     found = 0.0
     for sparsity in grid:
         losses[sparsity] = loss_at(sparsity)
-        if not losses[sparsity] - losses[0.0] <= math.log1p(TOLERANCE):     # a loss that is not a number is no less of a drop
+        if not losses[sparsity] - losses[0.0] <= math.log1p(TOLERANCE):  # a loss that is not a number is no less of a drop
             break
         found = sparsity
     perplexities = [[sparsity, _perplexity(loss)] for sparsity, loss in losses.items()]

@@ -50,8 +50,9 @@ def take_over(folder: Path, mine: dict[str, str]) -> None:
         keep(mine, path)
         return
     if changed := [what for what in mine if theirs.get(what) != mine[what]]:
-        raise ValueError(f"the walk in {folder} was begun with another {' and another '.join(changed)}; "
-                         "remove that folder to begin anew")  # fmt: skip
+        raise ValueError(
+            f"the walk in {folder} was begun with another {' and another '.join(changed)}; remove that folder to begin anew"
+        )
 
 
 def _settings(method: Method) -> dict[str, Any]:

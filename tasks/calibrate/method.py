@@ -213,6 +213,8 @@ class Pruner(BlockMethod):
                 raise BrokenMask(name, f"{self.name} gave it no mask")
             if not pattern.holds(keep_OI, sparsity):
                 if name in view.keep:
-                    raise ValueError(f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
-                                     f"{sparsity:g}; choose unstructured or N:M, or prune the dense model")  # fmt: skip
+                    raise ValueError(
+                        f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
+                        f"{sparsity:g}; choose unstructured or N:M, or prune the dense model"
+                    )
                 raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")

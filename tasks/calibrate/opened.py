@@ -79,9 +79,7 @@ def open_block(
     matrices, keep = _matrices(linears, parameters, masks)
     sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
     run = partial(flow.run, block, index)
-    view = BlockView(
-        index, prefix, linears, matrices, keep, statistics, outputs, sparsity, pattern, block, flow.hidden, run
-    )
+    view = BlockView(index, prefix, linears, matrices, keep, statistics, outputs, sparsity, pattern, block, flow.hidden, run)
     return OpenBlock(view, parameters, masks, own.dense, unseen)
 
 

@@ -35,13 +35,13 @@ def side_by_side(
     on_cpu = all(matrix.device.type == "cpu" for matrix in matrices.values())
     if not on_cpu or len(matrices) < 2:
         return {name: named(name) for name in matrices}
-    sharers: dict[int, list[str]] = {}      # one statistic's matrices after one another, on one thread
+    sharers: dict[int, list[str]] = {}  # one statistic's matrices after one another, on one thread
     for name in matrices:
         sharers.setdefault(id(statistics.get(name, name)), []).append(name)
     jobs = sorted(sharers.values(), key=lambda names: -sum(matrices[name].numel() for name in names))
 
     def solve_some(names: list[str]) -> dict[str, Solved]:
-        torch.set_num_threads(1)        # of this thread only
+        torch.set_num_threads(1)  # of this thread only
         with torch.no_grad():
             return {name: named(name) for name in names}
 

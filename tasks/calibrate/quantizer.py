@@ -53,8 +53,9 @@ class Quantizer(BlockMethod):
     @model_validator(mode="after")
     def _said_once(self) -> Quantizer:
         if self.scheme and (twice := [name for name in INTEGERS if name in self.model_fields_set]):
-            raise ValueError(f"scheme says what {twice[0]} says; leave one of them out, or write "
-                             "scheme: {W4A16: {group_size: 64}}")  # fmt: skip
+            raise ValueError(
+                f"scheme says what {twice[0]} says; leave one of them out, or write scheme: {{W4A16: {{group_size: 64}}}}"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -100,8 +101,9 @@ class Quantizer(BlockMethod):
             self.suit(scheme)
         except ValueError as error:
             name = spec if isinstance(spec, str) else next(iter(spec))
-            raise ValueError(f"{self.name} cannot make {name}: {error}; choose one of "
-                             f"{', '.join(filter(self._makes, presets()))}") from None  # fmt: skip
+            raise ValueError(
+                f"{self.name} cannot make {name}: {error}; choose one of {', '.join(filter(self._makes, presets()))}"
+            ) from None
         return scheme
 
     def _makes(self, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-NOTABLE = 0.001     # a share that differs by less from the one asked for is that share
+NOTABLE = 0.001  # a share that differs by less from the one asked for is that share
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class WalkReport:
         the one asked for."""
         found, weights = [], self.total("weights")
         if self.unseen:
-            found.append(f"{len(self.unseen)} of {self.total('matrices')} matrices got no calibration token and were "
-                         f"{unreached}; more sequences reach more of them")  # fmt: skip
+            found.append(
+                f"{len(self.unseen)} of {self.total('matrices')} matrices got no calibration token and were "
+                f"{unreached}; more sequences reach more of them"
+            )
         # A weight a matrix is rounding; more than that is units that no share divides.
         if abs(self.total("asked") - self.total("given")) > max(self.total("matrices"), NOTABLE * weights):
             asked, given = (self.total(name) / weights for name in ("asked", "given"))

@@ -28,9 +28,7 @@ def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], memory: Memory
         with torch.no_grad():
             flow = stream.capture(batches, memory)
             for index in range(stream.depth):
-                opened = open_block(
-                    stream, index, flow, Observers(observe), dict.fromkeys(stream.linears, 0.0), Unstructured()
-                )
+                opened = open_block(stream, index, flow, Observers(observe), dict.fromkeys(stream.linears, 0.0), Unstructured())
                 yield opened.view
                 for batch, output_BTD in enumerate(opened.dense):
                     flow.hidden[batch] = output_BTD

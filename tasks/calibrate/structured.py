@@ -52,8 +52,10 @@ class Structured(Pruner):
 
     def solve(self, view: BlockView) -> dict[str, Edit]:
         if view.keep:
-            raise ValueError(f"{self.name} takes whole channels, and {next(iter(view.keep))} has a mask already; "
-                             f"prune with {self.name} first")  # fmt: skip
+            raise ValueError(
+                f"{self.name} takes whole channels, and {next(iter(view.keep))} has a mask already; "
+                f"prune with {self.name} first"
+            )
         edits = {}
         for units in self.units(view):
             edits |= self._edits(view, units)

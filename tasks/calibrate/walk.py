@@ -95,8 +95,9 @@ def _levels(linears: Mapping[str, Linear], sparsity: float | Mapping[str, float]
     if not isinstance(sparsity, Mapping):
         return dict.fromkeys(linears, float(sparsity))
     if odd := sorted(linears.keys() ^ sparsity.keys()):
-        raise ValueError(f"an allocation gives a sparsity to every linear and only those; {odd[0]} differs "
-                         f"({len(odd)} names in all)")  # fmt: skip
+        raise ValueError(
+            f"an allocation gives a sparsity to every linear and only those; {odd[0]} differs ({len(odd)} names in all)"
+        )
     return dict(sparsity)
 
 

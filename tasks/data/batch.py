@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-IGNORED = -100      # the label of a token that is read and not predicted: what torch's cross-entropy leaves out by default
+IGNORED = -100  # the label of a token that is read and not predicted: what torch's cross-entropy leaves out by default
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,10 @@ def build_corpus(spec: Any, context: Any = None) -> Corpus:
         spec = {"files": {"paths": [spec]}}
     fields = {spec: {}} if isinstance(spec, str) else spec
     if not (isinstance(fields, dict) and len(fields) == 1 and next(iter(fields)) in CORPORA):
-        raise ValueError(f"no corpus {spec!r}; choose one of {', '.join(CORPORA)}, a path, or "
-                         "{train: CORPUS, calibration: CORPUS, heldout: CORPUS}")  # fmt: skip
+        raise ValueError(
+            f"no corpus {spec!r}; choose one of {', '.join(CORPORA)}, a path, or "
+            "{train: CORPUS, calibration: CORPUS, heldout: CORPUS}"
+        )
     ((name, values),) = fields.items()
     return CORPORA[name].model_validate(values or {}, context=context)
 

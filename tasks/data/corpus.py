@@ -20,7 +20,7 @@ from tasks.data.documents import Document, Nulls, decode, digest, kind_of, parse
 from tasks.data.files import expand, file_digest, read, total_bytes
 from tasks.data.place import Commit, Pattern
 
-VALIDATE_BYTES = 256 << 20      # corpora up to this size are read whole before anything starts
+VALIDATE_BYTES = 256 << 20  # corpora up to this size are read whole before anything starts
 
 
 Split = Literal["train", "calibration", "heldout"]
@@ -29,12 +29,13 @@ SPLITS: tuple[Split, ...] = ("train", "calibration", "heldout")
 
 def split_of(index: int, heldout: float, calibration: float) -> Split:
     """Deal documents to splits evenly along the corpus: the shares hold for every prefix of it."""
+
     def falls(number: int, share: float, shift: float) -> bool:
         return int((number + 1) * share + shift) > int(number * share + shift)
 
     if falls(index, heldout, 0.5):
         return "heldout"
-    rest = index - int(index * heldout + 0.5)      # dealt among what is not held out, or shares that meet would shrink
+    rest = index - int(index * heldout + 0.5)  # dealt among what is not held out, or shares that meet would shrink
     return "calibration" if falls(rest, calibration / (1 - heldout), 0.0) else "train"
 
 
@@ -43,7 +44,7 @@ class Corpus(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    at_hand: ClassVar[bool] = True      # can be read before a run, without asking the hub
+    at_hand: ClassVar[bool] = True  # can be read before a run, without asking the hub
 
     def documents(self) -> Iterator[Document]:
         raise NotImplementedError
@@ -90,7 +91,7 @@ class Stdlib(Corpus):
     def files(self) -> list[Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "_vendor", "ensurepip"}
-        inside = [top for top in root.iterdir() if top.name not in skipped]     # of what is installed there nothing is listed
+        inside = [top for top in root.iterdir() if top.name not in skipped]  # of what is installed there nothing is listed
         listed = [path for top in inside for path in (top.rglob("*.py") if top.is_dir() else [top]) if path.suffix == ".py"]
         found = sorted(path for path in listed if not skipped & set(path.relative_to(root).parts))
         tops = {path: path.relative_to(root).parts[0].removesuffix(".py") for path in found}
@@ -140,7 +141,7 @@ class Files(Corpus):
         root = _shared_folder(files)
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
-            for path in files:      # the schema or the first row of each; the rest when it is read
+            for path in files:  # the schema or the first row of each; the rest when it is read
                 next(read_documents(path, self.field, self.nulls), None)
             return digest((path.removeprefix(root), file_digest(path, digests or Digests())) for path in files)
         for path, content in contents.items():
@@ -182,7 +183,7 @@ class Hub(Corpus):
 
         try:
             rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
-        except ValueError as error:     # no such subset or split
+        except ValueError as error:  # no such subset or split
             raise ValueError(f"corpus {self.dataset}: {' '.join(str(error).split())}") from None
         for index, row in enumerate(rows.take(self.documents_at_most)):
             if self.field not in row:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DIGESTS = "digests"     # the folder of a home where they are kept
-SETTLED = 2 * 10**9     # ns: a file system's clock may tick as slowly as this
-WORTH_KEEPING = 1 << 20     # bytes: smaller files are read as fast as what is kept of them
+DIGESTS = "digests"  # the folder of a home where they are kept
+SETTLED = 2 * 10**9  # ns: a file system's clock may tick as slowly as this
+WORTH_KEEPING = 1 << 20  # bytes: smaller files are read as fast as what is kept of them
 
 Stamp = list[int]
 
@@ -55,7 +55,7 @@ class Digests:
         """What another process, or an earlier run, found for the file as it is now."""
         try:
             entry = json.loads(self._entry(path).read_text()) if self.folder else {}
-        except (FileNotFoundError, json.JSONDecodeError):       # not kept yet
+        except (FileNotFoundError, json.JSONDecodeError):  # not kept yet
             return None
         stamp = _stamp(path)
         if entry.get("path") != str(path) or entry.get("stamp") != stamp:

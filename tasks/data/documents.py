@@ -33,8 +33,10 @@ def kind_of(path: str) -> str:
     name = Path(path)
     kind = (name.with_suffix("") if name.suffix in PACKED else name).suffix
     if kind not in KINDS or (kind == ".parquet" and name.suffix in PACKED):
-        raise ValueError(f"corpus file {path}: unknown kind; choose one of {', '.join(KINDS)} "
-                         f"(text and JSON lines also with {', '.join(PACKED)})")  # fmt: skip
+        raise ValueError(
+            f"corpus file {path}: unknown kind; choose one of {', '.join(KINDS)} "
+            f"(text and JSON lines also with {', '.join(PACKED)})"
+        )
     return kind
 
 
@@ -100,7 +102,7 @@ def _row(where: str, line: bytes, start: int) -> dict[str, Any]:
         raise ValueError(f"corpus file {where}: not UTF-8 (byte {start + error.start} of the file){_likely(line)}") from None
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError) as error:       # no JSON; numbers without end; brackets without end
+    except (ValueError, RecursionError) as error:  # no JSON; numbers without end; brackets without end
         raise ValueError(f"corpus file {where}: malformed JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
         raise ValueError(f"corpus file {where}: a JSON object is needed in each line, got {row!r:.60}")
@@ -144,7 +146,7 @@ def _parse_parquet(path: str, field: str, nulls: Nulls) -> Iterator[Document]:
         table = _readable(path, lambda: parquet.ParquetFile(file))
         _check_column(path, table.schema_arrow, field)
         row = 0
-        for group in range(table.num_row_groups):       # one by one, so that a damaged one is told by its first row
+        for group in range(table.num_row_groups):  # one by one, so that a damaged one is told by its first row
             batches = table.iter_batches(row_groups=[group], columns=[field])
             while (batch := _readable(f"{path}, from row {row} on", partial(next, batches, None))) is not None:
                 for value in _readable(f"{path}, from row {row} on", batch.column(0).to_pylist):
@@ -159,7 +161,7 @@ def _readable(where: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and where.startswith("s3://"):        # a connection may break and come back
+        if isinstance(error, OSError) and where.startswith("s3://"):  # a connection may break and come back
             raise
         what = " ".join(str(error).split())
         raise ValueError(f"corpus file {where}: not a Parquet file, or a damaged one ({what})") from None
@@ -171,15 +173,23 @@ def _check_column(path: str, schema: Any, field: str) -> None:
         raise ValueError(f"corpus file {path}: no field {field!r}; choose one of {', '.join(schema.names)}")
     if not _holds_text(schema.field(field).type):
         columns = [name for name in schema.names if _holds_text(schema.field(name).type)]
-        raise ValueError(f"corpus file {path}: field {field!r} is {schema.field(field).type}, no text; "
-                         f"choose one of {', '.join(columns) or 'another file, this one has none'}")  # fmt: skip
+        raise ValueError(
+            f"corpus file {path}: field {field!r} is {schema.field(field).type}, no text; "
+            f"choose one of {', '.join(columns) or 'another file, this one has none'}"
+        )
 
 
 def _holds_text(kind: Any) -> bool:
     from pyarrow import types
 
-    kind = getattr(kind, "storage_type", kind)      # a column of JSON is text with a name
+    kind = getattr(kind, "storage_type", kind)  # a column of JSON is text with a name
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary,
-             types.is_binary_view)  # fmt: skip
+    texts = (
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+        types.is_binary,
+        types.is_large_binary,
+        types.is_binary_view,
+    )
     return any(is_text(kind) for is_text in texts)

@@ -45,7 +45,7 @@ def expand(pattern: str) -> list[str]:
     if not found:
         raise ValueError(f"corpus file {pattern}: does not exist")
     for path in found:
-        if re.search("[\ud800-\udfff]", path):      # how Python spells bytes of a name that are no text
+        if re.search("[\ud800-\udfff]", path):  # how Python spells bytes of a name that are no text
             raise ValueError(f"corpus file {path!a}: its name is no valid UTF-8; rename it")
     return found
 
@@ -54,8 +54,11 @@ def _regular(path: str) -> str:
     if os.path.isdir(path):
         raise ValueError(f"corpus file {path}: is a folder; write which of its files, like {path.rstrip('/')}/**/*.jsonl")
     if not os.path.isfile(path):
-        raise ValueError(f"corpus file {path}: is no regular file" if os.path.exists(path) else
-                         f"corpus file {path}: is a link to {os.readlink(path)}, which does not exist")  # fmt: skip
+        raise ValueError(
+            f"corpus file {path}: is no regular file"
+            if os.path.exists(path)
+            else f"corpus file {path}: is a link to {os.readlink(path)}, which does not exist"
+        )
     return path
 
 
@@ -75,7 +78,7 @@ def _listing(pattern: str) -> tuple[list[str], str]:
     from pyarrow import fs
 
     names: list[str] = []
-    for wild in ("*", WILD):        # [ and ? are more often meant as they stand
+    for wild in ("*", WILD):  # [ and ? are more often meant as they stand
         root = pattern[: min((pattern.find(sign) for sign in wild if sign in pattern), default=len(pattern))]
         root = root[: root.rfind("/") + 1]
         filesystem, inner = filesystem_of(root)
@@ -102,7 +105,7 @@ def unpacked(path: str, content: bytes | None = None) -> BinaryIO:
 
     packing = PACKED.get(Path(path).suffix)
     if content is None and path.startswith("s3://"):
-        content = read(path)        # a broken connection is not a damaged file
+        content = read(path)  # a broken connection is not a damaged file
     if packing is None:
         return Path(path).open("rb") if content is None else io.BytesIO(content)
     if packing == "xz":

@@ -28,5 +28,7 @@ class Overlap:
         found = {split: np.array(digests, dtype=np.uint64) for split, digests in self.digests.items()}
         for split in ("train", "calibration"):
             if count := int(np.isin(found["heldout"], found[split]).sum()):
-                yield (f"{count} of {len(found['heldout'])} held-out documents stand in the {split} text too, word for word; "
-                       "what is measured on them flatters")  # fmt: skip
+                yield (
+                    f"{count} of {len(found['heldout'])} held-out documents stand in the {split} text too, word for word; "
+                    "what is measured on them flatters"
+                )

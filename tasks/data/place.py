@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer, SerializationInfo, ValidationInfo
 
-AS_WRITTEN = {"paths": "as written"}        # the context of a dump for the key
+AS_WRITTEN = {"paths": "as written"}  # the context of a dump for the key
 
 
 class _Placed(str):
@@ -47,8 +47,10 @@ def _settle(stated: str, info: ValidationInfo) -> str:
 def _folder(stated: str, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder", Path.cwd())
     if folder is None:
-        raise ValueError(f"{stated} is relative, and a recipe that comes as text or through a server has no directory for it "
-                         "to begin in; write the absolute path")  # fmt: skip
+        raise ValueError(
+            f"{stated} is relative, and a recipe that comes as text or through a server has no directory for it "
+            "to begin in; write the absolute path"
+        )
     return folder
 
 
@@ -64,5 +66,5 @@ def _write(path: str, info: SerializationInfo) -> str:
 
 
 Place = Annotated[str, AfterValidator(_settle), PlainSerializer(_write, return_type=str)]
-Pattern = Place     # or a glob: folders that exist under the very name written count first (tasks.data.files)
+Pattern = Place  # or a glob: folders that exist under the very name written count first (tasks.data.files)
 Commit = Annotated[str, AfterValidator(_pinned)]

@@ -44,7 +44,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:      # whatever the libraries make of files that are no tokenizer's
+    except Exception as error:  # whatever the libraries make of files that are no tokenizer's
         reason = " ".join(str(error).split()) or "it cannot be read"
         raise ValueError(f"no tokenizer in {directory}: {type(error).__name__}: {reason}") from error
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.data.batch import Batch
 
 SHARD_TOKENS = 1 << 26
-TASKS = "tasks.json"        # names of the tasks of a sequence of corpora, in order
+TASKS = "tasks.json"  # names of the tasks of a sequence of corpora, in order
 
 
 class TokenWriter:

@@ -53,8 +53,10 @@ class MultipleChoice(Evaluator):
         choices = {choice for item in items for choice in item["choices"]}
         longest = max(len(tokens) for tokens in candidate.tokenizer(sorted(choices), add_special_tokens=False).input_ids)
         if longest >= candidate.longest:
-            raise ValueError(f"evaluator multiple_choice: a choice has {longest} tokens, and the model {candidate.longest} "
-                             "positions; leave it out for this model")  # fmt: skip
+            raise ValueError(
+                f"evaluator multiple_choice: a choice has {longest} tokens, and the model {candidate.longest} "
+                "positions; leave it out for this model"
+            )
 
     def _simple_evaluate(self, candidate: Candidate, folder: str) -> dict[str, float]:
         import datasets
@@ -64,14 +66,17 @@ class MultipleChoice(Evaluator):
 
         datasets.disable_progress_bars()
         model = HFLM(
-            pretrained=candidate.model, tokenizer=candidate.tokenizer, batch_size=self.batch,
-            max_length=candidate.longest, add_bos_token=False,
+            pretrained=candidate.model,
+            tokenizer=candidate.tokenizer,
+            batch_size=self.batch,
+            max_length=candidate.longest,
+            add_bos_token=False,
         )
         results = simple_evaluate(
             model=model,
             tasks=[TASK],
             task_manager=TaskManager(include_path=folder, include_defaults=False),
-            bootstrap_iters=100,     # any number but 0: the error of a mean is computed, not sampled
+            bootstrap_iters=100,  # any number but 0: the error of a mean is computed, not sampled
             verbosity="ERROR",
         )
         return results["results"][TASK]

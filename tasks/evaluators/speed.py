@@ -29,8 +29,9 @@ class Speed(Evaluator):
 
     def check_positions(self, positions: int) -> None:
         if self.prompt + self.new > positions:
-            raise ValueError(f"speed.prompt {self.prompt} and speed.new {self.new} together are more than the model's "
-                             f"{positions} positions")  # fmt: skip
+            raise ValueError(
+                f"speed.prompt {self.prompt} and speed.new {self.new} together are more than the model's {positions} positions"
+            )
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         import torch

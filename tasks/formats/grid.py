@@ -54,7 +54,7 @@ class Grid:
         span_OG = 2 * torch.maximum(low_OG.abs(), high_OG) if self.symmetric else high_OG - low_OG
         scale_OG = (span_OG / 2 / (steps / 2) if self.symmetric else span_OG / steps).to(weight_OI.dtype)
         limits = torch.finfo(weight_OI.dtype)
-        least = limits.tiny * limits.eps     # a group of small float16 weights must not round to zeros by its scale
+        least = limits.tiny * limits.eps  # a group of small float16 weights must not round to zeros by its scale
         scale_OG = torch.where(scale_OG == 0, torch.where(span_OG == 0, limits.eps, least).to(scale_OG.dtype), scale_OG)
         if self.symmetric:
             return scale_OG, torch.zeros_like(scale_OG, dtype=torch.int8)

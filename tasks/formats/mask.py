@@ -26,7 +26,7 @@ class BrokenMask(ValueError):
         self.linear, self.reason = linear, reason
 
 
-KEY = ":keep"       # behind a weight's name, so that no loader takes its mask for it
+KEY = ":keep"  # behind a weight's name, so that no loader takes its mask for it
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -118,7 +118,10 @@ def load_masks(path: Path, names: Collection[str] | None = None) -> dict[str, Ma
         promises = json.loads((file.metadata() or {})["masks"])
         return {
             name: Mask(
-                file.get_tensor(name + KEY), tuple(promise["shape"]), promise["pattern"], promise["sparsity"],
+                file.get_tensor(name + KEY),
+                tuple(promise["shape"]),
+                promise["pattern"],
+                promise["sparsity"],
                 tuple(promise.get("exempt", ())),
             )
             for name, promise in promises.items()

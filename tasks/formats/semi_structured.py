@@ -55,7 +55,7 @@ def sparse_estimate(values: torch.Tensor) -> torch.Tensor:
     first_G, rest_G = size_G / size_G.sum(1, keepdim=True).clamp_min(tiny), _others(size_G)
     ratio_G = torch.where(rest_G > 0, first_G / rest_G.clamp_min(tiny), 0.0)
     chance_G = first_G + size_G * _others(ratio_G)
-    keys_G = size_G.log() - torch.empty_like(size_G).exponential_().log()       # the largest keys: drawn one by one
+    keys_G = size_G.log() - torch.empty_like(size_G).exponential_().log()  # the largest keys: drawn one by one
     kept_G = keep_highest(keys_G, SIDE - KEPT) & (size_G > 0)
     return torch.where(kept_G, groups_G / chance_G, 0.0).view_as(values).to(values.dtype)
 

@@ -90,7 +90,7 @@ def shape_of(model: nn.Module) -> Shape:
         experts = linear.shape[0] if len(linear.shape) == 3 else 1
         prunable += count
         active += count * min(getattr(config, "num_experts_per_tok", 1) or 1, experts) // experts
-    widths = [_attention_width(layer) for layer in config.per_layer_config]     # they may differ from layer to layer
+    widths = [_attention_width(layer) for layer in config.per_layer_config]  # they may differ from layer to layer
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         prunable=prunable,
@@ -121,6 +121,8 @@ def iso_sparsity(dense: PretrainedConfig, transform: Transform, length: int) -> 
     attention and LM head included, which a wide model makes dearer too."""
     sparsity = shape_of_config(transform.resize(dense)).iso_sparsity(shape_of_config(dense), length)
     if sparsity >= 1:
-        raise ValueError(f"transform {transform.name}: what stays dense at sparsity {transform.sparsity:g} alone costs "
-                         "more than the dense model; choose a lower sparsity or a larger model")  # fmt: skip
+        raise ValueError(
+            f"transform {transform.name}: what stays dense at sparsity {transform.sparsity:g} alone costs "
+            "more than the dense model; choose a lower sparsity or a larger model"
+        )
     return sparsity

@@ -76,14 +76,18 @@ class Parties:
             if facts and facts.positions and length > facts.positions:
                 raise ValueError(f"length {length} is more than the {role}'s {facts.positions} positions")
             if facts and facts.rows and self.ids and self.ids > facts.rows:
-                raise ValueError(f"the tokenizer's largest id is {self.ids - 1}, and the {role}'s embedding has {facts.rows} "
-                                 f"rows; take the {role}'s own tokenizer")  # fmt: skip
+                raise ValueError(
+                    f"the tokenizer's largest id is {self.ids - 1}, and the {role}'s embedding has {facts.rows} "
+                    f"rows; take the {role}'s own tokenizer"
+                )
         for role, facts in others.items():
             sizes = [found.outputs for found in (self.model, facts) if found and found.outputs]
             if len(set(sizes)) == 2:
                 remedy = {"teacher": "learn from a teacher", "reference": "compare with a model"}[role]
-                raise ValueError(f"the {role} tells the odds of {sizes[1]} tokens, the model of {sizes[0]}; {remedy} "
-                                 "with the model's vocabulary")  # fmt: skip
+                raise ValueError(
+                    f"the {role} tells the odds of {sizes[1]} tokens, the model of {sizes[0]}; {remedy} "
+                    "with the model's vocabulary"
+                )
 
 
 def positions(config: PretrainedConfig) -> int | None:
@@ -106,7 +110,7 @@ def facts_of(source: ModelSource, ids: int | None) -> ModelFacts | None:
         facts = facts_in(directory) if directory else ModelFacts(on_meta(config), ids is not None or "vocab_size" in given)
     except ValueError:
         raise
-    except Exception as error:      # the code of a model trusts its config
+    except Exception as error:  # the code of a model trusts its config
         sizes = ", ".join(f"{name} {value!r}" for name, value in given.items())
         what = f"{directory} cannot be built" if directory else f"model type {config.model_type} cannot be built with {sizes}"
         raise ValueError(f"{what}: {type(error).__name__} {' '.join(str(error).split())}") from error

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROCESS = Path("/proc/self")
-EVERY = 0.02        # seconds between two looks
+EVERY = 0.02  # seconds between two looks
 
 
 class Peak:
@@ -60,7 +60,7 @@ def peak_bytes(device: str) -> int:
 
 def give_back() -> None:
     """Return what the heap holds free to the kernel."""
-    with suppress(OSError, AttributeError):     # glibc alone keeps it, and alone can be told
+    with suppress(OSError, AttributeError):  # glibc alone keeps it, and alone can be told
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from tasks.data.batch import IGNORED, Batch
 
-HELD = 1 << 25      # logits held at once
-SCORED = 1 << 22    # of them scored at once, in float32
+HELD = 1 << 25  # logits held at once
+SCORED = 1 << 22  # of them scored at once, in float32
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def _stand_in(model: nn.Module, tokens_BT: torch.Tensor) -> tuple[nn.Module, Any
     finally:
         for hook in hooks:
             hook.remove()
-    return given[-1] if given else None     # the outermost ends last
+    return given[-1] if given else None  # the outermost ends last
 
 
 def _piecewise(

@@ -12,11 +12,22 @@ from typing import Any
 from tasks.models.files import known
 
 SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "ffn_dim", "n_inner", "word_embed_proj_dim", "moe_intermediate_size",
-    "num_local_experts", "num_experts_per_tok",
-)  # fmt: skip
-LARGEST, DEEPEST = 1 << 24, 1 << 12     # beyond any model there is, and still quick to lay out without memory
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "ffn_dim",
+    "n_inner",
+    "word_embed_proj_dim",
+    "moe_intermediate_size",
+    "num_local_experts",
+    "num_experts_per_tok",
+)
+LARGEST, DEEPEST = 1 << 24, 1 << 12  # beyond any model there is, and still quick to lay out without memory
 
 
 def check_sizes(model_type: str, overrides: Mapping[str, Any]) -> None:
@@ -30,7 +41,7 @@ def check_sizes(model_type: str, overrides: Mapping[str, Any]) -> None:
         stated = {**defaults, **{aliases.get(name, name): value for name, value in given.items()}}
         return _disagreements({meanings.get(name, name): (name, value) for name, value in stated.items()})
 
-    excused = broken({})    # what a type's own defaults do not keep is no rule for it
+    excused = broken({})  # what a type's own defaults do not keep is no rule for it
     if wrong := {rule: message for rule, message in broken(overrides).items() if rule not in excused}:
         raise ValueError(next(iter(wrong.values())))
 
@@ -39,8 +50,8 @@ def _check_one(name: str, meaning: str, value: Any, default: Any) -> None:
     size = name in SIZES or meaning in SIZES
     if size and isinstance(value, bool):
         raise ValueError(f"{name} {value}: should be a number")
-    told = size or isinstance(default, int)     # else what it may be is not known
-    if not told or not isinstance(value, int) or name.endswith(("_id", "_idx")):      # or a token's number
+    told = size or isinstance(default, int)  # else what it may be is not known
+    if not told or not isinstance(value, int) or name.endswith(("_id", "_idx")):  # or a token's number
         return
     least = min(1 if size else 0, default) if isinstance(default, int) else int(size)
     if value < least:

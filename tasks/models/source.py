@@ -75,7 +75,7 @@ class Architecture(BaseModel):
             fields.setdefault("vocab_size", vocabulary)
         try:
             return AutoConfig.for_model(self.model_type, dtype=self.dtype, **fields)
-        except Exception as error:      # transformers' config checks raise types of their own
+        except Exception as error:  # transformers' config checks raise types of their own
             raise ValueError(f"model type {self.model_type}: {' '.join(str(error).split())}") from None
 
 
@@ -149,7 +149,7 @@ class Checkpoint(BaseModel):
         from pyarrow import fs
 
         directory = scratch / f"source-{self.fingerprint()[:12]}"
-        if not directory.exists():      # else it was fetched before, in this attempt or one that died
+        if not directory.exists():  # else it was fetched before, in this attempt or one that died
             half = directory.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir(parents=True)
@@ -225,13 +225,9 @@ class ModelSource(BaseModel):
     def widths(self) -> dict[str, int]:
         """The input widths of the prunable matrices as far as the config tells them by name; for early checks."""
         config, aliases = self.config(), {"n_embd": "hidden_size"}
-        if self.transform:      # its ranks stand in no field
+        if self.transform:  # its ranks stand in no field
             return self._built_widths()
-        return {
-            aliases.get(name, name): config[name]
-            for name in (*WIDTHS, *aliases)
-            if isinstance(config.get(name), int)
-        }
+        return {aliases.get(name, name): config[name] for name in (*WIDTHS, *aliases) if isinstance(config.get(name), int)}
 
     def _built_widths(self) -> dict[str, int]:
         from tasks.models.build.building import on_meta

@@ -40,8 +40,10 @@ class SquareHead(Objective):
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         ours, theirs = ((facts.depth, facts.width) for facts in (student, teacher))
         if ours != theirs:
-            raise ValueError(f"square_head compares block by block, and the teacher has {theirs[0]} blocks of width "
-                             f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation")  # fmt: skip
+            raise ValueError(
+                f"square_head compares block by block, and the teacher has {theirs[0]} blocks of width "
+                f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation"
+            )
 
     def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         assert teacher is not None, "it needs one"

@@ -52,8 +52,10 @@ class Cfsp(Structured):
         self.suit(pattern)
         for index, block in by_block(linears).items():
             if feed_forward(block) is None:
-                raise ValueError(f"unsupported: cfsp needs one feed-forward network of single matrices, without a norm over "
-                                 f"its channels; block {index} has none")  # fmt: skip
+                raise ValueError(
+                    f"unsupported: cfsp needs one feed-forward network of single matrices, without a norm over "
+                    f"its channels; block {index} has none"
+                )
 
     def observer(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import InputNorms

@@ -42,8 +42,10 @@ class Heads(Structured):
 
         found = attention(view.linears, view.module, view.prefix)
         if found is None:
-            raise ValueError(f"unsupported: the heads of block {view.index} are not found: it has no attention of queries, "
-                             "keys, values and output, or one with a norm over all heads")  # fmt: skip
+            raise ValueError(
+                f"unsupported: the heads of block {view.index} are not found: it has no attention of queries, "
+                "keys, values and output, or one with a norm over all heads"
+            )
         weight_DI, norm_I = view.matrices[found.output].float(), view.statistics[found.output].norm_I
         energy_H = (weight_DI * norm_I).square().sum(0).view(found.heads, found.head_width).sum(1)
         yield Units(energy_H, found.output, tuple(found.rows), found.head_width)

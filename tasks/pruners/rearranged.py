@@ -40,8 +40,9 @@ class Rearranged(Refiner):
             raise ValueError(f"rearranged moves weights, and {next(iter(view.keep))} has a mask already; prune with it first")
         network = feed_forward(view.linears)
         if network is None:
-            raise ValueError(f"unsupported: rearranged needs one feed-forward network of single matrices, block {view.index} "
-                             "has none")  # fmt: skip
+            raise ValueError(
+                f"unsupported: rearranged needs one feed-forward network of single matrices, block {view.index} has none"
+            )
         order_O = self._order(view, network)
         matrices = {name: view.matrices[name][order_O] for name in network.ups}
         matrices[network.down] = view.matrices[network.down][:, order_O]

@@ -60,9 +60,13 @@ class Sparsegpt(Pruner):
         return statistics.factor(self.percent_damp, pattern.width_multiple if self.act_order and sortable else 0)
 
     def solve_linear(
-        self, weight_OI: torch.Tensor, statistics: InputStatistic | None, sparsity: float, pattern: Pattern,
+        self,
+        weight_OI: torch.Tensor,
+        statistics: InputStatistic | None,
+        sparsity: float,
+        pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
-    ) -> Edit:  # fmt: skip
+    ) -> Edit:
         from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
         from tasks.calibrate.solvers.sweep import sweep_blocks
 

@@ -19,8 +19,10 @@ class SdgfGeometric(NMRegime):
     def check_width(self, width: int) -> None:
         super().check_width(width)
         if width % (8 * self.nm().m):
-            raise ValueError(f"the first phase {8 * self.nm().n}:{8 * self.nm().m} of pattern {self.nm()} needs an input "
-                             f"width divisible by {8 * self.nm().m}, got {width}")  # fmt: skip
+            raise ValueError(
+                f"the first phase {8 * self.nm().n}:{8 * self.nm().m} of pattern {self.nm()} needs an input "
+                f"width divisible by {8 * self.nm().m}, got {width}"
+            )
 
     def between(self, step: int, steps: int) -> Phase:
         from tasks.formats.pattern import NM

@@ -60,10 +60,15 @@ class Sparcl(SparseRegime):
         removals = (0.1, 0.2, 0.3, 0.4) if self.removed else ()
         sequence = TaskSequence(setting.data, setting.steps, self.removed, removals, self.probes)
         masks = TaskAwareMasks(
-            setting.linears, self.starting_masks(setting), sequence, self.sparsity, min(self.swap, self.sparsity),
-            self.interval, self.freeze, self.importance_gradient, setting.seed,
+            setting.linears,
+            self.starting_masks(setting),
+            sequence,
+            self.sparsity,
+            min(self.swap, self.sparsity),
+            self.interval,
+            self.freeze,
+            self.importance_gradient,
+            setting.seed,
         )
-        replay = Replay(
-            sequence, self.buffer, self.replay, self.replay_logits, self.replay_labels, setting.seed
-        )
+        replay = Replay(sequence, self.buffer, self.replay, self.replay_logits, self.replay_labels, setting.seed)
         return [sequence, replay, masks, GradientMasks(setting.linears, self.gradient_sparsity, self.refresh)]

@@ -62,8 +62,11 @@ class Narrow(Surgery):
 
         linears = find_linears(model)
         pairs = zip(feed_forwards(linears), feed_forwards(find_linears(before)), strict=True)
-        return {name: partial(_fill, axis=axis, count=whole.width - narrowed.width)
-                for narrowed, whole in pairs for name, axis in channel_axes(narrowed, linears).items()}  # fmt: skip
+        return {
+            name: partial(_fill, axis=axis, count=whole.width - narrowed.width)
+            for narrowed, whole in pairs
+            for name, axis in channel_axes(narrowed, linears).items()
+        }
 
 
 def _fill(values: Tensor, axis: int, count: int) -> Tensor:

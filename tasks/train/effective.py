@@ -19,7 +19,7 @@ from torch.nn import functional
 from tasks.formats.semi_structured import SIDE, sparse_estimate
 from tasks.models.find.linears import Linear
 
-Effective = Callable[[str, torch.Tensor], torch.Tensor]     # name and stored weight -> weight to compute with, as stored
+Effective = Callable[[str, torch.Tensor], torch.Tensor]  # name and stored weight -> weight to compute with, as stored
 
 
 class Scaled(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _Swap:
 
     def __init__(self, module: nn.Module, names: Mapping[str, str], effective: Effective) -> None:
         self.module, self.names, self.effective = module, names, effective
-        self.forward = module.forward       # which may compute with something else in turn
+        self.forward = module.forward  # which may compute with something else in turn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         parameters = self.module._parameters

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")      # AdamW's
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
 @dataclass
@@ -181,7 +181,7 @@ class TorchEngine:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
-            for parameter in frozen:        # the step count is the model's
+            for parameter in frozen:  # the step count is the model's
                 self._optimizer.state[parameter]["step"] += 1
         self._optimizer.zero_grad()
         return norm

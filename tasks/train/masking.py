@@ -32,7 +32,7 @@ class Masking(Hook):
     def assign(self, run: Run, keeps: Mapping[str, torch.Tensor], pattern: Pattern) -> None:
         """From now on these masks ([out, in] view) are held."""
         for name, keep in keeps.items():
-            matrices = keep.reshape(-1, keep.shape[-2] * keep.shape[-1])    # each expert keeps the promise by itself
+            matrices = keep.reshape(-1, keep.shape[-2] * keep.shape[-1])  # each expert keeps the promise by itself
             densest = int(matrices.sum(1).max())
             self.masks[name] = Mask.of(keep, pattern, 1 - densest / matrices.shape[1])
             run.engine.hold(name, self.linears[name].stored(keep))
@@ -86,7 +86,7 @@ class GradualMagnitude(Masking):
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
-        if run.step == 0:       # a snapshot is taken after the event of its step
+        if run.step == 0:  # a snapshot is taken after the event of its step
             self._prune_if_due(run)
 
     def after_step(self, run: Run) -> None:
@@ -102,9 +102,7 @@ class GradualMagnitude(Masking):
             keeps = keep_global(scores, sparsity)
         else:
             pattern = Unstructured(self.scope)
-            keeps = {
-                name: pattern.keep(score.flatten(0, -2), sparsity).view_as(score) for name, score in scores.items()
-            }
+            keeps = {name: pattern.keep(score.flatten(0, -2), sparsity).view_as(score) for name, score in scores.items()}
         for name, mask in self.masks.items():
             keeps[name] &= mask.keep.to(keeps[name].device)
         self.assign(run, keeps, Unstructured())
@@ -112,5 +110,3 @@ class GradualMagnitude(Masking):
     def _score(self, run: Run, name: str) -> torch.Tensor:
         score = self.weight(run, name).abs()
         return torch.where(self.masks[name].keep.to(score.device), score, -1.0) if name in self.masks else score
-
-

@@ -31,7 +31,7 @@ class Objective(Method):
     """Root of the objectives. Most need :meth:`loss` only, a function of what the models answered; one that needs other
     forward passes than the usual one overrides :meth:`measure`."""
 
-    hidden_states: ClassVar[bool] = False       # the answers carry what leaves each block, not the logits alone
+    hidden_states: ClassVar[bool] = False  # the answers carry what leaves each block, not the logits alone
 
     def needs_teacher(self) -> bool:
         return False

@@ -42,9 +42,9 @@ class Setting:
 class Regime(Method):
     """Root of the regimes. The default trains every weight on cross-entropy and holds the masks it was given."""
 
-    keeps_masks: ClassVar[bool] = True      # what was dead before training is dead after it
-    needs_sequence: ClassVar[bool] = False      # learns a sequence of corpora
-    objective_fields: ClassVar[tuple[str, ...]] = ()        # its fields that :meth:`objective` reads, and nothing else
+    keeps_masks: ClassVar[bool] = True  # what was dead before training is dead after it
+    needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
+    objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:
         """Steps that cost what ``dense_steps`` dense steps cost."""

@@ -62,8 +62,10 @@ class TrainStage(ModelStage):
         kind = type(self.method)
         said = [name for name in kind.objective_fields if getattr(self.method, name) != kind.model_fields[name].default]
         if self.objective and said:
-            raise ValueError(f"objective {self.objective.name} and {self.method.name}.{said[0]} both say what is minimised; "
-                             "leave one of them out")  # fmt: skip
+            raise ValueError(
+                f"objective {self.objective.name} and {self.method.name}.{said[0]} both say what is minimised; "
+                "leave one of them out"
+            )
         return self
 
     @property
@@ -88,8 +90,10 @@ class TrainStage(ModelStage):
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.method.needs_sequence and facts.tasks < 2:
-            raise ValueError(f"{self.method.name} learns a sequence of corpora, and corpus is one; write corpus: "
-                             "{sequence: {NAME: CORPUS, ...}}")  # fmt: skip
+            raise ValueError(
+                f"{self.method.name} learns a sequence of corpora, and corpus is one; write corpus: "
+                "{sequence: {NAME: CORPUS, ...}}"
+            )
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
@@ -142,7 +146,9 @@ class TrainStage(ModelStage):
         hooks = self.method.hooks(setting)
         assert context.make_engine is not None, "a training stage is given an engine"
         engine = context.make_engine(
-            model, self.method.optimizer(model, self.betas, self.weight_decay), self.gradient_clipping,
+            model,
+            self.method.optimizer(model, self.betas, self.weight_decay),
+            self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
         )
         totals = self._fit(context, engine, hooks, setting)

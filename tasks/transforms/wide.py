@@ -23,7 +23,7 @@ class Wide(Transform):
 
     def resize(self, config: PretrainedConfig) -> PretrainedConfig:
         heads, hidden = config.num_attention_heads, config.hidden_size
-        step = 2 * heads if hasattr(config, "rope_parameters") else heads      # rotary embeddings turn pairs of features
+        step = 2 * heads if hasattr(config, "rope_parameters") else heads  # rotary embeddings turn pairs of features
         wide = step * round(hidden * (1 - self.sparsity) ** -0.5 / step)
         if self.sparsity == 0 or wide <= hidden:
             return enlarged(config, {})

@@ -32,7 +32,7 @@ def by_hand(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: l
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
         optimizer.step()
         optimizer.zero_grad()
-    loss.item()     # a loop that never reads its loss is no training loop
+    loss.item()  # a loop that never reads its loss is no training loop
 
 
 def measure() -> list[Measured]:
@@ -66,7 +66,9 @@ def measure() -> list[Measured]:
     step = 1000 * median(rounds, lambda seconds: seconds["by hand"]) / STEPS
     return [
         Measured(
-            "fit_overhead", median(rounds, ratio), 1.05,
+            "fit_overhead",
+            median(rounds, ratio),
+            1.05,
             f"fit() / hand-written loop of {step:.0f} ms a step; {spread(rounds, ratio)}",
         )
     ]

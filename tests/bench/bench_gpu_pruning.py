@@ -17,11 +17,23 @@ from tests.bench.measured import Measured
 if TYPE_CHECKING:
     from tasks.calibrate.report import BlockReport
 
-SIZES = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 2048}  # fmt: skip
-SEQUENCES, LENGTH, BATCH, BLOCKS = 64, 2048, 4, 4     # blocks are alike: four are enough to time one
-CONTESTS = [("magnitude", "unstructured"), ("wanda", "unstructured"), ("wanda", "2:4"), ("sparsegpt", "unstructured"),
-            ("sparsegpt", "2:4")]  # fmt: skip
+SIZES = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 2048,
+}
+SEQUENCES, LENGTH, BATCH, BLOCKS = 64, 2048, 4, 4  # blocks are alike: four are enough to time one
+CONTESTS = [
+    ("magnitude", "unstructured"),
+    ("wanda", "unstructured"),
+    ("wanda", "2:4"),
+    ("sparsegpt", "unstructured"),
+    ("sparsegpt", "2:4"),
+]
 
 
 def measure() -> list[Measured]:

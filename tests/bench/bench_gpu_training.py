@@ -14,13 +14,27 @@ from typing import Any
 
 from tests.bench.measured import Measured
 
-SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-         "num_key_value_heads": 12, "vocab_size": 32_000, "max_position_embeddings": 1024}  # fmt: skip
+SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 1024,
+}
 BATCH, LENGTH, STEPS = 16, 1024, 8
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}       # dense bf16, by the vendor's data sheets
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
 REGIMES: dict[str, dict[str, Any]] = {
-    "dense": {}, "static": {"sparsity": 0.75}, "rigl": {"sparsity": 0.75}, "gradual": {"sparsity": 0.75}, "ste": {},
-    "sr_ste": {}, "mdgf_exponential": {"location": "all"}, "sdgf_stepwise": {"location": "all"}, "s_ste": {"mvue": False},
+    "dense": {},
+    "static": {"sparsity": 0.75},
+    "rigl": {"sparsity": 0.75},
+    "gradual": {"sparsity": 0.75},
+    "ste": {},
+    "sr_ste": {},
+    "mdgf_exponential": {"location": "all"},
+    "sdgf_stepwise": {"location": "all"},
+    "s_ste": {"mvue": False},
     "fst": {"mvue": False},
 }
 

@@ -31,7 +31,11 @@ SMALL = {
     "quantize": {"sequences": 16},
 }
 EVALUATE = {
-    "perplexity": {"length": 128, "tokens": 4096}, "multiple_choice": {"items": 20}, "pattern": {}, "size": {}, "speed": {},
+    "perplexity": {"length": 128, "tokens": 4096},
+    "multiple_choice": {"items": 20},
+    "pattern": {},
+    "size": {},
+    "speed": {},
 }
 
 
@@ -66,12 +70,22 @@ def measure() -> list[Measured]:
     evaluations = [seconds for id, seconds in overheads.items() if "." in id]
     each = ", ".join(f"{id} {overheads[id]:.1f}" for id in further)
     return [
-        Measured("orchestration.total", servers + cold["overhead_seconds"], 90,
-                 f"no stage inside its run, of {wall:.0f} s cold; {cold['overhead_seconds']:.1f} s of it in the flow", "s"),
+        Measured(
+            "orchestration.total",
+            servers + cold["overhead_seconds"],
+            90,
+            f"no stage inside its run, of {wall:.0f} s cold; {cold['overhead_seconds']:.1f} s of it in the flow",
+            "s",
+        ),
         Measured("orchestration.servers", servers, 20, "cold command less its flow: imports, plan, servers up and down", "s"),
         Measured("orchestration.first", overheads[first], None, f"overhead of {first}, which warms Ray up", "s"),
         Measured("orchestration.stage", overheads[slowest], 10, f"highest overhead of a further stage: {each}", "s"),
-        Measured("orchestration.evaluation", max(evaluations), None,
-                 f"highest of {len(evaluations)} evaluations, waiting for cores beside the next stage included", "s"),
+        Measured(
+            "orchestration.evaluation",
+            max(evaluations),
+            None,
+            f"highest of {len(evaluations)} evaluations, waiting for cores beside the next stage included",
+            "s",
+        ),
         Measured("orchestration.cached", cached, 15, "the same command again, everything cached: wall time", "s"),
     ]

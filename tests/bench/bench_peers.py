@@ -29,8 +29,15 @@ from tests.bench.measured import Measured
 PEERS = ROOT / "build" / "peers" / "bin" / "python"
 OURS = [sys.executable, "-m", "tests.bench.bench_peers"]
 THEIRS = [str(PEERS), str(ROOT / "tests" / "bench" / "peer.py")]
-SIZES = {"vocab_size": 16_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
-         "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 512}  # fmt: skip
+SIZES = {
+    "vocab_size": 16_000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "max_position_embeddings": 512,
+}
 SEQUENCES, LENGTH, BATCH = 8, 256, 4
 TRAINED = ROOT / "flows" / "recipes" / "claims" / "prune.yaml"
 CONTESTS = [(method, pattern) for method in ("wanda", "sparsegpt") for pattern in ("unstructured", "2:4")]
@@ -109,7 +116,7 @@ def run(command: list[str], where: Path, method: str, pattern: str, output: str,
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if output == "ours":
         environment |= FRUGAL
-    folder = ROOT if output == "ours" else where        # theirs must not find our packages
+    folder = ROOT if output == "ours" else where  # theirs must not find our packages
     done = subprocess.run(command + arguments, env=environment, cwd=folder, text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{output} {method} {pattern} ended with {done.returncode}: {done.stderr[-1000:]}")

@@ -18,8 +18,13 @@ ROUNDS = 9
 HELD = {"static": {"sparsity": 0.75}, "gradual": {"sparsity": 0.5, "interval": 10}}
 MOVING = {"rigl": {"sparsity": 0.75}, "set": {"sparsity": 0.75}, "dsl": {"sparsity": 0.75}}
 STRUCTURED: dict[str, dict[str, Any]] = {
-    "ste": {}, "sr_ste": {}, "mdgf_linear": {"location": "all"}, "mdgf_exponential": {"location": "all"},
-    "sdgf_stepwise": {"location": "all"}, "sdgf_geometric": {"location": "all"}, "s_ste": {"mvue": False},
+    "ste": {},
+    "sr_ste": {},
+    "mdgf_linear": {"location": "all"},
+    "mdgf_exponential": {"location": "all"},
+    "sdgf_stepwise": {"location": "all"},
+    "sdgf_geometric": {"location": "all"},
+    "s_ste": {"mvue": False},
     "fst": {"mvue": False},
 }
 ESTIMATED = {"s_ste": {"mvue": True}}
@@ -42,7 +47,7 @@ class Trainee:
         self.run, self.sampler = Run(TorchEngine(model, adamw(model), 1.0), steps), sampler
         for hook in self.hooks:
             hook.on_start(self.run)
-        self.run.step = 401         # between two updates of anything
+        self.run.step = 401  # between two updates of anything
 
     def step(self) -> float:
         from tasks.objectives.cross_entropy import CrossEntropy

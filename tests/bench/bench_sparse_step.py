@@ -38,7 +38,7 @@ def measure() -> list[Measured]:
     lines = []
     for kind, build in {"torch": TorchEngine, "deepspeed": DeepSpeedEngine}.items():
         model = quickstart.model()
-        engine = build(model, adamw(model), 1.0)        # DeepSpeed: ZeRO-1, one rank
+        engine = build(model, adamw(model), 1.0)  # DeepSpeed: ZeRO-1, one rank
         lines += compare(kind, engine)
     return lines
 
@@ -49,7 +49,7 @@ def compare(kind: str, engine: Engine) -> list[Measured]:
     from tasks.train.schedule import ExponentialDensity
 
     linears, interval = find_linears(engine.module), quickstart.stage("pretrain")["method"]["gradual"]["interval"]
-    once = ExponentialDensity(0.5, start=0, end=0, interval=1)          # the event comes before the first step
+    once = ExponentialDensity(0.5, start=0, end=0, interval=1)  # the event comes before the first step
     always = ExponentialDensity(0.5, start=0, end=1, interval=1)
     with tempfile.TemporaryDirectory() as directory:
         sampler = quickstart.sampler(Path(directory), 1)
@@ -77,10 +77,18 @@ def compare(kind: str, engine: Engine) -> list[Measured]:
     step = 1000 * median(rounds, lambda seconds: seconds["dense"])
     event = 1000 * median(rounds, lambda seconds: seconds["event"] - seconds["held"])
     return [
-        Measured(f"sparse_step.{kind}", median(rounds, held), 1.05,
-                 f"50 % mask held / dense step of {step:.0f} ms; {spread(rounds, held)}"),
-        Measured(f"sparse_step.{kind}.gradual", median(rounds, gradual), None,
-                 f"the same with an event of {event:.0f} ms every {interval} steps / dense step"),
+        Measured(
+            f"sparse_step.{kind}",
+            median(rounds, held),
+            1.05,
+            f"50 % mask held / dense step of {step:.0f} ms; {spread(rounds, held)}",
+        ),
+        Measured(
+            f"sparse_step.{kind}.gradual",
+            median(rounds, gradual),
+            None,
+            f"the same with an event of {event:.0f} ms every {interval} steps / dense step",
+        ),
     ]
 
 

@@ -20,7 +20,7 @@ from tasks.job import FRUGAL
 from tests.bench.measured import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**FRUGAL, "OMP_NUM_THREADS": "1"}      # memory as walks run
+ENVIRONMENT = {**FRUGAL, "OMP_NUM_THREADS": "1"}  # memory as walks run
 WIDTH, SHALLOW, DEEP = 512, 6, 48
 BUDGET = 4 << 20
 
@@ -32,7 +32,9 @@ def measure() -> list[Measured]:
     growth = {layers: peak[layers] - before[layers] for layers in peak}
     return [
         Measured(
-            "walker_memory", peak[DEEP] / peak[SHALLOW], 1.15,
+            "walker_memory",
+            peak[DEEP] / peak[SHALLOW],
+            1.15,
             f"peak RSS at {DEEP} / {SHALLOW} layers, {peak[DEEP]:.0f} / {peak[SHALLOW]:.0f} MiB; walking adds "
             f"{growth[DEEP]:.0f} / {growth[SHALLOW]:.0f}, the models weigh {size[DEEP]:.0f} / {size[SHALLOW]:.0f}, the "
             f"activations' budget is {BUDGET >> 20}",

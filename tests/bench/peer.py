@@ -1,6 +1,6 @@
 """llm-compressor's side of the comparison; runs in its own environment (``make bench-peers``) and imports nothing of ours.
 
-    python peer.py MODEL TOKENS.npy OUTPUT (wanda|sparsegpt) (unstructured|2:4) BATCH      prints seconds and MiB, last line
+python peer.py MODEL TOKENS.npy OUTPUT (wanda|sparsegpt) (unstructured|2:4) BATCH      prints seconds and MiB, last line
 """
 
 import sys
@@ -23,15 +23,20 @@ def main(model: str, tokens: str, output: str, method: str, pattern: str, batch:
     rows = {"input_ids": sequences.tolist(), "attention_mask": np.ones_like(sequences).tolist()}
     fields = {"sparsity": 0.5, "mask_structure": "0:0" if pattern == "unstructured" else pattern, "ignore": ["re:.*lm_head"]}
     modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method](targets=["Linear"], **fields)
-    words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))        # asked for, and not used on tokens
+    words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))  # asked for, and not used on tokens
     processor = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
     begun = time.perf_counter()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     oneshot(
-        model=loaded, processor=processor, dataset=Dataset.from_dict(rows), recipe=[modifier],
-        max_seq_length=sequences.shape[1], num_calibration_samples=len(sequences), shuffle_calibration_samples=False,
+        model=loaded,
+        processor=processor,
+        dataset=Dataset.from_dict(rows),
+        recipe=[modifier],
+        max_seq_length=sequences.shape[1],
+        num_calibration_samples=len(sequences),
+        shuffle_calibration_samples=False,
         batch_size=int(batch),
-    )  # fmt: skip
+    )
     loaded.save_pretrained(output)
     print(time.perf_counter() - begun, base, peak_mebibytes(), flush=True)
 

@@ -34,6 +34,7 @@ def nobody(request, monkeypatch) -> str:
 @pytest.fixture
 def stranger() -> str:
     """The URL of a web server that is none of ours."""
+
     class Unknown(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(404)
@@ -90,7 +91,7 @@ def test_a_server_of_another_kind_is_told_from_one_that_is_away(stranger):
         check("", ray={"address": stranger})
     with pytest.raises(ConnectionError, match="is no API of Prefect: it knows no /health; most end with /api"):
         check("", prefect={"api_url": stranger})
-    check_tracking(stranger)        # any answer: its client says the rest at once
+    check_tracking(stranger)  # any answer: its client says the rest at once
 
 
 def test_a_database_that_cannot_be_written_is_named_before_mlflow_opens_it(tmp_path):
@@ -103,8 +104,9 @@ def test_a_database_that_cannot_be_written_is_named_before_mlflow_opens_it(tmp_p
         "import resource; from cluster.reach import *; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
         f"check_tracking('sqlite:///{tmp_path}/new.db')"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert done.stderr.splitlines()[-1] == f"OSError: MLflow cannot write its database {tmp_path}/new.db: File too large"
     assert not list(tmp_path.glob("new*"))
 
@@ -147,5 +149,5 @@ except ConnectionError as error:
 def test_a_disk_that_fills_under_mlflows_database_is_one_line(tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path / "mlflow.db")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    line, = done.stdout.splitlines()
+    (line,) = done.stdout.splitlines()
     assert line.startswith(f"MLflow at sqlite:///{tmp_path}/mlflow.db: (sqlite3.OperationalError) ")

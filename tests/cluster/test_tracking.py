@@ -127,7 +127,7 @@ def remembered(tmp_path_factory):
         run = Tracking.start(f"sqlite:///{root}/mlflow.db", "tiny", {"winnow.process": process}, {"prune": {"sparsity": 0.5}})
         run.close_abandoned(lambda name, here=process: name == here)
         run.child("prune", {"winnow.key": "abc"}, {"method": {"wanda": {}}})
-        for _ in range(2):      # the second telling is a replay: same steps, same times
+        for _ in range(2):  # the second telling is a replay: same steps, same times
             points(run, "prune", range(1500))
             run.flush()
         runs.append(run)

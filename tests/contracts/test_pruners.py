@@ -12,8 +12,14 @@ from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
-EXAMPLES = {"unstructured": "unstructured", "N:M": "2:4", "block": "block:4", "group": "group:4", "channel": "channel",
-            "neuron": "neuron"}  # fmt: skip
+EXAMPLES = {
+    "unstructured": "unstructured",
+    "N:M": "2:4",
+    "block": "block:4",
+    "group": "group:4",
+    "channel": "channel",
+    "neuron": "neuron",
+}
 PATTERNS = {name: build("pruners", name).patterns for name in names("pruners")}
 pruners = pytest.mark.parametrize("name", names("pruners"))
 single = pytest.mark.parametrize("name", [name for name in PATTERNS if "unstructured" in PATTERNS[name]])

@@ -27,10 +27,11 @@ from tests.tasks import models_zoo as zoo
 DENSE_STEPS = 12
 # fields that let a regime act within twelve steps, where defaults do not
 QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | {
-    "sdgf_geometric": {"pattern": "1:2"}, "fst": {"refresh": 2, "dense": 0},
+    "sdgf_geometric": {"pattern": "1:2"},
+    "fst": {"refresh": 2, "dense": 0},
     "sparcl": {"refresh": 2, "buffer": 4, "probes": 4, "interval": 0.3, "budget": "tokens"},
 }
-OTHER_DATA = ("sparcl",)        # they see the corpus in an order of their own
+OTHER_DATA = ("sparcl",)  # they see the corpus in an order of their own
 regimes = pytest.mark.parametrize("name", names("regimes"))
 
 
@@ -136,7 +137,7 @@ def test_a_run_that_crashed_at_half_equals_the_undisturbed_one(name, train):
     with pytest.raises(Crash):
         train(name, masks, crash=half, attempt=0)
     again, watch_again = train(name, masks, attempt=1)
-    assert len(watch_again.masks) < len(watch.masks)        # it did not begin anew
+    assert len(watch_again.masks) < len(watch.masks)  # it did not begin anew
     assert same(whole, again)
     assert all(torch.equal(mask.keep, watch_again.masks[-1][linear].keep) for linear, mask in watch.masks[-1].items())
 
@@ -153,7 +154,7 @@ def test_the_model_keeps_its_parameters_and_linears_by_name_and_a_branch_adds_no
 
 @regimes
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(name, train):
-    exact = {"mvue": False} if name in ("s_ste", "fst") else {}     # estimates are drawn anew in each micro-batch
+    exact = {"mvue": False} if name in ("s_ste", "fst") else {}  # estimates are drawn anew in each micro-batch
     (_, whole), (_, pieces) = (train(name, micro_batch=size, **exact) for size in (None, 1))
     for parameter, gradient in whole.gradients[0].items():
         # by norm, a hundred times what the order of float32 sums explains and a fifth of the smallest decay

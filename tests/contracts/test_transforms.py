@@ -51,7 +51,7 @@ def test_training_costs_what_the_dense_model_costs(name, sparsity, architecture)
     config = zoo.config(architecture)
     dense, iso = shape_of_config(config), iso_sparsity(config, transform(name, sparsity), LENGTH)
     model = made(name, sparsity, architecture)
-    assert 0 < iso < 1 and iso == pytest.approx(sparsity, abs=0.13)     # these models are all rounding
+    assert 0 < iso < 1 and iso == pytest.approx(sparsity, abs=0.13)  # these models are all rounding
     assert shape_of(model).training_flops(1e6, LENGTH, 1 - iso) == pytest.approx(dense.training_flops(1e6, LENGTH), rel=1e-9)
 
 
@@ -152,8 +152,9 @@ def test_a_life_under_masks_runs_through_every_stage(name, tmp_path):
     source = ModelSource.model_validate({**LLAMA, "transform": {name: {"sparsity": 0.5}}})
     iso = source.iso_sparsity(300, TRAINING["length"])
     static = {"static": {"sparsity": iso, "budget": "tokens"}}
-    sparse = shop.make("pretrain", {"model": source.model_dump(mode="json", exclude_none=True), "method": static, **TRAINING},
-                       data=data)  # fmt: skip
+    sparse = shop.make(
+        "pretrain", {"model": source.model_dump(mode="json", exclude_none=True), "method": static, **TRAINING}, data=data
+    )
     dense = shop.make("pretrain", {"model": LLAMA, **TRAINING}, data=data)
     assert sparse.metrics["training_tokens"] == dense.metrics["training_tokens"]
     assert sparse.metrics["training_flops"] == pytest.approx(dense.metrics["training_flops"], rel=1e-3)

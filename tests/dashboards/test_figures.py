@@ -36,7 +36,7 @@ def test_a_dense_run_has_one_curve():
     assert len(training_curves([{"loss": 5.0, "tokens": 1e6}], "dense").axes) == 1
 
 
-NAMES = [      # of llama, gpt2 and fused experts
+NAMES = [  # of llama, gpt2 and fused experts
     ("model.layers.{}.self_attn.q_proj.weight", "self_attn.q_proj"),
     ("transformer.h.{}.mlp.c_fc.weight", "mlp.c_fc"),
     ("model.layers.{}.mlp.experts.down_proj", "mlp.experts.down_proj"),
@@ -55,7 +55,8 @@ def test_the_heat_map_has_a_column_a_block_in_order_and_a_row_a_kind(name, kind)
 
 def test_quality_against_size_takes_the_models_that_have_both():
     models = [
-        {"stage": "pretrain", "perplexity": 20.0, "bytes": 4e6}, {"stage": "prune", "bytes": 4e6},
+        {"stage": "pretrain", "perplexity": 20.0, "bytes": 4e6},
+        {"stage": "prune", "bytes": 4e6},
         {"stage": "quantize", "perplexity": 22.0, "bytes": 1e6},
     ]
     figure = quality_against_bytes(models)

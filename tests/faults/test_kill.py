@@ -30,12 +30,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "corpus.jsonl").write_text("\n".join(documents))
     recipe = {
         "name": "killed",
-        "model": {"architecture": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                                   "num_attention_heads": 4, "num_key_value_heads": 2}},
+        "model": {
+            "architecture": {
+                "model_type": "llama",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            }
+        },
         "stages": [
             {"prepare": {"corpus": {"files": {"paths": [str(home / "corpus.jsonl")]}}, "tokenizer": {"train": 300}}},
-            {"pretrain": {"method": {"gradual": {"sparsity": 0.6, "interval": 20}}, "tokens": 500 * 16 * 64, "length": 64,
-                          "batch": 16}},
+            {
+                "pretrain": {
+                    "method": {"gradual": {"sparsity": 0.6, "interval": 20}},
+                    "tokens": 500 * 16 * 64,
+                    "length": 64,
+                    "batch": 16,
+                }
+            },
         ],
     }
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -62,8 +76,13 @@ class Undertaking:
         self.home, self.root = home, home / name
         self.root.mkdir()
         profile = {
-            "name": name, "store": str(self.root / "store"), "scratch": str(self.root / "scratch"), "ranks": 2, "zero": 2,
-            "checkpoint_every_seconds": 1.0, "stages": {"pretrain": {"cpus": 1, "threads": 1}},
+            "name": name,
+            "store": str(self.root / "store"),
+            "scratch": str(self.root / "scratch"),
+            "ranks": 2,
+            "zero": 2,
+            "checkpoint_every_seconds": 1.0,
+            "stages": {"pretrain": {"cpus": 1, "threads": 1}},
         }
         (self.root / "profile.yaml").write_text(yaml.safe_dump(profile))
         arguments = ["run", str(home / "recipe.yaml"), "-p", str(self.root / "profile.yaml"), "--json"]

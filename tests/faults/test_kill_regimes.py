@@ -29,8 +29,9 @@ METHODS = {
 def write_recipe(root: Path, method: str) -> None:
     chance = random.Random(0)
     for task in ("first", "second"):
-        documents = [json.dumps({"text": " ".join(chance.choices(WORDS[::-1] if task == "second" else WORDS, k=600))})
-                     for _ in range(60)]  # fmt: skip
+        documents = [
+            json.dumps({"text": " ".join(chance.choices(WORDS[::-1] if task == "second" else WORDS, k=600))}) for _ in range(60)
+        ]
         (root / f"{task}.jsonl").write_text("\n".join(documents))
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     tasks = {task: {"files": {"paths": [str(root / f"{task}.jsonl")]}} for task in ("first", "second")}

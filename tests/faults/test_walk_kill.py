@@ -29,8 +29,14 @@ prune(Path(sys.argv[1]), lambda block: time.sleep(0.3))
 def prune(root: Path, on_block=lambda block: None, method="sparsegpt", seed=1, **choices):
     stream = BlockStream(root / "in", root / "out", parts=root / "parts")
     told = []
-    walk(stream, zoo.batches(seed=seed), build("pruners", method), sparsity=choices.pop("sparsity", 0.5),
-         on_block=lambda block: (told.append(block), on_block(block)), **choices)  # fmt: skip
+    walk(
+        stream,
+        zoo.batches(seed=seed),
+        build("pruners", method),
+        sparsity=choices.pop("sparsity", 0.5),
+        on_block=lambda block: (told.append(block), on_block(block)),
+        **choices,
+    )
     return told
 
 
@@ -83,11 +89,11 @@ def test_whatever_the_block_it_stopped_after_the_bits_are_the_same(last, half, t
     zoo.save("llama", root / "in", layers=LAYERS)
     with pytest.raises(Stop):
         prune(root, stop_after(last))
-    if half:        # died between a block's weights and the note that says they are there
+    if half:  # died between a block's weights and the note that says they are there
         (root / "parts" / f"done-{last:05d}").unlink()
     prune(root)
     assert content(root) == undisturbed
-    prune(root)     # and once more over a finished walk
+    prune(root)  # and once more over a finished walk
     assert content(root) == undisturbed
 
 
@@ -97,8 +103,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["out/model-00003-of-00007.safetensors", "parts/masks-00001", "parts/done-00001",
-                                  "parts/identity.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["out/model-00003-of-00007.safetensors", "parts/masks-00001", "parts/done-00001", "parts/identity.json"]
+)
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["flipped", "truncated"])
 def test_damage_to_what_an_interrupted_walk_left_is_noticed_and_done_again(name, damage, tmp_path, undisturbed):
     root = tmp_path / "stopped"

@@ -14,7 +14,7 @@ from flows.plan import Plan, Step, make_plan
 from flows.recipe import Recipe, parse_recipe
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-HUB = {"hub": {"dataset": "a/b", "revision": 40 * "c", "documents_at_most": 5}}      # fingerprinted without reading anything
+HUB = {"hub": {"dataset": "a/b", "revision": 40 * "c", "documents_at_most": 5}}  # fingerprinted without reading anything
 BASE: dict[str, Any] = {
     "name": "tiny",
     "model": {"architecture": {"model_type": "llama", **SIZES}},

@@ -21,8 +21,16 @@ from flows.plan import prepare
 
 GOOD = {
     "name": "good",
-    "model": {"architecture": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                               "num_attention_heads": 2, "num_key_value_heads": 2}},
+    "model": {
+        "architecture": {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }
+    },
     "evaluate": {"size": {}},
     "stages": [
         {"prepare": {"corpus": "stdlib", "tokenizer": {"train": 300}}},
@@ -77,16 +85,31 @@ TABLE = [
     ("stages/2/prune/method", {"dsnot": {"initial": "wonda"}}, "no method 'wonda' in tasks.pruners"),
     ("stages/2/prune/method", {"magnitude": {"scope": "global"}}, "scope global ranks single weights of the whole model"),
     ("stages/2/prune/method", {"magnitude": {"scope": "column"}}, "scope: input should be 'row', 'layer' or 'global'"),
-    ("stages/2/prune", {"method": {"wanda": {"adaptive": True}}, "pattern": "unstructured:row", "sparsity": 0.5},
-     "adaptive moves sparsity between rows"),
-    ("stages/2/prune", {"method": {"magnitude": {"scope": "global"}}, "pattern": "unstructured:row", "sparsity": 0.5},
-     "scope global ranks single weights of the whole model"),
-    ("stages/2/prune", {"method": "heads", "pattern": "channel", "sparsity": 0.4},
-     "recipe.prune: sparsity 0.4 takes none of 2 heads; choose at least 0.5"),
-    ("stages/2/prune", {"method": "magnitude", "pattern": "channel", "sparsity": 0.005},
-     "takes none of 128 units of channel in intermediate_size 128"),
-    ("stages/2/prune", {"method": "magnitude", "pattern": "block:64", "sparsity": 0.2},
-     "takes none of 4 units of block:64 in intermediate_size 128; choose at least 0.25"),
+    (
+        "stages/2/prune",
+        {"method": {"wanda": {"adaptive": True}}, "pattern": "unstructured:row", "sparsity": 0.5},
+        "adaptive moves sparsity between rows",
+    ),
+    (
+        "stages/2/prune",
+        {"method": {"magnitude": {"scope": "global"}}, "pattern": "unstructured:row", "sparsity": 0.5},
+        "scope global ranks single weights of the whole model",
+    ),
+    (
+        "stages/2/prune",
+        {"method": "heads", "pattern": "channel", "sparsity": 0.4},
+        "recipe.prune: sparsity 0.4 takes none of 2 heads; choose at least 0.5",
+    ),
+    (
+        "stages/2/prune",
+        {"method": "magnitude", "pattern": "channel", "sparsity": 0.005},
+        "takes none of 128 units of channel in intermediate_size 128",
+    ),
+    (
+        "stages/2/prune",
+        {"method": "magnitude", "pattern": "block:64", "sparsity": 0.2},
+        "takes none of 4 units of block:64 in intermediate_size 128; choose at least 0.25",
+    ),
     ("stages/2/prune", {"method": "cfsp", "pattern": "channel", "sparsity": 0.005}, "takes none of 128 channels of"),
     ("stages/2/prune/unseen", "sparse", "unseen: input should be 'magnitude' or 'dense'"),
     ("stages/2/prune/allocator", {"sensitivity": {"pruner": "heads"}}, "heads cannot keep pattern unstructured"),
@@ -94,24 +117,42 @@ TABLE = [
     ("stages/2/prune/allocator", "olw", "no method 'olw' in tasks.allocators; choose one of cfsp, erk, magnitude, owl"),
     ("stages/2/prune/allocator", {"table": {"sparsities": {"mlp": 2}}}, "the sparsity of 'mlp' must be in [0, 1), got 2"),
     ("stages/2/prune/sparsity", "essential", "sparsity essential is looked for, and pattern 2:4 fixes it"),
-    ("stages/2/prune", {"method": "wanda", "sparsity": "essential", "allocator": {"table": {"sparsities": {"mlp": 0.5}}}},
-     "sparsity essential is looked for, and allocator table fixes it"),
-    ("stages/2", {"from": "prepare", "prune": {"method": "wanda", "sparsity": 0.5}},
-     "recipe.stages[2].prune: an architecture has no weights; put a pretrain stage before it"),
+    (
+        "stages/2/prune",
+        {"method": "wanda", "sparsity": "essential", "allocator": {"table": {"sparsities": {"mlp": 0.5}}}},
+        "sparsity essential is looked for, and allocator table fixes it",
+    ),
+    (
+        "stages/2",
+        {"from": "prepare", "prune": {"method": "wanda", "sparsity": 0.5}},
+        "recipe.stages[2].prune: an architecture has no weights; put a pretrain stage before it",
+    ),
     ("stages/2/prune", {"method": "magnitude", "pattern": "block:5", "sparsity": 0.5}, "divisible by 5"),
     ("stages/2/prune", {"method": {"dsnot": {"initial": "dsnot"}}, "sparsity": 0.5}, "dsnot refines a mask itself"),
-    ("stages/3", {"id": "again", "prune": {"method": "heads", "pattern": "channel", "sparsity": 0.5}},
-     "recipe.again: heads takes no model with masks, and an earlier prune leaves some; prune with heads first"),
-    ("stages/2/prune", {"method": "cfsp", "pattern": "channel", "sparsity": 0.5},
-     "recipe.quantize: no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"),
+    (
+        "stages/3",
+        {"id": "again", "prune": {"method": "heads", "pattern": "channel", "sparsity": 0.5}},
+        "recipe.again: heads takes no model with masks, and an earlier prune leaves some; prune with heads first",
+    ),
+    (
+        "stages/2/prune",
+        {"method": "cfsp", "pattern": "channel", "sparsity": 0.5},
+        "recipe.quantize: no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}",
+    ),
     ("stages/2/prune/sparsity", "half", "input should be a number or essential, got 'half'"),
     ("stages/4/quantize/method", {"gptq": {"group_size": 48}}, "group_size 48 does not divide the input width 64"),
     ("stages/4/quantize/method", {"gptq": {"symmetric": False, "group_size": 64}}, "does not read packed asymmetric weights"),
     ("stages/4/quantize/method", {"gptq": {"bits": 17}}, "gptq.bits: input should be less than or equal to 8"),
-    ("stages/4/quantize/method", {"gptq": {"scheme": "W4A17"}},
-     "recipe.quantize: no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC"),
-    ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "schemes": {"down_proj": "FP8"}}},
-     "recipe.quantize: gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC"),
+    (
+        "stages/4/quantize/method",
+        {"gptq": {"scheme": "W4A17"}},
+        "recipe.quantize: no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC",
+    ),
+    (
+        "stages/4/quantize/method",
+        {"gptq": {"scheme": "W8A8", "schemes": {"down_proj": "FP8"}}},
+        "recipe.quantize: gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC",
+    ),
     ("stages/4/quantize/method", {"gptq": {"scheme": {"W4A16_ASYM": {"group_size": 64}}}}, "read packed asymmetric weights"),
     ("stages/4/quantize/method", {"gptq": {"scheme": {"W4A16": {"group_size": 48}}}}, "48 does not divide the input width 64"),
     ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "schemes": {"dwn": "FP8_DYNAMIC"}}}, "no matrix has 'dwn' as a"),
@@ -130,16 +171,28 @@ TABLE = [
     ("stages/0/prepare/tokenizer", "earlier", "no tokenizer (tokens) upstream; put the prepare stage that trains it before"),
     ("stages/1/pretrain/method", "sparcl", "sparcl learns a sequence of corpora, and corpus is one"),
     ("stages/1/grid", {"method.sparsty": [0.5]}, "no such field"),
-    ("stages/1/pretrain/method", "masked",
-     "recipe.stages[1].pretrain: masked learns from a teacher, and pretrain has none; set masked: {kl: 0}, or recover with it"),
-    ("stages/1/pretrain/objective", "square_head",
-     "recipe.stages[1].pretrain: objective square_head learns from a teacher, and pretrain has none; choose cross_entropy, "
-     "or recover with it"),
-    ("stages/3/recover", {"tokens": 1000, "method": {"masked": {"kl": 0}}, "objective": "cross_entropy"},
-     "recipe.stages[3].recover: objective cross_entropy and masked.kl both say what is minimised; leave one of them out"),
-    ("stages/3/recover/objective", {"distillation": {"kl": 0}},
-     "recipe.stages[3].recover.objective: distillation: kl is 0: nothing would be learned from the teacher; "
-     "choose cross_entropy"),
+    (
+        "stages/1/pretrain/method",
+        "masked",
+        "stages[1].pretrain: masked learns from a teacher, and pretrain has none; set masked: {kl: 0}, or recover with it",
+    ),
+    (
+        "stages/1/pretrain/objective",
+        "square_head",
+        "recipe.stages[1].pretrain: objective square_head learns from a teacher, and pretrain has none; choose cross_entropy, "
+        "or recover with it",
+    ),
+    (
+        "stages/3/recover",
+        {"tokens": 1000, "method": {"masked": {"kl": 0}}, "objective": "cross_entropy"},
+        "recipe.stages[3].recover: objective cross_entropy and masked.kl both say what is minimised; leave one of them out",
+    ),
+    (
+        "stages/3/recover/objective",
+        {"distillation": {"kl": 0}},
+        "recipe.stages[3].recover.objective: distillation: kl is 0: nothing would be learned from the teacher; "
+        "choose cross_entropy",
+    ),
     ("claims", [{"says": "x", "stage": "pretrain", "order": ["a", "b"]}], "recipe.claims[0].order: no group 'a'"),
     ("stages/3/recover/method", {"masked": {"ce": 0, "kl": 0}}, "ce and kl are both 0"),
     ("stages/0/prepare/corpus", "nosuch", "no corpus 'nosuch'; choose one of stdlib, files, hub"),
@@ -148,8 +201,11 @@ TABLE = [
     ("stages/0/prepare/corpus", {"train": "stdlib", "held_out": "a.txt"}, "no role 'held_out'; choose some of train,"),
     ("stages/0/prepare/corpus", {"heldout": "stdlib"}, "prepare.corpus.train: field required"),
     ("stages/0/prepare/corpus", {"train": {"sequence": {"a": "stdlib", "b": "stdlib"}}}, "corpus.train: one text is needed"),
-    ("stages/0/prepare", {"corpus": {"train": "stdlib", "heldout": "stdlib"}, "heldout": 0.1, "tokenizer": {"train": 300}},
-     "heldout is a share of the training text, and the corpus names a heldout text"),
+    (
+        "stages/0/prepare",
+        {"corpus": {"train": "stdlib", "heldout": "stdlib"}, "heldout": 0.1, "tokenizer": {"train": 300}},
+        "heldout is a share of the training text, and the corpus names a heldout text",
+    ),
     ("stages/0/prepare/corpus", {"hub": {"dataset": "x"}}, "revision: field required"),
     ("stages/0/prepare/tokenizer", {}, "a tokenizer names either train"),
     ("stages/0/prepare/tokenizer", {"train": 10}, "tokenizer.train: input should be greater than or equal to 257"),
@@ -158,10 +214,16 @@ TABLE = [
     ("model/architecture/model_type", "lama", "no causal language model type 'lama'"),
     ("model/architecture/hiden_size", 64, "model type llama has no config field 'hiden_size'"),
     ("model", {"checkpoint": "/nosuch"}, "no model directory /nosuch"),
-    ("model", {"checkpoint": {"hub": "a/b", "revision": "main"}},
-     "checkpoint.revision: a commit of 40 hexadecimal digits is needed, got 'main'"),
-    ("stages/0/prepare/corpus", {"hub": {"dataset": "x", "revision": "v1.0", "documents_at_most": 1}},
-     "corpus.revision: a commit of 40 hexadecimal digits is needed, got 'v1.0'"),
+    (
+        "model",
+        {"checkpoint": {"hub": "a/b", "revision": "main"}},
+        "checkpoint.revision: a commit of 40 hexadecimal digits is needed, got 'main'",
+    ),
+    (
+        "stages/0/prepare/corpus",
+        {"hub": {"dataset": "x", "revision": "v1.0", "documents_at_most": 1}},
+        "corpus.revision: a commit of 40 hexadecimal digits is needed, got 'v1.0'",
+    ),
     ("model", {"checkpoint": {"hub": "a/b"}}, "a hub checkpoint needs a revision"),
     ("model", {}, "a model names either architecture or checkpoint"),
     ("model", "!", "pretrain.model"),
@@ -170,12 +232,18 @@ TABLE = [
     ("model/transform", {"wide": {"sparsity": -0.1}}, "wide.sparsity: input should be greater than or equal to 0"),
     ("model/transform", {"wide": {"sparsty": 0.5}}, "wide.sparsty: no such field; choose one of sparsity"),
     ("model/transform", {"parallel": {"activation": "tanh"}}, "parallel.activation: input should be 'relu' or 'identity'"),
-    ("stages/1/pretrain/method", {"gradual": {"sparsity": "iso"}},
-     "recipe.stages[1].pretrain.method.gradual.sparsity: iso needs a model with a transform; give a number"),
+    (
+        "stages/1/pretrain/method",
+        {"gradual": {"sparsity": "iso"}},
+        "recipe.stages[1].pretrain.method.gradual.sparsity: iso needs a model with a transform; give a number",
+    ),
     ("model", {"checkpoint": "/nosuch", "transform": "wide"}, "a transform needs an architecture"),
     ("model", {"architecture": {"model_type": "mixtral"}, "transform": "doped"}, "is a fused stack of experts; choose wide"),
-    ("model", {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
-     "transform wide: what stays dense at sparsity 0.99 alone costs more than the dense model"),
+    (
+        "model",
+        {"architecture": GOOD["model"]["architecture"], "transform": {"wide": {"sparsity": 0.99}}},
+        "transform wide: what stays dense at sparsity 0.99 alone costs more than the dense model",
+    ),
     ("evaluate", ["size", "size"], "recipe.evaluate: size is listed twice; list each of tasks.evaluators once"),
     ("evaluate", 5, "recipe.evaluate: a list of names, or of {NAME: {field: value}}, is needed, got 5"),
     ("evaluate", ["nosuch"], "no method 'nosuch' in tasks.evaluators; choose one of"),
@@ -193,18 +261,28 @@ GQA = {**TINY, "num_key_value_heads": 2}
 FUSED = "unsupported: compressed-tensors packs nn.Linear only, and {} is a fused stack of experts"
 UNREADABLE = "unsupported: transformers cannot load a {} whose matrices are packed: its initialisation of {} finds no weights"
 UNPACKABLE = [
-    ({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2},
-     "packs nn.Linear only, and transformer.h.0.attn.c_attn.weight is a transposed Conv1D matrix"),
+    (
+        {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2},
+        "packs nn.Linear only, and transformer.h.0.attn.c_attn.weight is a transposed Conv1D matrix",
+    ),
     ({"model_type": "mixtral", **GQA}, FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
-    ({"model_type": "gpt_oss", **GQA, "head_dim": 32, "num_local_experts": 4},
-     FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
+    (
+        {"model_type": "gpt_oss", **GQA, "head_dim": 32, "num_local_experts": 4},
+        FUSED.format("model.layers.0.mlp.experts.gate_up_proj"),
+    ),
     ({"model_type": "qwen2_moe", **GQA, "num_experts": 4}, FUSED.format("model.layers.0.mlp.experts.gate_up_proj")),
-    ({"model_type": "granitemoe", **GQA, "num_local_experts": 4},
-     FUSED.format("model.layers.0.block_sparse_moe.experts.gate_up_proj")),
-    ({"model_type": "falcon", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
-     UNREADABLE.format("FalconForCausalLM", "transformer.h.0.self_attention.query_key_value")),
-    ({"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 1, "n_head": 2},
-     UNREADABLE.format("GPTBigCodeForCausalLM", "transformer.h.0.attn")),
+    (
+        {"model_type": "granitemoe", **GQA, "num_local_experts": 4},
+        FUSED.format("model.layers.0.block_sparse_moe.experts.gate_up_proj"),
+    ),
+    (
+        {"model_type": "falcon", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+        UNREADABLE.format("FalconForCausalLM", "transformer.h.0.self_attention.query_key_value"),
+    ),
+    (
+        {"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 1, "n_head": 2},
+        UNREADABLE.format("GPTBigCodeForCausalLM", "transformer.h.0.attn"),
+    ),
     ({"model_type": "nanochat", **GQA}, UNREADABLE.format("NanoChatForCausalLM", "model.layers.0.self_attn")),
 ]
 SIZES = [
@@ -214,8 +292,11 @@ SIZES = [
     ("llama", {"hidden_size": True}, "hidden_size True: should be a number"),
     ("llama", {"hidden_size": "64"}, "Field 'hidden_size' expected int, got str (value: '64')"),
     ("llama", {"num_attention_heads": 3}, "hidden_size 64 is no multiple of num_attention_heads 3"),
-    ("llama", {"num_attention_heads": 4, "num_key_value_heads": 3},
-     "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+    (
+        "llama",
+        {"num_attention_heads": 4, "num_key_value_heads": 3},
+        "num_attention_heads 4 is no multiple of num_key_value_heads 3",
+    ),
     ("mistral", {"num_attention_heads": 2}, "num_attention_heads 2 is no multiple of num_key_value_heads 8"),
     ("llama", {"num_key_value_heads": 0}, "num_key_value_heads 0: should be 1 or more"),
     ("llama", {"intermediate_size": -1}, "intermediate_size -1: should be 1 or more"),
@@ -237,10 +318,16 @@ LENGTHS = [
     ("stages/2/prune/length", 4096, "recipe.prune: length 4096 is more than the model's 2048 positions"),
     ("stages/3/recover/length", 4096, "recipe.recover: length 4096 is more than the model's 2048 positions"),
     ("stages/4/quantize/length", 4096, "recipe.quantize: length 4096 is more than the model's 2048 positions"),
-    ("evaluate", {"perplexity": {"length": 4096}},
-     "recipe.pretrain.perplexity: perplexity.length 4096 is more than the model's 2048 positions"),
-    ("evaluate", {"speed": {"prompt": 2048}},
-     "recipe.pretrain.speed: speed.prompt 2048 and speed.new 32 together are more than the model's 2048 positions"),
+    (
+        "evaluate",
+        {"perplexity": {"length": 4096}},
+        "recipe.pretrain.perplexity: perplexity.length 4096 is more than the model's 2048 positions",
+    ),
+    (
+        "evaluate",
+        {"speed": {"prompt": 2048}},
+        "recipe.pretrain.speed: speed.prompt 2048 and speed.new 32 together are more than the model's 2048 positions",
+    ),
 ]
 
 
@@ -430,8 +517,10 @@ def test_a_bad_checkpoint_is_refused(files: dict[str, str], expected: str, home:
 
 def rewrite(file: str, **changes: object):
     """Changes fields of a JSON file."""
+
     def spoil(model: Path) -> None:
         (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | changes))
+
     return spoil
 
 
@@ -480,7 +569,7 @@ def lonely(model: Path, name: str) -> None:
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 14240\n"
 INDEX, FIRST, LAST = "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
-CHECKPOINTS = {     # what is wrong with a model directory of two shards, and what is said of it
+CHECKPOINTS = {  # what is wrong with a model directory of two shards, and what is said of it
     "pointer": (write(FIRST, POINTER), f"{FIRST} is a git-lfs pointer and not the file itself; run git lfs pull"),
     "pointer-config": (write("config.json", POINTER), "config.json is a git-lfs pointer"),
     "pointer-index": (write(INDEX, POINTER), f"{INDEX} is a git-lfs pointer"),
@@ -521,7 +610,7 @@ CHECKPOINTS = {     # what is wrong with a model directory of two shards, and wh
     "config-no-json": (write("config.json", "{"), "config.json: malformed JSON"),
     "heads": (rewrite("config.json", num_attention_heads=7), "cannot be built: StrictDataclassClassValidationError"),
 }
-LATE = ("tensor-nowhere", "another-shape", "heads", "narrow")      # told by building the model: the last check
+LATE = ("tensor-nowhere", "another-shape", "heads", "narrow")  # told by building the model: the last check
 
 
 @pytest.fixture(scope="module")
@@ -575,11 +664,14 @@ def test_a_teacher_may_be_quantized_and_is_looked_at_all_the_same(sharded: Path,
     assert f"recipe.recover: {home / 'teacher' / LAST} is truncated" in refusal(recipe, home)
 
 
-@pytest.mark.parametrize(("spoil", "expected"), [
-    (lambda directory: None, "no tokenizer in"),
-    (write("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
-    (lambda directory: directory.rmdir(), "no tokenizer directory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda directory: None, "no tokenizer in"),
+        (write("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
+        (lambda directory: directory.rmdir(), "no tokenizer directory"),
+    ],
+)
 def test_a_checkpoint_without_a_tokenizer_is_refused_where_one_is_wanted(spoil, expected: str, home: Path) -> None:
     (home / "tokenizer").mkdir()
     spoil(home / "tokenizer")
@@ -689,5 +781,7 @@ def test_a_sparsity_that_does_not_pay_for_the_transform_is_refused_with_the_one_
         assert prepare(str(home / "recipe.yaml"), load_profile("local"))[0].due
         return
     message = refusal(recipe, home)
-    assert message == (f"recipe.pretrain: method.gradual.sparsity: {given:g} does not make the model cost what it costs dense; "
-                       f"with transform parallel choose {iso}")
+    assert message == (
+        f"recipe.pretrain: method.gradual.sparsity: {given:g} does not make the model cost what it costs dense; "
+        f"with transform parallel choose {iso}"
+    )

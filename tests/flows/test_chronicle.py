@@ -67,7 +67,7 @@ def test_the_run_of_a_model_that_lacks_an_evaluation_says_how_the_flow_ended(tol
 def test_an_evaluation_that_is_there_opens_the_run_of_a_model_that_is_made_again(tmp_path):
     made = plan(LocalStore(tmp_path / "store"), *BASE["stages"][:2], evaluate=["size"])
     chronicle = Chronicle(made, LocalStore(tmp_path / "store"), Ledger())
-    for id in ("pretrain.size", "prepare", "pretrain"):      # a run tells first what is there already
+    for id in ("pretrain.size", "prepare", "pretrain"):  # a run tells first what is there already
         chronicle.started(made.by_id[id])
         chronicle.finished(made.by_id[id], publish(chronicle.store, made.by_id[id], tmp_path / id, found=1.0), 0.0)
     assert set(chronicle.tracking.children) == {"prepare", "pretrain"}

@@ -10,8 +10,9 @@ from tests.flows.test_sweep import PREPARE
 def models(metric="perplexity", **groups):
     return [
         {"base": "pretrain", "branch": {"method": name, "seed": f"seed{seed}"}, metric: value}
-        for name, values in groups.items() for seed, value in enumerate(values)
-    ]  # fmt: skip
+        for name, values in groups.items()
+        for seed, value in enumerate(values)
+    ]
 
 
 def judge(order, found, **fields):

@@ -87,8 +87,13 @@ def test_a_published_event_releases_whoever_waits_while_the_job_goes_on(stage):
     assert conductor.make(evaluation).key == evaluation.artifact.key
     assert conductor.submitter.submitted == [["pretrain", "pretrain.size"]]
     assert conductor.watcher.seen == [
-        ("started", "pretrain"), ("progress", "pretrain"), ("published", "pretrain"), ("finished", "pretrain"),
-        ("started", "pretrain.size"), ("published", "pretrain.size"), ("finished", "pretrain.size"),
+        ("started", "pretrain"),
+        ("progress", "pretrain"),
+        ("published", "pretrain"),
+        ("finished", "pretrain"),
+        ("started", "pretrain.size"),
+        ("published", "pretrain.size"),
+        ("finished", "pretrain.size"),
     ]
 
 
@@ -168,7 +173,8 @@ def test_a_run_that_met_damage_is_run_again_once_for_each_damaged_artifact(capsy
     first, second = CorruptArtifact("a was damaged", "a", aside="a"), StageFailed("prune: b was damaged", True, aside="b")
     assert heal(failing(first, second)) == 7
     assert [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "winnow: a was damaged", "winnow: prune: b was damaged"
+        "winnow: a was damaged",
+        "winnow: prune: b was damaged",
     ]
     with pytest.raises(StageFailed, match="once more"):
         heal(failing(first, second, StageFailed("once more", True, aside="a")))

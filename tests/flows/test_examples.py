@@ -23,7 +23,7 @@ def test_an_example_runs_from_text_to_numbers(path, tmp_path, monkeypatch):
     assert all(stage["done"] for stage in summary["stages"])
     vocabulary = summary["stages"][0]["metrics"]["vocabulary"]
     for model in summary["models"]:
-        assert model["perplexity"] < 1.1 * vocabulary, model["stage"]      # not worse than guessing
+        assert model["perplexity"] < 1.1 * vocabulary, model["stage"]  # not worse than guessing
         assert model.get("pattern_holds", 1.0) == 1.0, model["stage"]
 
 

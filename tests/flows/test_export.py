@@ -48,8 +48,14 @@ def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made,
 def test_it_loads_where_winnow_is_not(made, tmp_path):
     shop, (_, _, pruned), _ = made
     export_model(shop.store, pruned, tmp_path / "out")
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path / "out")], capture_output=True, text=True,
-                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        check=True,
+    )
     assert done.stdout.strip() == "300"
 
 
@@ -100,8 +106,9 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(made, tmp_path):
 def test_a_model_that_plain_transformers_would_load_wrong_is_not_exported(made, tmp_path):
     shop, (data, _, _), _ = made
     fields = {**TRAINING, "tokens": 512}
-    parallel, wide = (shop.make("pretrain", {"model": {**LLAMA, "transform": name}, **fields}, data=data)
-                      for name in ("parallel", "wide"))  # fmt: skip
+    parallel, wide = (
+        shop.make("pretrain", {"model": {**LLAMA, "transform": name}, **fields}, data=data) for name in ("parallel", "wide")
+    )
     with pytest.raises(ValueError, match=f"{parallel.address} has the surgery transform, which plain"):
         export_model(shop.store, parallel, tmp_path / "parallel")
     assert not (tmp_path / "parallel").exists()

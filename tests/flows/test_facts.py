@@ -46,14 +46,22 @@ def refusal(*stages: dict, **header) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("stage", [
-    {"pretrain": {"tokens": 1000, **CALIBRATION}}, PRUNE, {"quantize": {"method": "round_to_nearest", **CALIBRATION}},
-    {"recover": {"method": {"masked": {"kl": 0}}, "tokens": 1000, **CALIBRATION}},
-], ids=lambda stage: next(iter(stage)))  # fmt: skip
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"pretrain": {"tokens": 1000, **CALIBRATION}},
+        PRUNE,
+        {"quantize": {"method": "round_to_nearest", **CALIBRATION}},
+        {"recover": {"method": {"masked": {"kl": 0}}, "tokens": 1000, **CALIBRATION}},
+    ],
+    ids=lambda stage: next(iter(stage)),
+)
 def test_every_stage_compares_the_tokenizers_ids_with_the_models_embedding(stage, small):
     message = refusal(tokens({"train": 300}), stage, model={"checkpoint": str(small)})
-    assert message == (f"recipe.{next(iter(stage))}: the tokenizer's largest id is 299, and the model's embedding has 64 rows; "
-                       "take the model's own tokenizer")  # fmt: skip
+    assert message == (
+        f"recipe.{next(iter(stage))}: the tokenizer's largest id is 299, and the model's embedding has 64 rows; "
+        "take the model's own tokenizer"
+    )
 
 
 def test_the_largest_id_counts_and_not_how_many_there_are(holed, wide, tmp_path):
@@ -88,8 +96,15 @@ def test_teacher_and_student_are_compared(small, wide):
 
 
 def test_an_objective_that_compares_blocks_wants_a_teacher_of_the_models_shape(wide):
-    recover = {"recover": {"method": "static", "objective": "square_head", "teacher": {"checkpoint": str(wide)},
-                           "tokens": 1000, **CALIBRATION}}  # fmt: skip
+    recover = {
+        "recover": {
+            "method": "static",
+            "objective": "square_head",
+            "teacher": {"checkpoint": str(wide)},
+            "tokens": 1000,
+            **CALIBRATION,
+        }
+    }
     sizes = {**SIZES, "vocab_size": 320, "num_hidden_layers": 3}
     stages = [tokens({"train": 300}), {"pretrain": {"tokens": 1000}}, recover]
     message = refusal(*stages, model={"architecture": {"model_type": "llama", **sizes}})
@@ -113,9 +128,12 @@ def test_what_lies_elsewhere_is_left_to_the_stage():
 def test_a_method_looks_at_every_matrix_of_the_model_before_anything_runs(tmp_path):
     """Widths that stand in no field of a config by name: those of low ranks, and of heads wider than the model."""
     sizes = {**SIZES, "num_key_value_heads": 2, "head_dim": 18}
-    message = refusal(tokens({"train": 300}), {"pretrain": {"tokens": 1000}},
-                      {"prune": {"method": "magnitude", "pattern": "4:8"}},
-                      model={"architecture": {"model_type": "qwen3", **sizes}})  # fmt: skip
+    message = refusal(
+        tokens({"train": 300}),
+        {"pretrain": {"tokens": 1000}},
+        {"prune": {"method": "magnitude", "pattern": "4:8"}},
+        model={"architecture": {"model_type": "qwen3", **sizes}},
+    )
     assert message.startswith("recipe.prune: ") and message.endswith("(model.layers.0.self_attn.o_proj.weight)")
 
 

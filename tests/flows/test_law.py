@@ -99,7 +99,7 @@ def test_plan_gives_size_tokens_sparsity_window_and_band(sweep, tmp_path, capsys
     assert 0 < way["sparsity"] < 0.8 and way["start"] < way["end"] < way["tokens"]
     assert way["initial_parameters"] * (1 - way["sparsity"]) == pytest.approx(way["final_parameters"]) == pytest.approx(1e6)
     assert 6 * way["average_parameters"] * way["tokens"] == pytest.approx(1e14, rel=1e-6)
-    assert printed["loss_band"] == pytest.approx([printed["loss"]] * 2)       # losses without noise leave no doubt
+    assert printed["loss_band"] == pytest.approx([printed["loss"]] * 2)  # losses without noise leave no doubt
     assert printed["loss"] == pytest.approx(LAW.loss(way["average_parameters"], way["tokens"]), rel=0.01)
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
@@ -124,10 +124,13 @@ def test_runs_that_cannot_be_fitted_are_refused(sweep, tmp_path, capsys):
     assert "recipe nosuch: no such file" in complaint(capsys, "law", "fit", "nosuch")
 
 
-@pytest.mark.parametrize(("missing", "message"), [
-    ("heldout_loss", "has no heldout_loss; put perplexity into evaluate"),
-    ("prunable_parameters", "does not tell its prunable_parameters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("heldout_loss", "has no heldout_loss; put perplexity into evaluate"),
+        ("prunable_parameters", "does not tell its prunable_parameters"),
+    ],
+)
 def test_a_run_without_a_needed_number_is_named(missing, message, sweep, tmp_path, capsys):
     address = finish(sweep, tmp_path, **{missing: None})[0]
     assert f"winnow: {address} {message}" in complaint(capsys, "law", "fit", "sweep.yaml")

@@ -108,11 +108,14 @@ def test_a_stage_goes_by_its_id_its_name_in_a_grid_or_its_kind(store):
     [
         (Part(only="prnue"), (), f"--only: no stage 'prnue' in recipe tiny; choose one of {ALL}"),
         (Part(until=""), (), f"--until: no stage '' in recipe tiny; choose one of {ALL}"),
-        (Part(until="prune"), [{**TWO[2], "id": "once"}, TWO[3]],
-         "--until: prune is the kind of several stages; choose one of once, again"),
+        (
+            Part(until="prune"),
+            [{**TWO[2], "id": "once"}, TWO[3]],
+            "--until: prune is the kind of several stages; choose one of once, again",
+        ),
         (Part("prune", "prune"), (), "--only and --until exclude each other; give one of them"),
     ],
-)  # fmt: skip
+)
 def test_what_names_no_stage_is_refused_in_one_line_with_the_choices(options, stages, line):
     whole = recipe(*BASE["stages"][:2], *stages) if stages else recipe()
     with pytest.raises(ValueError) as refused:

@@ -62,7 +62,7 @@ def test_a_relative_path_is_read_where_the_command_was_run_and_not_where_the_job
     data_zoo.write_texts(tmp_path / "elsewhere" / "texts", 40)
     for file in (tmp_path / "elsewhere" / "texts").iterdir():
         file.write_text(file.read_text().replace("wheat", "barley"))
-    monkeypatch.chdir(tmp_path / "elsewhere")       # another file of the same relative path
+    monkeypatch.chdir(tmp_path / "elsewhere")  # another file of the same relative path
     made = make(step)
     assert b"wheat" in made["heldout.jsonl"] and b"barley" not in made["heldout.jsonl"]
 
@@ -88,11 +88,14 @@ def test_a_path_below_the_users_home_is_that_of_who_gave_it(folder, tmp_path, mo
     assert source.checkpoint.local == folder / "model"
 
 
-@pytest.mark.parametrize(("stage", "field"), [
-    (TEXT, "stages[0].prepare.corpus"),
-    ({"prepare": {**TEXT["prepare"], "corpus": {"sequence": {name: copy.deepcopy(FILES) for name in "ab"}}}}, "corpus"),
-    ({"prepare": {"corpus": "stdlib", "tokenizer": {"checkpoint": "model"}}}, "prepare.tokenizer.checkpoint.path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        (TEXT, "stages[0].prepare.corpus"),
+        ({"prepare": {**TEXT["prepare"], "corpus": {"sequence": {name: copy.deepcopy(FILES) for name in "ab"}}}}, "corpus"),
+        ({"prepare": {"corpus": "stdlib", "tokenizer": {"checkpoint": "model"}}}, "prepare.tokenizer.checkpoint.path"),
+    ],
+)
 def test_a_recipe_that_comes_as_text_or_through_a_server_names_absolute_paths(stage, field, folder):
     text = yaml.safe_dump({"name": "places", "stages": [stage]})
     (folder / "recipe.yaml").write_text(text)
@@ -115,7 +118,7 @@ def test_a_server_refuses_what_the_same_recipe_means_to_a_terminal(folder, monke
 def test_branches_on_one_checkpoint_read_its_weights_once(folder, monkeypatch):
     zoo.save("llama", folder / "model", vocab_size=300)
     read, real = [], hashlib.file_digest
-    monkeypatch.setattr("tasks.data.digests.SETTLED", -1)       # as if the files had lain there for a while
+    monkeypatch.setattr("tasks.data.digests.SETTLED", -1)  # as if the files had lain there for a while
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or real(file, name))
     branches = [{**copy.deepcopy(PRUNE), "id": f"branch{number}", "from": "prepare"} for number in range(4)]
     made = plan(folder, TEXT, *branches, model={"checkpoint": "model"})
@@ -130,12 +133,15 @@ def spoil(kind: str, folder: Path) -> None:
         zoo.save("llama", folder / kind, num_attention_heads=2, vocab_size=300)
 
 
-@pytest.mark.parametrize(("kind", "stages", "id"), [
-    ("corpus", (TEXT,), "prepare"),
-    ("tokenizer", (LEARNT,), "prepare"),
-    ("model", (TEXT, PRUNE), "prune"),
-    ("teacher", (TEXT, PRUNE, {"recover": {**TUNE["recover"], "teacher": {"checkpoint": "teacher"}}}), "recover"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "stages", "id"),
+    [
+        ("corpus", (TEXT,), "prepare"),
+        ("tokenizer", (LEARNT,), "prepare"),
+        ("model", (TEXT, PRUNE), "prune"),
+        ("teacher", (TEXT, PRUNE, {"recover": {**TUNE["recover"], "teacher": {"checkpoint": "teacher"}}}), "recover"),
+    ],
+)
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_what_changed_after_the_plan_fails_the_stage_in_one_line_and_publishes_nothing(
     kind, stages, id, moment, folder, monkeypatch
@@ -145,7 +151,7 @@ def test_what_changed_after_the_plan_fails_the_stage_in_one_line_and_publishes_n
     train_tokenizer([data_zoo.text(0)], 300).save_pretrained(folder / "model")
     made = plan(folder, *stages, **({} if len(stages) == 1 else {"model": {"checkpoint": "model"}}))
     step, stage = made.by_id[id], made.by_id[id].node.stage
-    monkeypatch.setattr("cluster.store.local.LocalStore.fetch", lambda *given: folder)      # no matter what parents would hold
+    monkeypatch.setattr("cluster.store.local.LocalStore.fetch", lambda *given: folder)  # no matter what parents would hold
     monkeypatch.setattr(type(stage), "parties", lambda *given: Parties())
     monkeypatch.setattr(type(stage), "run", lambda *given: spoil(changed, folder) or {} if moment == "meanwhile" else {})
     changed = "model" if kind == "tokenizer" else kind
@@ -164,5 +170,7 @@ def test_relative_paths_in_the_environment_mean_the_same_to_servers_and_jobs(fol
         monkeypatch.setenv(name, value)
     settle_environment()
     assert {name: os.environ[name] for name in given} == {
-        **given, "WINNOW_HOME": str(folder / "mine"), "HF_HOME": str(folder / "hub")
+        **given,
+        "WINNOW_HOME": str(folder / "mine"),
+        "HF_HOME": str(folder / "hub"),
     }

@@ -96,8 +96,20 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(BASE))
     here = {"store": str(tmp_path / "store"), "scratch": str(tmp_path / "scratch")}
-    there = Profile(name="there", engine="torch", zero=0, ranks=4, precision="bfloat16", device="cpu", micro_batch=1, retries=0,
-                    max_failures=0, checkpoint_every_seconds=1, stages={"default": {"cpus": 2}}, **here)  # fmt: skip
+    there = Profile(
+        name="there",
+        engine="torch",
+        zero=0,
+        ranks=4,
+        precision="bfloat16",
+        device="cpu",
+        micro_batch=1,
+        retries=0,
+        max_failures=0,
+        checkpoint_every_seconds=1,
+        stages={"default": {"cpus": 2}},
+        **here,
+    )
     plans = [prepare(str(tmp_path / "recipe.yaml"), profile)[0] for profile in (load_profile("local"), Profile(**here), there)]
     assert keys(plans[0]) == keys(plans[1]) == keys(plans[2])
 
@@ -141,7 +153,7 @@ def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures
     assert jobs == [["prepare"], *[[id, f"{id}.size"] for id in CHAIN[1:]], speeds]
     monkeypatch.setattr("flows.plan.TOGETHER", 3)
     assert [[step.id for step in job] for job in plan(store).jobs()][-2:] == [speeds[:3], speeds[3:]]
-    for step in plan(store).steps[:2]:     # prepare and pretrain
+    for step in plan(store).steps[:2]:  # prepare and pretrain
         publish(store, step, tmp_path / step.id)
     assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.size"]
 

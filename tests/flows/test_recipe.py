@@ -59,8 +59,11 @@ def test_the_reference_of_what_was_made_from_a_users_checkpoint_is_that_checkpoi
 
 
 def test_a_comparison_that_no_model_has_a_reference_for_is_refused():
-    with pytest.raises(ValueError, match="^recipe.evaluate: divergence compares a model with the dense one that it came from, "
-                                         "and no model of this recipe has one; leave it out$"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match="^recipe.evaluate: divergence compares a model with the dense one that it came from, "
+        "and no model of this recipe has one; leave it out$",
+    ):
         recipe(PREPARE, PRETRAIN, evaluate=["size", "divergence"])
 
 
@@ -164,13 +167,17 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, {"id": "a.b", **PRETRAIN}], "id: 'a.b' is no name"),
         ([PREPARE, {"id": "Ünï", **PRETRAIN}], "is no name; use lower-case letters"),
         ([PREPARE, {**PRETRAIN, **PRUNE}], "name exactly one stage"),
-        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**RECOVER, "gather": True}],
-         r"stages\[3\].gather: recover takes one model and not a list; choose merge"),
+        (
+            [PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**RECOVER, "gather": True}],
+            r"stages\[3\].gather: recover takes one model and not a list; choose merge",
+        ),
         ([PREPARE, PRETRAIN, PRUNE, SOUP], r"merge: models are two or more; put gather: true after a grid, or name them with"),
         ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "prepare"]}}], "models needs models, and prepare ma"),
         ([PREPARE, PRETRAIN, {**SOUP, "from": {"models": ["pretrain", "x"]}}], "from: no earlier stage 'x'; choose one of"),
-        ([PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
-         "recipe.soup: prune-seed0 and prune-seed1 were pruned apart, so their masks differ; gather what one pruned model was"),
+        (
+            [PREPARE, PRETRAIN, {**PRUNE, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
+            "recipe.soup: prune-seed0 and prune-seed1 were pruned apart, so their masks differ; gather what one pruned",
+        ),
         ([PREPARE, PRETRAIN, RECOVER], r"no teacher \(model\) upstream; name it with from"),
         ([PREPARE, PRETRAIN, {"evaluate": {"method": "divergence"}}], r"no reference \(model\) upstream; name it with from"),
         ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),

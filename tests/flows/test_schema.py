@@ -64,40 +64,46 @@ def test_every_method_is_valid_by_name_and_with_all_its_fields(shelf):
     assert not shelf_of.is_valid("nosuch") and not shelf_of.is_valid({name: {"nosuch": 1}}) and not shelf_of.is_valid({})
 
 
-@pytest.mark.parametrize("stage", [
-    "prune: {method: wonda, sparsity: 0.5}",
-    "prune: {method: {wanda: {adaptive: 3}}, sparsity: 0.5}",
-    "prune: {method: {dsnot: {initial: {sparsegpt: {percent_damp: 2}}}}, sparsity: 0.5}",
-    "prune: {method: wanda, sparsity: 1.0}",
-    "prune: {method: wanda, sparsity: half}",
-    "prune: {method: wanda, pattern: 2:4}",     # YAML reads that as a number
-    "prune: {sparsity: 0.5}",
-    "prune: {method: wanda}, quantize: {method: gptq}",
-    "pretrain: {method: {gradual: {sparsity: half}}, tokens: 5}",
-    "pretrain: {method: rigl}",
-    "pretrain:",
-    "prepare: {corpus: nosuch, tokenizer: {train: 300}}",
-    "prepare: {corpus: {train: stdlib, held_out: b.txt}, tokenizer: {train: 300}}",
-    "prepare: {corpus: stdlib, tokenizer: later}",
-    "evaluate: {method: perplexed}",
-    "prunes: {}",
-    "grid: {}, prune: {}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "prune: {method: wonda, sparsity: 0.5}",
+        "prune: {method: {wanda: {adaptive: 3}}, sparsity: 0.5}",
+        "prune: {method: {dsnot: {initial: {sparsegpt: {percent_damp: 2}}}}, sparsity: 0.5}",
+        "prune: {method: wanda, sparsity: 1.0}",
+        "prune: {method: wanda, sparsity: half}",
+        "prune: {method: wanda, pattern: 2:4}",  # YAML reads that as a number
+        "prune: {sparsity: 0.5}",
+        "prune: {method: wanda}, quantize: {method: gptq}",
+        "pretrain: {method: {gradual: {sparsity: half}}, tokens: 5}",
+        "pretrain: {method: rigl}",
+        "pretrain:",
+        "prepare: {corpus: nosuch, tokenizer: {train: 300}}",
+        "prepare: {corpus: {train: stdlib, held_out: b.txt}, tokenizer: {train: 300}}",
+        "prepare: {corpus: stdlib, tokenizer: later}",
+        "evaluate: {method: perplexed}",
+        "prunes: {}",
+        "grid: {}, prune: {}",
+    ],
+)
 def test_a_bad_stage_is_refused(stage):
     assert complaints(recipe(stage))
 
 
-@pytest.mark.parametrize("stage", [
-    "prune: {method: wanda, sparsity: essential, allocator: {owl: {spread: 0.1}}}, from: {data: a, model: b}, id: c",
-    "pretrain: {tokens: 5}, grid: {method: [static, {rigl: {interval: 5}}], method.sparsity: {half: 0.5}}",
-    "pretrain:, grid: {case: {one: {tokens: 5}}}",
-    "pretrain: {method: {static: {sparsity: iso}}, tokens: 5, model: {checkpoint: /models/a}}",
-    "prepare: {corpus: {train: a.txt, calibration: {files: {paths: [b], field: c}}, heldout: stdlib}, tokenizer: earlier}",
-    "evaluate: {method: {perplexity: {length: 64}}}",
-    "merge: {method: uniform}, gather: [seed]",
-    "merge: {}, gather: true, from: [a, b]",
-    "merge: {}, from: {models: [a, b]}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "prune: {method: wanda, sparsity: essential, allocator: {owl: {spread: 0.1}}}, from: {data: a, model: b}, id: c",
+        "pretrain: {tokens: 5}, grid: {method: [static, {rigl: {interval: 5}}], method.sparsity: {half: 0.5}}",
+        "pretrain:, grid: {case: {one: {tokens: 5}}}",
+        "pretrain: {method: {static: {sparsity: iso}}, tokens: 5, model: {checkpoint: /models/a}}",
+        "prepare: {corpus: {train: a.txt, calibration: {files: {paths: [b], field: c}}, heldout: stdlib}, tokenizer: earlier}",
+        "evaluate: {method: {perplexity: {length: 64}}}",
+        "merge: {method: uniform}, gather: [seed]",
+        "merge: {}, gather: true, from: [a, b]",
+        "merge: {}, from: {models: [a, b]}",
+    ],
+)
 def test_every_way_of_writing_a_stage_is_accepted(stage):
     assert complaints(recipe(stage)) == []
 
@@ -133,9 +139,11 @@ def test_no_field_of_a_method_is_without_help(shelf, name):
 
 
 def test_the_command_prints_it_within_three_seconds_of_work_and_without_torch():
-    code = "import flows.cli, sys; sys.argv = ['winnow', 'schema']; import atexit; atexit.register(lambda: " \
-           "print(type(sys.modules['torch']).__name__, 'transformers' in sys.modules, file=sys.stderr)); flows.cli.main()"
+    code = (
+        "import flows.cli, sys; sys.argv = ['winnow', 'schema']; import atexit; atexit.register(lambda: "
+        "print(type(sys.modules['torch']).__name__, 'transformers' in sys.modules, file=sys.stderr)); flows.cli.main()"
+    )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 10        # three on a machine that does nothing else
+    assert time.monotonic() - began < 10  # three on a machine that does nothing else
     assert json.loads(done.stdout) == recipe_schema() and done.stderr.split() == ["_Lazy", "False"]

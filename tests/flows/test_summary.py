@@ -24,8 +24,19 @@ def now(monkeypatch):
 def record(step, ended: float, seconds: float, **metrics: float) -> Record:
     created = datetime.fromtimestamp(BEGUN + ended, UTC).isoformat(timespec="milliseconds")
     artifact = step.artifact
-    return Record(artifact.stage, artifact.version, artifact.label, artifact.params, artifact.parents, step.parent_addresses,
-                  {}, metrics, seconds, created, {})  # fmt: skip
+    return Record(
+        artifact.stage,
+        artifact.version,
+        artifact.label,
+        artifact.params,
+        artifact.parents,
+        step.parent_addresses,
+        {},
+        metrics,
+        seconds,
+        created,
+        {},
+    )
 
 
 def overhead(tmp_path, **runs: tuple[float, float]) -> float:
@@ -72,7 +83,8 @@ def test_a_model_is_its_stages_numbers_and_its_evaluations(tmp_path):
     }
     summary = summarise(made, records, {"prune": 0.5}, BEGUN)
     assert [(model["stage"], model["sparsity"], model.get("bytes")) for model in summary["models"]] == [
-        ("pretrain", 0.0, 10), ("prune", 0.5, None),
+        ("pretrain", 0.0, 10),
+        ("prune", 0.5, None),
     ]
     assert summary["unigram_perplexity"] == 99.0 and summary["recipe"] == "tiny" and summary["seconds"] == 100
     stages = {stage["id"]: stage for stage in summary["stages"]}

@@ -38,16 +38,21 @@ def test_later_stages_follow_each_branch_and_may_split_further():
     )
     links = {entry.document["id"]: entry.document["from"] for entry in made if "from" in entry.document}
     assert links == {
-        "pretrain-seed0": "prepare", "pretrain-seed1": "prepare",
-        "prune-seed0-wanda": "pretrain-seed0", "prune-seed1-wanda": "pretrain-seed1",
-        "q-seed0-wanda": "prune-seed0-wanda", "q-seed1-wanda": "prune-seed1-wanda",
+        "pretrain-seed0": "prepare",
+        "pretrain-seed1": "prepare",
+        "prune-seed0-wanda": "pretrain-seed0",
+        "prune-seed1-wanda": "pretrain-seed1",
+        "q-seed0-wanda": "prune-seed0-wanda",
+        "q-seed1-wanda": "prune-seed1-wanda",
         "other-seed0": {"data": "prepare", "model": "pretrain-seed0"},
         "other-seed1": {"data": "prepare", "model": "pretrain-seed1"},
-    }  # fmt: skip
+    }
 
 
-SWEPT = ({"prune": {"sparsity": 0.5}, "grid": {"method": ["wanda", "magnitude"]}},
-         {"recover": {"tokens": 9}, "grid": {"seed": [0, 1]}})  # fmt: skip
+SWEPT = (
+    {"prune": {"sparsity": 0.5}, "grid": {"method": ["wanda", "magnitude"]}},
+    {"recover": {"tokens": 9}, "grid": {"seed": [0, 1]}},
+)
 
 
 def gathered(entry, *more):
@@ -57,9 +62,7 @@ def gathered(entry, *more):
 def test_what_gathers_takes_all_branches_together_or_those_that_differ_in_some_axes():
     ends = [f"recover-{method}-seed{seed}" for method in ("wanda", "magnitude") for seed in (0, 1)]
     assert gathered({"id": "all", "merge": {}, "gather": True}) == {"all": ends}
-    assert gathered({"id": "soup", "merge": {}, "gather": ["seed"]}) == {
-        "soup-wanda": ends[:2], "soup-magnitude": ends[2:]
-    }
+    assert gathered({"id": "soup", "merge": {}, "gather": ["seed"]}) == {"soup-wanda": ends[:2], "soup-magnitude": ends[2:]}
     assert gathered({"id": "soup", "merge": {}, "gather": ["method"]}) == {"soup-seed0": ends[::2], "soup-seed1": ends[1::2]}
 
 
@@ -70,8 +73,9 @@ def test_what_gathers_may_name_more_stages_and_is_followed_like_any_other():
     assert {entry.document["id"]: entry.document["from"] for entry in made[-4:]} == {
         "soup-wanda": ["recover-wanda-seed0", "recover-wanda-seed1", "plain-wanda"],
         "soup-magnitude": ["recover-magnitude-seed0", "recover-magnitude-seed1", "plain-magnitude"],
-        "quantize-wanda": "soup-wanda", "quantize-magnitude": "soup-magnitude",
-    }  # fmt: skip
+        "quantize-wanda": "soup-wanda",
+        "quantize-magnitude": "soup-magnitude",
+    }
 
 
 def test_a_case_sets_several_fields_and_a_model_axis_edits_a_copy_of_the_recipes_model():
@@ -85,13 +89,17 @@ def test_a_case_sets_several_fields_and_a_model_axis_edits_a_copy_of_the_recipes
 def test_a_methods_field_is_set_whichever_method_it_is():
     made = expand({"pretrain": {}, "grid": {"method": {"a": "rigl", "b": {"set": {"interval": 5}}}, "method.sparsity": [0.9]}})
     assert [entry.document["pretrain"]["method"] for entry in made] == [
-        {"rigl": {"sparsity": 0.9}}, {"set": {"interval": 5, "sparsity": 0.9}}
+        {"rigl": {"sparsity": 0.9}},
+        {"set": {"interval": 5, "sparsity": 0.9}},
     ]
 
 
 def test_in_a_recipe_branches_share_what_comes_before_them():
-    made = recipe(PREPARE, {"pretrain": {"method": "dense", "tokens": 10_000}, "grid": {"seed": [0, 1]}}, {"recover": {
-        "method": {"masked": {"ce": 1, "kl": 0}}, "tokens": 9}})  # fmt: skip
+    made = recipe(
+        PREPARE,
+        {"pretrain": {"method": "dense", "tokens": 10_000}, "grid": {"seed": [0, 1]}},
+        {"recover": {"method": {"masked": {"ce": 1, "kl": 0}}, "tokens": 9}},
+    )
     parents = {node.id: node.parents for node in made.nodes if not node.measures}
     assert parents["recover-seed1"] == {"data": "prepare", "model": "pretrain-seed1"}
     assert [made.node(f"pretrain-seed{seed}").stage.seed for seed in (0, 1)] == [0, 1]

@@ -31,8 +31,13 @@ from cluster.servers.processes import family
 from cluster.servers.services import Services
 
 ARCHITECTURE = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
 }
 LENGTH = 64
 SHARED = {"length": LENGTH, "batch": 16}
@@ -91,7 +96,10 @@ class Home:
     def recipe(self, name: str, *stages: dict[str, Any], evaluate: dict[str, Any] | None = None) -> Path:
         prepare = {"prepare": {"corpus": {"files": {"paths": [str(self.corpus)]}}, "tokenizer": {"train": 512}}}
         document = {
-            "name": name, "model": {"architecture": ARCHITECTURE}, "evaluate": evaluate or {}, "stages": [prepare, *stages]
+            "name": name,
+            "model": {"architecture": ARCHITECTURE},
+            "evaluate": evaluate or {},
+            "stages": [prepare, *stages],
         }
         path = self.root / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -121,7 +129,12 @@ class Witnessed:
         self.directory, self.seen, self.ended = home.directory, set(), threading.Event()
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            command, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+            command,
+            env=home.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
             preexec_fn=_as_from_a_terminal,
         )
         self.witness = threading.Thread(target=self._watch, daemon=True)

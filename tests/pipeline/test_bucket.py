@@ -30,8 +30,12 @@ def home(server: str, bucket, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The credentials stand in the environment the servers start in: a job is never told a secret."""
     with made_home(tmp_path_factory, "bucket", store="s3://artifacts/team/runs") as home:
         home.variables |= {
-            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL_S3": server, "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": server,
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         }
         yield home
 
@@ -86,6 +90,6 @@ def test_damage_in_the_bucket_heals_within_one_run_and_deletes_nothing(home: Hom
     assert [stage["id"] for stage in done.summary["stages"] if not stage["cached"]] == ["prune"]
     assert done.summary["models"][-1]["perplexity"] == first.summary["models"][-1]["perplexity"]
     after = {entry.key for entry in bucket.objects.all()}
-    assert before <= after and record in after      # what is new is the old record, and reports with other times in them
+    assert before <= after and record in after  # what is new is the old record, and reports with other times in them
     assert all("/.quarantine/" in key or f"{address}/" in key for key in after - before)
     assert "0 damaged" in home.winnow("verify", "--all", "-p", home.profile).out

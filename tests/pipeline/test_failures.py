@@ -33,7 +33,7 @@ def interrupted(home: Home) -> tuple[Done, float]:
         assert time.monotonic() < deadline and running.process.poll() is None, "no checkpoint was written"
         time.sleep(0.05)
     moment = time.time()
-    os.killpg(running.process.pid, signal.SIGINT)       # what a terminal does
+    os.killpg(running.process.pid, signal.SIGINT)  # what a terminal does
     return running.wait(60), moment
 
 
@@ -99,7 +99,9 @@ def test_and_mlflow_says_so_too(home: Home, failed: Done) -> None:
     (parent,) = ledger.parents("greedy")
     assert parent.info.status == "FAILED"
     assert {id: run.info.status for id, run in ledger.children(parent).items()} == {
-        "prepare": "FINISHED", "pretrain": "FINISHED", "prune": "FAILED"
+        "prepare": "FINISHED",
+        "pretrain": "FINISHED",
+        "prune": "FAILED",
     }
 
 

@@ -22,7 +22,10 @@ STEPS = 40
 STAGES = ("prepare", "pretrain", "prune", "recover", "quantize")
 METHODS = ("files", "gradual", "wanda", "masked", "gptq")
 EVALUATE = {
-    "perplexity": {"length": LENGTH, "tokens": 4096}, "multiple_choice": {"items": 20}, "pattern": {}, "size": {},
+    "perplexity": {"length": LENGTH, "tokens": 4096},
+    "multiple_choice": {"items": 20},
+    "pattern": {},
+    "size": {},
     "speed": {"prompt": 16, "new": 4, "repeats": 1},
 }
 

@@ -40,7 +40,7 @@ class Ui:
     def ask(self, method: str, path: str, document: Any = None) -> Any:
         deadline = time.monotonic() + 30
         answer = self.client.request(method, path, json=document)
-        while answer.status_code == 503 and time.monotonic() < deadline:     # SQLite is busy; the server asks to come again
+        while answer.status_code == 503 and time.monotonic() < deadline:  # SQLite is busy; the server asks to come again
             time.sleep(1)
             answer = self.client.request(method, path, json=document)
         assert answer.is_success, f"{answer.status_code}: {answer.text}"
@@ -151,7 +151,7 @@ def test_a_schedule_outlives_the_servers(home: Home, deployment: str, schedule: 
     home.winnow("down")
     home.winnow("up")
     ui, deadline = Ui(Services(home.directory).environment()), time.monotonic() + 60
-    while (found := ui.ask("GET", f"/deployments/{deployment}"))["paused"]:      # until it is served again
+    while (found := ui.ask("GET", f"/deployments/{deployment}"))["paused"]:  # until it is served again
         assert time.monotonic() < deadline, "the deployment is not served"
         time.sleep(0.2)
     assert [kept["id"] for kept in found["schedules"]] == [schedule]

@@ -19,12 +19,15 @@ def unit(stage: str, number: int, workers: int = 1) -> dict[str, Any]:
 @pytest.fixture
 def ran(monkeypatch) -> Callable[..., list[Any]]:
     """What a job ran on workers, in order: the stage by itself, evaluations in shares."""
+
     def run(*units: dict[str, Any]) -> list[Any]:
         tasks: list[Any] = []
         monkeypatch.setenv(job.JOB_VARIABLE, json.dumps(units))
         monkeypatch.setattr(job, "_launch", lambda work: tasks.append(work["number"]))
-        monkeypatch.setattr("cluster.ray.workers.run_task", lambda target, payload, **room: tasks.append(
-            (target, [work["number"] for work in payload["work"]])))  # fmt: skip
+        monkeypatch.setattr(
+            "cluster.ray.workers.run_task",
+            lambda target, payload, **room: tasks.append((target, [work["number"] for work in payload["work"]])),
+        )
         assert job.main() == 0
         return sorted(tasks, key=str)
 

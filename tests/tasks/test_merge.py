@@ -60,8 +60,10 @@ def test_a_mean_of_equal_models_is_the_model_bit_for_bit(tmp_path):
     merge(tmp_path, same, same, same)
     for file in sorted(path.name for path in same.iterdir() if path.is_file()):
         assert file == "model.safetensors" or (tmp_path / "merged" / file).read_bytes() == (same / file).read_bytes()
-    assert all(value.equal(load_file(same / "model.safetensors")[name])
-               for name, value in load_file(tmp_path / "merged" / "model.safetensors").items())  # fmt: skip
+    assert all(
+        value.equal(load_file(same / "model.safetensors")[name])
+        for name, value in load_file(tmp_path / "merged" / "model.safetensors").items()
+    )
 
 
 def test_models_under_different_masks_or_of_different_shapes_are_refused_in_one_line(tmp_path):
@@ -80,8 +82,11 @@ def soup(tmp_path_factory):
     corpus = {"files": {"paths": [data_zoo.write_texts(shop.root / "texts", 40)]}}
     recover = {"recover": {**TRAINING, "tokens": 1024}, "grid": {"seed": [0, 1]}}
     stages = [
-        {"prepare": {"corpus": corpus, "tokenizer": {"train": 300}}}, {"pretrain": {**TRAINING, "learning_rate": 4e-3}},
-        {"prune": {"method": "wanda", "pattern": "2:4", **CALIBRATION}}, recover, {"id": "soup", "merge": {}, "gather": True},
+        {"prepare": {"corpus": corpus, "tokenizer": {"train": 300}}},
+        {"pretrain": {**TRAINING, "learning_rate": 4e-3}},
+        {"prune": {"method": "wanda", "pattern": "2:4", **CALIBRATION}},
+        recover,
+        {"id": "soup", "merge": {}, "gather": True},
     ]
     evaluate = {"perplexity": {"length": 32}, "pattern": {}, "divergence": {"length": 32}}
     document = {"name": "soup", "model": LLAMA, "evaluate": evaluate, "stages": stages}

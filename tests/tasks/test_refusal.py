@@ -22,7 +22,7 @@ from tasks.refusal import disk_full, refused
 
 
 def caught(act) -> BaseException:
-    with pytest.raises(Exception) as error:     # noqa: B017 - whatever comes
+    with pytest.raises(Exception) as error:  # noqa: B017 - whatever comes
         act()
     return error.value
 
@@ -108,7 +108,7 @@ def test_a_full_disk_is_told_whoever_met_it(tmp_path):
 
     assert met(unbuffered) == ""
     assert met(lambda: shutil.copyfile(__file__, "/dev/full")) in ("", " (/dev/full)")
-    assert disk_full(RuntimeError("I/O error: No space left on device (os error 28)")) == ""       # as safetensors says it
+    assert disk_full(RuntimeError("I/O error: No space left on device (os error 28)")) == ""  # as safetensors says it
     assert disk_full(FileNotFoundError(2, "No such file", "x")) is None and disk_full(ValueError("full")) is None
 
 

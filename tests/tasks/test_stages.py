@@ -28,8 +28,13 @@ from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
-EVALUATORS = {"perplexity": {"length": 32}, "pattern": {}, "size": {}, "speed": {"prompt": 16, "new": 4, "repeats": 1},
-              "multiple_choice": {"items": 8, "choices": 2}}  # fmt: skip
+EVALUATORS = {
+    "perplexity": {"length": 32},
+    "pattern": {},
+    "size": {},
+    "speed": {"prompt": 16, "new": 4, "repeats": 1},
+    "multiple_choice": {"items": 8, "choices": 2},
+}
 PRUNE = {"method": "wanda", "pattern": "2:4", **CALIBRATION}
 
 
@@ -90,7 +95,7 @@ def test_masks_are_kept_from_pruning_to_integers(shop, chain, measured):
     for name, mask in pruned.items():
         assert mask.pattern == "2:4"
         assert torch.equal(mask.packed, recovered[name].packed) and torch.equal(mask.packed, quantized[name].packed)
-    sparsity = chain["prune"].metrics["sparsity"]       # above 2:4's half, where pretraining had left fewer than two of four
+    sparsity = chain["prune"].metrics["sparsity"]  # above 2:4's half, where pretraining had left fewer than two of four
     assert 0.5 <= sparsity == chain["recover"].metrics["sparsity"] == chain["quantize"].metrics["sparsity"] < 0.6
     assert check_masks(shop.path(chain["quantize"])).keys() == pruned.keys()
     assert all(measured[name]["pattern_holds"] == 1 for name in ("prune", "recover", "quantize"))
@@ -273,8 +278,19 @@ def test_transposed_and_expert_matrices_are_pruned_and_recovered(shop, chain, ar
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_transposed_and_expert_matrices_are_pretrained_sparse(shop, chain, architecture, scope):
     sizes = zoo.config(architecture).to_diff_dict()
-    names = ("n_embd", "n_layer", "n_head", "n_positions", "hidden_size", "intermediate_size", "num_hidden_layers",
-             "num_attention_heads", "num_key_value_heads", "num_local_experts", "max_position_embeddings")  # fmt: skip
+    names = (
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_positions",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_local_experts",
+        "max_position_embeddings",
+    )
     model = {"architecture": {"model_type": architecture, **{name: sizes[name] for name in names if name in sizes}}}
     method = {"gradual": {"sparsity": 0.6, "interval": 2, "scope": scope}}
     made = shop.make("pretrain", {"model": model, "method": method, **TRAINING, "tokens": 2_560}, data=chain["prepare"])
@@ -295,7 +311,7 @@ def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table
 
     model = zoo.model("mixtral", vocab_size=300)
     for layer in model.model.layers:
-        layer.mlp.gate.weight.data.zero_()      # every token goes to the same two experts of four
+        layer.mlp.gate.weight.data.zero_()  # every token goes to the same two experts of four
     save_model(model.state_dict(), model.config, tmp_path)
     pruned = shop.make("prune", {**PRUNE, "model": {"checkpoint": str(tmp_path)}, "unseen": "dense"}, data=chain["prepare"])
     notes = [event["text"] for event in events(capsys.readouterr().out) if event["event"] == "note"]
@@ -445,4 +461,3 @@ def count_walks(scratch, kept, loss):
         return value
 
     return counted
-

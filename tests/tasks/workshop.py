@@ -15,7 +15,7 @@ from tests.tasks import data_zoo
 EXECUTION = {"device": "cpu", "engine": "torch", "precision": "float32", "micro_batch": 8}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LLAMA = {"architecture": {"model_type": "llama", "max_position_embeddings": 128, **SIZES}}
-TRAINING = {"tokens": 5_120, "length": 32, "batch": 8}      # twenty dense steps
+TRAINING = {"tokens": 5_120, "length": 32, "batch": 8}  # twenty dense steps
 CALIBRATION = {"sequences": 8, "length": 32, "batch": 4}
 
 

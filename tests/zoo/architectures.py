@@ -16,14 +16,27 @@ _GQA = {**_PLAIN, "num_key_value_heads": 2}
 _HEADS = {**_GQA, "head_dim": 8}
 _ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _MLA = {
-    **_PLAIN, "num_key_value_heads": 4, **_ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
-    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
-}  # fmt: skip
+    **_PLAIN,
+    "num_key_value_heads": 4,
+    **_ROUTED,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+}
 _GPT = {"n_embd": 32, "n_head": 4, "n_positions": 64}
 _DELTA = {
-    **_HEADS, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    **_HEADS,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"],
-}  # fmt: skip
+}
 _SLIDING = ["sliding_attention", "full_attention"]
 
 # By name: the config's class and its sizes. A list of layer types is repeated over the depth.
@@ -39,8 +52,14 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {**_HEADS, "sliding_window": 8, "layer_types": _SLIDING}),
     "gemma4": (
         "Gemma4TextConfig",
-        {**_HEADS, "sliding_window": 8, "layer_types": _SLIDING, "global_head_dim": 16, "hidden_size_per_layer_input": 16,
-         "vocab_size_per_layer_input": 320},
+        {
+            **_HEADS,
+            "sliding_window": 8,
+            "layer_types": _SLIDING,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 320,
+        },
     ),
     "phi": ("PhiConfig", _PLAIN),
     "phi3": ("Phi3Config", {**_GQA, "pad_token_id": 0}),
@@ -49,8 +68,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", _PLAIN),
     "gpt_bigcode": ("GPTBigCodeConfig", _GPT),
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_head": 4}),
-    "falcon": ("FalconConfig", {"hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 48,
-                                "max_position_embeddings": 64}),
+    "falcon": (
+        "FalconConfig",
+        {"hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 48, "max_position_embeddings": 64},
+    ),
     # norms over all heads or channels, and a matrix more in the attention
     "olmo2": ("Olmo2Config", _GQA),
     "olmoe": ("OlmoeConfig", {**_GQA, "num_experts_per_tok": 2, "num_experts": 4, "intermediate_size": 16}),
@@ -66,12 +87,22 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("Qwen3NextConfig", {**_DELTA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 16}),
     "deepseek_v2": ("DeepseekV2Config", {**_MLA, "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3Config", {**_MLA, "n_group": 2, "topk_group": 1}),
-    "glm4_moe": ("Glm4MoeConfig", {**_HEADS, **_ROUTED, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
-                                   "first_k_dense_replace": 1, "use_qk_norm": True}),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {
+            **_HEADS,
+            **_ROUTED,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+        },
+    ),
     "gpt_oss": ("GptOssConfig", {**_HEADS, "num_experts_per_tok": 2, "num_local_experts": 4, "layer_types": _SLIDING}),
     "bitnet": ("BitNetConfig", _GQA),
     "doge": ("DogeConfig", _HEADS),
-}  # fmt: skip
+}
 ARCHITECTURES = tuple(_CONFIGS)
 
 

@@ -64,7 +64,7 @@ def treat(root: Path, names: Sequence[str]) -> list[Row]:
         try:
             life.run()
             lives.append(life)
-        except Exception as error:      # of one member: it is told in the table, and the others go on
+        except Exception as error:  # of one member: it is told in the table, and the others go on
             rows.append(Row(name, {"pruned": Cell("FAILED", said(error))}))
     found = judge(root, [life.home for life in lives])
     seconds = (monotonic() - begun) / len(names)

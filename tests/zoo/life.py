@@ -29,7 +29,7 @@ from tests.tasks import data_zoo
 from tests.zoo.members import VOCABULARY, Member, build
 
 CALIBRATION = {"sequences": 16, "length": 32, "batch": 8}
-TRAINING = {"tokens": 1_536, "length": 32, "batch": 8}      # six steps
+TRAINING = {"tokens": 1_536, "length": 32, "batch": 8}  # six steps
 PERPLEXITY = {"length": 32, "tokens": 1_024, "batch": 16}
 PRUNED = ("pruned", "half")
 MODELS = (*PRUNED, "recovered", "quantized")
@@ -69,7 +69,7 @@ class Life:
     zoo: Zoo
     member: Member
     failures: dict[str, str] = field(default_factory=dict)
-    refusal: str = ""       # of quantization, before anything ran
+    refusal: str = ""  # of quantization, before anything ran
 
     @property
     def home(self) -> Path:
@@ -115,7 +115,7 @@ class Life:
                 continue
             try:
                 produce(Submitter(self.zoo.profile).payload(step), lambda event: None)
-            except Exception as error:      # of one stage of one member: it is told in the table
+            except Exception as error:  # of one stage of one member: it is told in the table
                 self.failures[step.id] = said(error)
         records = {step.id: record for step in plan.steps if (record := store.record(step.artifact))}
         self._write_case(store, records)
@@ -130,15 +130,20 @@ class Life:
                 logits[name] = self._logits(store.fetch(records[name]), exact=name != "quantized")
                 export_model(store, records[name], self.home / "exports" / name)
                 exports.append(name)
-            except Exception as error:      # as above
+            except Exception as error:  # as above
                 self.failures[f"{name}.export"] = said(error)
         save_file(logits, self.home / "logits.safetensors")
-        measured = {name: records[f"{name}.perplexity"].metrics["perplexity"]
-                    for name in exports if f"{name}.perplexity" in records}  # fmt: skip
+        measured = {
+            name: records[f"{name}.perplexity"].metrics["perplexity"] for name in exports if f"{name}.perplexity" in records
+        }
         data = store.fetch(records["prepare"])
         case = {
-            "exports": exports, "perplexity": measured, "windows": PERPLEXITY, "data": str(data),
-            "further": self.member.further, "tokens": TOKENS.tolist(),
+            "exports": exports,
+            "perplexity": measured,
+            "windows": PERPLEXITY,
+            "data": str(data),
+            "further": self.member.further,
+            "tokens": TOKENS.tolist(),
             "masked": self._write_masks({name: store.fetch(records[name]) for name in PRUNED if name in records}),
             "calibration": [batch.tokens.tolist() for batch in calibration_batches(data, *CALIBRATION.values(), seed=0)],
         }
@@ -147,7 +152,7 @@ class Life:
     def _logits(self, artifact: Path, exact: bool) -> torch.Tensor:
         """What the artifact says of some tokens; in float32, where a rounded weight shows, unless it is quantized."""
         model = load_model(artifact, dtype=torch.float32 if exact else None)
-        for parameter in model.parameters():        # products of unaligned matrices differ in the last bit
+        for parameter in model.parameters():  # products of unaligned matrices differ in the last bit
             parameter.data = parameter.data.clone()
         with torch.no_grad():
             return model(TOKENS, use_cache=False).logits.float().contiguous()

@@ -52,7 +52,7 @@ class Exchange:
             if self.same_sign:
                 swap_O &= error_O.sign() == started_O.sign()
             if self.group > 1:
-                swap_O &= error_O.abs() < self.error_O.abs()    # the victim's sign is what it is: pass this pair over
+                swap_O &= error_O.abs() < self.error_O.abs()  # the victim's sign is what it is: pass this pair over
             else:
                 active_O &= swap_O
             made += self._swap(swap_O, coming_O, leaving_O)

@@ -16,18 +16,30 @@ import torch
 
 
 def prune_columns(
-    work_OI: torch.Tensor, errors_OI: torch.Tensor, keep_OI: torch.Tensor, upper_II: torch.Tensor,
-    first: int, last: int, end: int,
-) -> None:  # fmt: skip
+    work_OI: torch.Tensor,
+    errors_OI: torch.Tensor,
+    keep_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    first: int,
+    last: int,
+    end: int,
+) -> None:
     """Zero what ``keep_OI`` does not keep of the columns from ``first`` to ``last``, one after the other, and make it
     good in the columns up to ``end``. Writes to ``work_OI`` and the errors to ``errors_OI``."""
     _compiled(work_OI, errors_OI, keep_OI, upper_II).prune_columns(work_OI, errors_OI, keep_OI, upper_II, first, last, end)
 
 
 def prune_groups(
-    work_OI: torch.Tensor, errors_OI: torch.Tensor, keep_OI: torch.Tensor, upper_II: torch.Tensor, worth_I: torch.Tensor,
-    width: int, pruned: int, start: int, end: int,
-) -> None:  # fmt: skip
+    work_OI: torch.Tensor,
+    errors_OI: torch.Tensor,
+    keep_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    worth_I: torch.Tensor,
+    width: int,
+    pruned: int,
+    start: int,
+    end: int,
+) -> None:
     """:func:`prune_columns` of the groups of ``width`` columns from ``start`` to ``end``, where each group first drops
     its ``pruned`` weights of the lowest W^2 * worth, ties the lower column first; what ``keep_OI`` has dropped before
     ranks below all. Writes the choice to ``keep_OI`` too."""

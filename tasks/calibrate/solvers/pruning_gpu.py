@@ -15,34 +15,80 @@ ROWS = 16  # of one program
 
 
 def prune_columns(
-    work_OI: torch.Tensor, errors_OI: torch.Tensor, keep_OI: torch.Tensor, upper_II: torch.Tensor,
-    first: int, last: int, end: int,
-) -> None:  # fmt: skip
+    work_OI: torch.Tensor,
+    errors_OI: torch.Tensor,
+    keep_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    first: int,
+    last: int,
+    end: int,
+) -> None:
     _launch(work_OI, errors_OI, keep_OI, upper_II, upper_II, 0, 0, first, last, end)
 
 
 def prune_groups(
-    work_OI: torch.Tensor, errors_OI: torch.Tensor, keep_OI: torch.Tensor, upper_II: torch.Tensor, worth_I: torch.Tensor,
-    width: int, pruned: int, start: int, end: int,
-) -> None:  # fmt: skip
+    work_OI: torch.Tensor,
+    errors_OI: torch.Tensor,
+    keep_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    worth_I: torch.Tensor,
+    width: int,
+    pruned: int,
+    start: int,
+    end: int,
+) -> None:
     _launch(work_OI, errors_OI, keep_OI, upper_II, worth_I, width, pruned, start, end, end)
 
 
 def _launch(
-    work_OI: torch.Tensor, errors_OI: torch.Tensor, keep_OI: torch.Tensor, upper_II: torch.Tensor, worth_I: torch.Tensor,
-    width: int, pruned: int, first: int, last: int, end: int,
-) -> None:  # fmt: skip
+    work_OI: torch.Tensor,
+    errors_OI: torch.Tensor,
+    keep_OI: torch.Tensor,
+    upper_II: torch.Tensor,
+    worth_I: torch.Tensor,
+    width: int,
+    pruned: int,
+    first: int,
+    last: int,
+    end: int,
+) -> None:
     rows, columns = work_OI.shape
     with torch.cuda.device(work_OI.device):
         _prune[(triton.cdiv(rows, ROWS),)](
-            work_OI, errors_OI, keep_OI, upper_II, worth_I, rows, columns, pruned, first, last, end,
-            WIDTH=width, ROWS=ROWS, SPAN=triton.next_power_of_2(end - first),
-        )  # fmt: skip
+            work_OI,
+            errors_OI,
+            keep_OI,
+            upper_II,
+            worth_I,
+            rows,
+            columns,
+            pruned,
+            first,
+            last,
+            end,
+            WIDTH=width,
+            ROWS=ROWS,
+            SPAN=triton.next_power_of_2(end - first),
+        )
 
 
 @triton.jit
-def _prune(work, errors, keep, upper, worth, rows, columns, pruned, first, last, end,
-           WIDTH: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr):  # fmt: skip
+def _prune(
+    work,
+    errors,
+    keep,
+    upper,
+    worth,
+    rows,
+    columns,
+    pruned,
+    first,
+    last,
+    end,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = first + tl.arange(0, SPAN)
     place = row.to(tl.int64)[:, None] * columns + column[None, :]

@@ -19,7 +19,7 @@ from tasks.calibrate.solvers.finite import all_finite
 
 LADDER = 10.0  # each rung damps this many times more than the one before
 MOST_DAMPING = 10.0
-LEAF = 128    # triangles of fewer rows are inverted at once
+LEAF = 128  # triangles of fewer rows are inverted at once
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class Transform(Method):
 
         for name, linear in find_linears(model).items():
             if len(linear.shape) == 3:
-                raise ValueError(f"unsupported: {self.name} replaces single matrices, and {name} is a fused stack of "
-                                 "experts; choose wide")  # fmt: skip
+                raise ValueError(
+                    f"unsupported: {self.name} replaces single matrices, and {name} is a fused stack of experts; choose wide"
+                )
             path, _, child = name.removesuffix(".weight").rpartition(".")
             owner = model.get_submodule(path)
             setattr(owner, child, self.replace(getattr(owner, child), *linear.shape))
@@ -68,6 +69,8 @@ def enlarged(config: PretrainedConfig, sizes: Mapping[str, int]) -> PretrainedCo
         before, after = find_linears(on_meta(config)), find_linears(on_meta(larger))
         for name, linear in before.items():
             if any(new <= old for old, new in zip(linear.shape[-2:], after[name].shape[-2:], strict=True)):
-                raise ValueError(f"unsupported: {config.model_type} does not take all its widths from {', '.join(names)}; "
-                                 f"{name} stays {list(linear.shape)}")  # fmt: skip
+                raise ValueError(
+                    f"unsupported: {config.model_type} does not take all its widths from {', '.join(names)}; "
+                    f"{name} stays {list(linear.shape)}"
+                )
     return larger

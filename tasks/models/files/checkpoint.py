@@ -50,7 +50,7 @@ def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTr
     from tasks.models.build.building import builder
 
     validate(Path(directory))
-    logging.disable_progress_bar()      # stages tell their own progress
+    logging.disable_progress_bar()  # stages tell their own progress
     model, found = builder(AutoConfig.from_pretrained(directory, trust_remote_code=False)).from_pretrained(
         directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
@@ -74,7 +74,7 @@ def skeleton(directory: Path) -> PreTrainedModel:
     except ValueError as error:
         if not surgeries_of(config):
             raise
-        raise ValueError(f"{directory}: {error}") from error        # a surgery knows no directory
+        raise ValueError(f"{directory}: {error}") from error  # a surgery knows no directory
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
@@ -86,7 +86,7 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
 
     with torch.device("meta"):
         model = builder(config).from_config(config, experts_implementation="eager").eval()
-    if plan := model._get_dtype_plan(config.dtype):     # what stays in float32, whatever the dtype of the model
+    if plan := model._get_dtype_plan(config.dtype):  # what stays in float32, whatever the dtype of the model
         kept = build_glob_alternation(list(plan))[0]
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if kept.search(name):

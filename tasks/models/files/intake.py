@@ -20,11 +20,11 @@ from tasks.models.files.layout import INDEX, SINGLE
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "*.tiktoken")
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM", "MultipleChoice")
-LONGEST_HEADER = 100 << 20      # safetensors' own bound
+LONGEST_HEADER = 100 << 20  # safetensors' own bound
 SHARD = re.compile(r".+-\d+-of-(\d+)\.safetensors")
 _STATE_SPACE, _FUSED = "state-space layers", "experts in fused matrices that do not say their orientation"
 _OWN, _SHARED = "matrices in layers of its own kind", "blocks that share or mix their parameters"
-UNSUPPORTED = {     # model types whose blocks the walker does not understand, and why; a test builds each
+UNSUPPORTED = {  # model types whose blocks the walker does not understand, and why; a test builds each
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "recurrent_gemma", "rwkv", "zamba", "kimi_linear"), _STATE_SPACE),
     **dict.fromkeys(("llama4", "llama4_text", "jetmoe"), _FUSED),
     **dict.fromkeys(("deepseek_v4", "hy_v4", "inkling_text", "inkling2_text", "xlnet"), _OWN),
@@ -37,11 +37,15 @@ def check_type(model_type: Any) -> None:
     types = known.causal_models()
     if model_type not in types:
         near = difflib.get_close_matches(str(model_type), types) or ["llama", "gpt2", "opt", "qwen3", "gemma", "mixtral"]
-        raise ValueError(f"no causal language model type {model_type!r}; choose one of {', '.join(near)} "
-                         f"or another of transformers' {len(types)}")  # fmt: skip
+        raise ValueError(
+            f"no causal language model type {model_type!r}; choose one of {', '.join(near)} "
+            f"or another of transformers' {len(types)}"
+        )
     if reason := UNSUPPORTED.get(model_type):
-        raise ValueError(f"unsupported: model type {model_type} has {reason}; choose a decoder of plain or expert layers "
-                         "such as llama, qwen3 or mixtral")  # fmt: skip
+        raise ValueError(
+            f"unsupported: model type {model_type} has {reason}; choose a decoder of plain or expert layers "
+            "such as llama, qwen3 or mixtral"
+        )
 
 
 def check_config(directory: Path) -> dict[str, Any]:
@@ -57,8 +61,9 @@ def check_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"no model in {directory}: it has no config.json{others}")
     config = read_json(directory / "config.json")
     if "auto_map" in config:
-        raise ValueError(f"{directory} brings its own code (auto_map), which is never run; choose a model type that "
-                         "transformers implements")  # fmt: skip
+        raise ValueError(
+            f"{directory} brings its own code (auto_map), which is never run; choose a model type that transformers implements"
+        )
     try:
         check_type(config.get("model_type"))
     except ValueError as error:
@@ -78,8 +83,10 @@ def _check_head(directory: Path, config: dict[str, Any]) -> None:
     (name, *_) = config.get("architectures") or [""]
     headless = name.endswith("Model") and not name.endswith(("LMHeadModel", "HeadsModel"))
     if headless or name.endswith(OTHER_HEADS):
-        raise ValueError(f"{directory} is a {name}, which has no language modelling head; choose a "
-                         f"{known.causal_models()[config['model_type']]}")  # fmt: skip
+        raise ValueError(
+            f"{directory} is a {name}, which has no language modelling head; choose a "
+            f"{known.causal_models()[config['model_type']]}"
+        )
 
 
 def check_unquantized(directory: Path) -> None:
@@ -126,9 +133,11 @@ def _shard(directory: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _instead(directory: Path) -> str:
-    for patterns, kind in ((("*.bin", "*.pt", "*.pth"), "pickled ones ({}), which are never opened"),
-                           (("*.gguf",), "ones quantized for llama.cpp ({})"),
-                           (("*.safetensors",), f"others ({{}}) than {SINGLE} or what {INDEX} lists")):  # fmt: skip
+    for patterns, kind in (
+        (("*.bin", "*.pt", "*.pth"), "pickled ones ({}), which are never opened"),
+        (("*.gguf",), "ones quantized for llama.cpp ({})"),
+        (("*.safetensors",), f"others ({{}}) than {SINGLE} or what {INDEX} lists"),
+    ):
         if names := [name for pattern in patterns for name in _names(directory, pattern)]:
             return "only " + kind.format(names[0])
     return "none at all"

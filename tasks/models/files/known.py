@@ -75,7 +75,7 @@ def _names(owner: ast.ClassDef) -> set[str]:
             found.add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             found.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):      # setattr, pop and attribute_map
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # setattr, pop and attribute_map
             found.add(node.value)
     return found
 

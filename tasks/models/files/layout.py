@@ -16,10 +16,18 @@ SINGLE = "model.safetensors"
 # In folders of their own: who takes every *.safetensors of a model directory for weights must not find them.
 MASKS = "masks/masks.safetensors"
 EXTRAS = "extras/extras.safetensors"
-NAMES = "names.json"        # what the tensors were called where the model came from
-TEMPLATES = "additional_chat_templates"     # a folder: transformers keeps named ones there
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
-             "chat_template*")  # fmt: skip
+NAMES = "names.json"  # what the tensors were called where the model came from
+TEMPLATES = "additional_chat_templates"  # a folder: transformers keeps named ones there
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".npz")
 _WRITTEN_ANEW = ("record.json", "README.md")
 

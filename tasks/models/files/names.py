@@ -109,12 +109,12 @@ class Naming:
             module, _, leaf = own.rpartition(".")
             if own in hub_of:
                 places[hub_of[own]] = files.places[own]
-            elif quantized := hub_of.get(f"{module}.weight"):       # its codes and scales go where its weight would
+            elif quantized := hub_of.get(f"{module}.weight"):  # its codes and scales go where its weight would
                 places[f"{quantized.rpartition('.')[0]}.{leaf}"] = files.places[own]
             else:
                 blocks.setdefault(_block(own), []).append(own)
         for own, source in self.model.all_tied_weights_keys.items():
-            if own in hub_of and own not in files:      # the source stored both
+            if own in hub_of and own not in files:  # the source stored both
                 places[hub_of[own]] = files.places[source]
         wanted = {hub for sources in self.converted.values() for hub, _ in sources}
         for number, owns in enumerate(blocks.values()):
@@ -159,8 +159,9 @@ def check_fits(directory: Path, shapes: Mapping[str, tuple[int, ...] | None], mo
         raise ValueError(f"{directory} does not fit its config: {missing[0]} is not stored ({len(missing)} such names)")
     for name in sorted(state.keys() & shapes.keys()):
         if shapes[name] not in (None, tuple(state[name].shape)):
-            raise ValueError(f"{directory} does not fit its config: {name} is stored as {list(shapes[name])}, not "
-                             f"{list(state[name].shape)}")  # fmt: skip
+            raise ValueError(
+                f"{directory} does not fit its config: {name} is stored as {list(shapes[name])}, not {list(state[name].shape)}"
+            )
 
 
 def hub_names(directory: Path) -> list[str]:

@@ -45,7 +45,7 @@ def _require_loadable(model: PreTrainedModel, packed: Iterable[str]) -> None:
         for name, weight in weights.items():
             parameters = model.get_submodule(name)._parameters
             others = {key: parameters.pop(key) for key in list(parameters)}
-            parameters.update({"weight": weight, **others})     # in the order they were
+            parameters.update({"weight": weight, **others})  # in the order they were
 
 
 @torch.no_grad()

@@ -44,8 +44,10 @@ def check_tensors(weights: StoredWeights) -> None:
     check_fits(directory, shapes, weights.skeleton)
     known = {*weights.skeleton.state_dict(), *Naming.of(weights.skeleton, hub_names(directory)).extra}
     if unknown := sorted(names - known):
-        raise ValueError(f"{directory} does not fit its config: it stores {unknown[0]}, which neither the architecture nor its "
-                         f"source has ({len(unknown)} such names)")  # fmt: skip
+        raise ValueError(
+            f"{directory} does not fit its config: it stores {unknown[0]}, which neither the architecture nor its "
+            f"source has ({len(unknown)} such names)"
+        )
 
 
 def check_masks(directory: Path) -> dict[str, Mask]:

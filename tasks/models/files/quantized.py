@@ -70,8 +70,9 @@ def inputs_quantized(model: torch.nn.Module, schemes: Schemes) -> Iterator[None]
 
     hooks = [
         model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(partial(rounded, scheme.input_activations))
-        for name, scheme in schemes.items() if scheme.input_activations is not None
-    ]  # fmt: skip
+        for name, scheme in schemes.items()
+        if scheme.input_activations is not None
+    ]
     try:
         yield
     finally:
@@ -103,8 +104,7 @@ def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[st
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 
     linears = {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
-    ignored = [name for name, module in model.named_modules()
-               if isinstance(module, torch.nn.Linear) and name not in linears]  # fmt: skip
+    ignored = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in linears]
     config = QuantizationConfig(
         config_groups=config_groups(linears),
         ignore=ignored,

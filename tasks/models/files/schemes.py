@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from torch import nn
 
-Spec = str | dict[str, dict[str, Any]]      # NAME, or {NAME: {field of its weights: value}}
+Spec = str | dict[str, dict[str, Any]]  # NAME, or {NAME: {field of its weights: value}}
 NO_ASYMMETRIC = "compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric"
 
 
@@ -25,8 +25,9 @@ def check_written(spec: object) -> None:
     """Raise ValueError unless it has the form of a :data:`Spec`; which presets there are is asked of the library, later."""
     fields = list(spec.values()) if isinstance(spec, dict) else []
     if not (isinstance(spec, str) or (len(fields) == 1 and isinstance(fields[0], dict))):
-        raise ValueError("a scheme is written NAME or {NAME: {field of its weights: value}}, "
-                         "as W4A16 or {W4A16: {group_size: 64}}")  # fmt: skip
+        raise ValueError(
+            "a scheme is written NAME or {NAME: {field of its weights: value}}, as W4A16 or {W4A16: {group_size: 64}}"
+        )
 
 
 def presets() -> list[str]:
@@ -40,7 +41,7 @@ def read_scheme(spec: Spec) -> QuantizationScheme:
     """The scheme of ``NAME`` or ``{NAME: fields}``: a preset, in whose arguments of the weights these fields differ."""
     from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
 
-    (name, fields), = {spec: {}}.items() if isinstance(spec, str) else spec.items()
+    ((name, fields),) = {spec: {}}.items() if isinstance(spec, str) else spec.items()
     if name not in presets():
         raise ValueError(f"no scheme {name!r} in compressed-tensors; choose one of {', '.join(presets())}")
     scheme = preset_name_to_scheme(name, [])

@@ -17,7 +17,7 @@ import torch
 from cluster.store import durable
 from tasks.models.files.layout import INDEX, SINGLE
 
-LARGEST_SHARD = 5 * 10**9       # the size of shards on the hub
+LARGEST_SHARD = 5 * 10**9  # the size of shards on the hub
 _CHUNK = 1 << 22
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -142,9 +142,7 @@ def _expert_count(module: nn.Module) -> int | None:
 
 
 def _has_matrix(block: nn.Module) -> bool:
-    return any(
-        isinstance(module, nn.Linear) or _is_conv1d(module) or _expert_count(module) for module in block.modules()
-    )
+    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or _expert_count(module) for module in block.modules())
 
 
 def _routers(block: nn.Module) -> set[int]:

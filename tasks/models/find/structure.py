@@ -92,7 +92,7 @@ def attention(linears: Mapping[str, Linear], block: nn.Module, prefix: str) -> A
         # Fused queries, keys and values are left alone: how their rows are laid out differs between architectures.
         rows = {linear.name: linear.shape[0] // width for linear in inner if linear.shape[0] <= output.shape[1]}
         whole = all(linear.shape[0] % width == 0 for linear in inner) and output.shape[1] == heads * width
-        joined = any(size > width and size != heads for size in output.vectors)     # a number a head joins none
+        joined = any(size > width and size != heads for size in output.vectors)  # a number a head joins none
         if whole and not joined and all(count and heads % count == 0 for count in rows.values()):
             return Attention(output.name, rows, heads, width)
     return None

@@ -35,8 +35,8 @@ Extras = dict[str, dict[str, torch.Tensor]]
 class ResidentBlocks:
     """The blocks of a model in memory, edited in place."""
 
-    durable = False     # whether blocks that were written outlive the process
-    source: Path        # where they come from, and where what is durable lies
+    durable = False  # whether blocks that were written outlive the process
+    source: Path  # where they come from, and where what is durable lies
     parts: Path
 
     def __init__(self, model: nn.Module, masks: dict[str, Mask] | None = None, device: str = "cpu") -> None:
@@ -151,7 +151,7 @@ class BlockStream(ResidentBlocks):
         notes = []
         for index in range(self.depth if self.output else 0):
             done, shard = kept(self.parts / f"done-{index:05d}"), self.output / self._shard(index + 1)
-            if done is None or done["files"] != self._written(index):       # killed before, or damaged since
+            if done is None or done["files"] != self._written(index):  # killed before, or damaged since
                 break
             self._shards[shard.name] = list(header(shard)[0])
             notes.append(done["note"])
@@ -180,8 +180,11 @@ class BlockStream(ResidentBlocks):
                 save_masks(masks, self.parts / f"masks-{index:05d}.half")
                 durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
             if extras:
-                flat = {f"{name}:{key}": value.cpu().contiguous() for name, tensors in extras.items()
-                        for key, value in tensors.items()}  # fmt: skip
+                flat = {
+                    f"{name}:{key}": value.cpu().contiguous()
+                    for name, tensors in extras.items()
+                    for key, value in tensors.items()
+                }
                 write_tensors(flat, self.parts / f"extras-{index:05d}")
             # Last, since it says that the rest is there.
             keep({"note": note or {}, "files": self._written(index)}, self.parts / f"done-{index:05d}")
@@ -235,7 +238,7 @@ class BlockStream(ResidentBlocks):
 
     def _read(self, index: int, files: TensorFiles) -> nn.Module:
         block, prefix = self.blocks[index], f"{self.prefix}.{index}."
-        give_back()     # the blocks before this one: by itself the heap grows with depth
+        give_back()  # the blocks before this one: by itself the heap grows with depth
         rebuild_buffers(self.model, block.modules(), self.device)
         materialise(block, prefix, [prefix + name for name in block.state_dict()], files, self.device)
         return block

@@ -24,7 +24,7 @@ def kept(path: Path) -> Any:
     try:
         found = json.loads(path.read_bytes())
         return found["value"] if found["sha256"] == _digest(found["value"]) else None
-    except (FileNotFoundError, ValueError, LookupError, TypeError):     # no file, no JSON, no JSON object
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # no file, no JSON, no JSON object
         return None
 
 

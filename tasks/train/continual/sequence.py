@@ -49,7 +49,7 @@ class TaskSampler:
     steps: int
     alive: list[np.ndarray] = field(default_factory=list)
     since: list[int] = field(default_factory=list)
-    drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))      # numbers of this rank's last batch
+    drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of this rank's last batch
 
     def __post_init__(self) -> None:
         for tokens in self.tasks:
@@ -88,7 +88,7 @@ class TaskSequence(Hook):
     def __init__(self, data: Path, steps: int, removed: float, removals: Sequence[float], probes: int) -> None:
         self.names, self.data, self.steps = task_names(data), data, steps
         self.removed, self.removals, self.probes = removed, removals, probes
-        self.losses: list[list[float]] = []        # [task that ended][task measured]
+        self.losses: list[list[float]] = []  # [task that ended][task measured]
 
     def sampler(self, sampler: Sampler) -> TaskSampler:
         tasks = [Tokens(self.data, f"train-{name}") for name in self.names]
@@ -125,7 +125,7 @@ class TaskSequence(Hook):
         if run.engine.ranks > 1:
             dist.all_reduce(counts)
         wrong, seen = counts.cpu().numpy()
-        rate = np.where(seen > 0, wrong / np.maximum(seen, 1), 1.0)[self.tasks.alive[task]]     # never seen: hardest
+        rate = np.where(seen > 0, wrong / np.maximum(seen, 1), 1.0)[self.tasks.alive[task]]  # never seen: hardest
         going = min(int(self.removed * self.sizes[task] / len(self.removals)), len(rate) - 1)
         stay = np.sort(rate.argsort(kind="stable")[going:])
         self.tasks.alive[task], self.tasks.since[task] = self.tasks.alive[task][stay], run.step

@@ -28,9 +28,17 @@ class TaskAwareMasks(Masking):
     """
 
     def __init__(
-        self, linears: Mapping[str, Linear], masks: Masks, sequence: TaskSequence, sparsity: float, swap: float,
-        interval: float, freeze: float, gradient: float, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        linears: Mapping[str, Linear],
+        masks: Masks,
+        sequence: TaskSequence,
+        sparsity: float,
+        swap: float,
+        interval: float,
+        freeze: float,
+        gradient: float,
+        seed: int,
+    ) -> None:
         super().__init__(linears, masks)
         self.sequence, self.sparsity, self.swap, self.seed = sequence, sparsity, swap, seed
         self.interval, self.freeze, self.gradient = interval, freeze, gradient
@@ -42,7 +50,7 @@ class TaskAwareMasks(Masking):
         length, local = tasks.begin(task + 1) - tasks.begin(task), step - tasks.begin(task)
         every, last = max(1, round(self.interval * length)), round(self.freeze * length)
         if local == 0:
-            return (self.sparsity, self.sparsity - self.swap) if task else None     # the first task starts as drawn
+            return (self.sparsity, self.sparsity - self.swap) if task else None  # the first task starts as drawn
         if local == last:
             return self.sparsity, self.sparsity
         return (self.sparsity + self.swap, self.sparsity) if local < last and local % every == 0 else None

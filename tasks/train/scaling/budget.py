@@ -18,7 +18,7 @@ import numpy as np
 from tasks.train.scaling.law import ScalingLaw
 from tasks.train.schedule import ComputeWindow
 
-STEPS = 1_000       # sparsities tried between 0 and 1
+STEPS = 1_000  # sparsities tried between 0 and 1
 BAND = (0.05, 0.95)
 
 
@@ -75,9 +75,15 @@ def plan(
     best = int(losses_S.argmin())
     least, most = np.quantile(others_LS.argmin(1), BAND) / STEPS
     return Outlook(
-        routes[best], float(losses_S[best]), (float(low_S[best]), float(high_S[best])), (float(least), float(most)),
-        [way.sparsity for way in routes], losses_S.tolist(), low_S.tolist(), high_S.tolist(),
-    )  # fmt: skip
+        routes[best],
+        float(losses_S[best]),
+        (float(low_S[best]), float(high_S[best])),
+        (float(least), float(most)),
+        [way.sparsity for way in routes],
+        losses_S.tolist(),
+        low_S.tolist(),
+        high_S.tolist(),
+    )
 
 
 def check_budget(flops: float, final_parameters: float, max_sparsity: float) -> None:
@@ -88,7 +94,7 @@ def check_budget(flops: float, final_parameters: float, max_sparsity: float) -> 
     if not 0 <= max_sparsity < 1:
         raise ValueError(f"max-sparsity {max_sparsity:g} is not in [0, 1)")
     largest = final_parameters / (1 - max_sparsity)
-    if flops < 6 * largest * 100:       # the window needs tokens to lie between
+    if flops < 6 * largest * 100:  # the window needs tokens to lie between
         raise ValueError(
             f"flops {flops:g} buys {flops / (6 * largest):.3g} tokens for {largest:.3g} parameters; give more FLOPs, fewer "
             f"final-params or a lower max-sparsity"

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-COUNTS = ("average", "initial", "final")        # what N may stand for
-DELTA = 1e-3        # where Huber's loss turns from squares to absolute values
-FEWEST = 6          # runs: one more than there are constants
+COUNTS = ("average", "initial", "final")  # what N may stand for
+DELTA = 1e-3  # where Huber's loss turns from squares to absolute values
+FEWEST = 6  # runs: one more than there are constants
 # Terms of the sum are at least exp(-20) of a nat, so that one which the runs do not show vanishes and stays finite. Exponents
 # are not negative: more weights and more tokens never hurt.
 BOUNDS = ((-20, 5), (-20, 5), (0, 3), (-20, 5), (0, 3))
@@ -69,7 +69,7 @@ class Quality:
     left_out_error: float
 
 
-Fitted = tuple[ScalingLaw, float]       # a law and the Huber loss it leaves
+Fitted = tuple[ScalingLaw, float]  # a law and the Huber loss it leaves
 
 
 class _Points:
@@ -121,7 +121,11 @@ def _huber(constants: np.ndarray, x_R: np.ndarray, y_R: np.ndarray, losses_R: np
     value = np.where(size_R <= 1, residual_R**2 / 2, size_R - 0.5).sum()
     floor_R, size_slope_R, data_slope_R = shares_3R / total_R * np.clip(residual_R, -1, 1) / DELTA
     sums = (
-        floor_R.sum(), size_slope_R.sum(), -(size_slope_R * x_R).sum(), data_slope_R.sum(), -(data_slope_R * y_R).sum(),
+        floor_R.sum(),
+        size_slope_R.sum(),
+        -(size_slope_R * x_R).sum(),
+        data_slope_R.sum(),
+        -(data_slope_R * y_R).sum(),
     )
     return float(value), np.array(sums)
 
@@ -180,9 +184,7 @@ def draws(runs: Sequence[TrainingRun], times: int, seed: int = 0) -> Iterator[li
 
 def resample(runs: Sequence[TrainingRun], qualities: Mapping[str, Quality], times: int) -> list[dict[str, Fitted]]:
     """Every count fitted to runs drawn anew: how its predictions and its lead over the others spread is how sure they are."""
-    return [
-        {count: refit(drawn, quality.law, count) for count, quality in qualities.items()} for drawn in draws(runs, times)
-    ]
+    return [{count: refit(drawn, quality.law, count) for count, quality in qualities.items()} for drawn in draws(runs, times)]
 
 
 def chosen(resampled: Sequence[Mapping[str, Fitted]]) -> dict[str, float]:
@@ -196,7 +198,7 @@ def verdict(qualities: Mapping[str, Quality], shares: Mapping[str, float]) -> st
     best, *others = sorted(qualities, key=lambda count: qualities[count].objective)
     if qualities[best].objective == qualities[others[-1]].objective:
         return "the three counts explain the losses alike: no run was sparse"
-    least = max(qualities[best].objective, DELTA**2)        # losses without noise are left with none to compare to
+    least = max(qualities[best].objective, DELTA**2)  # losses without noise are left with none to compare to
     error = {count: f"{100 * quality.left_out_error:.2g} %" for count, quality in qualities.items()}
     against = " and ".join(
         f"{error[count]} for {count} N (Huber loss {qualities[count].objective / least:.3g} times as large)" for count in others

@@ -53,7 +53,7 @@ class PruneAndGrow(Masking):
         super().__init__(linears, masks)
         self.moves, self.seed = moves, seed
         self.ever_active = {name: mask.packed.clone() for name, mask in self.masks.items()}
-        self.dense_gradients = False        # in the step being taken
+        self.dense_gradients = False  # in the step being taken
 
     def after_backward(self, run: Run) -> None:
         self.dense_gradients = self.moves.grow == "gradient" and self.moves.due(run.step)
@@ -66,7 +66,7 @@ class PruneAndGrow(Masking):
 
     def _move(self, run: Run) -> None:
         for name, mask in self.masks.items():
-            room = mask.live < mask.numel       # a full mask has nowhere to go
+            room = mask.live < mask.numel  # a full mask has nowhere to go
             if room and self.moves.count(run.step, mask.live):
                 self._move_within(run, name, mask)
 

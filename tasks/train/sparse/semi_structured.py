@@ -20,7 +20,7 @@ from tasks.train.effective import Scaled, substitute
 from tasks.train.hook import Run
 from tasks.train.masking import Masking
 
-FLIPS_EVERY = 10        # steps between two measurements of the flip rate
+FLIPS_EVERY = 10  # steps between two measurements of the flip rate
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class SemiStructured(Masking):
 
     def after_step(self, run: Run) -> None:
         if run.step == run.steps and (last := self.phase(run.steps)):
-            self.assign(run, {name: self._keep(name, self.weight(run, name), last.pattern) for name in self.treated},
-                        last.pattern)  # fmt: skip
+            self.assign(
+                run, {name: self._keep(name, self.weight(run, name), last.pattern) for name in self.treated}, last.pattern
+            )
 
     def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
         if (phase := self.phase(self.run.step)) is None:
@@ -122,5 +123,3 @@ class Flips:
 
 def _numel(linear: Linear) -> int:
     return torch.Size(linear.shape).numel()
-
-

@@ -33,7 +33,7 @@ class SoftThreshold(SemiStructured):
 
     def on_start(self, run: Run) -> None:
         self.hold_masks(run)
-        for name in [name for name in self.treated if name not in self.scales]:     # reading is a collective: one order
+        for name in [name for name in self.treated if name not in self.scales]:  # reading is a collective: one order
             weight_OI = self.weight(run, name)
             soft_OI = soft_threshold(weight_OI)
             self.scales[name] = float((weight_OI * soft_OI).sum() / soft_OI.square().sum().clamp_min(1e-30))

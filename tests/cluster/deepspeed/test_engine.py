@@ -207,8 +207,10 @@ def check_still(stage: int, precision: str) -> None:
 def check_momentum(stage: int, precision: str) -> None:
     """An optimizer with one moment: as in one plain process, and masked."""
     engines = []
-    for build in (lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision),
-                  lambda module, by: engine_over(module, stage, precision, by)):  # fmt: skip
+    for build in (
+        lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision),
+        lambda module, by: engine_over(module, stage, precision, by),
+    ):
         module = llama()
         by = Momentum(module.parameters(), 0.0, momentum=0.9)
         engines.append(build(module, by))
@@ -245,7 +247,7 @@ def check_branches(stage: int, precision: str, directory: Path) -> None:
     shared, again = (enter(lambda module, by: engine_over(module, stage, precision, by)) for _ in range(2))
     for step in range(4):
         losses = [(float(backward(each[2], step)), each[2].step(0.3)) for each in (alone, shared)]
-        if precision == "fp32" or step < 2:       # each step in bfloat16 starts from where the last one's rounding left it
+        if precision == "fp32" or step < 2:  # each step in bfloat16 starts from where the last one's rounding left it
             assert losses[1] == approx(losses[0], rel=1e-5 if precision == "fp32" else 2e-2)
         if step == 1:
             save(shared[2], directory / f"branches-{precision}", 2, {}, {})
@@ -255,7 +257,7 @@ def check_branches(stage: int, precision: str, directory: Path) -> None:
     assert_same(state(again[2]), state(shared[2]))
     assert all(".lora." in name for name, _ in shared[2].shards())
     table = "model.embed_tokens.weight"
-    assert torch.equal(shared[2].read(table), alone[2].read(table))       # also where the forward pass reads bfloat16
+    assert torch.equal(shared[2].read(table), alone[2].read(table))  # also where the forward pass reads bfloat16
     regime, setting, engine = shared
     up, down = (engine.read(UP.replace("weight", f"lora.{side}")) for side in ("up", "down"))
     expected = (engine.read(UP) + 4 * up @ down) * keeps(0)[UP]
@@ -273,8 +275,14 @@ def ranks(count: int, *arguments: str, environment: dict[str, str], module: str 
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                 "PYTHONHASHSEED": str(rank)},  # ranks that walk a set would each take an order of their own
+            env={
+                **os.environ,
+                **environment,
+                **shared,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "PYTHONHASHSEED": str(rank),
+            },  # ranks that walk a set would each take an order of their own
             cwd=Path(__file__).parents[3],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

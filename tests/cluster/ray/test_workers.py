@@ -12,7 +12,7 @@ from cluster.servers.services import Services
 
 pytestmark = pytest.mark.slow
 
-TARGETS = '''
+TARGETS = """
 import json, os, signal, time
 
 def event(**fields):
@@ -58,9 +58,9 @@ def rank(payload):
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.barrier()
     event(kind="finished", rank=torch.distributed.get_rank())
-'''
+"""
 
-DRIVER = '''
+DRIVER = """
 import json, os, sys, time
 from cluster.ray.workers import on_cluster, run_group, run_task, start_actor, start_task
 from targets import event
@@ -89,7 +89,7 @@ else:
     begun = time.time()
     naps = [start_task("targets:nap", {"seconds": 3}, cpus=0.5) for _ in range(2)]
     attempt("naps", lambda: [nap.result() - begun for nap in naps])
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,7 @@ def of(events, kind):
 def test_tasks_return_fail_and_run_side_by_side(drive):
     events = drive[0]("tasks", {})
     (echo,) = of(events, "echo-result")
-    assert {name: echo["result"][name] for name in ("a", "threads", "variable")} == {
-        "a": 1, "threads": "2", "variable": "x"
-    }
+    assert {name: echo["result"][name] for name in ("a", "threads", "variable")} == {"a": 1, "threads": "2", "variable": "x"}
     assert of(events, "echo")[0]["a"] == 1
     assert "targets:fail: KeyError: 'no such layer'" in of(events, "fail")[0]["error"]
     assert "in fail" in of(events, "fail")[0]["error"]  # the traceback of the worker

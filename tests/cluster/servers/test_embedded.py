@@ -12,6 +12,7 @@ from cluster.servers.processes import Process
 
 def test_a_stranger_on_the_port_that_speaks_no_http_is_no_healthy_server():
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def answer() -> None:
             with listener.accept()[0] as connection:
                 connection.recv(4096)

@@ -165,8 +165,15 @@ def test_a_record_of_the_wrong_shape_names_what_is_wrong(change, named):
 @pytest.mark.parametrize("field", ["metrics", "seconds", "created", "environment", "files", "version", "digest"])
 def test_no_field_of_a_record_can_be_edited_unnoticed(field):
     fields = json.loads(record().to_json())
-    others = {"metrics": {**fields["metrics"], "loss": 0.1}, "seconds": 0.5, "created": "2020-01-01T00:00:00.000+00:00",
-              "environment": {"host": "another"}, "files": {}, "version": 7, "digest": "00" * 32}  # fmt: skip
+    others = {
+        "metrics": {**fields["metrics"], "loss": 0.1},
+        "seconds": 0.5,
+        "created": "2020-01-01T00:00:00.000+00:00",
+        "environment": {"host": "another"},
+        "files": {},
+        "version": 7,
+        "digest": "00" * 32,
+    }
     assert others[field] != fields[field]
     with pytest.raises(ValueError, match="not a record: (something in it was changed, since its digest|its fields give)"):
         Record.from_json(json.dumps({**fields, field: others[field]}))

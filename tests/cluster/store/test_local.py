@@ -187,9 +187,7 @@ def test_a_record_moved_to_another_address_is_not_believed(local, tmp_path):
         local.record(other)
 
 
-@pytest.mark.parametrize(
-    "address", ["../../etc/passwd", "prune/../../x", "prune/wanda-d29d", "/prune/wanda-d29d3555b43f"]
-)
+@pytest.mark.parametrize("address", ["../../etc/passwd", "prune/../../x", "prune/wanda-d29d", "/prune/wanda-d29d3555b43f"])
 def test_an_address_that_is_none_is_refused(store, address):
     with pytest.raises(ValueError, match="is not an address"):
         store.record(address)

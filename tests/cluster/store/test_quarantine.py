@@ -146,7 +146,7 @@ def test_what_was_made_anew_while_its_damage_was_looked_at_stays(local, tmp_path
     spoil(local, record, "file flipped")
 
     def slow(address: str) -> list[str]:
-        local.discard(address)      # and another process makes it again
+        local.discard(address)  # and another process makes it again
         publish(LocalStore(local.root), artifact(), directory(tmp_path / "again"), attempt=2)
         return ["model.safetensors: expected sha256"]
 
@@ -172,7 +172,7 @@ def test_of_many_who_meet_damage_one_moves_it_and_of_many_who_mend_it_one_wins(s
         records = list(pool.map(race, range(RACERS)))
     assert all(other == records[0] == store.record(artifact()) for other in records)
     assert records[0].environment["racer"] >= 0 and store.verify(records[0]) == []
-    assert len(store.aside()) == 1 or not isinstance(store, LocalStore)     # a bucket may keep a record more than once
+    assert len(store.aside()) == 1 or not isinstance(store, LocalStore)  # a bucket may keep a record more than once
 
 
 def test_what_another_process_moves_aside_while_its_bytes_are_read_is_not_published(local, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def test_it_is_the_ranking_of_all_weights_together(sparsity, dtype):
     walk(resident, [], build("pruners", {"magnitude": {"scope": "global"}}), sparsity=table)
     live = {name: mask.live for name, mask in resident.masks.items()}
     assert sum(live.values()) == sum(int(keep.sum()) for keep in expected.values())
-    for name, mask in resident.masks.items():       # equal but for weights that tie in bfloat16
+    for name, mask in resident.masks.items():  # equal but for weights that tie in bfloat16
         threshold = weights[name][~expected[name]].max()
         assert ((mask.keep == expected[name]) | (weights[name] == threshold)).all()
 

@@ -42,8 +42,10 @@ def test_they_are_pruned_like_the_others_and_told(starved, tmp_path):
     assert all(mask.live * 2 == mask.numel and not mask.exempt for mask in check_masks(tmp_path / "out").values())
 
 
-@pytest.mark.parametrize(("name", "pattern"), [("wanda", "2:4"), ("wanda", "block:4"), ("sparsegpt", "unstructured"),
-                                               ("sparsegpt", "2:4"), ("dsnot", "2:4")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("wanda", "2:4"), ("wanda", "block:4"), ("sparsegpt", "unstructured"), ("sparsegpt", "2:4"), ("dsnot", "2:4")],
+)
 def test_left_dense_their_bytes_stay_and_the_others_keep_the_pattern(name, pattern, starved, tmp_path):
     report = prune(starved, tmp_path / "out", name, pattern, unseen="dense")
     before, after, mask = load_model(starved), load_model(tmp_path / "out"), check_masks(tmp_path / "out")[STACK]
@@ -103,8 +105,13 @@ def test_a_walk_that_was_begun_otherwise_is_not_taken_up(starved, tmp_path):
     parts = tmp_path / "parts"
     walk(BlockStream(starved, tmp_path / "out", parts=parts), zoo.batches(), build("pruners", "wanda"), sparsity=0.5)
     with pytest.raises(ValueError, match="begun with another config"):
-        walk(BlockStream(starved, tmp_path / "out", parts=parts), zoo.batches(), build("pruners", "wanda"), sparsity=0.5,
-             unseen="dense")  # fmt: skip
+        walk(
+            BlockStream(starved, tmp_path / "out", parts=parts),
+            zoo.batches(),
+            build("pruners", "wanda"),
+            sparsity=0.5,
+            unseen="dense",
+        )
 
 
 def test_a_stack_that_lost_a_seen_experts_pattern_is_found(starved, tmp_path):

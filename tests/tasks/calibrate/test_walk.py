@@ -72,9 +72,7 @@ def test_structured_patterns_start_from_masks_too(pattern, tmp_path):
         sparsity=0.25,
         pattern="unstructured",
     )
-    report = walk(
-        BlockStream(source, tmp_path / "c"), zoo.batches(), build("pruners", "wanda"), sparsity=0.5, pattern=pattern
-    )
+    report = walk(BlockStream(source, tmp_path / "c"), zoo.batches(), build("pruners", "wanda"), sparsity=0.5, pattern=pattern)
     assert set(report.sparsity.values()) == {0.5} and check_masks(tmp_path / "c")
 
 
@@ -100,9 +98,7 @@ def test_refusals_come_before_any_work(tmp_path):
 def test_an_edit_that_breaks_its_promise_fails_the_walk():
     class Sloppy(Pruner):
         def solve(self, view):
-            edits = {
-                name: Edit(weight, torch.ones_like(weight, dtype=torch.bool)) for name, weight in view.matrices.items()
-            }
+            edits = {name: Edit(weight, torch.ones_like(weight, dtype=torch.bool)) for name, weight in view.matrices.items()}
             return edits
 
     with pytest.raises(BrokenMask, match=r"q_proj.weight is broken: .* broke 2:4 at sparsity 0.5"):
@@ -132,8 +128,13 @@ def test_a_method_may_edit_any_parameter_of_the_block():
 
 def test_progress_is_told_after_every_block():
     told = []
-    walk(ResidentBlocks(zoo.model("gpt2", layers=3)), zoo.batches(), build("pruners", "wanda"), sparsity=0.5,
-         on_block=told.append)  # fmt: skip
+    walk(
+        ResidentBlocks(zoo.model("gpt2", layers=3)),
+        zoo.batches(),
+        build("pruners", "wanda"),
+        sparsity=0.5,
+        on_block=told.append,
+    )
     assert [(block.index, block.depth) for block in told] == [(0, 3), (1, 3), (2, 3)]
     assert all(block.seconds > 0 and block.peak_bytes > 0 and 0 < block.error < 1 for block in told)
 

@@ -16,7 +16,7 @@ from tasks.data.corpus import Files, Hub, Stdlib, split_of
 from tasks.data.files import expand
 from tests.tasks import data_zoo
 
-AWKWARD = "one\u2028two\x85three\x0cfour"      # line breaks to Python, plain characters to JSON
+AWKWARD = "one\u2028two\x85three\x0cfour"  # line breaks to Python, plain characters to JSON
 
 
 def texts(corpus: Files) -> list[str]:
@@ -65,7 +65,9 @@ def test_a_parquet_column_of_text_is_read_however_it_is_stored(kind, tmp_path):
 
 
 PACKERS = {
-    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
     ".zst": lambda content: __import__("pyarrow").compress(content, "zstd", asbytes=True),
 }
 
@@ -76,7 +78,7 @@ def test_packed_files_hold_the_documents_of_plain_ones_and_a_damaged_one_is_name
     pack = PACKERS[suffix]
     for name, content in {"a.jsonl": rows, "b.txt": b"plain text"}.items():
         (tmp_path / name).write_bytes(content)
-        (tmp_path / f"{name}{suffix}").write_bytes(pack(content[:9]) + pack(content[9:]))     # joined, as tools join logs
+        (tmp_path / f"{name}{suffix}").write_bytes(pack(content[:9]) + pack(content[9:]))  # joined, as tools join logs
     plain, packed = (Files(paths=(str(tmp_path / f"a.jsonl{end}"), str(tmp_path / f"b.txt{end}"))) for end in ("", suffix))
     assert texts(packed) == texts(plain) and packed.fingerprint() and len(texts(plain)) == 501
     for bad in (pack(rows)[:-20], rows[:50]):
@@ -95,11 +97,17 @@ def test_a_file_or_folder_with_wildcards_in_its_name_counts_before_what_they_mat
     for name in ("a[1].txt", "a1.txt", "d[1]/b?.txt", "d[1]/bc.txt", "d1/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    found = {pattern: texts(Files(paths=(str(tmp_path / pattern),)))
-             for pattern in ("a[1].txt", "a[12].txt", "d[1]/*.txt", "d[1]/b?.txt", "d?/*.txt", "**/b.txt")}  # fmt: skip
+    found = {
+        pattern: texts(Files(paths=(str(tmp_path / pattern),)))
+        for pattern in ("a[1].txt", "a[12].txt", "d[1]/*.txt", "d[1]/b?.txt", "d?/*.txt", "**/b.txt")
+    }
     assert found == {
-        "a[1].txt": ["a[1].txt"], "a[12].txt": ["a1.txt"], "d[1]/*.txt": ["d[1]/b?.txt", "d[1]/bc.txt"],
-        "d[1]/b?.txt": ["d[1]/b?.txt"], "d?/*.txt": ["d1/b.txt"], "**/b.txt": ["d1/b.txt"],
+        "a[1].txt": ["a[1].txt"],
+        "a[12].txt": ["a1.txt"],
+        "d[1]/*.txt": ["d[1]/b?.txt", "d[1]/bc.txt"],
+        "d[1]/b?.txt": ["d[1]/b?.txt"],
+        "d?/*.txt": ["d1/b.txt"],
+        "**/b.txt": ["d1/b.txt"],
     }
 
 
@@ -114,7 +122,7 @@ def test_the_first_row_of_every_file_is_looked_at_before_a_large_corpus_is_read(
 def test_the_fingerprint_follows_content_and_not_the_order_of_listing(tmp_path):
     data_zoo.write_texts(tmp_path, 3)
     paths = [str(tmp_path / f"00{number}.txt") for number in range(3)]
-    print_of = lambda *listed: Files(paths=listed).fingerprint()     # noqa: E731
+    print_of = lambda *listed: Files(paths=listed).fingerprint()  # noqa: E731
     first = print_of(*paths)
     assert first == print_of(*reversed(paths)) == print_of(str(tmp_path / "*.txt")) == print_of(*paths, paths[0])
     (tmp_path / "001.txt").write_text("changed")

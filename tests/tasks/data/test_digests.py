@@ -42,7 +42,7 @@ def test_a_file_of_the_same_name_size_and_time_is_another_once_it_was_written_ag
     known = Digests(tmp_path / "kept" if kept else None)
     (tmp_path / "a").write_bytes(CONTENT)
     before, times = known.of(tmp_path / "a"), (tmp_path / "a").stat()
-    time.sleep(0.02)        # more than a tick of the file system's clock
+    time.sleep(0.02)  # more than a tick of the file system's clock
     (tmp_path / "a").write_bytes(b"x" + CONTENT[1:])
     os.utime(tmp_path / "a", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert known.of(tmp_path / "a") != before

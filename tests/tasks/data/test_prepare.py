@@ -45,13 +45,11 @@ def test_every_document_comes_back_from_exactly_one_split(tmp_path):
     assert found == expected
     assert [row["text"] for row in heldout_documents(directory)] == found["heldout"]
     assert metrics["vocabulary"] == 300
-    assert {split: Tokens(directory, split).total for split in found} == {
-        split: metrics[f"{split}_tokens"] for split in found
-    }
+    assert {split: Tokens(directory, split).total for split in found} == {split: metrics[f"{split}_tokens"] for split in found}
 
 
 def test_the_unigram_bar_is_the_add_one_smoothed_one():
-    train, heldout = np.array([3, 1, 0]), np.array([1, 0, 1])       # p = 4/7, 2/7, 1/7
+    train, heldout = np.array([3, 1, 0]), np.array([1, 0, 1])  # p = 4/7, 2/7, 1/7
     assert unigram_perplexity(train, heldout, 3) == pytest.approx(math.sqrt(7 / 4 * 7))
 
 

@@ -38,7 +38,8 @@ def test_a_glob_finds_documents_in_a_bucket_and_the_fingerprint_follows_them(buc
     uri = bucket(deep__a_txt=b"alpha", deep__b_txt=b"beta", other__c_txt=b"gamma")
     corpus = Files(paths=(f"{uri}/deep/*.txt",))
     assert [(document.name, document.text) for document in corpus.documents()] == [
-        ("a.txt", "alpha"), ("b.txt", "beta"),
+        ("a.txt", "alpha"),
+        ("b.txt", "beta"),
     ]
     assert [document.text for document in Files(paths=(f"{uri}/other/c.txt",)).documents()] == ["gamma"]
     first = corpus.fingerprint()
@@ -57,7 +58,7 @@ def test_a_model_and_its_teacher_are_fetched_apart(bucket, tmp_path):
     student = Checkpoint(path=f"{uri}/student").fetch(tmp_path)
     teacher = Checkpoint(path=f"{uri}/teacher").fetch(tmp_path)
     assert [file.name for file in student.iterdir()] == ["config.txt"]
-    (student / "config.txt").touch()        # and once
+    (student / "config.txt").touch()  # and once
     written = (student / "config.txt").stat().st_mtime_ns
     assert Checkpoint(path=f"{uri}/student").fetch(tmp_path) == student
     assert (student / "config.txt").stat().st_mtime_ns == written

@@ -35,7 +35,7 @@ def test_a_model_equal_to_its_reference_diverges_by_nothing(tmp_path):
     assert divergence(length=10).measure(pair(tmp_path, lambda model: None)) == {"reference_kl": 0.0, "reference_flips": 0.0}
 
 
-@pytest.mark.parametrize("held", [1 << 25, 3 * 64])      # all logits at once, and those of three tokens
+@pytest.mark.parametrize("held", [1 << 25, 3 * 64])  # all logits at once, and those of three tokens
 def test_it_is_what_the_definition_gives(held, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "HELD", held)
     measured = pair(tmp_path, lambda model: model.lm_head.weight.data.mul_(-0.5))

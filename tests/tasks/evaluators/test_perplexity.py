@@ -32,7 +32,7 @@ def perplexity(**fields):
 def test_it_is_what_a_loop_over_tokens_computes(batch, tmp_path):
     measured = candidate(tmp_path)
     tokens, losses = np.load(tmp_path / "data" / "heldout-00000.npy").astype(int), []
-    for start in (0, 10, 20, 30):       # 45 tokens: the last five make no window
+    for start in (0, 10, 20, 30):  # 45 tokens: the last five make no window
         window = torch.tensor(tokens[start : start + 10])
         with torch.no_grad():
             log_VT = torch.log_softmax(measured.model(window[None]).logits[0], -1)

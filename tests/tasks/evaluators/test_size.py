@@ -18,7 +18,10 @@ def test_a_dense_model_is_its_weights(tmp_path):
     parameters = sum(parameter.numel() for parameter in zoo.model("llama").parameters())
     size = (tmp_path / "model.safetensors").stat().st_size
     assert measure(tmp_path) == {
-        "bytes": size, "mask_bytes": 0, "parameters": parameters, "live_parameters": parameters,
+        "bytes": size,
+        "mask_bytes": 0,
+        "parameters": parameters,
+        "live_parameters": parameters,
         "bits_per_parameter": 8 * size / parameters,
     }
 

@@ -101,7 +101,7 @@ def test_a_row_wise_promise_survives_its_text():
     keep = Unstructured("row").keep(torch.rand(10, 13), 0.5)
     assert parse_pattern(str(Unstructured("row"))) == Unstructured("row")
     assert parse_pattern("unstructured:row").holds(keep, 0.5)
-    keep[8], keep[9] = True, False      # one more in all
+    keep[8], keep[9] = True, False  # one more in all
     assert parse_pattern("unstructured").holds(keep, 0.5) and not parse_pattern("unstructured:row").holds(keep, 0.5)
 
 
@@ -125,8 +125,10 @@ def test_neurons_fall_whole():
     assert keep.int().tolist() == [[1, 1], [0, 0], [1, 1]] and parse_pattern("neuron").holds(keep, 0.34)
 
 
-@pytest.mark.parametrize(("text", "units"), [("unstructured", 96), ("unstructured:row", 96), ("block:4", 6), ("group:4", 24),
-                                            ("channel", 12), ("neuron", 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [("unstructured", 96), ("unstructured:row", 96), ("block:4", 6), ("group:4", 24), ("channel", 12), ("neuron", 8)],
+)
 def test_a_pattern_counts_its_units_as_it_selects_them(text, units):
     pattern = parse_pattern(text)
     assert pattern.units(8, 12) == units

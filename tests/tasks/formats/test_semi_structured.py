@@ -52,7 +52,7 @@ def test_the_estimate_is_two_of_four_and_unbiased():
     drawn = sparse_estimate(values.repeat(1, 20_000).view(3, 20_000, 4))
     assert ((drawn != 0).sum(-1) <= 2).all()
     assert (drawn.mean(1) - values).abs().max() < 0.05
-    assert torch.equal(drawn[1:], values[1:, None].expand(-1, 20_000, -1))       # two or fewer are kept as they are
+    assert torch.equal(drawn[1:], values[1:, None].expand(-1, 20_000, -1))  # two or fewer are kept as they are
 
 
 def test_the_chances_of_a_group_sum_to_two():

@@ -32,8 +32,12 @@ def test_training_costs_three_forward_passes():
 
 # The Journey Matters (arXiv 2501.12486): sparsity, published steps at C = 10 000 dense steps, published N-bar / N with the
 # rounding it was published in (the first and third are quotients of two numbers of three digits).
-JOURNEY = [(0.2, 11_200, 1.02 / 1.14, 5e-3), (0.4, 13_050, 0.7651, 2e-3), (0.6, 16_375, 0.69 / 1.14, 7e-3),
-           (0.8, 25_050, 0.3984, 1e-3)]  # fmt: skip
+JOURNEY = [
+    (0.2, 11_200, 1.02 / 1.14, 5e-3),
+    (0.4, 13_050, 0.7651, 2e-3),
+    (0.6, 16_375, 0.69 / 1.14, 7e-3),
+    (0.8, 25_050, 0.3984, 1e-3),
+]
 
 
 @pytest.mark.parametrize(("sparsity", "steps", "mean", "rounding"), JOURNEY)
@@ -67,8 +71,9 @@ def test_four_bits_in_groups_of_64_are_four_and_a_quarter_bits_a_weight():
 def test_bytes_are_those_of_the_tensors_and_the_packed_masks():
     model = zoo.model("llama")
     linears = find_linears(model)
-    packed = sum(Mask.of(torch.ones(linear.shape, dtype=torch.bool), "unstructured", 0).packed.numel()
-                 for linear in linears.values())  # fmt: skip
+    packed = sum(
+        Mask.of(torch.ones(linear.shape, dtype=torch.bool), "unstructured", 0).packed.numel() for linear in linears.values()
+    )
     assert shape_of(model).dense_bytes(4) == sum(parameter.nbytes for parameter in model.parameters())
     assert shape_of(model).masked_bytes(1.0, 4) == shape_of(model).dense_bytes(4) + packed
 

@@ -20,12 +20,27 @@ from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
 SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "max_position_embeddings": 64, "first_k_dense_replace": 1,
-}  # fmt: skip
-LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1,
-          "topk_group": 1}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+    "first_k_dense_replace": 1,
+}
+LATENT = {
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
 CONFIGS = {
     "deepseek_v3": lambda: DeepseekV3Config(**SIZES, **LATENT),
     "glm4_moe": lambda: Glm4MoeConfig(**SIZES, head_dim=8, n_group=1, topk_group=1),

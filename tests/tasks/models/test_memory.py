@@ -10,7 +10,7 @@ MEBIBYTE = 1 << 20
 
 
 def hold(mebibytes):
-    return float(np.ones(mebibytes * MEBIBYTE, dtype=np.uint8)[:: 4096].sum())
+    return float(np.ones(mebibytes * MEBIBYTE, dtype=np.uint8)[::4096].sum())
 
 
 @pytest.fixture(params=["the kernel forgets", "it may not be told to"])

@@ -9,10 +9,19 @@ from tasks.models import scoring
 from tasks.train.losses import next_token_loss
 from tests.tasks import models_zoo as zoo
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-         "eos_token_id": 2}  # fmt: skip
-AFTER_THE_HEAD = {      # caps or scales of logits, which head(hidden) would miss
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+AFTER_THE_HEAD = {  # caps or scales of logits, which head(hidden) would miss
     "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 8},
     "granite": {"logits_scaling": 8.0},
     "cohere": {"logit_scale": 0.0625},

@@ -9,7 +9,7 @@ from tasks.models.source import Architecture
 
 def test_the_defaults_of_every_model_type_pass_given_or_not():
     for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if model_type == "gemma4_assistant":    # its defaults make no config, says transformers
+        if model_type == "gemma4_assistant":  # its defaults make no config, says transformers
             continue
         known = AutoConfig.for_model(model_type)
         check_sizes(model_type, {})

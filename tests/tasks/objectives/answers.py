@@ -10,7 +10,7 @@ from tasks.data.batch import IGNORED, Batch
 
 TOKENS = torch.tensor([[0, 2, 1], [1, 1, 0]])
 PLAIN = Batch(TOKENS)
-COMPLETION = Batch(TOKENS, torch.tensor([[IGNORED, IGNORED, 1], [IGNORED, 1, 0]]))       # the first row has a longer prompt
+COMPLETION = Batch(TOKENS, torch.tensor([[IGNORED, IGNORED, 1], [IGNORED, 1, 0]]))  # the first row has a longer prompt
 
 
 class Fixed:
@@ -33,6 +33,8 @@ def cross_entropy(logits_BTV: torch.Tensor, batch: Batch = PLAIN) -> float:
     """By hand, token by token."""
     scored = [
         -torch.log_softmax(logits_BTV[row, place], -1)[TOKENS[row, place + 1]].item()
-        for row in (0, 1) for place in (0, 1) if batch.following[row, place] != IGNORED
+        for row in (0, 1)
+        for place in (0, 1)
+        if batch.following[row, place] != IGNORED
     ]
     return sum(scored) / len(scored)

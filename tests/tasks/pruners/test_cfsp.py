@@ -85,7 +85,7 @@ def test_it_beats_random_channels(criterion, tiny_errors):
 def tiny_errors():
     def measure(criterion):
         model = zoo.model("llama")
-        with torch.no_grad():       # channels that fire very differently
+        with torch.no_grad():  # channels that fire very differently
             for block in model.model.layers:
                 block.mlp.gate_proj.weight.mul_(torch.logspace(-1, 1, 48)[torch.randperm(48)][:, None])
         method = build("pruners", {"cfsp": {"criterion": criterion}})

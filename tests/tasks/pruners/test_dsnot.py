@@ -37,7 +37,7 @@ def solve(pattern="unstructured", sparsity=0.6, **fields):
 def test_worked_by_hand():
     # Pruned 1 and 4: E = 5. The 4 comes back and the -1 goes: E = 5 - 4 - 1 = 0.
     swaps = exchange([0, 0, 1, 1])
-    assert swaps.error_O.tolist() == [5] and swaps.run(3, 0.0) == 0        # 0 has not the sign of 5
+    assert swaps.error_O.tolist() == [5] and swaps.run(3, 0.0) == 0  # 0 has not the sign of 5
     free = exchange([0, 0, 1, 1], same_sign=False)
     assert free.run(3, 0.0) == 1 and free.error_O.tolist() == [0] and free.kept_OI.int().tolist() == [[0, 1, 0, 1]]
     short = exchange([0, 0, 1, 1], torch.tensor([[1.0, 4.0, -0.5, 6.0]]))

@@ -58,7 +58,7 @@ def test_rearranged_reconstructs_better_than_not_where_alike_rows_lie_apart():
         torch.manual_seed(0)
         with torch.no_grad():
             for block in model.model.layers:
-                likeness = torch.rand(4, 32).gt(0.5).float().repeat(12, 1)      # row f is like row f + 4
+                likeness = torch.rand(4, 32).gt(0.5).float().repeat(12, 1)  # row f is like row f + 4
                 block.mlp.gate_proj.weight.mul_(likeness * 3 + 0.1)
                 block.mlp.up_proj.weight.mul_(likeness * 3 + 0.1)
         return prune(model, spec, 0.5)[1].metrics["walk/mean_error"]
@@ -69,7 +69,7 @@ def test_rearranged_reconstructs_better_than_not_where_alike_rows_lie_apart():
 def test_experts_and_masks_are_refused():
     model = zoo.model("mixtral")
     model.set_experts_implementation("eager")
-    for unsuited in (model, zoo.model("bitnet")):       # a norm over its channels joins them
+    for unsuited in (model, zoo.model("bitnet")):  # a norm over its channels joins them
         with pytest.raises(ValueError, match="rearranged needs one feed-forward network"):
             prune(unsuited, "rearranged", 0.5)
     with pytest.raises(ValueError, match="cannot keep pattern 2:4; choose one of group"):

@@ -41,9 +41,7 @@ def test_every_value_is_on_the_grid_that_is_stored(bits):
     weight_OI, hessian = problem()
     grid = Grid(bits, 16)
     edit = Gptq().solve_linear(weight_OI, hessian, grid)
-    assert torch.equal(
-        grid.round_matrix(edit.weight_OI, edit.extras["scale"], edit.extras["zero_point"]), edit.weight_OI
-    )
+    assert torch.equal(grid.round_matrix(edit.weight_OI, edit.extras["scale"], edit.extras["zero_point"]), edit.weight_OI)
     assert all(row.unique().numel() <= 2**bits for row in edit.weight_OI[:, :16])
     assert torch.equal(edit.extras["scale"], grid.fit(weight_OI)[0]), "static groups are fitted to the given weights"
 

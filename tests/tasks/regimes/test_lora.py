@@ -37,7 +37,7 @@ def train(engine: TorchEngine, steps: int = 3) -> None:
         engine.step(1e-2)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "gpt_oss"])       # transposed, and stacks of experts
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "gpt_oss"])  # transposed, and stacks of experts
 def test_it_begins_as_the_model_and_computes_the_same_before_and_after_the_merge(architecture):
     regime, setting, engine = enter(architecture)
     tokens, plain = zoo.batches()[0], zoo.model(architecture, layers=1)
@@ -54,8 +54,11 @@ def test_it_begins_as_the_model_and_computes_the_same_before_and_after_the_merge
 def test_only_branches_train_and_they_hold_two_thin_matrices_each():
     _, setting, engine = enter()
     sizes = {name: shard.numel for name, shard in engine.shards()}
-    expected = {name.replace("weight", f"lora.{side}"): 2 * linear.shape[index]
-                for name, linear in setting.linears.items() for index, side in enumerate(("up", "down"))}  # fmt: skip
+    expected = {
+        name.replace("weight", f"lora.{side}"): 2 * linear.shape[index]
+        for name, linear in setting.linears.items()
+        for index, side in enumerate(("up", "down"))
+    }
     assert sizes == expected
     before = {name: engine.read(name) for name, _ in engine.module.named_parameters()}
     train(engine)

@@ -7,7 +7,7 @@ from tests.tasks.regimes.gym import UP, enter
 
 def test_an_update_by_hand():
     gym = enter("rigl", sparsity=0.5, fraction=0.5, interval=1, end=1.0, steps=100)
-    gym.step()                      # no update before the first step
+    gym.step()  # no update before the first step
     mask, weight = gym.hook.masks[UP], gym.weight(UP).clone()
     gym.backward()
     gradient = gym.engine.grad(UP)
@@ -24,7 +24,7 @@ def test_an_update_by_hand():
     now = gym.weight(UP).flatten()
     assert torch.equal(now[kept], weight.flatten()[kept])
     regrown = expected & ~kept & alive
-    assert torch.equal(now[regrown], weight.flatten()[regrown])     # dropped and grown at once: the value stays
+    assert torch.equal(now[regrown], weight.flatten()[regrown])  # dropped and grown at once: the value stays
     assert not now[expected & ~alive].any()
 
 
@@ -62,5 +62,5 @@ def test_a_step_with_dense_gradients_costs_more():
     gym.step()
     gym.step()
     assert gym.hook.compute() == gym.hook.density()
-    gym.step()                      # step 2 was an update
+    gym.step()  # step 2 was an update
     assert gym.hook.compute() == (2 * gym.hook.density() + 1) / 3

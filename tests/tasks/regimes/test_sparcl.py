@@ -58,7 +58,12 @@ def test_masks_make_room_at_a_new_task_swap_and_freeze(learn):
     assert set(live[:20]) == {sizes[0.75]}
     assert live[20:22] == [sizes[0.70]] * 2 and live[22] == sizes[0.75] == live[-1]
     assert [hooks[2].bounds(step) for step in (0, 1, 2, 16, 18, 20)] == [
-        None, None, (0.8, 0.75), (0.8, 0.75), (0.75, 0.75), (0.75, 0.70)
+        None,
+        None,
+        (0.8, 0.75),
+        (0.8, 0.75),
+        (0.75, 0.75),
+        (0.75, 0.70),
     ]
 
 
@@ -154,7 +159,7 @@ def test_the_objective_it_is_given_is_what_it_minimises(learn):
 
     (plain, left), (drawn, as_many) = (learn(head, objective=objective)[1][-1] for objective in (None, pulled))
     assert engines and drawn < 0.98 * plain
-    assert left == as_many == [28, 28]       # and how wrong each sequence was is known as before
+    assert left == as_many == [28, 28]  # and how wrong each sequence was is known as before
 
 
 def test_prompts_are_read_and_neither_learned_replayed_nor_judged(learn, monkeypatch):
@@ -165,7 +170,7 @@ def test_prompts_are_read_and_neither_learned_replayed_nor_judged(learn, monkeyp
     _, tensors = replay.state_dict()
     replay.load_state_dict({}, tensors)
     assert torch.equal(replay.past.labels, tensors["labels"])
-    assert sequence.wrong[1].any() and not (4 * sequence.wrong[1] % 1).any()        # shares of four tokens each
+    assert sequence.wrong[1].any() and not (4 * sequence.wrong[1] % 1).any()  # shares of four tokens each
     assert all(math.isfinite(loss) for row in sequence.losses for loss in row)
 
 

@@ -14,6 +14,7 @@ def test_the_gradient_outside_the_mask_gains_the_weight_times_the_decay():
 
 
 def test_without_decay_it_is_the_straight_through_estimator():
-    assert all(torch.equal(one, other) for one, other in zip(
-        (enter("ste").train(4).weight(UP),), (enter("sr_ste", decay=0).train(4).weight(UP),), strict=True
-    ))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip((enter("ste").train(4).weight(UP),), (enter("sr_ste", decay=0).train(4).weight(UP),), strict=True)
+    )

@@ -73,7 +73,7 @@ def test_a_buffer_that_is_not_stored_is_refused(tmp_path):
 def test_surgeries_are_applied_in_their_order(tmp_path):
     model = load_model(zoo.save("llama", tmp_path / "users"))
     operate(model, build("surgeries", {"narrow": {"widths": [24, 16]}}))
-    operate(model, build("surgeries", "gate"))       # after the other, whose widths its gains have
+    operate(model, build("surgeries", "gate"))  # after the other, whose widths its gains have
     save_model(model.state_dict(), model.config, tmp_path / "both")
     assert torch.equal(logits(load_model(tmp_path / "both")), logits(model))
     config = json.loads((tmp_path / "both" / "config.json").read_text())
@@ -88,7 +88,7 @@ def test_a_buffer_that_training_changed_is_saved_changed_and_the_others_bit_for_
     model = load_model(tmp_path / "gated")
     origin = Origin.of(model, tmp_path / "gated", tmp_path / "scratch")
     model.model.layers[0].mlp.down_proj.threshold.fill_(0.5)
-    origin.write(dict(model.named_parameters()), model.bfloat16(), {}, None, tmp_path / "out")      # as an engine may hold it
+    origin.write(dict(model.named_parameters()), model.bfloat16(), {}, None, tmp_path / "out")  # as an engine may hold it
     before, after = TensorFiles(tmp_path / "gated"), TensorFiles(tmp_path / "out")
     thresholds = [name for name in before if name.endswith(".threshold")]
     read = {name: (before.read([name])[name], after.read([name])[name]) for name in thresholds}
@@ -112,15 +112,18 @@ def test_training_keeps_buffers_trains_parameters_and_export_refuses(tmp_path):
         export_model(shop.store, trained, tmp_path / "export")
 
 
-@pytest.mark.parametrize(("listed", "problem"), [
-    ([{"gatee": {}}], "surgeries: no method 'gatee' in tasks.surgeries; choose one of gate, narrow, transform"),
-    ([{"narrow": {"width": [3]}}], "surgeries: narrow.width: no such field; choose one of widths"),
-    ([{"narrow": {"widths": [0, 8]}}], "surgeries: narrow.widths.0: input should be greater than 0, got 0"),
-    ([{"narrow": {"widths": [8, 8, 8]}}], "narrow gives 3 widths for 2 blocks"),
-    ([{"narrow": {"widths": [8, 64]}}], "narrow gives block 1 64 channels, and it has 48"),
-    ([{"transform": {"by": "wide"}}], "surgeries: transform.by: wide changes sizes in the config and no modules"),
-    ({"gate": {}}, "surgeries: should be a list of {NAME: {FIELD: VALUE}}, got {'gate': {}}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("listed", "problem"),
+    [
+        ([{"gatee": {}}], "surgeries: no method 'gatee' in tasks.surgeries; choose one of gate, narrow, transform"),
+        ([{"narrow": {"width": [3]}}], "surgeries: narrow.width: no such field; choose one of widths"),
+        ([{"narrow": {"widths": [0, 8]}}], "surgeries: narrow.widths.0: input should be greater than 0, got 0"),
+        ([{"narrow": {"widths": [8, 8, 8]}}], "narrow gives 3 widths for 2 blocks"),
+        ([{"narrow": {"widths": [8, 64]}}], "narrow gives block 1 64 channels, and it has 48"),
+        ([{"transform": {"by": "wide"}}], "surgeries: transform.by: wide changes sizes in the config and no modules"),
+        ({"gate": {}}, "surgeries: should be a list of {NAME: {FIELD: VALUE}}, got {'gate': {}}"),
+    ],
+)
 def test_what_a_config_lists_wrong_is_refused_in_one_line(listed, problem, tmp_path):
     zoo.save("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -24,7 +24,7 @@ def test_what_is_computed_of_a_weight_goes_through_all_that_was_asked_for():
     linears, before = {"0.weight": Linear("0.weight", (2, 2))}, model[0].weight.detach().clone()
     substitute(model, linears, lambda name, weight: weight + 1)
     substitute(model, linears, lambda name, weight: 2 * weight)
-    torch.testing.assert_close(model(value).T, 2 * before + 1)      # the last one sees the stored weight
+    torch.testing.assert_close(model(value).T, 2 * before + 1)  # the last one sees the stored weight
     assert torch.equal(model[0].weight, before)
 
 

@@ -192,7 +192,7 @@ def test_dead_weights_of_a_frozen_parameter_are_zeroed_once_and_stay():
 def test_what_is_frozen_stands_still_until_it_is_not_and_the_others_train_as_if_it_were_no_part_of_the_model():
     engine, keep = engine_of(network()), half((16, 8))
     engine.hold(WEIGHT, keep)
-    train(engine, range(3))     # momentum and decay are under way
+    train(engine, range(3))  # momentum and decay are under way
     before = {name: [engine.read(name), *map(torch.clone, moments(engine, name).values())] for name in (WEIGHT, "0.bias")}
     twin = network()
     twin.load_state_dict(engine.module.state_dict())
@@ -244,8 +244,13 @@ def test_another_optimizer_is_obeyed_masked_and_resumed():
     train(engine, range(3, 5))
     shard, resumed = dict(engine.shards())[WEIGHT], engine_with_momentum()
     assert list(shard.moments) == ["momentum_buffer"] and not shard.moments["momentum_buffer"][~keep.flatten()].any()
-    resumed.load({name: {"master": shard.master.clone(), **{moment: values.clone() for moment, values in shard.moments.items()}}
-                  for name, shard in engine.shards()}, step=5)  # fmt: skip
+    resumed.load(
+        {
+            name: {"master": shard.master.clone(), **{moment: values.clone() for moment, values in shard.moments.items()}}
+            for name, shard in engine.shards()
+        },
+        step=5,
+    )
     resumed.hold(WEIGHT, keep)
     train(engine, range(5, 7)), train(resumed, range(5, 7))
     assert all(torch.equal(engine.read(name), resumed.read(name)) for name, _ in network().named_parameters())

@@ -52,7 +52,14 @@ def sampler(tmp_path) -> Sampler:
 
 
 def train(
-    sampler, method="dense", hooks=(), objective=None, telemetry=None, checkpoints=None, architecture="llama", epsilon=1e-8,
+    sampler,
+    method="dense",
+    hooks=(),
+    objective=None,
+    telemetry=None,
+    checkpoints=None,
+    architecture="llama",
+    epsilon=1e-8,
     **options,
 ):
     """Train a tiny model under a regime; (engine, totals, the regime's hooks)."""
@@ -60,11 +67,18 @@ def train(
     regime = build("regimes", method)
     steps = regime.total_steps(DENSE_STEPS)
     own = regime.hooks(Setting(find_linears(model), {}, DENSE_STEPS, steps))
-    torch.manual_seed(5)    # dropout draws from the global generator
+    torch.manual_seed(5)  # dropout draws from the global generator
     engine = TorchEngine(model, adamw(model, epsilon=epsilon), 1.0)
     totals = fit(
-        engine, sampler, objective or CrossEntropy().bind(), [*own, *hooks], steps, LearningRate(1e-2, steps),
-        telemetry=telemetry or Losses(), checkpoints=checkpoints, **options,
+        engine,
+        sampler,
+        objective or CrossEntropy().bind(),
+        [*own, *hooks],
+        steps,
+        LearningRate(1e-2, steps),
+        telemetry=telemetry or Losses(),
+        checkpoints=checkpoints,
+        **options,
     )
     return engine, totals, own
 
@@ -89,8 +103,8 @@ def test_the_loss_goes_down(sampler):
     assert totals.last["loss"] == losses.seen[DENSE_STEPS]["loss"] and totals.density_steps == DENSE_STEPS
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])      # gpt2 has dropout
-@pytest.mark.parametrize("crash", [4, 13, 25])      # before, inside and after the pruning window
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2 has dropout
+@pytest.mark.parametrize("crash", [4, 13, 25])  # before, inside and after the pruning window
 def test_a_run_killed_after_a_snapshot_ends_like_the_undisturbed_one_bit_for_bit(sampler, tmp_path, crash, architecture):
     method = {"gradual": {"sparsity": 0.6, "interval": 2}}
     losses, resumed = Losses(), Losses()
@@ -101,7 +115,7 @@ def test_a_run_killed_after_a_snapshot_ends_like_the_undisturbed_one_bit_for_bit
     again, totals_again, hooks_again = train(
         sampler, method, [CrashAt(-1)], telemetry=resumed, checkpoints=checkpoints(1), architecture=architecture
     )
-    assert min(resumed.seen) == crash      # the snapshot of the step before the crash
+    assert min(resumed.seen) == crash  # the snapshot of the step before the crash
     assert same(everything(whole), everything(again))
     assert totals == totals_again
     assert hooks[0].state_dict()[0] == hooks_again[0].state_dict()[0]

@@ -77,8 +77,10 @@ def test_a_dead_weight_stays_dead_where_live_ones_are_zero_too():
 
 
 def test_what_was_dead_before_training_stays_dead_even_where_the_schedule_asks_for_less():
-    half = {name: Mask.of(torch.rand(linear.shape) < 0.5, "unstructured", 0.4)
-            for name, linear in find_linears(zoo.model("llama", layers=1)).items()}  # fmt: skip
+    half = {
+        name: Mask.of(torch.rand(linear.shape) < 0.5, "unstructured", 0.4)
+        for name, linear in find_linears(zoo.model("llama", layers=1)).items()
+    }
     hook, run = start(masks=half, schedule=ExponentialDensity(0.1, 0, 4, 2))
     jump(hook, run, 4)
     for name, weight in weights(hook, run).items():

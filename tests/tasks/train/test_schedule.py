@@ -69,9 +69,7 @@ def test_schedules_are_pure_in_the_step():
     schedule, rate = ExponentialDensity(0.9, 7, 49, 6), LearningRate(1.0, 80)
     shuffled = random.Random(0).sample(range(80), 80)
     seen = {step: (schedule.at(step), schedule.due(step), rate.at(step)) for step in shuffled}
-    assert [seen[step] for step in range(80)] == [
-        (schedule.at(step), schedule.due(step), rate.at(step)) for step in range(80)
-    ]
+    assert [seen[step] for step in range(80)] == [(schedule.at(step), schedule.due(step), rate.at(step)) for step in range(80)]
 
 
 def test_the_learning_rate_warms_up_peaks_and_falls_to_its_last_share():

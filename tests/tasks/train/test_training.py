@@ -22,7 +22,7 @@ from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
 SIZES = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TRAINING = {"tokens": 640, "length": 16, "batch": 4}      # ten dense steps
+TRAINING = {"tokens": 640, "length": 16, "batch": 4}  # ten dense steps
 
 
 @pytest.fixture(scope="module")
@@ -149,4 +149,4 @@ def test_the_token_that_pads_elsewhere_learns_as_any_other(data, tmp_path):
     save_model(model.state_dict(), model.config, tmp_path / "in")
     recover(weight_decay=0.0).run(context(data, tmp_path, inputs={"model": tmp_path / "in"}))
     after = load_model(tmp_path / "out").get_input_embeddings().weight
-    assert not after[0].equal(model.get_input_embeddings().weight[0])       # the end of text, which every text here ends with
+    assert not after[0].equal(model.get_input_embeddings().weight[0])  # the end of text, which every text here ends with

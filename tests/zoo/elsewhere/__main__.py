@@ -39,7 +39,7 @@ def judge(case: Case) -> dict[str, dict[str, str]]:
 def _reason(check, case: Case, export: str) -> str:
     try:
         return check(case, export)
-    except Exception as error:      # of one check of one export: it is told in the table
+    except Exception as error:  # of one check of one export: it is told in the table
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 

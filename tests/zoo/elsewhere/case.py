@@ -75,7 +75,7 @@ def load(directory: Path, exact: bool) -> tuple[PreTrainedModel, dict[str, list[
     model, info = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32 if exact else "auto", output_loading_info=True
     )
-    for parameter in model.parameters():        # products of unaligned matrices differ in the last bit
+    for parameter in model.parameters():  # products of unaligned matrices differ in the last bit
         parameter.data = parameter.data.clone()
     return model.eval(), {kind: sorted(map(str, found)) for kind, found in info.items()}
 

@@ -9,8 +9,8 @@ import torch
 from case import Case, by_glob, few, stem
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-BUFFERS = ("e_score_correction_bias", "layer_scalar")       # stored, never trained
-OWN = {"transformers_version", "quantization_config"}       # fields a config gets where it is written
+BUFFERS = ("e_score_correction_bias", "layer_scalar")  # stored, never trained
+OWN = {"transformers_version", "quantization_config"}  # fields a config gets where it is written
 
 
 def files_named(case: Case, export: str) -> str:

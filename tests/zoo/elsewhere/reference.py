@@ -33,7 +33,7 @@ def masks_equal(case: Case, export: str) -> str:
 @torch.no_grad()
 def prune(case: Case, by_groups: bool) -> dict[str, torch.Tensor]:
     model = AutoModelForCausalLM.from_pretrained(case.directory("source"), dtype="auto", experts_implementation="eager").eval()
-    for parameter in model.parameters():        # products of unaligned matrices differ in the last bit
+    for parameter in model.parameters():  # products of unaligned matrices differ in the last bit
         parameter.data = parameter.data.clone()
     batches = [torch.tensor(batch) for batch in case.facts["calibration"]]
     blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
@@ -95,7 +95,7 @@ def _see_experts(module: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor, 
     """An expert's inputs are the tokens that chose it, those that did so first before those that did so second."""
     for expert, matrix in enumerate(module.gate_up_proj):
         inputs = hidden[(expert == chosen.T).nonzero()[:, 1]]
-        if module.is_transposed:        # GPT-OSS: with biases, and a gate of its own
+        if module.is_transposed:  # GPT-OSS: with biases, and a gate of its own
             inner = module._apply_gate(inputs @ matrix + module.gate_up_proj_bias[expert])
         else:
             gate, up = nn.functional.linear(inputs, matrix).chunk(2, dim=-1)

@@ -40,7 +40,7 @@ def test_columns_of_a_known_mask(device, dtype, block):
     keep_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(1)).to(device) > 0.5
 
     def settle(work_OI, errors_OI, start, end):
-        middle = (start + end) // 2        # a span that ends before its block does
+        middle = (start + end) // 2  # a span that ends before its block does
         prune_columns(work_OI, errors_OI, keep_OI, upper_II, start, middle, end)
         prune_columns(work_OI, errors_OI, keep_OI, upper_II, middle, end, end)
 
@@ -57,7 +57,7 @@ def test_columns_of_a_known_mask(device, dtype, block):
 @pytest.mark.parametrize("masked", [False, True])
 def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
     weight_OI, upper_II, worth_I = setting(device, dtype)
-    weight_OI[:, 8:12] = weight_OI[:, 8:9]        # ties
+    weight_OI[:, 8:12] = weight_OI[:, 8:9]  # ties
     before_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(2)).to(device) > (0.3 if masked else -1)
     keep_OI = before_OI.clone()
     sparsity = 1 - pattern.n / pattern.m

@@ -54,17 +54,19 @@ def test_alike_independent_inputs_need_no_compensation():
 
 def test_a_projection_that_takes_nothing_changes_nothing():
     weight_OI, hessian_II = problem()
-    settled_OI, errors_OI = sweep(
-        weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: ahead_OG[:, 0].clone()
-    )
+    settled_OI, errors_OI = sweep(weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: ahead_OG[:, 0].clone())
     assert torch.equal(settled_OI, weight_OI) and not errors_OI.any()
 
 
 def test_the_projection_sees_the_columns_that_are_decided_together():
     weight_OI, hessian_II = problem(width=10)
     seen = []
-    sweep(weight_OI, factor(hessian_II).upper_II, lambda column, ahead_OG: seen.append((column, ahead_OG.shape[1]))
-          or ahead_OG[:, 0].clone(), block=4)  # fmt: skip
+    sweep(
+        weight_OI,
+        factor(hessian_II).upper_II,
+        lambda column, ahead_OG: seen.append((column, ahead_OG.shape[1])) or ahead_OG[:, 0].clone(),
+        block=4,
+    )
     assert seen == [(0, 4), (1, 3), (2, 2), (3, 1), (4, 4), (5, 3), (6, 2), (7, 1), (8, 2), (9, 1)]
 
 

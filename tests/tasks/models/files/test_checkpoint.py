@@ -47,9 +47,7 @@ def test_the_hub_is_asked_for_safetensors_only(tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = {}
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or tmp_path
-    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or tmp_path)
     zoo.save("llama", tmp_path)
     assert download("someone/something", "abc") == tmp_path
     assert asked["name"] == "someone/something" and asked["revision"] == "abc"

@@ -17,8 +17,8 @@ from tasks.models.source import WIDTHS, Architecture
 
 COMMON = ("llama", "gpt2", "opt", "qwen3", "gemma3_text", "mixtral", "gpt_neox", "falcon")
 FACTS = (*WIDTHS, "n_embd", "n_positions", "max_position_embeddings", "vocab_size")
-UNTOLD = {"gpt-sw3"}        # an alias that transformers makes while it is imported
-BUILT_WITH_LAYERS = {"gemma3n_text": "intermediate_size"}       # one number in the source, one a layer in the config
+UNTOLD = {"gpt-sw3"}  # an alias that transformers makes while it is imported
+BUILT_WITH_LAYERS = {"gemma3n_text": "intermediate_size"}  # one number in the source, one a layer in the config
 
 
 def config(model_type: str) -> PretrainedConfig:
@@ -49,15 +49,18 @@ def test_fields_defaults_and_aliases_of_a_config_are_those_of_transformers(model
 
 @pytest.mark.slow
 def test_fields_defaults_and_aliases_of_every_config_are_those_of_transformers():
-    for model_type in known.causal_models().keys() - UNTOLD - {"gemma4_assistant"}:     # which has no default config
+    for model_type in known.causal_models().keys() - UNTOLD - {"gemma4_assistant"}:  # which has no default config
         agrees(model_type)
 
 
-@pytest.mark.parametrize(("model_type", "overrides"), [
-    ("llama", {"hidden_size": 96, "intermediate_size": 100, "max_position_embeddings": 77}),
-    ("gpt2", {"hidden_size": 96, "n_positions": 77}),
-    ("opt", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model_type", "overrides"),
+    [
+        ("llama", {"hidden_size": 96, "intermediate_size": 100, "max_position_embeddings": 77}),
+        ("gpt2", {"hidden_size": 96, "n_positions": 77}),
+        ("opt", {}),
+    ],
+)
 def test_a_plain_config_tells_what_the_real_one_does(model_type, overrides):
     made = Architecture(model_type=model_type, **overrides)
     real = made.config().to_dict()

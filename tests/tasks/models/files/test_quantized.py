@@ -17,8 +17,18 @@ from tasks.models.files.quantized import StoredWeights, export_compressed
 from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
-ZOO_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-              "num_hidden_layers", "max_position_embeddings", "sliding_window", "layer_types")  # fmt: skip
+ZOO_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "sliding_window",
+    "layer_types",
+)
 ELSEWHERE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -34,8 +44,13 @@ def quantized(directory, architecture="llama", dtype=torch.float32, quantizer="g
     """Prune to 2:4, quantize; the directory of the dequantized model and the quantizer."""
     model = zoo.model(architecture, dtype=dtype)
     save_model(model.state_dict(), model.config, directory / "dense")
-    walk(BlockStream(directory / "dense", directory / "pruned"), zoo.batches(), build("pruners", "wanda"),
-         sparsity=0.5, pattern="2:4")  # fmt: skip
+    walk(
+        BlockStream(directory / "dense", directory / "pruned"),
+        zoo.batches(),
+        build("pruners", "wanda"),
+        sparsity=0.5,
+        pattern="2:4",
+    )
     method = build("quantizers", {quantizer: {"group_size": 8, **fields}})
     walk(BlockStream(directory / "pruned", directory / "quantized"), zoo.batches(), method)
     return directory / "quantized", method
@@ -70,8 +85,14 @@ def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_pa
 
     text = {name: value for name, value in zoo.config("gemma3").to_dict().items() if name in ZOO_FIELDS}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
-    config = Gemma3Config(text_config=text, vision_config={**vision, "patch_size": 14, "vision_use_head": True},
-                          mm_tokens_per_image=4, image_token_index=60, boi_token_index=61, eoi_token_index=62)  # fmt: skip
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "patch_size": 14, "vision_use_head": True},
+        mm_tokens_per_image=4,
+        image_token_index=60,
+        boi_token_index=61,
+        eoi_token_index=62,
+    )
     model = AutoModelForCausalLM.from_config(config)
     save_model(model.state_dict(), model.config, tmp_path / "dense")
     method = build("quantizers", {"round_to_nearest": {"group_size": 8}})
@@ -86,8 +107,12 @@ def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_pa
 def test_the_export_loads_where_our_code_is_not_known(tmp_path):
     source, method = quantized(tmp_path)
     export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")
-    subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path / "packed"), str(tmp_path / "logits")],
-                   check=True, cwd=tmp_path, capture_output=True)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "packed"), str(tmp_path / "logits")],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
     with torch.no_grad():
         expected = load_model(source)(torch.arange(3, 19)[None]).logits
     assert torch.equal(torch.load(tmp_path / "logits"), expected)

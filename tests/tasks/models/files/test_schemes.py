@@ -37,8 +37,10 @@ def schemes(model, method):
 
 
 @pytest.mark.parametrize("quantizer", ["round_to_nearest", "gptq"])
-@pytest.mark.parametrize(("scheme", "stored", "form"), [("FP8_DYNAMIC", torch.float8_e4m3fn, "float-quantized"),
-                                                        ("W8A8", torch.int8, "int-quantized")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "stored", "form"),
+    [("FP8_DYNAMIC", torch.float8_e4m3fn, "float-quantized"), ("W8A8", torch.int8, "int-quantized")],
+)
 def test_weights_and_inputs_of_eight_bits_read_back_as_our_own_fake_quantized_model(scheme, stored, form, quantizer, tmp_path):
     model, method, export, config = exported(tmp_path, quantizer, torch.bfloat16, scheme=scheme)
     weights, masks = StoredWeights(export), check_masks(export)
@@ -85,40 +87,61 @@ def test_a_preset_is_the_fields_it_stands_for(tmp_path):
 
 
 def test_what_was_written_before_schemes_is_written_the_same():
-    assert dump(build("quantizers", "gptq")) == {"gptq": {
-        "bits": 4, "group_size": 128, "symmetric": True, "percent_damp": 0.01, "act_order": True, "double": False}}  # fmt: skip
+    assert dump(build("quantizers", "gptq")) == {
+        "gptq": {"bits": 4, "group_size": 128, "symmetric": True, "percent_damp": 0.01, "act_order": True, "double": False}
+    }
     assert dump(build("quantizers", "round_to_nearest")) == {
-        "round_to_nearest": {"bits": 4, "group_size": 128, "symmetric": True}}  # fmt: skip
+        "round_to_nearest": {"bits": 4, "group_size": 128, "symmetric": True}
+    }
     named = build("quantizers", {"round_to_nearest": MIXED})
     assert dump(named) == {"round_to_nearest": MIXED} and build("quantizers", dump(named)) == named
 
 
-@pytest.mark.parametrize(("fields", "match"), [
-    ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC, INT8, "),
-    ({"scheme": "FP8"}, "^gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC, "),
-    ({"scheme": "NVFP4A16"}, "^gptq cannot make NVFP4A16: its weights have a scale per tensor_group, not per group or channel"),
-    ({"scheme": "MXFP8A16"}, "^gptq cannot make MXFP8A16: its scales are rounded to torch.uint8; choose one of "),
-    ({"scheme": {"W4A16": {"group": 64}}}, "^W4A16.group: no such field; choose one of num_bits, type, "),
-    ({"scheme": {"W8A8": {"group_size": 64}}}, "^W8A8: group_size requires strategy to be set to 'group'$"),
-    ({"scheme": "UNQUANTIZED"}, "^scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out$"),
-    ({"scheme": "W4A16"}, r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\)$"),
-    ({"schemes": {"downproj": "W8A8"}, "group_size": 8},
-     "^schemes: no matrix has 'downproj' as a part of its name; choose from model.layers.0.self_attn.q_proj.weight$"),
-    ({"schemes": {"down_proj": "W8A8", "layers.0": "FP8_DYNAMIC"}, "group_size": 8},
-     "^schemes: model.layers.0.mlp.down_proj.weight is in down_proj and in layers.0, which differ; name parts apart$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC, INT8, "),
+        (
+            {"scheme": "FP8"},
+            "^gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC, ",
+        ),
+        (
+            {"scheme": "NVFP4A16"},
+            "^gptq cannot make NVFP4A16: its weights have a scale per tensor_group, not per group or channel",
+        ),
+        ({"scheme": "MXFP8A16"}, "^gptq cannot make MXFP8A16: its scales are rounded to torch.uint8; choose one of "),
+        ({"scheme": {"W4A16": {"group": 64}}}, "^W4A16.group: no such field; choose one of num_bits, type, "),
+        ({"scheme": {"W8A8": {"group_size": 64}}}, "^W8A8: group_size requires strategy to be set to 'group'$"),
+        ({"scheme": "UNQUANTIZED"}, "^scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out$"),
+        (
+            {"scheme": "W4A16"},
+            r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\)$",
+        ),
+        (
+            {"schemes": {"downproj": "W8A8"}, "group_size": 8},
+            "^schemes: no matrix has 'downproj' as a part of its name; choose from model.layers.0.self_attn.q_proj.weight$",
+        ),
+        (
+            {"schemes": {"down_proj": "W8A8", "layers.0": "FP8_DYNAMIC"}, "group_size": 8},
+            "^schemes: model.layers.0.mlp.down_proj.weight is in down_proj and in layers.0, which differ; name parts apart$",
+        ),
+    ],
+)
 def test_what_cannot_be_made_is_refused_in_one_line_before_any_work(fields, match):
     resident = ResidentBlocks(zoo.model("llama"))
     with pytest.raises(ValueError, match=match):
         walk(resident, zoo.batches(), build("quantizers", {"gptq": fields}))
 
 
-@pytest.mark.parametrize(("fields", "match"), [
-    ({"scheme": "W8A8", "bits": 8}, "gptq: scheme says what bits says; leave one of them out"),
-    ({"scheme": ["W8A8"]}, "gptq.scheme: a scheme is written NAME or"),
-    ({"scheme": {"W8A8": None}}, "gptq.scheme: a scheme is written NAME or"),
-    ({"schemes": {"down_proj": 8}}, "gptq.schemes: a scheme is written NAME or"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"scheme": "W8A8", "bits": 8}, "gptq: scheme says what bits says; leave one of them out"),
+        ({"scheme": ["W8A8"]}, "gptq.scheme: a scheme is written NAME or"),
+        ({"scheme": {"W8A8": None}}, "gptq.scheme: a scheme is written NAME or"),
+        ({"schemes": {"down_proj": 8}}, "gptq.schemes: a scheme is written NAME or"),
+    ],
+)
 def test_a_scheme_is_said_once_and_in_its_form(fields, match):
     with pytest.raises(ValueError, match=match):
         build("quantizers", {"gptq": fields})

@@ -10,8 +10,11 @@ def test_splice_joins_tensors_of_several_files_and_dtypes(tmp_path):
     first = {"a": torch.rand(3, 5), "b": torch.rand(7).bfloat16()}
     second = {"c": torch.arange(9, dtype=torch.uint8)}
     save_file(first, tmp_path / "1"), save_file(second, tmp_path / "2")
-    size = splice({name: Place(tmp_path / file, name) for name, file in (("c", "2"), ("b", "1"), ("a", "1"))},
-                  tmp_path / "out", {"x": "y"})  # fmt: skip
+    size = splice(
+        {name: Place(tmp_path / file, name) for name, file in (("c", "2"), ("b", "1"), ("a", "1"))},
+        tmp_path / "out",
+        {"x": "y"},
+    )
     loaded = load_file(tmp_path / "out")
     assert size == 60 + 14 + 9 and list(loaded) and all(loaded[k].equal(v) for k, v in (first | second).items())
 

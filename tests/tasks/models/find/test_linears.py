@@ -9,8 +9,16 @@ from tasks.models.find.linears import Branch, Linear, decoder_blocks, find_linea
 from tests.tasks import models_zoo as zoo
 
 PER_BLOCK = {
-    "llama": 7, "gpt2": 4, "opt": 6, "qwen3": 7, "gemma": 7, "gemma3": 7, "mixtral": 6, "qwen3_moe": 6, "gpt_oss": 6,
-}  # fmt: skip
+    "llama": 7,
+    "gpt2": 4,
+    "opt": 6,
+    "qwen3": 7,
+    "gemma": 7,
+    "gemma3": 7,
+    "mixtral": 6,
+    "qwen3_moe": 6,
+    "gpt_oss": 6,
+}
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
@@ -20,9 +28,7 @@ def test_every_matrix_of_every_block_is_found_and_nothing_else(architecture):
     assert len(linears) == 2 * PER_BLOCK[architecture]
     for name, linear in linears.items():
         assert linear.name == name and tuple(linear.matrix(model.get_parameter(name)).shape) == linear.shape
-        assert not any(
-            word in name for word in ("norm", "embed", "wte", "wpe", "router", "mlp.gate.", "lm_head", "bias")
-        )
+        assert not any(word in name for word in ("norm", "embed", "wte", "wpe", "router", "mlp.gate.", "lm_head", "bias"))
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)

@@ -91,9 +91,7 @@ def test_a_hub_gpt2_without_prefix_and_with_old_buffers_is_converted(tmp_path):
     zoo.save("gpt2", tmp_path / "in")
     state = load_file(tmp_path / "in" / "model.safetensors")
     bare = {name.removeprefix("transformer."): value for name, value in state.items()}
-    save_file(
-        bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, tmp_path / "in" / "model.safetensors", {"format": "pt"}
-    )
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     walk(BlockStream(tmp_path / "in", tmp_path / "out"), zoo.batches(), Untouched())
     after = load_model(tmp_path / "out").state_dict()
     assert all(torch.equal(value, after[name]) for name, value in state.items())

@@ -9,7 +9,7 @@ from tasks.train.scaling.law import ScalingLaw
 
 # With these constants the loss at C = 6 * N * D is 1 + N^-1/2 + D^-1/2, lowest where N = D = sqrt(C / 6).
 EVEN = ScalingLaw(1.0, 1.0, 0.5, 1.0, 0.5)
-MILLIONS = 6 * 1e6 * 1e6      # the budget that trains a million weights on a million tokens
+MILLIONS = 6 * 1e6 * 1e6  # the budget that trains a million weights on a million tokens
 
 
 def test_a_route_ends_at_the_final_size_and_costs_the_budget():
@@ -49,13 +49,16 @@ def test_the_band_is_where_the_resampled_laws_lie():
     assert len(best.low) == len(best.high) == len(best.losses) == 901
 
 
-@pytest.mark.parametrize(("budget", "message"), [
-    ((0.0, 1e6, 0.8), "flops 0 is no budget"),
-    ((float("nan"), 1e6, 0.8), "flops nan is no budget"),
-    ((1e18, -1.0, 0.8), "final-params -1 is no budget"),
-    ((1e18, 1e6, 1.0), r"max-sparsity 1 is not in \[0, 1\)"),
-    ((1e9, 1e6, 0.8), "flops 1e.09 buys 33.3 tokens for 5e.06 parameters; give more FLOPs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ((0.0, 1e6, 0.8), "flops 0 is no budget"),
+        ((float("nan"), 1e6, 0.8), "flops nan is no budget"),
+        ((1e18, -1.0, 0.8), "final-params -1 is no budget"),
+        ((1e18, 1e6, 1.0), r"max-sparsity 1 is not in \[0, 1\)"),
+        ((1e9, 1e6, 0.8), "flops 1e.09 buys 33.3 tokens for 5e.06 parameters; give more FLOPs"),
+    ],
+)
 def test_an_impossible_budget_is_refused_in_one_line(budget, message):
     with pytest.raises(ValueError, match=message):
         plan(EVEN, [EVEN], *budget)
