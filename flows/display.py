@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,12 @@ LINE_SECONDS = 15.0
 
 
 class Display:
-    """Bars on a terminal, a line now and then elsewhere (a log file, CI) and where ``bars`` are unwanted: they would paint over
-    the prompt of a debugger. ``quiet`` shows nothing: for ``--json``."""
+    """Bars on a terminal, a line now and then elsewhere: in a log file, in CI, and under a debugger, whose prompt they would
+    paint over. ``quiet`` shows nothing: for ``--json``."""
 
-    def __init__(self, console: Console, quiet: bool = False, bars: bool = True) -> None:
+    def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
-        self.animated = bars and console.is_terminal and not quiet
+        self.animated = console.is_terminal and not quiet and sys.gettrace() is None
         self.bars: dict[str, TaskID] = {}
         self.lines: dict[str, float] = {}
         self.rates: dict[str, tuple[float, int]] = {}
@@ -43,9 +45,23 @@ class Display:
     def live(self):
         if not self.animated:
             yield self
-        else:
+            return
+        hook, sys.breakpointhook = sys.breakpointhook, self._breakpoint
+        try:
             with self.progress:
                 yield self
+        finally:
+            sys.breakpointhook = hook
+
+    def _breakpoint(self, *args: Any, **kwargs: Any) -> None:
+        """``breakpoint()`` in a stage that runs here: no bars from then on, and the prompt in the stage's own frame."""
+        self.progress.stop()
+        if "PYTHONBREAKPOINT" in os.environ:
+            sys.__breakpointhook__(*args, **kwargs)
+        else:
+            import pdb
+
+            pdb.Pdb().set_trace(sys._getframe(1))
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -33,7 +33,7 @@ def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool
     where = load_profile(profile)
     plan, store = prepare(recipe, where, part=part)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    display = Display(console, quiet, bars=not here)
+    display = Display(console, quiet)
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
