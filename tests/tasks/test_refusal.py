@@ -80,7 +80,7 @@ import sys
 import numpy, torch
 sys.argv = ["winnow", "plan", sys.argv[1]]
 from flows import cli, plan
-plan.prepare = lambda *given: numpy.ones(3) + numpy.ones(4)
+plan.prepare = lambda *given, **named: numpy.ones(3) + numpy.ones(4)
 cli.main()
 """
 
