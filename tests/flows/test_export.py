@@ -45,6 +45,7 @@ def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made,
     assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= names
 
 
+@pytest.mark.slow
 def test_it_loads_where_winnow_is_not(made, tmp_path):
     shop, (_, _, pruned), _ = made
     export_model(shop.store, pruned, tmp_path / "out")

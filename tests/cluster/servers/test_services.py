@@ -213,6 +213,7 @@ def test_stop_leaves_a_stranger_with_a_recorded_pid_alone(standing):
         stranger.kill()
 
 
+@pytest.mark.slow
 def test_a_family_is_found_after_its_parent_died_and_in_other_sessions(tmp_path):
     child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], "
     parent = child + "start_new_session=True); print('ready', flush=True); time.sleep(99)"

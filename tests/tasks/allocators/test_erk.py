@@ -26,6 +26,7 @@ def test_power_zero_is_uniform():
     assert found == pytest.approx(build("allocators", "uniform").allocate(LENET, 0.7))
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_bits():
     """Ranks and workers allocate each by itself; what a set is walked in, and so a sum of floats, differs between them."""
     shapes = {f"layer.{number}": (300 + 7 * number, 784 - 11 * number) for number in range(40)}

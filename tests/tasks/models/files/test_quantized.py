@@ -104,6 +104,7 @@ def test_layers_of_a_class_of_their_own_outside_the_blocks_are_left_alone(tmp_pa
     assert torch.equal(load_model(tmp_path / "packed").get_parameter(f"{head}.weight"), model.get_parameter(f"{head}.weight"))
 
 
+@pytest.mark.slow
 def test_the_export_loads_where_our_code_is_not_known(tmp_path):
     source, method = quantized(tmp_path)
     export_compressed(source, load_extras(source), method.scheme_of, tmp_path / "packed")

@@ -55,6 +55,7 @@ def test_weights_and_inputs_of_eight_bits_read_back_as_our_own_fake_quantized_mo
         assert not torch.equal(model(tokens_BT).logits, expected), "inputs are rounded too"
 
 
+@pytest.mark.slow
 def test_eight_bits_and_two_schemes_in_one_model_load_where_our_code_is_not_known(tmp_path):
     made = [exported(tmp_path / "eight", scheme="FP8_DYNAMIC"), exported(tmp_path / "mixed", "gptq", **MIXED)]
     config = made[1][3]
