@@ -63,7 +63,7 @@ class Watch(TorchFunctionMode):
         self._fresh.clear()
 
     def unseen(self) -> list[str]:
-        """What :func:`settle` finds of this watch."""
+        """What :func:`complete` finds of this watch."""
         return complete(self.statistics, self._linears, self._make, next(iter(self._parameters.values())).device)
 
     def _see(self, value: Any, weight: Any) -> None:
