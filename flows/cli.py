@@ -11,10 +11,9 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from cluster.store.artifacts import CorruptArtifact
-from flows import law
+from flows import law, standing
 from flows.options import (
     ArtifactArgument,
     JsonOption,
@@ -45,6 +44,8 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
+for command in (standing.up, standing.down, standing.status, standing.doctor):
+    app.command()(command)
 
 
 def main() -> None:
@@ -164,49 +165,6 @@ def show_plan(
 
 
 @app.command()
-def up() -> None:
-    """Start Ray, Prefect and MLflow on loopback, and serve the pipeline: runs can be triggered from the Prefect UI."""
-    from cluster.servers.services import Services
-
-    with errors.status("starting servers"):
-        services = Services().start(mode="up")
-    _show_status(services)
-    console.print(f"Prefect asks for the line in {services.home / 'secrets' / 'prefect.auth'}; MLflow is open to this machine.")
-
-
-@app.command()
-def down() -> None:
-    """Stop the servers of this home."""
-    from cluster.servers.services import Services
-
-    Services().stop()
-    console.print("stopped")
-
-
-@app.command()
-def status(as_json: JsonOption = False) -> None:
-    """Say which servers run, and where."""
-    from cluster.servers.services import Services
-
-    services = Services()
-    if as_json:
-        print(json.dumps({kind: health.model_dump() for kind, health in services.status().items()}))
-    else:
-        _show_status(services)
-
-
-def _show_status(services: Any) -> None:
-    table = Table()
-    for title in ("server", "url", "pid", "state"):
-        table.add_column(title)
-    found = services.status()
-    for kind, health in found.items():
-        state = "healthy" if health.healthy else "alive, does not answer" if health.alive else "dead"
-        table.add_row(kind, health.url, str(health.pid), state)
-    console.print(table if found else "no servers run; start them with winnow up")
-
-
-@app.command()
 def export(
     artifact: ArtifactArgument,
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
@@ -225,25 +183,6 @@ def export(
 def _find(artifact: str, profile: str) -> tuple[Any, Any]:
     store = store_of(profile)
     return store.find(artifact), store
-
-
-@app.command()
-def doctor(profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
-    """Check versions, servers, accelerators and known bad pairs of versions; exit code 1 if something is wrong."""
-    from flows.doctor import examine
-
-    findings = examine(profile)
-    if as_json:
-        print(json.dumps([finding._asdict() for finding in findings]))
-    else:
-        table = Table()
-        for title in ("check", "state", "finding"):
-            table.add_column(title, overflow="fold")
-        for finding in findings:
-            table.add_row(finding.check, "ok" if finding.ok else "[red]wrong[/red]", finding.text)
-        console.print(table)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
