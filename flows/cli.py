@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
+from flows.lazy import make_lazy
 from flows.options import (
     ArtifactArgument,
     JsonOption,
@@ -50,7 +49,7 @@ for command in (standing.up, standing.down, standing.status, standing.doctor):
 
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
-    _make_lazy("torch")
+    make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     settle_environment()
     try:
@@ -82,30 +81,6 @@ def _fail(error: Exception) -> None:
         text += f"; to mend: winnow discard {error.address}, then run its recipe again"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
     sys.exit(1 if died and not error.final else 2)
-
-
-class _Lazy(importlib.util._LazyModule):
-    """A module that is imported when anything of it is used. The ``import`` statement itself asks for its spec, whoever looks
-    for classes for its class, and for sources for its file: importlib's own would be loaded by any of them."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("__spec__", "__class__", "__file__", "__name__"):
-            return ModuleType.__getattribute__(self, name)
-        self.__class__ = importlib.util._LazyModule  # Python 3.13 loads what is of this very class
-        return getattr(self, name)
-
-
-def _make_lazy(name: str) -> None:
-    """Import a module at its first use. Method files name torch only inside functions, so reading a recipe skips it."""
-    if name in sys.modules:
-        return
-    spec = importlib.util.find_spec(name)
-    loader = importlib.util.LazyLoader(spec.loader)
-    spec.loader = loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader.exec_module(module)
-    module.__class__ = _Lazy
 
 
 @app.command()

@@ -699,8 +699,8 @@ def test_refusals_import_neither_torch_nor_transformers(sharded: Path, home: Pat
         (home / f"{number}.yaml").write_text(yaml.safe_dump(recipe))
     script = """if True:
         import sys
-        from flows.cli import _make_lazy
-        _make_lazy("torch")
+        from flows.lazy import make_lazy
+        make_lazy("torch")
         from cluster.profile import load_profile
         from flows.plan import prepare
         for path in sys.argv[1:]:

@@ -1,0 +1,36 @@
+"""Modules that are imported at their first use: torch takes seconds, and reading a recipe needs nothing of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from types import ModuleType
+from typing import Any
+
+
+class _Lazy(ModuleType):
+    """A module that runs when anything of it is used. The ``import`` statement itself asks for its spec, whoever looks for
+    classes for its class, and for sources for its file: importlib's own lazy modules would run at any of them, and newer
+    ones cannot run one that deletes names of its own, as torch does."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__spec__", "__class__", "__file__", "__name__"):
+            return ModuleType.__getattribute__(self, name)
+        with _RUNNING:  # whoever else wants something of it waits
+            if type(self) is _Lazy and self.__spec__ not in _STARTED:
+                _STARTED.append(self.__spec__)
+                self.__spec__.loader.exec_module(self)
+                self.__class__ = ModuleType
+        return ModuleType.__getattribute__(self, name)
+
+
+_RUNNING, _STARTED = threading.RLock(), []  # what a module asks of itself meanwhile is plainly looked up
+
+
+def make_lazy(name: str) -> None:
+    """From now on ``import NAME`` runs the module at its first use, unless it was imported already."""
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        module.__class__ = _Lazy
