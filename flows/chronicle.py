@@ -21,6 +21,9 @@ from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
 from flows.plan import Plan, Step
+from tasks.events import Event, Metrics
+from tasks.history import HISTORY, read_history
+from tasks.stage import REPORT
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "infra" / "requirements.lock"
@@ -82,9 +85,9 @@ class Chronicle:
             self.tracking.tag(model, f"winnow.evaluate.{name}.reference", step.parent_addresses["reference"])
         self.tracking.params(model, {"evaluate": step.artifact.params["method"]})
 
-    def event(self, step: Step, event: dict[str, Any]) -> None:
-        if event["event"] == "metrics":
-            self.tracking.point(_owner(step), event["metrics"], event["step"], event["timestamp"])
+    def event(self, step: Step, event: Event) -> None:
+        if isinstance(event, Metrics):
+            self.tracking.point(_owner(step), event.metrics, event.step, event.timestamp)
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
@@ -126,16 +129,16 @@ class Chronicle:
     def _finished(self) -> Iterator[tuple[Step, Record]]:
         return ((step, self.records[step.id]) for step in self.plan.steps if step.id in self.records)
 
-    def _history(self, record: Record) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._read(record, "report/history.jsonl").splitlines()]
+    def _history(self, record: Record) -> list[Metrics]:
+        return read_history(self._read(record, f"{REPORT}/{HISTORY}"))
 
     def _read(self, record: Record, name: str) -> str:
         return (self.store.take(record) / name).read_text() if name in record.files else ""
 
-    def _figures(self, step: Step, record: Record, history: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    def _figures(self, step: Step, record: Record, history: list[Metrics]) -> Iterator[tuple[str, Any]]:
         from dashboards.figures import sparsity_heat_map, training_curves
 
-        rows = [event["metrics"] for event in history if "loss" in event["metrics"]]
+        rows = [event.metrics for event in history if "loss" in event.metrics]
         if rows:
             yield "training_curves", training_curves(rows, step.id)
         if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):

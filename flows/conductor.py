@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from cluster.ray.events import parse_event
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
 from flows.plan import Plan, Step
 from flows.submit import Submitter
+from tasks.events import Event, Failed, Published, parse_event
 
 
 class StageFailed(RuntimeError):
@@ -50,7 +50,7 @@ def heal(attempt: Callable[[], Made]) -> Made:
 
 class Watcher(Protocol):
     def started(self, step: Step) -> None: ...
-    def event(self, step: Step, event: dict[str, Any]) -> None: ...
+    def event(self, step: Step, event: Event) -> None: ...
     def finished(self, step: Step, record: Record, overhead: float) -> None: ...
 
 
@@ -143,13 +143,13 @@ class Conductor:
     def _line(self, group: Group, line: str) -> None:
         if (event := parse_event(line)) is None:
             return
-        if event["event"] == "failed":
-            group.aside = group.aside or event.get("aside", "")
+        if isinstance(event, Failed):
+            group.aside = group.aside or event.aside
             if not group.final:  # the stage's own words count more than what its job says of them
-                group.message, group.final = event["message"].partition("\n")[0], event["final"]
-        elif step := self.by_address.get(event["address"]):
+                group.message, group.final = event.message.partition("\n")[0], event.final
+        elif step := self.by_address.get(event.address):
             self.watcher.event(step, event)
-            if event["event"] == "published":
+            if isinstance(event, Published):
                 with self.changed:
-                    group.published.add(event["address"])
+                    group.published.add(event.address)
                     self.changed.notify_all()

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cluster.store.artifacts import Record
 from flows.plan import Plan, Step
+from tasks import events
 
 LINE_SECONDS = 15.0
 
@@ -75,20 +76,20 @@ class Display:
         elif not step.node.measures:
             self.say(f"{step.id}: starting")
 
-    def event(self, step: Step, event: Mapping[str, Any]) -> None:
-        """Progress events {done, total, unit, note, timestamp} move the stage's bar; a note {text} is a line of its own."""
-        if event["event"] == "note":
-            self.say(f"{step.id}: {event['text']}")
-        if event["event"] != "progress":
+    def event(self, step: Step, event: events.Event) -> None:
+        """Progress moves the stage's bar; a note is a line of its own."""
+        if isinstance(event, events.Note):
+            self.say(f"{step.id}: {event.text}")
+        if not isinstance(event, events.Progress):
             return
         id, rate = step.id, self._rate(step.id, event)
         if id in self.bars:
-            note = event["note"] or event["unit"]
-            self.progress.update(self.bars[id], completed=event["done"], total=event["total"] or None, rate=rate, note=note)
+            note = event.note or event.unit
+            self.progress.update(self.bars[id], completed=event.done, total=event.total or None, rate=rate, note=note)
         elif time.monotonic() - self.lines.get(id, 0.0) > LINE_SECONDS:
             self.lines[id] = time.monotonic()
-            share = f"{100 * event['done'] / event['total']:.0f}% " if event["total"] else ""
-            self.say(f"{id}: {share}{event['done']:,} {event['unit']} {rate} {event['note']}".rstrip())
+            share = f"{100 * event.done / event.total:.0f}% " if event.total else ""
+            self.say(f"{id}: {share}{event.done:,} {event.unit} {rate} {event.note}".rstrip())
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         if step.id in self.bars:
@@ -98,11 +99,11 @@ class Display:
         told = "cached" if step.cached else f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)"
         self.say(f"{step.id}: {told}  {record.address}")
 
-    def _rate(self, id: str, event: Mapping[str, Any]) -> str:
+    def _rate(self, id: str, event: events.Progress) -> str:
         """Units per second since the stage's first event, by the stage's own clock."""
-        start, done = self.rates.setdefault(id, (event["timestamp"], event["done"]))
-        seconds = (event["timestamp"] - start) / 1000
-        return f"{(event['done'] - done) / seconds:,.0f} {event['unit']}/s" if seconds > 1 else ""
+        start, done = self.rates.setdefault(id, (event.timestamp, event.done))
+        seconds = (event.timestamp - start) / 1000
+        return f"{(event.done - done) / seconds:,.0f} {event.unit}/s" if seconds > 1 else ""
 
 
 ROWS = (

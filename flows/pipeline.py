@@ -28,6 +28,7 @@ from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
 from flows.submit import Submitter
 from flows.summary import summarise
+from tasks.events import Event
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class Watchers:
         for watcher in self.watchers:
             watcher.started(step)
 
-    def event(self, step: Step, event: dict[str, Any]) -> None:
+    def event(self, step: Step, event: Event) -> None:
         for watcher in self.watchers:
             watcher.event(step, event)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.ray.events import format_event, parse_event
-from tasks.stage import Event
+from tasks.events import Event, Metrics, Progress, format_event, from_json, parse_event, to_json
 
 HISTORY = "history.jsonl"
 
@@ -21,16 +21,16 @@ class History:
         self.last_progress = 0.0
 
     def report(self, event: Event) -> None:
-        if event["event"] == "progress" and not self._time_for_progress(event):
+        if isinstance(event, Progress) and not self._time_for_progress(event):
             return
-        event = {**event, "address": self.address, "timestamp": int(time.time() * 1000)}
+        event = replace(event, address=self.address, timestamp=int(time.time() * 1000))
         self.tell(event)
-        if event["event"] == "metrics":
+        if isinstance(event, Metrics):
             with self.path.open("a") as file:
                 file.write(format_event(event) + "\n")
 
-    def _time_for_progress(self, event: Event) -> bool:
-        due = time.monotonic() - self.last_progress > 0.5 or event["done"] == event["total"]
+    def _time_for_progress(self, event: Progress) -> bool:
+        due = time.monotonic() - self.last_progress > 0.5 or event.done == event.total
         if due:
             self.last_progress = time.monotonic()
         return due
@@ -41,5 +41,12 @@ class History:
         A line that an attempt did not finish writing (killed, disk full) is passed over.
         """
         if self.path.exists():
-            steps = {event["step"]: event for line in self.path.open() if (event := parse_event(line))}
-            target.write_text("".join(json.dumps(steps[step]) + "\n" for step in sorted(steps)))
+            told = (parse_event(line) for line in self.path.open())
+            steps = {event.step: event for event in told if isinstance(event, Metrics)}
+            target.write_text("".join(json.dumps(to_json(steps[step])) + "\n" for step in sorted(steps)))
+
+
+def read_history(text: str) -> list[Metrics]:
+    """The curves of an artifact, from the text of its ``report/history.jsonl``."""
+    told = (from_json(json.loads(line)) for line in text.splitlines())
+    return [event for event in told if isinstance(event, Metrics)]

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import home
-from cluster.ray.events import print_event
 from cluster.store.artifacts import Artifact, CorruptArtifact
 from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
+from tasks.events import Event, Failed, Published, print_event
 from tasks.history import HISTORY, History
 from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
-from tasks.stage import REPORT, Context, Event, Execution, ModelStage, Stage, stage_class
+from tasks.stage import REPORT, Context, Execution, ModelStage, Stage, stage_class
 from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     except (ValueError, FloatingPointError) as error:
         if refused(error):  # the input is at fault: trying again cannot help
             aside = error.aside if isinstance(error, CorruptArtifact) else ""
-            tell(_failure(f"{type(error).__name__}: {error}", final=True, aside=aside))
+            tell(Failed(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
     except Exception as error:
         if (full := disk_full(error)) is not None:
@@ -122,7 +122,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     record = store.publish(
         artifact, output, metrics, seconds, work["parents"], environment(work["execution"], work.get("provenance", {}))
     )
-    history.report({"event": "published", "metrics": record.metrics, "seconds": record.seconds})
+    history.report(Published(record.metrics, record.seconds))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -195,13 +195,9 @@ def main() -> int:
                 _launch(unit)
         _evaluate(evaluations)
     except Exception as error:
-        print_event(_failure(f"{type(error).__name__}: {error}", final=False))
+        print_event(Failed(f"{type(error).__name__}: {error}", final=False))
         return 1
     return 0
-
-
-def _failure(message: str, final: bool, aside: str = "") -> Event:
-    return {"event": "failed", "message": message, "final": final, "address": "", "aside": aside}
 
 
 def _evaluate(work: list[Payload]) -> None:

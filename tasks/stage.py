@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
+from tasks.events import Event, Metrics, Note, Progress
 from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
 from tasks.workers import Worker, start_here
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
 REPORT = "report"  # the folder of an artifact for what people read: curves, per-layer tables
-Event = dict[str, Any]
 Parent = TypeVar("Parent")
 
 
@@ -208,14 +208,14 @@ class Context:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
-        self.report({"event": "metrics", "step": step, "metrics": metrics})
+        self.report(Metrics(step, metrics))
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        self.report({"event": "progress", "done": done, "total": total, "unit": unit, "note": note})
+        self.report(Progress(done, total, unit, note))
 
     def note(self, text: str) -> None:
         """A line for people that must not pass unseen."""
-        self.report({"event": "note", "text": text})
+        self.report(Note(text))
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_flows_import_anything_of_ours_and_nothing_of_ours_imports_flows():
 
 
 def test_tasks_know_neither_flows_nor_dashboards_and_only_the_job_knows_the_cluster():
-    told = ("tasks/job.py", "tasks/history.py")  # what a stage tells goes by the cluster's events
+    told = ("tasks/job.py", "tasks/events.py")  # what a stage tells goes by the cluster's events
     assert offences(tuple(path for path in sources("tasks") if path not in told), "tasks", "cluster.store.durable") == []
     assert offences(told, "tasks", "cluster") == []
 
@@ -266,7 +266,7 @@ def test_no_file_is_named_after_nothing():
 
 def test_stages_are_verbs_and_every_file_has_a_thesis():
     singles = {Path(path).stem for path in sources("tasks") if path.count("/") == 1}
-    assert singles == {*STAGES, "__init__", "stage", "methods", "job", "history", "provenance", "refusal", "workers"}
+    assert singles == {*STAGES, "__init__", "stage", "methods", "job", "events", "history", "provenance", "refusal", "workers"}
     assert not [path for path in sources() if (ROOT / path).read_text().strip() and not ast.get_docstring(tree(path))]
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import CHECKOUT
-from cluster.ray.events import parse_event as parse_event
 from cluster.ray.follower import Follower, JobResult, get_json
 
 if TYPE_CHECKING:

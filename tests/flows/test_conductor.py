@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.ray.events import format_event
 from cluster.store.artifacts import CorruptArtifact
 from cluster.store.local import LocalStore
 from flows.conductor import Conductor, StageFailed, heal
 from flows.plan import Step
+from tasks.events import Event, Failed, Progress, Published, format_event
 from tests.flows.recipes import BASE, plan, publish
 
 
@@ -43,7 +43,7 @@ class Watched:
         self.seen.append(("started", step.id))
 
     def event(self, step, event) -> None:
-        self.seen.append((event["event"], step.id))
+        self.seen.append((type(event).__name__.lower(), step.id))
 
     def finished(self, step, record, overhead) -> None:
         self.seen.append(("finished", step.id))
@@ -64,8 +64,12 @@ def stage(tmp_path):
     return build
 
 
-def said(event: str, step: Step | None = None, **more) -> str:
-    return f"(task pid=7) {format_event({'event': event, 'address': step.artifact.address if step else '', **more})}"
+def said(event: Event) -> str:
+    return f"(task pid=7) {format_event(event)}"
+
+
+def published(step: Step) -> str:
+    return said(Published({}, 1.0, address=step.artifact.address))
 
 
 def test_a_published_event_releases_whoever_waits_while_the_job_goes_on(stage):
@@ -73,12 +77,12 @@ def test_a_published_event_releases_whoever_waits_while_the_job_goes_on(stage):
 
     def job(steps, say):
         say("some other line of the log")
-        say(said("progress", steps[0], done=1, total=2))
+        say(said(Progress(1, 2, "tokens", address=steps[0].artifact.address)))
         stage.publish(steps[0])
-        say(said("published", steps[0]))
+        say(published(steps[0]))
         assert over.wait(10)
         stage.publish(steps[1])
-        say(said("published", steps[1]))
+        say(published(steps[1]))
 
     conductor, model, evaluation = stage(job)
     assert conductor.make(model).key == model.artifact.key
@@ -103,7 +107,7 @@ def test_several_waiters_share_one_job(stage):
     def job(steps, say):
         for step in steps:
             stage.publish(step)
-            say(said("published", step))
+            say(published(step))
 
     def make(step):
         ready.wait(10)
@@ -128,8 +132,8 @@ def test_a_job_that_ends_without_its_artifact_has_failed_with_its_last_words(sta
 
 def test_the_stages_own_words_count_more_than_its_jobs(stage):
     def job(steps, say):
-        say(said("failed", message="ValueError: corpus is too small\nwith a trace", final=True))
-        say(said("failed", message="RayTaskError: something", final=False))
+        say(said(Failed("ValueError: corpus is too small\nwith a trace", final=True)))
+        say(said(Failed("RayTaskError: something", final=False)))
         return "exit code 1"
 
     conductor, model, _ = stage(job)
@@ -140,8 +144,8 @@ def test_the_stages_own_words_count_more_than_its_jobs(stage):
 
 def test_a_failure_tells_which_damaged_input_was_kept_aside_whichever_rank_says_so(stage):
     def job(steps, say):
-        say(said("failed", message="ValueError: prepare/x is not published", final=True, aside=""))
-        say(said("failed", message="CorruptArtifact: prepare/x was damaged", final=True, aside="prepare/x"))
+        say(said(Failed("ValueError: prepare/x is not published", final=True, aside="")))
+        say(said(Failed("CorruptArtifact: prepare/x was damaged", final=True, aside="prepare/x")))
 
     conductor, model, _ = stage(job)
     with pytest.raises(StageFailed) as failed:
@@ -188,7 +192,7 @@ def test_a_run_that_met_damage_is_run_again_once_for_each_damaged_artifact(capsy
 
 def test_a_failure_without_words_takes_its_jobs(stage):
     def job(steps, say):
-        say(said("failed", message="", final=False))
+        say(said(Failed("", final=False)))
         return "exit code 1"
 
     conductor, model, _ = stage(job)
@@ -199,8 +203,8 @@ def test_a_failure_without_words_takes_its_jobs(stage):
 def test_a_second_try_submits_what_is_still_missing_and_forgets_the_first(stage):
     def first(steps, say):
         stage.publish(steps[0])
-        say(said("published", steps[0]))
-        say(said("failed", message="ValueError: no", final=True))
+        say(published(steps[0]))
+        say(said(Failed("ValueError: no", final=True)))
 
     def second(steps, say):
         stage.publish(steps[0])

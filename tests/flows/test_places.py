@@ -20,6 +20,7 @@ from flows.options import settle_environment
 from flows.plan import Plan, Step, prepare
 from flows.submit import Submitter
 from tasks.data.tokenizer import train_tokenizer
+from tasks.events import Event, Failed
 from tasks.job import produce
 from tasks.models.facts import Parties
 from tests.tasks import data_zoo
@@ -157,10 +158,10 @@ def test_what_changed_after_the_plan_fails_the_stage_in_one_line_and_publishes_n
     changed = "model" if kind == "tokenizer" else kind
     if moment == "before":
         spoil(changed, folder)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     with pytest.raises(ValueError, match=f"^{kind} .* is not what it was when this run was planned") as refused:
         produce(Submitter(load_profile("local")).payload(step), events.append)
-    assert "\n" not in str(refused.value) and events[-1]["final"]
+    assert "\n" not in str(refused.value) and isinstance(events[-1], Failed) and events[-1].final
     assert open_store(load_profile("local").store, folder).record(step.artifact) is None
 
 

@@ -13,10 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from cluster.ray.events import parse_event
 from cluster.store.artifacts import CorruptArtifact
 from cluster.tracking import VOCABULARY
 from tasks.calibrate.essential import Trials
+from tasks.events import Event, Failed, Metrics, Note, parse_event
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.files.checkpoint import load_model, save_model
 from tasks.models.files.layout import MASKS
@@ -62,7 +62,7 @@ def measured(shop, chain) -> dict[str, dict[str, float]]:
     return {name: shop.measure(EVALUATORS, data=chain["prepare"], model=chain[name]) for name in list(chain)[1:]}
 
 
-def events(text: str) -> list[dict]:
+def events(text: str) -> list[Event]:
     return [event for line in text.splitlines() if (event := parse_event(line))]
 
 
@@ -169,7 +169,7 @@ def test_a_model_that_lost_one_bit_of_a_mask_is_never_published(shop, chain, spo
         shop.make("recover", fields, data=chain["prepare"], model=chain["prune"])
     assert shop.store.addresses() == before
     failed = events(capsys.readouterr().out)[-1]
-    assert failed["event"] == "failed" and failed["final"] and message in failed["message"]
+    assert isinstance(failed, Failed) and failed.final and message in failed.message
 
 
 def test_a_stage_that_meets_a_damaged_parent_keeps_it_aside_and_runs_once_it_is_made_again(tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_a_stage_that_meets_a_damaged_parent_keeps_it_aside_and_runs_once_it_is_
     with pytest.raises(CorruptArtifact, match=r"calibration-00000\.npy: expected .* is kept aside as"):
         shop.make("prune", PRUNE, data=data, model=model)
     failed = events(capsys.readouterr().out)[-1]
-    assert failed["event"] == "failed" and failed["aside"] == data.address and data.address in failed["message"]
+    assert isinstance(failed, Failed) and failed.aside == data.address and data.address in failed.message
     assert shop.data().files == data.files
     assert shop.make("prune", PRUNE, data=data, model=model).parents["data"] == data.key
 
@@ -190,7 +190,7 @@ def test_training_that_blows_up_fails_for_good_and_publishes_nothing(shop, chain
     fields = {**TRAINING, "model": LLAMA, "learning_rate": 1e30, "gradient_clipping": 1e30, "warmup": 0}
     with pytest.raises(FloatingPointError):
         shop.make("pretrain", fields, data=chain["prepare"])
-    assert events(capsys.readouterr().out)[-1]["final"]
+    assert events(capsys.readouterr().out)[-1].final
 
 
 def test_a_rank_that_is_not_the_first_tells_nothing_and_publishes_nothing(shop, chain, monkeypatch, capsys):
@@ -208,7 +208,7 @@ def test_curves_survive_a_line_that_an_attempt_did_not_finish(tmp_path):
     from tasks.history import History
 
     history = History(tmp_path / "history.jsonl", "a/b", lambda event: None)
-    history.report({"event": "metrics", "step": 1, "metrics": {"loss": 2.0}})
+    history.report(Metrics(1, {"loss": 2.0}))
     whole = history.path.read_text()
     history.path.write_text(whole + whole[: len(whole) // 2] + "\n" + whole.replace('"step": 1', '"step": 2'))
     history.write(tmp_path / "settled.jsonl")
@@ -314,7 +314,7 @@ def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table
         layer.mlp.gate.weight.data.zero_()  # every token goes to the same two experts of four
     save_model(model.state_dict(), model.config, tmp_path)
     pruned = shop.make("prune", {**PRUNE, "model": {"checkpoint": str(tmp_path)}, "unseen": "dense"}, data=chain["prepare"])
-    notes = [event["text"] for event in events(capsys.readouterr().out) if event["event"] == "note"]
+    notes = [event.text for event in events(capsys.readouterr().out) if isinstance(event, Note)]
     assert notes[0] == "8 of 24 matrices got no calibration token and were left dense; more sequences reach more of them"
     assert "50.00% of" in notes[1] and pruned.metrics["unseen_matrices"] == 8 and pruned.metrics["sparsity"] < 0.5
     table = Console(record=True, width=100)
@@ -328,7 +328,7 @@ def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table
 def test_a_share_that_a_pattern_cannot_give_is_told_and_one_that_takes_nothing_is_refused(shop, chain, users, capsys):
     fields = {"method": "heads", "pattern": "channel", "model": {"checkpoint": str(users)}, **CALIBRATION}
     shop.make("prune", {**fields, "sparsity": 0.4}, data=chain["prepare"])
-    notes = [event["text"] for event in events(capsys.readouterr().out) if event["event"] == "note"]
+    notes = [event.text for event in events(capsys.readouterr().out) if isinstance(event, Note)]
     assert notes == ["40.00% of 2,048 weights were to go, and 25.00% are dead"]
     with pytest.raises(ValueError, match="sparsity 0.2 takes nothing: it is less than one unit of pattern channel"):
         shop.make("prune", {**fields, "sparsity": 0.2}, data=chain["prepare"])
@@ -342,7 +342,7 @@ def test_the_share_given_is_the_share_asked_for_to_a_weight_a_matrix(shop, chain
     pruned = shop.make("prune", {**CALIBRATION, "method": "wanda", "sparsity": sparsity}, data=chain["prepare"], model=narrow)
     masks = load_masks(shop.path(pruned) / MASKS).values()
     assert all(mask.numel - mask.live == int(mask.numel * sparsity + 1e-9) for mask in masks)
-    assert not [event for event in events(capsys.readouterr().out) if event["event"] == "note"]
+    assert not [event for event in events(capsys.readouterr().out) if isinstance(event, Note)]
 
 
 def test_every_stage_tells_its_own_peak_of_memory(shop, chain):

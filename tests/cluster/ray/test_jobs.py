@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cluster.ray import follower
-from cluster.ray.jobs import Jobs, parse_event
+from cluster.ray.jobs import Jobs
+from cluster.ray.lines import parse_line
 from cluster.servers.services import Services
 
 
@@ -42,7 +43,7 @@ def run(jobs, key, code, **options):
     ],
 )
 def test_an_event_is_found_behind_whatever_ray_writes_before_it(line, event):
-    assert parse_event(line) == event
+    assert parse_line(line) == event
 
 
 def test_secrets_do_not_travel_in_a_job():

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from cluster.ray.jobs import Jobs, parse_event
+from cluster.ray.jobs import Jobs
+from cluster.ray.lines import parse_line
 from cluster.ray.targets import load, run_target
 from cluster.servers.services import Services
 
@@ -108,7 +109,7 @@ def drive(tmp_path_factory):
         events = []
 
         def note(line):
-            if event := parse_event(line):
+            if event := parse_line(line):
                 events.append(event)
 
         result = jobs.follow(job, note)

@@ -12,6 +12,7 @@ from tasks.data.corpora import build_corpus
 from tasks.data.corpus import split_of
 from tasks.data.tokenizer import load_tokenizer
 from tasks.data.tokens import Tokens, calibration_batches, heldout_documents
+from tasks.events import Note
 from tasks.prepare import Prepare, unigram_perplexity
 from tasks.prune import Prune
 from tasks.stage import Context, Execution
@@ -99,8 +100,8 @@ def roles(tmp_path, **left_out):
     stage.fingerprints()
     notes, output = [], tmp_path / "data"
     output.mkdir()
-    stage.run(Context({}, output, tmp_path / "scratch", Execution(), report=lambda event: notes.append(event.get("text"))))
-    return output, list(filter(None, notes)), texts
+    stage.run(Context({}, output, tmp_path / "scratch", Execution(), report=lambda event: notes.append(event)))
+    return output, [event.text for event in notes if isinstance(event, Note)], texts
 
 
 def letters_of(text) -> set[str]:
