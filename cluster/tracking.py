@@ -6,7 +6,6 @@ attached to a running job, a cached stage) lands on the same points: MLflow keep
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -14,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.lock import locked
 from cluster.profile import home
@@ -27,68 +26,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens on the run table, not on traces
-CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"  # verdicts of a recipe that claims something; how many hold
 BATCH = 900
 FLUSH_SECONDS = 3.0
 BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # before anything is begun
-
-
-class Metric(NamedTuple):
-    unit: str
-    better: Literal["lower", "higher", "neither"]
-    meaning: str
-
-
-VOCABULARY: dict[str, Metric] = {
-    "perplexity": Metric("1", "lower", "exp of held-out loss per token"),
-    "unigram_perplexity": Metric("1", "neither", "held-out perplexity of the unigram model, the bar for having learned"),
-    "heldout_loss": Metric("nats/token", "lower", "mean next-token cross-entropy on the held-out split"),
-    "task_accuracy": Metric("share", "higher", "zero-shot multiple choice on held-out text"),
-    "task_accuracy_stderr": Metric("share", "lower", "standard error of task_accuracy"),
-    "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per byte"),
-    "task_chance": Metric("share", "neither", "accuracy of guessing"),
-    "reference_kl": Metric("nats/token", "lower", "KL divergence from the reference model's next token, mean"),
-    "reference_flips": Metric("share", "lower", "tokens after which another one is likeliest than in the reference model"),
-    "sparsity": Metric("share", "higher", "dead share of the prunable weights, from the masks"),
-    "essential_sparsity": Metric("share", "higher", "the most the search found the model to lose within its tolerance"),
-    "pattern_holds": Metric("share", "higher", "N:M groups (or matrices) whose stored weights keep the promised pattern"),
-    "zero_weights": Metric("share", "higher", "stored zeros among the prunable weights"),
-    "bytes": Metric("B", "lower", "weight files on disk"),
-    "mask_bytes": Metric("B", "lower", "mask file on disk"),
-    "parameters": Metric("1", "lower", "parameters, dead ones included"),
-    "live_parameters": Metric("1", "lower", "parameters that are not masked"),
-    "bits_per_parameter": Metric("bit", "lower", "weight bytes per parameter"),
-    "prunable_parameters": Metric("1", "neither", "prunable weights, dead ones included"),
-    "average_parameters": Metric("1", "neither", "live prunable weights, averaged over training"),
-    "prefill_tokens_per_second": Metric("token/s", "higher", "measured prompt speed in transformers"),
-    "decode_tokens_per_second": Metric("token/s", "higher", "measured greedy decoding speed in transformers"),
-    "training_flops": Metric("FLOP", "lower", "training cost by the SPDF formula"),
-    "training_tokens": Metric("token", "neither", "tokens seen in training"),
-    "training_loss": Metric("nats/token", "lower", "cross-entropy on the last training batches"),
-    "loss": Metric("nats/token", "lower", "cross-entropy on the training batch"),
-    "kl": Metric("nats/token", "lower", "KL divergence to the teacher, times temperature squared"),
-    "features": Metric("1", "lower", "squared error of hidden states over the teacher's mean square, summed over blocks"),
-    "gradient_norm": Metric("1", "neither", "global norm before clipping"),
-    "in_time_overparameterisation": Metric("share", "neither", "masked weights that have been alive at any time"),
-    "flip_rate": Metric("share", "neither", "weights whose mask changed since the step before"),
-    "replay_loss": Metric("nats/token", "lower", "cross-entropy on replayed sequences of past tasks"),
-    "sequences_left": Metric("1", "neither", "training sequences of the present task that were not removed"),
-    "forgetting": Metric("nats/token", "lower", "rise of held-out loss on earlier tasks since each was learned, mean"),
-    "learning_rate": Metric("1", "neither", "learning rate of the step"),
-    "tokens": Metric("token", "neither", "tokens seen so far"),
-    "tokens_per_second": Metric("token/s", "higher", "training throughput"),
-    "vocabulary": Metric("1", "neither", "tokens of the tokenizer"),
-    "train_tokens": Metric("token", "neither", "tokens of the train split"),
-    "calibration_tokens": Metric("token", "neither", "tokens of the calibration split"),
-    "heldout_tokens": Metric("token", "neither", "tokens of the held-out split"),
-    "reconstruction_error": Metric("share", "lower", "squared error of block outputs relative to the dense block, mean"),
-    "unseen_matrices": Metric("1", "lower", "matrices (experts) that no calibration token reached"),
-    "peak_memory_bytes": Metric("B", "lower", "the most memory the stage held; on a GPU, of the GPU's"),
-    "merged_models": Metric("1", "neither", "models that were merged into this one"),
-    "export_logits_error": Metric("1", "lower", "largest logit difference between the solved and the reloaded model"),
-    "seconds": Metric("s", "lower", "time inside the stage's own run"),
-    "overhead_seconds": Metric("s", "lower", "time from starting a stage to its artifact, less seconds"),
-}
 
 
 @dataclass
@@ -200,12 +140,6 @@ class Tracking:
         for name, figure in figures:
             self.client.log_figure(self.run(id), figure, f"figures/{name}.png")
 
-    def claims(self, judged: list[dict[str, Any]]) -> None:
-        """The verdicts of a recipe's claims, on the parent."""
-        self.text(None, json.dumps(judged), CLAIMS)
-        held = sum(claim["holds"] for claim in judged)
-        self.client.set_tag(self.parent, CLAIMS_TAG, f"{held} of {len(judged)} hold")
-
     def text(self, id: str | None, text: str, file: str) -> None:
         self.client.log_text(self.run(id), text, file)
 
@@ -218,7 +152,7 @@ class Tracking:
     def run(self, id: str | None) -> str:
         return self.parent if id is None else self.children[id]
 
-    def tag(self, id: str, name: str, value: str) -> None:
+    def tag(self, id: str | None, name: str, value: str) -> None:
         self.client.set_tag(self.run(id), name, value)
 
     def params(self, id: str | None, params: Mapping[str, Any]) -> None:

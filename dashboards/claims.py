@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.tracking import CLAIMS, CLAIMS_TAG, EXPERIMENT
+from cluster.tracking import EXPERIMENT, Tracking
 from dashboards.figures import groups_figure
 
+CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"  # in the run of a recipe: the verdicts; how many hold
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 section { border-top: 1px solid #ddd; padding: 1rem 0; display: grid; grid-template-columns: 1fr 24rem; gap: 1rem }
@@ -21,6 +22,13 @@ td { padding: .1rem .8rem .1rem 0; font-variant-numeric: tabular-nums } p { marg
 .holds { color: #1a7f37 } .noise { color: #9a6700 } .fails { color: #b42318 } small { color: #666 }
 @media (max-width: 50rem) { section { grid-template-columns: 1fr } }
 """
+
+
+def write(tracking: Tracking, judged: list[dict[str, Any]]) -> None:
+    """The verdicts of a recipe's claims, on the parent run."""
+    tracking.text(None, json.dumps(judged), CLAIMS)
+    held = sum(claim["holds"] for claim in judged)
+    tracking.tag(None, CLAIMS_TAG, f"{held} of {len(judged)} hold")
 
 
 def read(uri: str) -> list[dict[str, Any]]:

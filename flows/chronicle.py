@@ -104,6 +104,7 @@ class Chronicle:
 
     def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, and the verdicts on claims."""
+        from dashboards.claims import write
         from dashboards.figures import groups_figure, quality_against_bytes
         from flows.claims import groups_of
 
@@ -120,7 +121,7 @@ class Chronicle:
             tags = {"winnow.address": model["address"], "winnow.key": model["key"]}
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), tags, numbers)
         if claims:
-            self.tracking.claims(claims)
+            write(self.tracking, claims)
         missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
         for id in missing & self.tracking.children.keys():  # of a model that was made, an evaluation is missing
             self.tracking.end(id, status)

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.sweep import Branch
+from tasks.metrics import METRICS
 
 SEED = "seed"
 Numbers = dict[str, float]  # of one group: seed label -> value
@@ -52,14 +53,12 @@ class Claim(BaseModel):
     order: list[str | list[str]] = Field(min_length=2)
     """Groups of models from best to worst, by the labels of their branch; a list is the best of its members."""
     metric: str = "perplexity"
-    """What is compared: a metric of the vocabulary."""
+    """What is compared: the name of a metric."""
     slack: float = Field(0.0, ge=0)
     """How much worse the better one may be, as a share."""
 
     def check(self, models: Sequence[tuple[str, Branch]], where: str) -> None:
         """Raise ValueError where the recipe makes no such models."""
-        from cluster.tracking import VOCABULARY
-
         groups = [group_of(branch) for base, branch in models if base == self.stage]
         if not groups:
             known = ", ".join(dict.fromkeys(base for base, _ in models))
@@ -68,17 +67,15 @@ class Claim(BaseModel):
             if member not in groups:
                 known = ", ".join(dict.fromkeys(groups))
                 raise ValueError(f"recipe.{where}.order: no group {member!r}; choose some of {known}")
-        if self.metric not in VOCABULARY:
-            raise ValueError(f"recipe.{where}.metric: no metric {self.metric!r}; choose one of {', '.join(VOCABULARY)}")
+        if self.metric not in METRICS:
+            raise ValueError(f"recipe.{where}.metric: no metric {self.metric!r}; choose one of {', '.join(METRICS)}")
 
     def members(self) -> list[str]:
         return [name for member in self.order for name in ([member] if isinstance(member, str) else member)]
 
     def judge(self, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The verdict on summaries of models, each with its ``base``, ``branch`` and metrics."""
-        from cluster.tracking import VOCABULARY
-
-        sign = -1.0 if VOCABULARY[self.metric].better == "higher" else 1.0
+        sign = -1.0 if METRICS[self.metric].better == "higher" else 1.0
         groups = {name: self._numbers(models, name) for name in self.members()}
         pairs = [
             _compare(groups, sign, self.slack, better, worse) for better, worse in zip(self.order, self.order[1:], strict=False)

@@ -1,7 +1,7 @@
 """The shelf of evaluators: each file measures one thing about a model and returns scalars by metric name.
 
 Each evaluation is an artifact of its own, so a changed field of one evaluator measures nothing else again. Names, units and
-directions of the metrics stand in ``cluster.tracking.VOCABULARY``.
+directions of the metrics stand in ``tasks.metrics.METRICS``.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cluster.store.artifacts import canonical_json
-from cluster.tracking import VOCABULARY
 from tasks.evaluate import Evaluate
 from tasks.evaluators import Candidate
 from tasks.methods import build, dump, names
+from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -58,7 +58,7 @@ def numbers(folder):
 
 @evaluators
 def test_its_numbers_are_finite_and_in_the_vocabulary(name, numbers):
-    assert numbers[name] and numbers[name].keys() <= VOCABULARY.keys() and all(map(math.isfinite, numbers[name].values()))
+    assert numbers[name] and numbers[name].keys() <= METRICS.keys() and all(map(math.isfinite, numbers[name].values()))
 
 
 def test_no_two_evaluators_give_a_number_the_same_name(numbers):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.tracking import Tracking
-from dashboards.claims import page, read
+from dashboards.claims import page, read, write
 from flows.claims import Claim
 from tests.flows.test_claims import models
 
@@ -15,7 +15,7 @@ from tests.flows.test_claims import models
 def told(uri: str, recipe: str, **groups: list[float]) -> None:
     claim = Claim(says=f"{recipe}: a < b", stage="pretrain", order=["a", "b"]).judge(models(**groups))
     tracking = Tracking.start(uri, recipe, {"winnow.recipe": recipe, "winnow.git_commit": "abc"}, {})
-    tracking.claims([claim])
+    write(tracking, [claim])
     tracking.end(None, "FINISHED")
 
 

@@ -14,10 +14,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cluster.store.artifacts import CorruptArtifact
-from cluster.tracking import VOCABULARY
 from tasks.calibrate.essential import Trials
 from tasks.events import Event, Failed, Metrics, Note, parse_event
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
+from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import load_model, save_model
 from tasks.models.files.layout import MASKS
 from tasks.models.files.promises import check_masks, require_subset
@@ -69,7 +69,7 @@ def events(text: str) -> list[Event]:
 def test_every_stage_publishes_and_names_its_numbers_by_the_vocabulary(chain):
     assert [record.stage for record in chain.values()] == list(chain)
     for record in chain.values():
-        assert record.metrics and set(record.metrics) <= set(VOCABULARY)
+        assert record.metrics and set(record.metrics) <= set(METRICS)
 
 
 def test_every_point_of_every_curve_is_named_by_the_vocabulary(shop, chain):
@@ -77,7 +77,7 @@ def test_every_point_of_every_curve_is_named_by_the_vocabulary(shop, chain):
         lines = (shop.path(chain[name]) / "report" / "history.jsonl").read_text().splitlines()
         points = [json.loads(line) for line in lines]
         assert [point["step"] for point in points] == list(range(1, len(points) + 1))
-        assert set().union(*(point["metrics"] for point in points)) <= set(VOCABULARY)
+        assert set().union(*(point["metrics"] for point in points)) <= set(METRICS)
         assert points[-1]["metrics"]["tokens"] == chain[name].metrics["training_tokens"]
 
 

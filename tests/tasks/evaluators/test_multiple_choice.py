@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 
-from cluster.tracking import VOCABULARY
 from tasks.data.tokenizer import train_tokenizer
 from tasks.evaluators import Candidate
 from tasks.methods import build
+from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -76,4 +76,4 @@ def test_lm_eval_scores_what_the_likelihoods_say(data, tmp_path):
         right.append(scores.index(max(scores)) == item["answer"])
     found = evaluator(items=30).measure(candidate)
     assert found["task_accuracy"] == pytest.approx(sum(right) / 30) and found["task_chance"] == 0.25
-    assert found.keys() <= VOCABULARY.keys() and found["task_accuracy_stderr"] > 0
+    assert found.keys() <= METRICS.keys() and found["task_accuracy_stderr"] > 0
