@@ -1,7 +1,7 @@
-"""Read the YAML a person wrote, and nothing more clever than that.
+"""Read YAML as plain data: no tags, no anchors, no duplicate keys.
 
-Recipes and profiles are data. YAML can also name Python objects, share nodes so that a kilobyte unfolds into gigabytes,
-and quietly keep the last of two equal keys; none of it is wanted, so all of it is refused with the line it stands on.
+YAML can also construct Python objects, expand aliases from a kilobyte into gigabytes, and silently keep the last of two
+equal keys. All three are refused with file and line.
 """
 
 from __future__ import annotations

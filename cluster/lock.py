@@ -1,4 +1,4 @@
-"""One process of a machine at a time."""
+"""A file lock between the processes of one machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Wait for the lock of ``file``, which is made where it is missing. The lock falls when its holder dies."""
+    """Hold an exclusive lock on ``file``, which is created if missing; the kernel releases it when its holder dies."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with file.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

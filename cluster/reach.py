@@ -1,7 +1,7 @@
-"""Asks a service that a profile names whether it is there: once, with a deadline, before anything is begun.
+"""Health checks of the services a profile names: each is asked once, with a deadline, before any work starts.
 
-Clients of such services are patient. MLflow's tries for four minutes, S3's for three, a full disk is retried for one, and what
-they raise then speaks of their insides. A wrong address is told within seconds, in one line; later failures in one line too.
+Their clients retry for long (MLflow's for four minutes, S3's for three) and then raise errors about their internals. Here a
+wrong address is reported within seconds, in one line, and later failures are reduced to one line too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a stage tells while it runs: passed on as it comes, its curves kept so that a resumed run has all of them."""
+"""The events of a running stage: passed on as they come, the curves also kept, so that a resumed run has all of them."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         raise
 
 
-def produce_all(share: dict[str, list[Payload]]) -> None:
+def produce_all(payload: dict[str, list[Payload]]) -> None:
     """Produce one after the other; one that fails keeps none of the others from being made."""
     failures = []
-    for work in share["work"]:
+    for work in payload["work"]:
         try:
             produce(work)
         except Exception as error:
@@ -127,7 +127,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
 
 
 def _execution(fields: dict[str, Any]) -> Execution:
-    """The profile's share, completed by what this process is: its rank, its device, its threads."""
+    """The fields a profile gives, completed by what this process is: its rank, its device, its threads."""
     import torch
 
     device = fields.get("device", "auto")
@@ -159,7 +159,7 @@ def _make_engine(execution: Execution, model: Module, optimizer: Optimizer, clip
 
 
 def _start_workers(work: Payload, target: str, payloads: list[dict[str, object]]) -> list[Worker]:
-    """An object of ``target`` per payload on workers of the cluster, each with the stage's own share of the machine; in
+    """An object of ``target`` per payload on workers of the cluster, each with the stage's own resources; in
     this process where it is on no cluster."""
     from cluster.ray.workers import on_cluster, start_actor
 
@@ -209,11 +209,11 @@ def _evaluate(work: list[Payload]) -> None:
     from cluster.ray.workers import run_task
 
     resources = work[0]["resources"]
-    shares = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
+    parts = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
     room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
     give = partial(run_task, "tasks.job:produce_all", **room)
-    with ThreadPoolExecutor(len(shares)) as pool:
-        for finished in [pool.submit(give, {"work": share}) for share in shares]:
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for finished in [pool.submit(give, {"work": part}) for part in parts]:
             finished.result()
 
 

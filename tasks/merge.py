@@ -1,4 +1,4 @@
-"""Merge: one model out of several that were made from the same one, its mask kept because all of them have it."""
+"""Merge: one model out of several that were trained from the same one under the same mask, which is kept."""
 
 from __future__ import annotations
 

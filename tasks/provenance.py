@@ -1,4 +1,4 @@
-"""Where and with what an artifact was made: for people, never part of a key."""
+"""Provenance of an artifact: host, versions and commit it was made with; for people, never part of a key."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Prune(CalibratedStage):
                 "would vary it; choose unstructured"
             )
         if self.sparsity != ESSENTIAL:
-            pattern.check(self.target, pattern.width_multiple)
+            pattern.check(self.target_sparsity, pattern.width_multiple)
         return self
 
     def _pattern(self) -> Pattern:
@@ -89,7 +89,7 @@ class Prune(CalibratedStage):
         return self.allocator or build("allocators", self.method.allocator, Allocator)
 
     @property
-    def target(self) -> float:
+    def target_sparsity(self) -> float:
         """The sparsity asked for, in so many words or by the pattern; 0 while it is looked for."""
         if self.sparsity == ESSENTIAL:
             return 0.0
@@ -113,27 +113,30 @@ class Prune(CalibratedStage):
                 f"{self.method.name} takes no model with masks, and an earlier prune leaves some; "
                 f"prune with {self.method.name} first"
             )
-        self._check_share(facts)
+        self._check_sparsity(facts)
 
-    def _check_share(self, facts: Facts) -> None:
-        """Raise ValueError where the share takes nothing at all, as far as is known before an allocation."""
+    def _check_sparsity(self, facts: Facts) -> None:
+        """Raise ValueError where the sparsity takes nothing at all, as far as is known before an allocation."""
         from tasks.formats.selection import quota
 
         choices = self.method.choices(self._pattern(), facts.widths, facts.heads)
-        if self.target and choices and self._allocator().name in ("uniform", "cfsp"):
+        sparsity = self.target_sparsity
+        if sparsity and choices and self._allocator().name in ("uniform", "cfsp"):
             most = max(choices, key=choices.get)
-            if not quota(choices[most], self.target):
+            if not quota(choices[most], sparsity):
                 raise ValueError(
-                    f"sparsity {self.target:g} takes none of {choices[most]} {most}; choose at least {1 / choices[most]:.4g}"
+                    f"sparsity {sparsity:g} takes none of {choices[most]} {most}; choose at least {1 / choices[most]:.4g}"
                 )
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
         if parties.model:
-            self.method.admit(parties.model.linears, dict.fromkeys(parties.model.linears, self.target), self._pattern())
+            self.method.admit(
+                parties.model.linears, dict.fromkeys(parties.model.linears, self.target_sparsity), self._pattern()
+            )
 
     def check_width(self, width: int) -> None:
-        self._pattern().check(self.target, width, width)  # what one matrix reads another has made
+        self._pattern().check(self.target_sparsity, width, width)  # what one matrix reads another has made
 
     @property
     def unreached(self) -> str:
@@ -142,7 +145,7 @@ class Prune(CalibratedStage):
     def judge(self, report: WalkReport) -> None:
         if report.total("asked") and not report.total("given") and self.sparsity != ESSENTIAL:
             raise ValueError(
-                f"sparsity {self.target:g} takes nothing: it is less than one unit of pattern {self.pattern} "
+                f"sparsity {self.target_sparsity:g} takes nothing: it is less than one unit of pattern {self.pattern} "
                 "in every matrix; choose a higher one"
             )
 
@@ -150,7 +153,7 @@ class Prune(CalibratedStage):
         report = context.output / REPORT
         report.mkdir(parents=True, exist_ok=True)
         if self.sparsity != ESSENTIAL:
-            return self._prune(context, self.target, context.output)
+            return self._prune(context, self.target_sparsity, context.output)
         device, prune = context.execution.device, partial(self._prune, context)
         trials = Trials(self.incoming(context), self.drawn(context), context.scratch, device, prune)
         sparsity, curve = trials.search(self.method, json.dumps([self.pattern, dump(self._allocator())]))
@@ -171,8 +174,7 @@ class Prune(CalibratedStage):
         return metrics
 
     def _allocate(self, context: Context, sparsity: float, place: str) -> dict[str, float]:
-        """The table of sparsities by linear, made once for an allocator; in the report for people to read, edit and give
-        back."""
+        """The sparsity of each linear, allocated once; in the report for people to read, edit and give back."""
         import yaml
 
         from tasks.calibrate.scan import scan
@@ -181,11 +183,11 @@ class Prune(CalibratedStage):
 
         made, mine = context.scratch / place / PARTS / "allocation.json", dump(self._allocator())
         known = kept(made) or {}
-        if known.get("allocator") != mine:
+        if known.get("method") != mine:
             stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
-            table = self._allocator().allocate(scan(stream, self.batches(context), self.memory(context)), sparsity)
+            allocation = self._allocator().allocate(scan(stream, self.batches(context), self.memory(context)), sparsity)
             made.parent.mkdir(parents=True, exist_ok=True)
-            known = {"allocator": mine, "table": table}
+            known = {"method": mine, "allocation": allocation}
             keep(known, made)
-        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(known["table"], sort_keys=False))
-        return known["table"]
+        (context.output / REPORT / "allocation.yaml").write_text(yaml.safe_dump(known["allocation"], sort_keys=False))
+        return known["allocation"]

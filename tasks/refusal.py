@@ -1,9 +1,9 @@
-"""Tells what a user can mend from what is ours or a library's to mend: both come as a ValueError.
+"""Tells errors in a user's input from bugs, ours or a library's: both come as a ValueError.
 
-What we refuse, we raise: the innermost frame of its traceback is a file of ours, at a ``raise``. NumPy, torch and the standard
+An input is refused by a ``raise`` in our code: it is the innermost frame of the traceback. NumPy, torch and the standard
 library raise ValueErrors of their own for shapes that do not fit or a wrong call, from their own files or, being written in C,
-out of the middle of a line of ours. Those are faults: they keep their trace and may be tried again. What pydantic finds
-wrong with an object that we asked it for, our validators' words among it, counts as ours.
+out of the middle of a line of ours. Those are bugs: they keep their traceback and may be tried again. A validation error of
+pydantic for an object that our code asked for counts as a refused input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OURS = tuple(ROOT / package for package in ("cluster", "dashboards", "flows", "t
 
 
 def refused(error: BaseException) -> bool:
-    """Whether an error is our word on what a user gave: one line that names what to mend."""
+    """Whether an error refuses a user's input, in one line that names what to change."""
     if not isinstance(error, (ValueError, FloatingPointError)):
         return False
     frames = list(_frames(error.__traceback__))

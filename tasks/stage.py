@@ -1,4 +1,4 @@
-"""What a stage is: fields that say what to compute, and one ``run`` that turns input directories into an output one.
+"""A stage: fields that say what to compute, and one ``run`` that turns input directories into an output directory.
 
 A stage knows nothing of Ray, Prefect, MLflow or storage. It reads the directories of its inputs, writes files into
 its output directory and returns scalars; ``tasks.job`` does the rest.
@@ -113,7 +113,7 @@ class Stage(BaseModel):
         return {}
 
     def parties(self, context: Context) -> Parties:
-        """Who takes part, now that the inputs are there."""
+        """The models and the data, now that the inputs are there."""
         return Parties()
 
     def check_parties(self, parties: Parties) -> None:
@@ -195,7 +195,7 @@ class Facts:
 
 @dataclass
 class Context:
-    """Where one run of a stage stands. ``execution`` is the profile's share: it may change speed, never results.
+    """The surroundings of one run of a stage. ``execution`` comes from the profile: it may change speed, never results.
     ``start_workers`` makes an object of a target (``module:Class``) per payload, each on a worker where there is a cluster."""
 
     inputs: dict[str, Path]
@@ -214,7 +214,7 @@ class Context:
         self.report(Progress(done, total, unit, note))
 
     def note(self, text: str) -> None:
-        """A line for people that must not pass unseen."""
+        """A line that people must see."""
         self.report(Note(text))
 
 

@@ -1,4 +1,4 @@
-"""Workers in this process: what a stage starts to share its work where there is no cluster.
+"""Workers in this process: what a stage starts for data-parallel work where there is no cluster.
 
 A worker is made from an import string and a payload, and asked for results by the names of its methods. Here it does at once
 what it is asked for, so a stage is written once, and runs in a test or a debugger as it does on a cluster.

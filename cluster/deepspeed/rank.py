@@ -1,4 +1,4 @@
-"""Being a rank: joining the process group there is, or one of a single rank, and leaving without an accident."""
+"""One rank of torch.distributed: join the existing process group, or make one of a single rank, and exit cleanly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 def join(device: str | torch.device) -> None:
-    """Be in a process group, with the variables DeepSpeed insists on."""
+    """Join a process group, with the environment variables that DeepSpeed needs."""
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("DS_ACCELERATOR", torch.device(device).type)
     if dist.is_initialized():

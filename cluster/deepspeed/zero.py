@@ -1,4 +1,5 @@
-"""What DeepSpeed is told of a ZeRO stage, and where that keeps a parameter on this rank: masters, moments, copies, gradient.
+"""DeepSpeed's configuration of each ZeRO stage, and where that stage keeps a parameter on this rank: float32 master, moments,
+low-precision copy, gradient.
 
 DeepSpeed has no common way to ask (its public calls gather full tensors, or work at stage 3 only, or return None at
 stage 0), so the three layouts are written down here and nowhere else. They follow DeepSpeed 0.19.8, whose names are

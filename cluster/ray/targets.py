@@ -1,4 +1,4 @@
-"""What happens on a worker: import a target, call it, and bring its failure home as text.
+"""What runs on a worker: import a target, call it, and return a failure as text.
 
 Ray is not needed here, nor imported: the same functions run under a Ray task, a rank of Ray Train, or a test.
 """
@@ -58,7 +58,7 @@ def run_target(target: str, payload: dict, settings: dict[str, str]) -> tuple[bo
 
 
 class Host:
-    """Keeps an object on a worker and calls its methods; failures come home as those of a target do."""
+    """Keeps an object on a worker and calls its methods; failures are returned as those of a target are."""
 
     def __init__(self, target: str, payload: dict, settings: dict[str, str]) -> None:
         _prepare(settings)

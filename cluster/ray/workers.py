@@ -1,4 +1,4 @@
-"""Inside a job's driver: put one piece of work where its resources are, or a group of ranks around a training loop.
+"""Used in a job's driver: run one function on a worker with the resources it needs, or a training loop on a group of ranks.
 
 A task is tried once (`max_retries=0`), because who retries is decided in one place, the flow. A rank that dies takes
 its group with it, and the group is started again up to `max_failures` times; what it resumes from is the target's

@@ -1,4 +1,4 @@
-"""Own processes, and only own ones: start them apart from the terminal, know them again, end them with their family.
+"""Start processes detached from the terminal, recognise them later, and end them with all their descendants; never others.
 
 A pid alone says nothing after a reboot or a wrap-around, so every record carries the moment the process was created.
 Ray's descendants rename themselves (which wipes their environment), open sessions of their own and outlive a killed

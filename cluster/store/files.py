@@ -1,7 +1,7 @@
-"""Directories of files as both stores handle them: listed, hashed, copied, compared with a record, made visible at once.
+"""Directories of files for both stores: list, hash, copy, compare with a record, publish atomically.
 
-The hard promise of a store rests on one line here, a `rename` of a finished directory; that damage is found, on another,
-the comparison of every byte with what was recorded.
+Publishing is atomic because it is one `rename` of a finished directory; damage is found because every byte is hashed and
+compared with the record.
 """
 
 import errno

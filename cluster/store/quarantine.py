@@ -1,4 +1,4 @@
-"""Damage heals: what is found damaged is kept aside, under a name that says when, and counts as not there.
+"""Damaged artifacts are moved to a quarantine folder, under a name with the time, and from then on count as missing.
 
 A run needs artifacts and not errors, so it asks a store with `done` and `take`: damage that they meet is moved out of the
 way, and the artifact is made again like any that is missing. Whoever only reads (export, verify, plan) moves nothing and is

@@ -1,4 +1,4 @@
-"""The shelf of allocators: each file shares one sparsity out over a model's matrices.
+"""The shelf of allocators: each file allocates a model's sparsity to its matrices.
 
 The class in it descends from :class:`Allocator`.
 """

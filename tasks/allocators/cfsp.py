@@ -26,7 +26,7 @@ class Cfsp(Allocator):
     sharpness: float = Field(1.0, ge=0)
     """How much a difference in angle counts; 0 is uniform."""
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
         angles = {}
         for view in scan.blocks():
             if not len(view.inputs):
@@ -36,8 +36,8 @@ class Cfsp(Allocator):
         mean = sum(angles.values()) / len(angles)
         weights = {block: _sigmoid(self.sharpness * _STRETCH * (angle - mean)) for block, angle in angles.items()}
         typical = sum(weights.values()) / len(weights)
-        offsets = {block: -(weight / typical - 1) * (1 - overall) for block, weight in weights.items()}
-        return spread_out(scan, overall, offsets, lowest=overall * (1 - 1 / 1.05))
+        offsets = {block: -(weight / typical - 1) * (1 - sparsity) for block, weight in weights.items()}
+        return spread_out(scan, sparsity, offsets, lowest=sparsity * (1 - 1 / 1.05))
 
 
 def _angles(before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> torch.Tensor:

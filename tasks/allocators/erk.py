@@ -21,11 +21,11 @@ class Erk(Allocator):
     power: float = Field(1.0, ge=0)
     """How strongly density follows a matrix's shape: 0 is uniform, 1 the paper's."""
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
         raw = {name: ((shape[-2] + shape[-1]) / (shape[-2] * shape[-1])) ** self.power for name, shape in scan.shapes.items()}
         dense: set[str] = set()
         while free := [name for name in raw if name not in dense]:  # in one order: sums of floats depend on it
-            budget = sum((1 - overall) * scan.size(name) for name in free) - sum(overall * scan.size(name) for name in dense)
+            budget = sum((1 - sparsity) * scan.size(name) for name in free) - sum(sparsity * scan.size(name) for name in dense)
             epsilon = budget / sum(raw[name] * scan.size(name) for name in free)
             largest = max(raw[name] for name in free)
             if epsilon * largest <= 1:

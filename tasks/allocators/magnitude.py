@@ -22,10 +22,10 @@ class Magnitude(Allocator):
 
     paper: ClassVar[str] = "essential sparsity (arXiv 2306.03805), global one-shot magnitude"
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
         from tasks.formats.selection import quota
 
-        left, upper = quota(sum(map(scan.size, scan.shapes)), overall), self._count(scan, None)
+        left, upper = quota(sum(map(scan.size, scan.shapes)), sparsity), self._count(scan, None)
         most = {name: quota(scan.size(name), MOST) for name in scan.shapes}
         found, ranked = {}, list(scan.shapes)
         while ranked:  # what a matrix may not lose goes to the others, in a ranking without it

@@ -26,11 +26,11 @@ class Sensitivity(Allocator):
     pruner: Annotated[Pruner, of("pruners")] = Field("wanda", validate_default=True)
     """The pruner that the matrices are tried with."""
     levels: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Sparsities that are tried, ascending; the overall one is added where it is higher."""
+    """Sparsities that are tried, ascending; the model's is added where it is higher."""
     sequences: int = Field(16, gt=0)
     """About how many calibration sequences a trial sees."""
     spread: float = Field(0.2, gt=0, le=1)
-    """Largest difference of a matrix's sparsity from the overall one; errors add up only where they are small."""
+    """Largest difference of a matrix's sparsity from the model's; errors add up only where they are small."""
 
     @field_validator("levels")
     @classmethod
@@ -47,11 +47,11 @@ class Sensitivity(Allocator):
         pruner.suit(parse_pattern("unstructured", pruner.scope))
         return pruner
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
-        low, high = max(0.0, overall - self.spread), min(MOST, overall + self.spread)
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
+        low, high = max(0.0, sparsity - self.spread), min(MOST, sparsity + self.spread)
         sizes = {name: scan.size(name) for name in scan.shapes}
-        levels = (*self.levels, overall) if overall > self.levels[-1] else self.levels
-        return cheapest(self.curves(scan, levels), sizes, overall, low, max(high, overall))
+        levels = (*self.levels, sparsity) if sparsity > self.levels[-1] else self.levels
+        return cheapest(self.curves(scan, levels), sizes, sparsity, low, max(high, sparsity))
 
     def curves(self, scan: Scan, levels: Sequence[float]) -> dict[str, Curve]:
         """The error of each linear at these sparsities, and none at 0."""
@@ -66,20 +66,20 @@ class Sensitivity(Allocator):
             dense = list(view.run(batches))
             for name, linear in view.linears.items():
                 curves[name] = [(0.0, 0.0)]
-                for level in levels:
+                for tried in levels:
                     edits = {
                         matrix: self.pruner.solve_linear(
-                            view.matrices[matrix], view.statistics.get(matrix), level, pattern, view.keep.get(matrix)
+                            view.matrices[matrix], view.statistics.get(matrix), tried, pattern, view.keep.get(matrix)
                         )
                         for matrix in linear.matrices
                     }
-                    curves[name].append((level, trial_error(view, edits, dense)))
+                    curves[name].append((tried, trial_error(view, edits, dense)))
         return curves
 
 
-def cheapest(curves: dict[str, Curve], sizes: dict[str, int], overall: float, low: float, high: float) -> dict[str, float]:
-    """Sparsities in [low, high] whose mean by size is ``overall`` and whose summed errors are least. Each curve reaches
-    ``overall`` at least."""
+def cheapest(curves: dict[str, Curve], sizes: dict[str, int], sparsity: float, low: float, high: float) -> dict[str, float]:
+    """Sparsities in [low, high] whose mean by size is ``sparsity`` and whose summed errors are least. Each curve reaches
+    ``sparsity`` at least."""
     found = dict.fromkeys(curves, low)
     pieces = []
     for name, curve in curves.items():
@@ -88,7 +88,7 @@ def cheapest(curves: dict[str, Curve], sizes: dict[str, int], overall: float, lo
             length = min(end, high) - max(start, low)
             if length > 0:
                 pieces.append(((high_error - low_error) / (end - start) / sizes[name], name, length))
-    left = sum(sizes.values()) * (overall - low)
+    left = sum(sizes.values()) * (sparsity - low)
     for _, name, length in sorted(pieces, key=lambda piece: piece[0]):  # stable: a linear's own pieces stay in order
         taken = min(length, left / sizes[name])
         found[name] += taken

@@ -1,4 +1,4 @@
-"""Uniform: every matrix gets the overall sparsity."""
+"""Uniform: every matrix gets the model's sparsity."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Uniform(Allocator):
 
     paper: ClassVar[str] = "the same sparsity for every matrix"
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
-        return dict.fromkeys(scan.shapes, overall)
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
+        return dict.fromkeys(scan.shapes, sparsity)

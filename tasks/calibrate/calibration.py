@@ -110,11 +110,11 @@ class CalibratedStage(ModelStage):
         """Raise ValueError where a walk did not do what was asked for."""
 
     def _start_workers(self, context: Context, batches: list[torch.Tensor]) -> list[Worker]:
-        """Workers for all shares of the sequences but the first."""
-        from tasks.calibrate.shares import deal
+        """Workers for all parts of the sequences but the first."""
+        from tasks.calibrate.data_parallel import deal
 
         shelf = type(self.method).__module__.split(".")[1]
-        shared = {
+        common = {
             "model": str(self.incoming(context)),
             "device": context.execution.device,
             "activation_bytes": context.execution.activation_bytes,
@@ -122,10 +122,10 @@ class CalibratedStage(ModelStage):
         }
         _, *others = deal(batches, context.execution.workers)
         return context.start_workers(
-            "tasks.calibrate.worker:ShareWorker",
+            "tasks.calibrate.worker:CalibrationWorker",
             [
-                {**shared, "scratch": str(context.scratch / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]}
-                for number, share in enumerate(others, 1)
+                {**common, "scratch": str(context.scratch / f"worker-{number}"), "tokens": [tokens.tolist() for tokens in part]}
+                for number, part in enumerate(others, 1)
             ],
         )
 

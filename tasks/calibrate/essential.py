@@ -84,8 +84,8 @@ class Trials:
                 self.prune(sparsity, directory)
             found = mean_loss(directory, self.batches, self.device)
             keep(found, kept_at)
-        for level in self.tried[:-1]:
-            shutil.rmtree(self.scratch / folder_of(level), ignore_errors=True)
+        for earlier in self.tried[:-1]:
+            shutil.rmtree(self.scratch / folder_of(earlier), ignore_errors=True)
         self.tried.append(sparsity)
         return found
 

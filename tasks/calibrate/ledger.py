@@ -1,4 +1,4 @@
-"""Whose walk this is: a walk that was interrupted goes on only with the model, the data and the settings it began with.
+"""The identity of a walk: an interrupted one resumes only with the model, the data and the settings it began with.
 
 The digests stand in a file beside the finished blocks. Content is hashed, not names and times, since a model fetched
 again is the same model.
@@ -22,7 +22,7 @@ NAME = "identity.json"
 
 
 def identity(
-    model: Path, batches: Iterable[torch.Tensor], method: Method, levels: Mapping[str, float], settings: object
+    model: Path, batches: Iterable[torch.Tensor], method: Method, allocation: Mapping[str, float], settings: object
 ) -> dict[str, str]:
     """What decides a walk's result, as digests by what they are of."""
     weights, data = hashlib.sha256(), hashlib.sha256()
@@ -32,7 +32,7 @@ def identity(
             weights.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     for tokens_BT in batches:
         data.update(f"{list(tokens_BT.shape)}".encode() + tokens_BT.contiguous().numpy().tobytes())
-    config = hashlib.sha256(json.dumps([_settings(method), dict(levels), str(settings)], sort_keys=True).encode())
+    config = hashlib.sha256(json.dumps([_settings(method), dict(allocation), str(settings)], sort_keys=True).encode())
     return {"model": weights.hexdigest(), "data": data.hexdigest(), "config": config.hexdigest()}
 
 

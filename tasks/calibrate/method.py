@@ -1,4 +1,4 @@
-"""What a calibrated method is: it looks at one block and says how its matrices shall change.
+"""The root of calibrated methods: each is given one block and returns edits of its matrices.
 
 A method enters at the shallowest depth that suffices: ``score`` a matrix, or ``solve_linear`` one, or ``solve`` the
 whole block. It returns edits and assigns nothing; :func:`tasks.calibrate.walk.walk` does, after :meth:`check`. A fused
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Edit:
-    """What shall become of one matrix, or of any other parameter; of a module, only what is stored beside it.
+    """The new values and mask of one matrix, or of any other parameter; for a module, only extras.
 
     ``weight_OI`` None leaves the values as they are, ``keep_OI`` None the mask, if it has one. ``extras`` are stored beside
     the model, ``notes`` go to the report. ``promise`` is the pattern and sparsity of the mask where they are not those the
-    walk asked for; ``follows`` says that the mask follows from another matrix's, so no share was asked of it."""
+    walk asked for; ``follows`` says that the mask follows from another matrix's, so no sparsity was asked of it."""
 
     weight_OI: torch.Tensor | None = None
     keep_OI: torch.Tensor | None = None
@@ -64,7 +64,7 @@ class BlockView:
     keep: dict[str, torch.Tensor]
     statistics: dict[str, InputStatistic]
     outputs: dict[str, Statistic]
-    sparsity: dict[str, float]
+    allocation: dict[str, float]
     pattern: Pattern
     module: torch.nn.Module
     inputs: OffloadedTensors
@@ -83,7 +83,7 @@ class BlockMethod(Method):
 
     paper: ClassVar[str] = ""
 
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+    def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         """Raise ValueError, before any work, when the method cannot treat one of a model's linears."""
 
     def observer(self, linear: Linear) -> InputStatistic | None:
@@ -147,7 +147,7 @@ class Pruner(BlockMethod):
     """Decides which weights live.
 
     ``scope`` is what an unstructured pattern ranks together: each row, or the whole matrix. ``patterns`` are the kinds
-    of pattern the method can keep; ``allocator`` shares the sparsity out where the recipe names none. ``takes_masks``
+    of pattern the method can keep; ``allocator`` allocates the sparsity where the recipe names none. ``takes_masks``
     says whether the model may have been pruned before.
     """
 
@@ -165,19 +165,19 @@ class Pruner(BlockMethod):
             raise ValueError(f"{self.name} cannot keep pattern {pattern}; choose one of {', '.join(self.patterns)}")
 
     def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
-        """How many units a share is taken of, by what they are, as far as widths and heads tell before anything runs."""
+        """How many units there are to prune, by what they are, as far as widths and heads tell before anything runs."""
         return {f"units of {pattern} in {name} {width}": pattern.units(width, width) for name, width in widths.items()}
 
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+    def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         self.suit(pattern)
         for name, linear in linears.items():
             try:
-                pattern.check(sparsity[name], linear.shape[-1], linear.shape[-2])
+                pattern.check(allocation[name], linear.shape[-1], linear.shape[-2])
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
     def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:
-        """How much each weight is worth; never negative."""
+        """The importance of each weight; never negative."""
         raise NotImplementedError
 
     def solve_linear(
@@ -195,7 +195,7 @@ class Pruner(BlockMethod):
     def solve(self, view: BlockView) -> dict[str, Edit]:
         def solve_one(name: str) -> Edit:
             return self.solve_linear(
-                view.matrices[name], view.statistics.get(name), view.sparsity[name], view.pattern, view.keep.get(name)
+                view.matrices[name], view.statistics.get(name), view.allocation[name], view.pattern, view.keep.get(name)
             )
 
         return view.each(solve_one)
@@ -206,7 +206,7 @@ class Pruner(BlockMethod):
         super().check(view, edits)
         for name in view.matrices:
             keep_OI = edits[name].keep_OI if name in edits else None
-            pattern, sparsity = (edits[name].promise if name in edits else None) or (view.pattern, view.sparsity[name])
+            pattern, sparsity = (edits[name].promise if name in edits else None) or (view.pattern, view.allocation[name])
             if keep_OI is None and sparsity == 0:
                 continue
             if keep_OI is None:

@@ -1,5 +1,5 @@
-"""What a calibration method learns of a linear's inputs, or of a module's outputs, kept so that what data-parallel workers
-saw apart is merged into what one would have seen: sums, counts, largest values.
+"""Statistics of a linear's inputs, or of a module's outputs, kept as sums, counts and maxima so that those of data-parallel
+workers merge into those of one process.
 
 Linears that read the same tensor (q/k/v, gate/up) share one statistic; which do is seen by :mod:`tasks.calibrate.watch`.
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class Statistic(ABC):
-    """What an observer has seen of vectors, one per token."""
+    """A running statistic over vectors, one per token."""
 
     @abstractmethod
     def add(self, value_TI: torch.Tensor) -> None:
-        """See more."""
+        """Add the vectors of a batch."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """See what ``other`` saw, which may lie on another device."""
+        """Add another worker's statistic, which may lie on another device."""
 
     @property
     @abstractmethod
     def finite(self) -> bool:
-        """Whether nothing seen was NaN or infinite."""
+        """Whether no vector had a NaN or an infinity."""
 
 
 class InputStatistic(Statistic):
-    """Of the inputs of a matrix."""
+    """A statistic of the inputs of a matrix."""
 
     @abstractmethod
     def assume_nothing(self, device: torch.device | str = "cpu") -> None:
-        """Take all features to be alike: for a matrix no token reached."""
+        """Become the statistic of identically distributed features: for a matrix that no token reached."""
 
     @abstractmethod
     def reordered(self, order_I: torch.Tensor) -> Self:

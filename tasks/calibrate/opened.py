@@ -1,6 +1,6 @@
-"""A block on the table: its matrices, the masks it came with, and what its observers saw while it ran dense.
+"""One block, read and run: its matrices, the masks it came with, and the statistics its observers took while it ran dense.
 
-The walker opens blocks to edit them, an allocation's scan only to look.
+The walker opens a block to edit it, an allocator only to read it.
 
 Shapes: B = batch, T = tokens, D = hidden features, O = output features, I = input features.
 """
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
+from tasks.calibrate.data_parallel import merge
 from tasks.calibrate.method import BlockView
 from tasks.calibrate.observe import InputStatistic, Statistic
-from tasks.calibrate.shares import merge
 from tasks.calibrate.watch import Make, MakeOutput, Watch, complete, require_finite, watch_outputs
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern
@@ -60,26 +60,26 @@ def open_block(
     index: int,
     flow: Activations,
     observers: Observers,
-    levels: Mapping[str, float],
+    allocation: Mapping[str, float],
     pattern: Pattern,
     workers: Sequence[Worker] = (),
 ) -> OpenBlock:
-    """Read a block, and run it where there is data. ``levels`` are sparsities by parameter; ``workers`` run their own
-    shares of the data meanwhile."""
+    """Read a block, and run it where there is data. ``allocation`` gives a sparsity per parameter; ``workers`` run their own
+    sequences meanwhile."""
     pending = [worker.call("observe", index) for worker in workers]
     block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
     prefix = f"{stream.prefix}.{index}."
     parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
     own = observe(block, index, flow, linears, stream.prefix, observers)
-    others = [share.result() for share in pending]
+    others = [answer.result() for answer in pending]
     statistics = merge([own.statistics, *(statistics for statistics, _ in others)])
     outputs = merge([own.outputs, *(outputs for _, outputs in others)])
     unseen = complete(statistics, observers.watched(linears), observers.inputs, stream.device)
     require_finite(outputs)
     matrices, keep = _matrices(linears, parameters, masks)
-    sparsity = {matrix: levels[name] for name, linear in linears.items() for matrix in linear.matrices}
+    by_matrix = {matrix: allocation[name] for name, linear in linears.items() for matrix in linear.matrices}
     run = partial(flow.run, block, index)
-    view = BlockView(index, prefix, linears, matrices, keep, statistics, outputs, sparsity, pattern, block, flow.hidden, run)
+    view = BlockView(index, prefix, linears, matrices, keep, statistics, outputs, by_matrix, pattern, block, flow.hidden, run)
     return OpenBlock(view, parameters, masks, own.dense, unseen)
 
 

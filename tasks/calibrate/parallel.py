@@ -1,4 +1,4 @@
-"""The matrices of a block are independent problems: on a CPU as many are solved at once as there are threads.
+"""Solve the matrices of a block in parallel: on a CPU as many at once as there are threads.
 
 A column sweep is thousands of small steps, which more threads per step do not speed up and more sweeps side by side do.
 Each problem runs on one thread whatever their number, so the machine's size changes no bit of a solution. Matrices that

@@ -1,4 +1,4 @@
-"""What a quantizer is: it names a scheme for every linear, and moves the live weights onto that scheme's grid.
+"""The root of quantizers: each names a scheme per linear, and rounds the live weights to that scheme's grid.
 
 The scheme decides what is stored and how it is run; the quantizer only which of the grid's values a weight takes. So a new
 scheme needs no quantizer to change, and one that a quantizer cannot make is refused when a plan is made.
@@ -120,7 +120,7 @@ class Quantizer(BlockMethod):
         if not self.schemes and not self.scheme and self.group_size and width % self.group_size:
             raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
 
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+    def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         for part in self.schemes:
             if not any(f".{part}." in f".{name}." for name in linears):
                 raise ValueError(f"schemes: no matrix has {part!r} as a part of its name; choose from {next(iter(linears))}")

@@ -1,4 +1,4 @@
-"""Pruners that stand on another pruner: they refine its mask, or change what it is given."""
+"""Pruners built on another pruner: they refine its mask, or change its input."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a walk tells of itself: a row per block, and the whole in scalars."""
+"""The report of a walk: a row per block, and totals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-NOTABLE = 0.001  # a share that differs by less from the one asked for is that share
+NOTABLE = 0.001  # a sparsity that differs by less from the one asked for counts as that one
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class BlockReport:
 
     ``peak_bytes`` of memory were the most this process had held, see :mod:`tasks.models.memory`. ``unseen``: matrices that no
     token reached, solved as if all inputs were alike. ``notes``: what a method had to say of a matrix, such as the
-    damping it needed. Of the ``weights`` in ``matrices`` that a share was asked of, ``asked`` were to go and ``given`` are
+    damping it needed. Of the ``weights`` in ``matrices`` that a sparsity was asked of, ``asked`` were to go and ``given`` are
     dead.
     """
 
@@ -48,7 +48,7 @@ class WalkReport:
         return sum(getattr(block, name) for block in self.blocks)
 
     def remarks(self, unreached: str) -> list[str]:
-        """What people have to be told: matrices that were solved blindly, ``unreached`` says how, and a share that is not
+        """What people have to be told: matrices that were solved blindly, ``unreached`` says how, and a sparsity that is not
         the one asked for."""
         found, weights = [], self.total("weights")
         if self.unseen:
@@ -56,7 +56,7 @@ class WalkReport:
                 f"{len(self.unseen)} of {self.total('matrices')} matrices got no calibration token and were "
                 f"{unreached}; more sequences reach more of them"
             )
-        # A weight a matrix is rounding; more than that is units that no share divides.
+        # A weight a matrix is rounding; more than that is that whole units (heads, channels) do not add up to it.
         if abs(self.total("asked") - self.total("given")) > max(self.total("matrices"), NOTABLE * weights):
             asked, given = (self.total(name) / weights for name in ("asked", "given"))
             found.append(f"{asked:.2%} of {weights:,} weights were to go, and {given:.2%} are dead")

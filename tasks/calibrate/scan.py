@@ -1,4 +1,4 @@
-"""A look at a dense model for an allocator: block after block, as the walker would open them, and nothing is changed.
+"""Read a dense model for an allocator: block after block, as the walker opens them, without changing anything.
 
 Shapes: B = batch, T = tokens, D = hidden features.
 """

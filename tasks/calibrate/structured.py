@@ -1,7 +1,7 @@
-"""Pruning in units that lie across matrices: a channel of a feed-forward network, a head of an attention.
+"""Structured pruning in units that span matrices: a channel of a feed-forward network, a head of an attention.
 
-A unit is some columns of the matrix that reads it and the rows that make it, and all of them live or die together. What
-is left of the model computes exactly what a smaller model would.
+A unit is some columns of the matrix that reads it and the rows that produce it, all kept or pruned together. The pruned
+model computes exactly what a smaller model would.
 
 Shapes: O = output features, I = input features, U = units.
 """
@@ -68,7 +68,7 @@ class Structured(Pruner):
     def _edits(self, view: BlockView, units: Units) -> dict[str, Edit]:
         from tasks.formats.pattern import Channel, Neuron
 
-        kept_U = units.kept(view.sparsity[units.columns])
+        kept_U = units.kept(view.allocation[units.columns])
         weight_OI = view.matrices[units.columns]
         keep_OI = kept_U.repeat_interleave(units.width).expand_as(weight_OI)
         edits = {units.columns: self._edit(weight_OI, keep_OI, Channel())}

@@ -14,11 +14,11 @@ from typing import Literal
 
 import torch
 
+from tasks.calibrate.data_parallel import deal, propagate
 from tasks.calibrate.ledger import identity, take_over
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
-from tasks.calibrate.shares import deal, propagate
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
 from tasks.models.find.linears import Linear
@@ -47,17 +47,17 @@ def walk(
     ``sparsity`` is one number or one per parameter name. Without batches only methods that need no data can run, and
     no error is measured. ``unseen`` is what is done to a matrix that no token reached: what the method does where all
     inputs are alike, for a pruner magnitude, or nothing. ``memory`` is the memory the activations may take. ``workers``
-    hold the further shares that :func:`tasks.calibrate.shares.deal` makes of the batches; this process takes the first.
+    hold the further parts that :func:`tasks.calibrate.data_parallel.deal` makes of the batches; this process takes the first.
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern, getattr(method, "scope", "layer"))
-    levels = _levels(stream.linears, sparsity)
-    method.admit(stream.linears, levels, pattern)
+    allocation = _allocation(stream.linears, sparsity)
+    method.admit(stream.linears, allocation, pattern)
     batches = list(batches)
     if not batches and method.observes(stream.linears, stream.blocks):
         raise ValueError(f"{method.name} needs calibration data, and there is none")
     if stream.durable:
-        take_over(stream.parts, identity(stream.source, batches, method, levels, (str(pattern), unseen)))
+        take_over(stream.parts, identity(stream.source, batches, method, allocation, (str(pattern), unseen)))
     report = WalkReport([BlockReport(**note) for note in stream.finished()])
     with torch.no_grad():
         flow = stream.capture(deal(batches, 1 + len(workers))[0], memory)
@@ -65,7 +65,7 @@ def walk(
             if index < len(report.blocks):
                 _pass(stream, index, flow, workers)
             else:
-                report.blocks.append(_treat(stream, index, flow, method, levels, pattern, unseen, workers))
+                report.blocks.append(_treat(stream, index, flow, method, allocation, pattern, unseen, workers))
             on_block(report.blocks[index])
         flow.hidden.clear()
         stream.finish()
@@ -86,12 +86,12 @@ def _advance(
     state = {name: value.cpu() for name, value in block.state_dict().items()} if workers else {}
     pending = [worker.call("advance", index, state) for worker in workers]
     measured = len(dense) > 0
-    parts = [propagate(flow, block, index, dense), *(share.result() for share in pending)]
+    parts = [propagate(flow, block, index, dense), *(answer.result() for answer in pending)]
     change, total = (sum(part[side] for part in parts) for side in (0, 1))
     return change / max(total, 1e-300) if measured else None
 
 
-def _levels(linears: Mapping[str, Linear], sparsity: float | Mapping[str, float]) -> dict[str, float]:
+def _allocation(linears: Mapping[str, Linear], sparsity: float | Mapping[str, float]) -> dict[str, float]:
     if not isinstance(sparsity, Mapping):
         return dict.fromkeys(linears, float(sparsity))
     if odd := sorted(linears.keys() ^ sparsity.keys()):
@@ -106,27 +106,27 @@ def _treat(
     index: int,
     flow: Activations,
     method: BlockMethod,
-    levels: Mapping[str, float],
+    allocation: Mapping[str, float],
     pattern: Pattern,
     unseen: Unseen,
     workers: Sequence[Worker],
 ) -> BlockReport:
     started = time.perf_counter()
     observers = Observers(method.observer, method.output_observer)
-    opened = open_block(stream, index, flow, observers, levels, pattern, workers)
+    opened = open_block(stream, index, flow, observers, allocation, pattern, workers)
     view, block = opened.view, opened.view.module
     edits = method.solve(view)
     spared = [name for name in opened.unseen if unseen == "dense" and name in edits]
     edits |= {name: _spare(view, name) for name in spared}
     method.check(view, edits)
-    masks = opened.masks | _new_masks(view.linears, edits, levels, pattern, spared)
+    masks = opened.masks | _new_masks(view.linears, edits, allocation, pattern, spared)
     extras = _extras(view, edits)
     _assign(opened.parameters, view.matrices, edits)
     error = _advance(block, index, flow, opened.dense, workers)
     densities = {name: 1 - masks[name].live / masks[name].numel for name in masks}
     notes = {name: dict(edit.notes) for name, edit in edits.items() if edit.notes}
     peak, seconds = peak_bytes(stream.device), time.perf_counter() - started
-    counts = (len(view.matrices), *_share(view, edits))
+    counts = (len(view.matrices), *_counts(view, edits))
     report = BlockReport(index, stream.depth, densities, error, seconds, peak, opened.unseen, notes, *counts)
     stream.write(index, block, masks, extras, _edited(view.linears, edits), asdict(report))
     return report
@@ -139,22 +139,22 @@ def _spare(view: BlockView, name: str) -> Edit:
     return Edit(weight_OI, keep_OI, promise=(Unstructured(), 0.0))
 
 
-def _share(view: BlockView, edits: Mapping[str, Edit]) -> tuple[int, float, int]:
-    """(weights, asked, given) of the matrices that a share was asked of; more that was dead before counts as asked for."""
+def _counts(view: BlockView, edits: Mapping[str, Edit]) -> tuple[int, float, int]:
+    """(weights, asked, given) of the matrices that a sparsity was asked of; more that was dead before counts as asked for."""
     weights, asked, given = 0, 0.0, 0
     for name in view.matrices:
         keep_OI = edits[name].keep_OI if name in edits else None
         if keep_OI is not None and not edits[name].follows:
-            share, dead = view.sparsity[name] * keep_OI.numel(), int((~keep_OI).sum())
+            wanted, dead = view.allocation[name] * keep_OI.numel(), int((~keep_OI).sum())
             weights, given = weights + keep_OI.numel(), given + dead
-            asked += max(share, dead) if name in view.keep else share
+            asked += max(wanted, dead) if name in view.keep else wanted
     return weights, asked, given
 
 
 def _new_masks(
     linears: dict[str, Linear],
     edits: Mapping[str, Edit],
-    levels: Mapping[str, float],
+    allocation: Mapping[str, float],
     pattern: Pattern,
     spared: Sequence[str],
 ) -> dict[str, Mask]:
@@ -169,7 +169,7 @@ def _new_masks(
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
             exempt = [index for index, matrix in enumerate(linear.matrices) if matrix in spared]
             promise = next(edits[matrix].promise for matrix in linear.matrices if matrix not in spared)
-            masks[name] = Mask.of(keep.cpu(), *(promise or (pattern, levels[name])), exempt)
+            masks[name] = Mask.of(keep.cpu(), *(promise or (pattern, allocation[name])), exempt)
     return masks
 
 

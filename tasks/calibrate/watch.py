@@ -1,7 +1,7 @@
-"""See what every matrix of a block is multiplied with while the block runs, and feed it to observers.
+"""Capture the inputs of every matrix of a block while the block runs, and feed them to observers.
 
-A linear is where its weight is multiplied, so the products are followed, whatever module makes them, and an expert in a
-fused 3-D parameter is a matrix like any other. What a module returns is seen by a hook on the module.
+Matrix products are intercepted, whatever module computes them, so an expert in a fused 3-D parameter is a matrix like any
+other. What a module returns is captured by a forward hook.
 
 Shapes: T = tokens, I = input features, O = output features.
 """
@@ -131,8 +131,8 @@ def require_finite(outputs: dict[str, Statistic]) -> None:
 def complete(
     statistics: dict[str, InputStatistic], linears: dict[str, Linear], make: Make, device: torch.device | str
 ) -> list[str]:
-    """Matrices no token reached; they get statistics that assume nothing. A linear never reached is an error, and so are
-    inputs that are not finite."""
+    """The matrices that no token reached; they get statistics of identically distributed features. A linear never reached is
+    an error, and so are inputs that are not finite."""
     missing = []
     for name, linear in linears.items():
         absent = [matrix for matrix in linear.matrices if matrix not in statistics]

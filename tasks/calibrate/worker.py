@@ -1,5 +1,5 @@
-"""A worker of a shared walk: it runs its own sequences through the blocks; the walker, which solves, asks for
-what it saw."""
+"""A worker of a data-parallel walk: it runs its own sequences through the blocks and hands what it observed to the walker,
+which solves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from tasks.calibrate.data_parallel import propagate
 from tasks.calibrate.method import BlockMethod
 from tasks.calibrate.observe import InputStatistic, Statistic
 from tasks.calibrate.opened import Observers, observe
-from tasks.calibrate.shares import propagate
 from tasks.methods import build
 from tasks.models.stream.activations import MemoryBudget, OffloadedTensors
 from tasks.models.stream.blocks import BlockStream
@@ -20,8 +20,8 @@ from tasks.models.stream.blocks import BlockStream
 State = dict[str, torch.Tensor]
 
 
-class ShareWorker:
-    """One worker's share of the sequences, between two blocks. ``payload``: model (a directory), scratch, device,
+class CalibrationWorker:
+    """One worker's sequences, with their hidden states between two blocks. ``payload``: model (a directory), scratch, device,
     activation_bytes, method ({name: fields} with its shelf), tokens (batches of token lists)."""
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ class ShareWorker:
         self.dense = OffloadedTensors(memory)
 
     def observe(self, index: int) -> tuple[dict[str, InputStatistic], dict[str, Statistic]]:
-        """Run the dense block: the statistics of this share, of inputs and of outputs."""
+        """Run the dense block: the statistics of these sequences, of inputs and of outputs."""
         observers = Observers(self.method.observer, self.method.output_observer)
         with torch.no_grad():
             block, linears = self.stream.read(index), self.stream.linears_of(index)

@@ -1,4 +1,4 @@
-"""Where text comes from: a corpus is a stream of named documents with a fingerprint of its content, dealt to splits.
+"""A corpus: a stream of named documents with a fingerprint of their content, dealt to splits.
 
 The fingerprint enters the key of the prepare stage, so the same recipe over changed text is another computation. Every
 reading error names the file and, where there is one, the line.

@@ -1,4 +1,4 @@
-"""Whether a text that judges a model has been seen: documents that stand in two splits, word for word.
+"""Contamination of the held-out text: documents that stand in two splits, word for word.
 
 A held-out document that was trained or calibrated on flatters every number measured on it. Digests of 8 bytes a document
 tell, without keeping any text: a million documents take 8 MB, too few for digests to meet by chance.

@@ -1,4 +1,4 @@
-"""What a recipe names means one thing, however often and wherever it is read: a local path, a revision of the hub.
+"""Paths and hub revisions of a recipe, resolved once, so that they mean the same wherever a stage runs.
 
 What a person writes may be relative to the directory the command is run in, or begin with ``~``. A stage runs elsewhere:
 in a Ray job, whose directory is the checkout, perhaps as another user. So a path is made absolute once, where the recipe

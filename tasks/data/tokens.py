@@ -119,8 +119,8 @@ class Sampler:
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """This rank's slice of the global batch: ``batch`` / ranks sequences."""
-        share = self.batch // ranks
-        return self.tokens.batch(self.numbers(step)[rank * share : (rank + 1) * share], self.length)
+        local = self.batch // ranks
+        return self.tokens.batch(self.numbers(step)[rank * local : (rank + 1) * local], self.length)
 
 
 def heldout_windows(

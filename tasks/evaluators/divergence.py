@@ -1,5 +1,5 @@
-"""How far a model's predictions moved from those of its reference: averages of accuracy and perplexity hide answers that
-change both ways.
+"""KL divergence and flips against a reference model: averages such as accuracy and perplexity hide answers that change both
+ways.
 
 On held-out text, token by token: the Kullback-Leibler divergence of the reference's next token from the model's, and whether
 the likeliest next token is still the same one.

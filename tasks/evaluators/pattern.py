@@ -1,4 +1,4 @@
-"""Whether the promised pattern stands in the stored weights: counted on the file's own tensors, not on the masks.
+"""Whether the stored weights keep the promised pattern: counted on the files' tensors, not on the masks.
 
 A quantized file is decompressed first, since that is what a model that loads it computes with.
 """

@@ -1,6 +1,6 @@
-"""Masks as things: bit-packed, named, with the pattern they promise, in a file of their own beside the weights.
+"""Masks: bit-packed, named, with the pattern they promise, in a file of their own beside the weights.
 
-A mask is not recoverable from the weights (a newborn weight is zero and alive), so it travels by itself. One
+A mask cannot be recovered from the weights (a weight that was just grown is zero and alive), so it is stored by itself. One
 safetensors file holds one packed uint8 tensor per weight; shape, pattern and sparsity of each stand in its metadata.
 """
 

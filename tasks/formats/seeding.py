@@ -1,4 +1,4 @@
-"""Random numbers that a name and a seed decide: whoever draws by its own name draws the same in any order of work."""
+"""Random generators seeded by a seed and a name, so that draws do not depend on the order of work."""
 
 from __future__ import annotations
 

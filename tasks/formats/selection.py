@@ -1,4 +1,4 @@
-"""Selection by rank: how many go, and which. The only sorts of scores in Winnow are here; patterns say what is compared.
+"""Selection by rank: how many weights are pruned, and which. All sorting of scores is here; patterns say what is compared.
 
 Ties fall to the lower index first, so the same scores give the same mask on every machine.
 

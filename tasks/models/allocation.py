@@ -1,7 +1,7 @@
-"""How one overall sparsity is shared out over a model's matrices.
+"""How a model's sparsity is allocated to its matrices.
 
 An allocator sees every prunable matrix and answers with a sparsity for each, such that the model as a whole has the
-sparsity that was asked for. Its answer is a table by name that people can read, edit and give back.
+sparsity that was asked for. Its answer, an allocation, is a sparsity by name that people can read, edit and give back.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Scan:
 class Allocator(Method):
     """Root of the allocators."""
 
-    def allocate(self, scan: Scan, overall: float) -> dict[str, float]:
-        """A sparsity in [0, 1) for every linear; their mean over all weights is ``overall``."""
+    def allocate(self, scan: Scan, sparsity: float) -> dict[str, float]:
+        """A sparsity in [0, 1) for every linear; their mean over all weights is ``sparsity``."""
         raise NotImplementedError
 
 
-def spread_out(scan: Scan, overall: float, offsets: Mapping[int, float], lowest: float = 0.0) -> dict[str, float]:
-    """``overall`` plus each block's offset, as it is for all its linears.
+def spread_out(scan: Scan, sparsity: float, offsets: Mapping[int, float], lowest: float = 0.0) -> dict[str, float]:
+    """``sparsity`` plus each block's offset, as it is for all its linears.
 
     The mean offset over all weights is taken off first. Where a sparsity would leave [``lowest``, 0.99] all offsets
     shrink by one factor, so that the total stays exact and the order of the blocks too.
@@ -65,7 +65,7 @@ def spread_out(scan: Scan, overall: float, offsets: Mapping[int, float], lowest:
         sizes[block_index(name)] += scan.size(name)
     mean = sum(offsets[block] * sizes[block] for block in offsets) / sum(sizes.values())
     centred = {block: offset - mean for block, offset in offsets.items()}
-    rooms = [(MOST if offset > 0 else lowest) - overall for offset in centred.values()]
+    rooms = [(MOST if offset > 0 else lowest) - sparsity for offset in centred.values()]
     fits = [room / offset for offset, room in zip(centred.values(), rooms, strict=True) if offset]
     factor = max(0.0, min([1.0, *fits]))
-    return {name: overall + factor * centred[block_index(name)] for name in scan.shapes}
+    return {name: sparsity + factor * centred[block_index(name)] for name in scan.shapes}

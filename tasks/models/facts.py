@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are read: its modules without memory, its vocabulary and its positions.
+"""What is known of a model before its weights are read: its modules on the meta device, its vocabulary and its positions.
 
 A stage compares its own fields, its tokenizer and its teacher with it twice: when a plan is made, of what lies on this
 machine, and once more when the stage starts, of what does not.
@@ -41,7 +41,7 @@ class ModelFacts:
 
     @cached_property
     def outputs(self) -> int | None:
-        """How many token ids it tells the odds of; None where that is not settled."""
+        """How many token ids it predicts (the width of its logits); None where that is not settled."""
         head = getattr(self.skeleton.get_output_embeddings(), "weight", None)
         return self.rows if head is None or not self.settled else len(head)
 
@@ -60,8 +60,8 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Parties:
-    """Who takes part in a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and one;
-    ``others`` are the models of a role that takes a list."""
+    """The models and the data of a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and
+    one; ``others`` are the models of a role that takes a list."""
 
     ids: int | None = None
     model: ModelFacts | None = None

@@ -1,8 +1,7 @@
-"""The most memory a stage held, whatever ran in its process before it.
+"""Peak memory of a stage, whatever ran in its process before it.
 
-The kernel keeps the most a process ever held, which in a process of several stages is that of the largest so far. Where
-it may be told to begin anew it is; elsewhere memory is looked at every few milliseconds. On a GPU it is the allocator's
-own count.
+The kernel keeps one peak per process, which with several stages in a process is that of the largest so far. Where the
+counter can be reset it is; elsewhere memory is sampled every few milliseconds. On a GPU it is the allocator's own count.
 """
 
 from __future__ import annotations

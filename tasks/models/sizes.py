@@ -1,6 +1,6 @@
-"""The sizes of an architecture: each possible by itself, and together what a model can be made of.
+"""Checks of an architecture's sizes: each by itself, and all of them together.
 
-transformers tells some wrong ones in words of its own, some by a trace when the model is built, and some not before a
+transformers reports some wrong ones in its own terms, some by a traceback when the model is built, and some only when a
 batch runs through it. Here each is a line that names the fields and their values, before anything is built.
 """
 

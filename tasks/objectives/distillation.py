@@ -1,4 +1,4 @@
-"""Learn from a teacher's odds of the next token as well as from the token itself.
+"""Knowledge distillation: learn from a teacher's distribution over the next token as well as from the token itself.
 
 ``ce`` * cross-entropy + ``kl`` * T^2 * KL(teacher || student) at ``temperature`` T, both per predicted token.
 """

@@ -1,9 +1,9 @@
-"""SquareHead: make what leaves each block equal to what leaves the teacher's, besides predicting the next token.
+"""SquareHead: match the hidden states after each block to the teacher's, besides predicting the next token.
 
 Per block the squared difference of the hidden states over the teacher's mean square (plus bfloat16's epsilon, as in the
-authors' code), averaged over all tokens and channels; the blocks are summed, so ``features`` weighs more the deeper the model
-is. The last block counts after the final norm, as transformers gives it. A student that says nothing costs about 1 a block,
-whatever the scale of the model. The teacher has the student's depth and width.
+authors' code), averaged over all tokens and channels; the blocks are summed, so ``features`` weighs more the deeper the
+model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states are zero costs
+about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Cfsp(Structured):
     def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
         return {f"channels of {name}": width for name, width in widths.items() if name != "hidden_size"}
 
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+    def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         from tasks.models.find.structure import by_block, feed_forward
 
         self.suit(pattern)

@@ -29,7 +29,7 @@ class Heads(Structured):
     def choices(self, pattern: Pattern, widths: Mapping[str, int], heads: int | None) -> dict[str, int]:
         return {"heads": heads} if heads else {}
 
-    def admit(self, linears: Mapping[str, Linear], sparsity: Mapping[str, float], pattern: Pattern) -> None:
+    def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         self.suit(pattern)
 
     def observer(self, linear: Linear) -> InputStatistic | None:

@@ -1,4 +1,4 @@
-"""Magnitude: the smallest weights go. Needs no data; the baseline every other pruner has to beat.
+"""Magnitude: the smallest weights are pruned. Needs no data; the baseline of every other pruner.
 
 What is compared differs between papers and matters: within a row (as Wanda does), within a matrix, or over the whole
 model at once, which is what essential sparsity (arXiv 2306.03805) means by one-shot magnitude pruning.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Magnitude(Pruner):
-    """A global ranking is an allocation: the matrices' shares of the smallest weights of the model are counted first, by the
+    """A global ranking is an allocation: how many of the model's smallest weights each matrix has is counted first, by the
     allocator of that name."""
 
     paper: ClassVar[str] = "magnitude pruning; essential sparsity (arXiv 2306.03805)"

@@ -1,4 +1,4 @@
-"""Random: weights fall by lot. The floor every other pruner has to clear, and the control of any comparison."""
+"""Random: weights are pruned at random. The lower bound for every other pruner, and the control of any comparison."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Random(Pruner):
     def solve(self, view: BlockView) -> dict[str, Edit]:
         def solve_one(name: str) -> Edit:
             weight_OI = view.matrices[name]
-            chosen_OI = select(self._draw(weight_OI, name), view.sparsity[name], view.pattern, view.keep.get(name))
+            chosen_OI = select(self._draw(weight_OI, name), view.allocation[name], view.pattern, view.keep.get(name))
             return Edit(weight_OI.masked_fill(~chosen_OI, 0), chosen_OI)
 
         return view.each(solve_one)

@@ -61,7 +61,7 @@ class Rearranged(Refiner):
         for name in network.ups:
             statistic = view.statistics.get(name)
             scores.append(view.matrices[name].float().abs() * (1 if statistic is None else statistic.norm_I))
-        return group_rows(scores, view.pattern.rows, view.sparsity[network.down])
+        return group_rows(scores, view.pattern.rows, view.allocation[network.down])
 
     @staticmethod
     def _biases(view: BlockView, network: FeedForward, order_O: torch.Tensor) -> dict[str, Edit]:

@@ -1,12 +1,12 @@
-"""SparseGPT (arXiv 2301.00774): prune column by column, the columns to come make good what each one took away.
+"""SparseGPT (arXiv 2301.00774): prune column by column, and update the columns to come to compensate.
 
-A weight's worth is what its loss costs after the best compensation, W^2 / U_jj^2. Masks are chosen a few columns ahead,
-on weights that earlier columns have already compensated: for N:M the group about to begin, for the rest a block of
+A weight's importance is the error of pruning it after the best compensation, W^2 / U_jj^2. Masks are chosen a few columns
+ahead, on weights that earlier columns have already compensated: for N:M the group about to begin, for the rest a block of
 columns whose weights compete with each other. The paper's threshold prunes one weight per block too many (<=); here the
 quota is exact over the whole matrix.
 
-Groups of N:M and single columns come by descending curvature (act-order): those that weigh most are pruned while most
-others can still make it good. Sorted, one block holds what matters most and another what matters least, so they cannot
+Groups of N:M and single columns come by descending curvature (act-order): those of the highest curvature are pruned while
+most others can still compensate. Sorted, one block holds what matters most and another what matters least, so they cannot
 give up the same share: a first look over the whole matrix says how many weights each gives up. Blocks, groups and channels
 stay as they stand. Perplexity of SmolLM2-135M on ten windows of 1024 of WikiText-2's test text (dense 23.4), calibrated on
 three samples of 48 x 512 tokens and one of 128 x 1024; llm-compressor 0.14 goes left to right:

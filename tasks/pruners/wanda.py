@@ -1,4 +1,4 @@
-"""Wanda (arXiv 2306.11695): a weight is worth its magnitude times the length of the input feature it multiplies.
+"""Wanda (arXiv 2306.11695): a weight's importance is its magnitude times the norm of the input feature it multiplies.
 
 Large inputs make small weights matter. Weights compete within their output row, and those that stay do not change.
 

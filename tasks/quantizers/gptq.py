@@ -1,6 +1,6 @@
-"""GPTQ (arXiv 2210.17323): quantize column by column, the columns to come make good what each rounding took away.
+"""GPTQ (arXiv 2210.17323): quantize column by column, and update the columns to come to compensate.
 
-Columns come by descending curvature (act-order): what weighs most is rounded while most others can still make it good.
+Columns come by descending curvature (act-order): those of the highest curvature are rounded while most others can compensate.
 The grids are fitted to the whole matrix beforehand (static groups), to groups of columns as they stand, so no format
 needs an index of who is in which group, and a group narrower than the sweep's block is not fitted to weights that lack
 the block's own updates. Perplexity of SmolLM2-135M (dense 23.4) at 4 bits in groups of 64 on ten windows of WikiText-2's

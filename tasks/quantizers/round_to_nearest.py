@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RoundToNearest(Quantizer):
-    """The grid is all there is to choose."""
+    """No hyper-parameters but the scheme."""
 
     paper: ClassVar[str] = "round to nearest"
 

@@ -1,7 +1,7 @@
-"""Sparse LoRA: the model stands still under its mask, and a low-rank branch inside each linear learns.
+"""Sparse LoRA: the masked model is frozen, and a low-rank branch inside each linear is trained.
 
-What a branch adds counts inside the mask only, in training as in the end, so what is merged back is what was trained and no
-dead weight lives. Everything else is frozen: no gradient, no moments. As in LoRA the branch is scaled by ``alpha`` / ``rank``
+The branch's product is masked, in training as in the end, so what is merged back is what was trained and dead weights stay
+dead. Everything else is frozen: no gradient, no moments. As in LoRA the branch is scaled by ``alpha`` / ``rank``
 and starts at nothing. (A forward pass multiplies with the merged weight, which makes it dense in memory while a linear runs.)
 """
 

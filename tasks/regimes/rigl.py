@@ -1,10 +1,11 @@
-"""RigL: the smallest live weights die, and weights are grown where the dense gradient is largest.
+"""RigL: the smallest live weights are pruned, and weights are grown where the dense gradient is largest.
 
 A weight that dies and is grown again in one update keeps its value; others start at zero with zero moments. The authors'
 code skips the weight update of such a step; here the step is taken under the new mask.
 
-Measured (flows/recipes/claims): on small Llamas of up to 10 M tokens births by lot (SET) did better at 90 %, 11.0 against
-11.4 held-out perplexity, at every interval and fraction tried. The births crowd into the few rows where gradients are large.
+Measured (flows/recipes/claims): on small Llamas of up to 10 M tokens growing at random (SET) did better at 90 %, 11.0
+against 11.4 held-out perplexity, at every interval and fraction tried. RigL's grown weights crowd into the few rows where
+gradients are large.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SET: the smallest live weights die, and as many are grown at random.
+"""SET: the smallest live weights are pruned, and as many are grown at random.
 
 As in RigL's comparison the smallest go by magnitude, whatever their sign. The update comes after the step, so no dense
 gradient is ever needed.

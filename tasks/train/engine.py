@@ -36,7 +36,7 @@ class Shard:
 
 
 class Answer(Protocol):
-    """What a model answered on a batch."""
+    """The outputs of a model on a batch."""
 
     @property
     def logits(self) -> torch.Tensor:

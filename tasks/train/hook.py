@@ -1,4 +1,4 @@
-"""Hooks: how a method takes part in training without the loop knowing it."""
+"""Hooks: the callbacks by which a method takes part in training, so that the loop knows no method."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What training minimises: a method of its own, combined with any regime.
+"""The root of objectives: what training minimises, combined with any regime.
 
-A regime decides which weights live and how they are updated, an objective what the model is to become good at; neither asks
-for the other. What the loop is given is a :class:`Loss`. Hooks may wrap one in another (replay adds a term, a sequence of
-tasks listens), and pass on the one they are given.
+A regime decides which weights live and how they are updated, an objective the loss; neither depends on the other. What the
+loop is given is a :class:`Loss`. Hooks may wrap one in another (replay adds a term, a sequence of tasks listens), and pass
+on the one they are given.
 """
 
 from __future__ import annotations

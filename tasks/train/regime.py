@@ -1,4 +1,4 @@
-"""What a training method decides: how long the run is, what it does to the model, and which hooks take part."""
+"""The root of training methods: a regime decides the length of a run, the shape of the model, and the hooks that take part."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class SparseRegime(Regime):
     def expected_density(self, dense_steps: int) -> float:
         return 1 - self.sparsity
 
-    def levels(self, setting: Setting) -> dict[str, float]:
+    def allocation(self, setting: Setting) -> dict[str, float]:
         """The sparsity of each linear."""
         shapes = {name: linear.shape for name, linear in setting.linears.items()}
         return self.allocator.allocate(Scan(shapes), self.sparsity)
@@ -120,9 +120,9 @@ class SparseRegime(Regime):
         """A mask for every linear, drawn at random with exact counts; inside the mask the linear came with, if any."""
         from tasks.train.masking import draw_mask
 
-        levels = self.levels(setting)
+        allocation = self.allocation(setting)
         return {
-            name: draw_mask(linear, levels[name], setting.seed, setting.masks.get(name))
+            name: draw_mask(linear, allocation[name], setting.seed, setting.masks.get(name))
             for name, linear in setting.linears.items()
         }
 

@@ -1,7 +1,7 @@
-"""Directories whose every byte can be checked: a manifest with the hash of each file, itself sealed by its own hash.
+"""Directories with a manifest: the hash of each file, and a hash of the manifest itself.
 
-safetensors loads a flipped bit without a word, so nothing is used before it is hashed. Writes reach the disk before
-they are reported done.
+safetensors does not notice a flipped bit, so every file is hashed before it is used. Writes are fsynced before they are
+reported done.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def save(
     """Write a snapshot of the engine, this rank's random state, and what hooks and data give (JSON state, tensors).
 
     Every rank calls it; ``state`` and ``tensors`` are taken from rank 0, boolean tensors as bits. A step that is there
-    already is left as it is. Raises Fenced when a newer attempt has claimed the directory.
+    already is left as it is. Raises Fenced when a newer attempt has taken the directory over.
     """
     final = directory / f"step-{step:08d}"
     partial = directory / f".partial-{step:08d}-{attempt}"

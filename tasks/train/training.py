@@ -166,10 +166,10 @@ class TrainStage(ModelStage):
         }
 
     def _micro_batch(self, context: Context) -> int:
-        """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's share of the batch."""
-        share = self.batch // context.execution.ranks
-        wanted = min(context.execution.micro_batch or share, share)
-        return next(size for size in range(wanted, 0, -1) if share % size == 0)
+        """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
+        local = self.batch // context.execution.ranks
+        wanted = min(context.execution.micro_batch or local, local)
+        return next(size for size in range(wanted, 0, -1) if local % size == 0)
 
     def _sampler(self, context: Context) -> Sampler:
         from tasks.data.tokens import Sampler, Tokens

@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: asked of every statistic, factor and edited weight, before it spoils what follows."""
+"""Checks of every statistic, factor and edited weight for NaN and infinity, before they spread."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether none is NaN or infinite, by the two ends: a third of the time of asking every entry."""
+    """Whether no entry is NaN or infinite, told by minimum and maximum: a third of the time of testing every entry."""
     return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())

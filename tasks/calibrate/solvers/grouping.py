@@ -1,7 +1,8 @@
-"""Put rows that want the same columns side by side, so that groups of rows lose little by sharing their columns.
+"""Order rows so that those with similar important columns are adjacent: groups of rows then lose little by keeping the same
+columns.
 
-Greedy: the row with most left to lose begins a group, and those that overlap most with the columns it would keep join
-it. Where the order that was there keeps more of the score it stays, so rearranging never hurts.
+Greedy: the row with the largest score left begins a group, and the rows that overlap most with its best columns join it.
+If the original order keeps more of the score, it is kept.
 
 Shapes: O = rows, I = columns.
 """

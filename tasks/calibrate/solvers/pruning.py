@@ -1,9 +1,8 @@
-"""Settle columns of a pruning sweep, compiled for the device the weights are on.
+"""Compiled inner loops of a pruning sweep, for CPU and GPU.
 
-:func:`tasks.calibrate.solvers.sweep.sweep` takes any projection, a column at a time in Python. Where settling means to keep a
-weight or not, rows do not depend on each other, and whole blocks of columns run in one piece: SparseGPT's share of a walk
-on two cores fell to two thirds (2:4: to a third), and on an H100, for a block of a 1.1B Llama, from 2.9 s to 0.8 (2:4: from
-4.3 to 0.4).
+:func:`tasks.calibrate.solvers.sweep.sweep` takes any projection, a column at a time in Python. In pruning, rows are
+independent of each other, so whole blocks of columns run in one call: SparseGPT's time in a walk on two cores fell to two
+thirds (2:4: to a third), and on an H100, for a block of a 1.1B Llama, from 2.9 s to 0.8 (2:4: from 4.3 to 0.4).
 
 Shapes: O = output rows, I = input columns. All matrices are contiguous; those of weights share a dtype.
 """
@@ -24,8 +23,8 @@ def prune_columns(
     last: int,
     end: int,
 ) -> None:
-    """Zero what ``keep_OI`` does not keep of the columns from ``first`` to ``last``, one after the other, and make it
-    good in the columns up to ``end``. Writes to ``work_OI`` and the errors to ``errors_OI``."""
+    """Zero what ``keep_OI`` does not keep of the columns from ``first`` to ``last``, one after the other, and compensate
+    for it in the columns up to ``end``. Writes to ``work_OI`` and the errors to ``errors_OI``."""
     _compiled(work_OI, errors_OI, keep_OI, upper_II).prune_columns(work_OI, errors_OI, keep_OI, upper_II, first, last, end)
 
 

@@ -1,9 +1,9 @@
 """The column sweep that SparseGPT (arXiv 2301.00774) and GPTQ (arXiv 2210.17323) share.
 
-Columns are settled one by one, from left to right or by descending curvature (act-order). Each time, what the
-projection takes away is made good by the columns still to come, in the way that costs the layer's output least. With U
-the upper factor of the damped inverse Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U,
-and the loss sum(E^2) / 2 equals tr(D H D^T) / 2 for D = W - Q.
+Columns are settled one by one, from left to right or by descending curvature (act-order). Each time, the columns still to
+come are updated to compensate for what the projection changed, so that the layer's output error is least. With U the upper
+factor of the damped inverse Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U, and the loss
+sum(E^2) / 2 equals tr(D H D^T) / 2 for D = W - Q.
 
 Shapes: O = output rows, I = input columns, G = the columns of one block that are not settled yet.
 """

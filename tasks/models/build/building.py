@@ -1,4 +1,4 @@
-"""What builds the model of a config: transformers' own class, or that class changed by the surgeries the config lists."""
+"""Build the model of a config: transformers' own class, or that class changed by the surgeries the config lists."""
 
 from __future__ import annotations
 

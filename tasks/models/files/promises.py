@@ -1,4 +1,4 @@
-"""What every model artifact promises, counted on its files: the tensors its config asks for and no others, and its masks.
+"""The checks of every model artifact, on its files: exactly the tensors its config asks for, and masks that hold.
 
 The seam between stages holds every stage to it before anything is published, and ``winnow verify`` asks it again.
 """

@@ -1,9 +1,9 @@
-"""Quantized checkpoints: written through compressed-tensors, so that they load in a process that never heard of us.
+"""Quantized checkpoints, written through compressed-tensors, so that they load without Winnow.
 
 The walker leaves a dequantized model and, beside it, the scales of every matrix. Here the two become a checkpoint of
 integers or small floats, in the formats that compressed-tensors infers from the schemes. Every export is read back through
 plain transformers and must give the same logits, those with inputs quantized where a scheme says so, and the masks are
-counted on the stored weights: a format is believed after it was read, not after it was written.
+counted on the stored weights.
 """
 
 from __future__ import annotations

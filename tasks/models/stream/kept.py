@@ -1,6 +1,6 @@
-"""What an interrupted stage finds of itself in scratch: small facts under their own digest, and the digests of files.
+"""Small JSON values that a stage keeps in scratch for a resumed attempt, each with its digest; and digests of files.
 
-A disk that changed one bit must not change a result. What does not prove itself counts as not there, and is done again.
+A flipped bit must not change a result: what does not match its digest counts as missing, and is computed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Give modules on the meta device their tensors, and take them away again: how one block of many is in memory."""
+"""Load the tensors of modules on the meta device, and drop them again: only one block of a model is in memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Replay: a few sequences of past tasks, with what the model said of them, are learned along with the present ones.
+"""Replay: a buffer of sequences of past tasks, with the logits the model had for them, is trained along with the present task.
 
-DER++ (arXiv 2004.07211) as SparCL uses it: a squared error to the logits of then and a cross-entropy on the same
+DER++ (arXiv 2004.07211) as SparCL uses it: a squared error to those logits and a cross-entropy on the same
 sequences. The buffer is filled at the end of each task, in equal shares (the paper keeps a reservoir while it trains,
 which ranks could not agree on), and one draw serves both terms.
 

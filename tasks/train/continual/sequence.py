@@ -37,7 +37,7 @@ def task_names(data: Path) -> list[str]:
 
 @dataclass
 class TaskSampler:
-    """Batches of the task that a step belongs to; every task has the same share of the steps.
+    """Batches of the task that a step belongs to; every task has equally many steps.
 
     ``alive[task]`` are the sequence numbers that are left, in ``segment[task]`` since which step they are the same.
     """
@@ -67,9 +67,9 @@ class TaskSampler:
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """This rank's slice of the global batch: ``batch`` / ranks sequences."""
-        task, share = self.task_of(step), self.batch // ranks
-        alive, first = self.alive[task], (step - self.since[task]) * self.batch + rank * share
-        places = np.arange(first, first + share)
+        task, local = self.task_of(step), self.batch // ranks
+        alive, first = self.alive[task], (step - self.since[task]) * self.batch + rank * local
+        places = np.arange(first, first + local)
         orders = {epoch: self._order(task, int(epoch)) for epoch in np.unique(places // len(alive))}
         self.drawn = np.array([alive[orders[place // len(alive)][place % len(alive)]] for place in places])
         return self.tasks[task].batch(self.drawn, self.length)

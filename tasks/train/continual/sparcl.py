@@ -1,4 +1,4 @@
-"""SparCL's masks: weights that follow the tasks, and gradients of which only the largest count.
+"""SparCL's masks: task-aware masks of the weights, and masks of the gradients that pass only the largest.
 
 Both work tensor by tensor between backward and step, from the gradient of the batch at hand.
 """

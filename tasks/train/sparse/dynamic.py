@@ -1,7 +1,7 @@
-"""Dynamic sparse training: at an update a share of the live weights dies and as many are grown elsewhere.
+"""Dynamic sparse training: an update prunes a share of the live weights and grows as many elsewhere.
 
-The number of live weights of a matrix never changes; where they are does. What dies is the smallest by magnitude; what
-is grown is drawn at random (SET) or has the largest dense gradient (RigL, DSL). Dense gradients exist for one tensor at
+The number of live weights of a matrix stays constant. Those of the smallest magnitude are pruned; those that are grown are
+drawn at random (SET) or have the largest dense gradient (RigL, DSL). Dense gradients exist for one tensor at
 a time and only at updates: between backward and step, so that a grown weight takes its first step at once.
 """
 

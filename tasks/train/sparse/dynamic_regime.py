@@ -1,4 +1,4 @@
-"""What the regimes that prune and grow have in common: when weights move, and how many."""
+"""The root of the regimes that prune and grow: when weights move, and how many."""
 
 from __future__ import annotations
 

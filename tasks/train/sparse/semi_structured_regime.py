@@ -1,4 +1,4 @@
-"""What the regimes that train towards N:M have in common: the pattern, the matrices, the phases of a run."""
+"""The root of the regimes that train towards N:M: the pattern, the matrices, the phases of a run."""
 
 from __future__ import annotations
 

@@ -15,15 +15,15 @@ def test_angles_worked_by_hand():
     assert _angles(before, after).tolist() == pytest.approx([0.0, 0.25], abs=1e-3)
 
 
-@pytest.mark.parametrize("overall", [0.2, 0.4])
-def test_a_block_that_does_little_loses_more(overall):
+@pytest.mark.parametrize("sparsity", [0.2, 0.4])
+def test_a_block_that_does_little_loses_more(sparsity):
     model = zoo.model("llama", layers=3)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(0.01)
         model.model.layers[1].self_attn.o_proj.weight.mul_(0.01)
-    found = build("allocators", "cfsp").allocate(scan(ResidentBlocks(model), zoo.batches()), overall)
+    found = build("allocators", "cfsp").allocate(scan(ResidentBlocks(model), zoo.batches()), sparsity)
     by_block = [found[f"model.layers.{block}.mlp.up_proj.weight"] for block in range(3)]
-    assert by_block[1] == max(by_block) and sum(by_block) / 3 == pytest.approx(overall)
+    assert by_block[1] == max(by_block) and sum(by_block) / 3 == pytest.approx(sparsity)
     assert min(by_block) > 0
 
 

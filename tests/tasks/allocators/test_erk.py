@@ -13,11 +13,11 @@ LENET = Scan({"first": (300, 784), "second": (100, 300), "third": (10, 100)})
 
 
 @pytest.mark.parametrize(
-    ("overall", "expected"),
+    ("sparsity", "expected"),
     [(0.8, [0.8378, 0.5306, 0]), (0.9, [0.9204, 0.7698, 0]), (0.95, [0.9615, 0.8887, 0.0815])],
 )
-def test_the_figures_of_lenet(overall, expected):
-    found = build("allocators", "erk").allocate(LENET, overall)
+def test_the_figures_of_lenet(sparsity, expected):
+    found = build("allocators", "erk").allocate(LENET, sparsity)
     assert list(found.values()) == pytest.approx(expected, abs=1e-4)
 
 

@@ -65,13 +65,13 @@ def test_levels_must_ascend():
         build("allocators", {"sensitivity": {"levels": [0.5, 0.3]}})
 
 
-@pytest.mark.parametrize("overall", [0.95, 0.995])
-def test_beyond_the_highest_level_the_budget_is_met_and_no_linear_is_favoured_by_its_place(overall):
+@pytest.mark.parametrize("sparsity", [0.95, 0.995])
+def test_beyond_the_highest_level_the_budget_is_met_and_no_linear_is_favoured_by_its_place(sparsity):
     resident = ResidentBlocks(zoo.model("llama"))
-    found = build("allocators", "sensitivity").allocate(scan(resident, zoo.batches()), overall)
+    found = build("allocators", "sensitivity").allocate(scan(resident, zoo.batches()), sparsity)
     total = sum(linear.shape[0] * linear.shape[1] for linear in resident.linears.values())
     spent = sum(found[name] * linear.shape[0] * linear.shape[1] for name, linear in resident.linears.items())
-    assert spent / total == pytest.approx(overall) and list(found.values()) == pytest.approx([overall] * len(found))
+    assert spent / total == pytest.approx(sparsity) and list(found.values()) == pytest.approx([sparsity] * len(found))
 
 
 def test_only_a_pruner_of_single_matrices_can_measure():

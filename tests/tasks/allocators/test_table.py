@@ -12,7 +12,7 @@ def table(sparsities):
     return build("allocators", {"table": {"sparsities": sparsities}})
 
 
-def test_the_first_match_decides_and_the_rest_get_the_overall_sparsity():
+def test_the_first_match_decides_and_the_rest_get_the_sparsity_of_the_model():
     found = table({r"\.0\.mlp": 0.2, "mlp": 0.7}).allocate(SCAN, 0.5)
     assert found == {"l.0.mlp.up": 0.2, "l.0.attn.q": 0.5, "l.1.mlp.up": 0.7}
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from tasks.calibrate.data_parallel import deal
 from tasks.calibrate.method import BlockMethod, Edit
 from tasks.calibrate.observe import Statistic
-from tasks.calibrate.shares import deal
 from tasks.calibrate.walk import walk
-from tasks.calibrate.worker import ShareWorker
+from tasks.calibrate.worker import CalibrationWorker
 from tasks.models.files.checkpoint import load_extras, load_model
 from tasks.models.files.promises import check_model
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
@@ -50,8 +50,10 @@ def streamed(source, output, method, workers=1, **choices):
     batches = zoo.batches(count=6)
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": ("pruners", method)}
     others = [
-        LocalWorker(ShareWorker({**payload, "scratch": f"{output}/{number}", "tokens": [part.tolist() for part in share]}))
-        for number, share in enumerate(deal(batches, workers)[1:])
+        LocalWorker(
+            CalibrationWorker({**payload, "scratch": f"{output}/{number}", "tokens": [tokens.tolist() for tokens in part]})
+        )
+        for number, part in enumerate(deal(batches, workers)[1:])
     ]
     walk(BlockStream(source, output, **choices), batches, method, workers=others)
     return load_extras(output)

@@ -1,4 +1,4 @@
-"""A walk whose shares live on Ray workers: the masks are those of the same shares in one process."""
+"""A walk whose sequences are dealt to Ray workers: the masks are those of the same workers in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.servers.services import Services
 from tasks.formats.mask import load_masks
 from tasks.models.files.layout import MASKS
 from tests.tasks import models_zoo as zoo
-from tests.tasks.calibrate.test_shares import DOUBLE, shared
+from tests.tasks.calibrate.test_data_parallel import DOUBLE, walked
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +20,14 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cluster.ray.workers import start_actor
-from tests.tasks.calibrate.test_shares import DOUBLE, shared
+from tests.tasks.calibrate.test_data_parallel import DOUBLE, walked
 source, output = map(Path, sys.argv[1:])
-shared(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:ShareWorker", payload))
+walked(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:CalibrationWorker", payload))
 print("walked")
 """
 
 
-def test_shares_on_workers_give_the_masks_of_shares_nearby(tmp_path):
+def test_sequences_on_workers_give_the_masks_of_the_same_in_one_process(tmp_path):
     source = zoo.save("llama", tmp_path / "in")
     (tmp_path / "driver.py").write_text(DRIVER)
     services = Services(tmp_path / "home").start(["ray"])
@@ -39,7 +39,7 @@ def test_shares_on_workers_give_the_masks_of_shares_nearby(tmp_path):
         assert result.ok, result
     finally:
         services.stop()
-    _, masks, _ = shared(source, tmp_path / "near", 2, DOUBLE)
+    _, masks, _ = walked(source, tmp_path / "near", 2, DOUBLE)
     on_ray = load_masks(tmp_path / "ray" / MASKS)
     assert on_ray.keys() == masks.keys()
     assert all(on_ray[name].packed.equal(mask.packed) for name, mask in masks.items())

@@ -1,4 +1,4 @@
-"""Sharing out the sequences changes no mask: statistics add up, and the same number of workers gives the same bits.
+"""Dealing the sequences to workers changes no mask: statistics add up, and the same number of workers gives the same bits.
 
 Sums over batches are float64 here, so that their order decides no near-tie.
 """
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.calibrate.data_parallel import deal, merge
 from tasks.calibrate.observe import Hessian, InputNorms
-from tasks.calibrate.shares import deal, merge
 from tasks.calibrate.walk import walk
-from tasks.calibrate.worker import ShareWorker
+from tasks.calibrate.worker import CalibrationWorker
 from tasks.formats.mask import load_masks
 from tasks.job import _start_workers
 from tasks.methods import build, dump
@@ -27,14 +27,14 @@ from tests.tasks import models_zoo as zoo
 DOUBLE = {"sparsegpt": {"double": True}}
 
 
-def shared(source, output, workers, name, start=lambda payload: LocalWorker(ShareWorker(payload))):
+def walked(source, output, workers, name, start=lambda payload: LocalWorker(CalibrationWorker(payload))):
     """A walk whose sequences are dealt to this many workers."""
     batches = zoo.batches(count=6, rows=4)
     method = ("pruners", dump(build("pruners", name)))
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": method}
     others = [
-        start({**payload, "scratch": str(output / f"share-{number}"), "tokens": [tokens.tolist() for tokens in share]})
-        for number, share in enumerate(deal(batches, workers)[1:])
+        start({**payload, "scratch": str(output / f"worker-{number}"), "tokens": [tokens.tolist() for tokens in part]})
+        for number, part in enumerate(deal(batches, workers)[1:])
     ]
     report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, workers=others)
     return report, load_masks(output / MASKS), load_model(output).state_dict()
@@ -44,7 +44,7 @@ def shared(source, output, workers, name, start=lambda payload: LocalWorker(Shar
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_masks_are_the_same_for_one_two_and_three_workers(name, architecture, tmp_path):
     source = zoo.save(architecture, tmp_path / "in")
-    one, *more = [shared(source, tmp_path / f"{workers}", workers, name) for workers in (1, 2, 3)]
+    one, *more = [walked(source, tmp_path / f"{workers}", workers, name) for workers in (1, 2, 3)]
     for report, masks, state in more:
         assert all(torch.equal(masks[linear].packed, mask.packed) for linear, mask in one[1].items())
         assert [block.error for block in report.blocks] == pytest.approx([block.error for block in one[0].blocks], rel=1e-5)
@@ -55,7 +55,7 @@ def test_masks_are_the_same_for_one_two_and_three_workers(name, architecture, tm
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_second_run_with_as_many_workers_gives_the_same_bits(workers, tmp_path):
     source = zoo.save("llama", tmp_path / "in")
-    first, again = (shared(source, tmp_path / where, workers, "sparsegpt")[2] for where in ("a", "b"))
+    first, again = (walked(source, tmp_path / where, workers, "sparsegpt")[2] for where in ("a", "b"))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
@@ -73,7 +73,7 @@ def test_matrices_that_share_a_statistic_still_do_after_merging(kind):
         assert merged[name].count == 3 and merged[name].norm_I.square().tolist() == pytest.approx([10, 21])
 
 
-def test_what_only_a_later_share_has_seen_is_taken_over():
+def test_what_only_a_later_worker_has_seen_is_taken_over():
     seen = InputNorms(2)
     seen.add(torch.ones(3, 2))
     assert merge([{}, {"expert": seen}])["expert"].count == 3
@@ -96,10 +96,10 @@ def test_a_stage_in_this_process_shares_its_work_and_loses_none(tmp_path):
         stage.run(Context({"data": data, "model": source}, output, tmp_path / f"{workers}-scratch", Execution(workers=workers)))
         found.append(load_masks(output / MASKS))
     assert all(torch.equal(mask.keep, found[1][name].keep) for name, mask in found[0].items()) and found[0]
-    assert (tmp_path / "3-scratch" / "share-2").is_dir()
+    assert (tmp_path / "3-scratch" / "worker-2").is_dir()
 
 
 def test_batches_are_dealt_in_order_and_evenly():
     batches = [torch.tensor([number]) for number in range(7)]
-    assert [[int(batch) for batch in share] for share in deal(batches, 3)] == [[0, 1], [2, 3, 4], [5, 6]]
+    assert [[int(batch) for batch in part] for part in deal(batches, 3)] == [[0, 1], [2, 3, 4], [5, 6]]
     assert len(deal(batches, 20)) == 7 and deal([], 3) == [[]]

@@ -1,8 +1,8 @@
-"""The calibration sequences shared out: every worker runs its own through the same blocks, statistics add up.
+"""Data-parallel calibration: every worker runs its own sequences through the same blocks, and their statistics are added.
 
-The walker keeps the first share itself and solves; the others only run blocks. A worker reads each dense block from the
-model's files, and is sent the edited one. What was added in another order differs in the last bits of a statistic and
-in nothing else, and the order is always that of the shares, so a run with as many workers gives the same bits again.
+The walker runs the first part of the sequences itself and solves; the workers only run blocks. A worker reads each dense
+block from the model's files, and is sent the edited one. Adding in another order changes the last bits of a statistic; the
+order is always that of the workers, so a run with as many of them gives the same bits again.
 
 Shapes: B = batch, T = tokens, D = hidden features.
 """
@@ -33,10 +33,10 @@ def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: Offl
     return change, total
 
 
-def merge(shares: Iterable[Mapping[str, Kind]]) -> dict[str, Kind]:
-    """One set of statistics out of those of all shares, in their order. Matrices that share a statistic still do."""
+def merge(parts: Iterable[Mapping[str, Kind]]) -> dict[str, Kind]:
+    """The statistics of all workers added up, in their order. Matrices that share a statistic still do."""
     merged: dict[str, Kind] = {}
-    for statistics in shares:
+    for statistics in parts:
         added: set[int] = set()
         for name, statistic in statistics.items():
             if name not in merged:
@@ -49,7 +49,7 @@ def merge(shares: Iterable[Mapping[str, Kind]]) -> dict[str, Kind]:
 
 
 def deal(batches: Sequence[torch.Tensor], workers: int) -> list[list[torch.Tensor]]:
-    """Consecutive batches to each worker, as evenly as they go; no more shares than batches."""
+    """Consecutive batches to each worker, as evenly as possible; no worker gets none."""
     workers = max(1, min(workers, len(batches)))
     bounds = [round(worker * len(batches) / workers) for worker in range(workers + 1)]
     return [list(batches[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
