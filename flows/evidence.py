@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.store.artifacts import Record, canonical_json
+from cluster.store.artifacts import Record
+from cluster.store.canonical import canonical_json
 from cluster.store.local import Store
 from flows.plan import make_plan
 from flows.recipe import load_recipe

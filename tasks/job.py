@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.profile import home
 from cluster.store.artifacts import Artifact, CorruptArtifact
@@ -23,22 +23,13 @@ from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
 from tasks.events import Event, Failed, Published, print_event
 from tasks.history import HISTORY, History
+from tasks.machine import FRUGAL, execution_of, make_engine, start_workers
 from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
-from tasks.stage import REPORT, Context, Execution, ModelStage, Stage, stage_class
-from tasks.workers import Worker, start_here
-
-if TYPE_CHECKING:
-    from torch.nn import Module
-    from torch.optim import Optimizer
-
-    from tasks.train.engine import Engine
+from tasks.stage import REPORT, Context, ModelStage, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
-# One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/stream), a walk
-# holds one block whatever the depth. Giving back each tensor as it is freed costs a fifth more time.
-FRUGAL = {"MALLOC_ARENA_MAX": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 Payload = dict[str, Any]
 
 
@@ -92,7 +83,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
     if store.done(artifact):
         return
-    execution = _execution(work["execution"])
+    execution = execution_of(work["execution"])
     stage = stage_class(artifact.stage).model_validate(work["fields"])
     scratch = Path(work["scratch"]) / artifact.address
     output = scratch / "output"
@@ -102,9 +93,8 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     history = History(scratch / HISTORY, artifact.address, tell)
     report = (lambda event: None) if execution.rank else history.report
     inputs = {role: store.take(address) for role, address in work["parents"].items()}
-    context = Context(
-        inputs, output, scratch, execution, report, partial(_make_engine, execution), partial(_start_workers, work)
-    )
+    engine, workers = partial(make_engine, execution), partial(start_workers, work.get("resources", {}))
+    context = Context(inputs, output, scratch, execution, report, engine, workers)
     planned, digests = artifact.params.get("fingerprints", {}), Digests(home() / DIGESTS)
     stage.verify(planned, digests)
     stage.check_parties(stage.parties(context))
@@ -124,49 +114,6 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     )
     history.report(Published(record.metrics, record.seconds))
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _execution(fields: dict[str, Any]) -> Execution:
-    """The fields a profile gives, completed by what this process is: its rank, its device, its threads."""
-    import torch
-
-    device = fields.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = fields.get("precision", "auto")
-    if precision == "auto":
-        precision = "bfloat16" if device == "cuda" else "float32"
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if fields.get("threads"):
-        torch.set_num_threads(fields["threads"])
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return Execution(**{**fields, "device": device, "precision": precision, "rank": rank, "ranks": ranks})
-
-
-def _make_engine(execution: Execution, model: Module, optimizer: Optimizer, clipping: float, accumulation: int) -> Engine:
-    """The engine the profile names, behind the one protocol."""
-    precision = {"float32": "fp32", "bfloat16": "bf16"}[execution.precision]
-    if execution.engine == "deepspeed":
-        from cluster.deepspeed.engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(model, optimizer, clipping, execution.device, precision, execution.zero, accumulation)
-    from tasks.train.engine import TorchEngine
-
-    if execution.ranks > 1:
-        raise ValueError(f"engine torch runs on one rank, not on {execution.ranks}; choose engine deepspeed")
-    return TorchEngine(model, optimizer, clipping, execution.device, precision)
-
-
-def _start_workers(work: Payload, target: str, payloads: list[dict[str, object]]) -> list[Worker]:
-    """An object of ``target`` per payload on workers of the cluster, each with the stage's own resources; in
-    this process where it is on no cluster."""
-    from cluster.ray.workers import on_cluster, start_actor
-
-    if not on_cluster():
-        return start_here(target, payloads)
-    resources = work["resources"]
-    return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]
 
 
 def _check_model(stage: Stage, inputs: dict[str, Path], output: Path) -> dict[str, float]:

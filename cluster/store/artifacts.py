@@ -2,8 +2,8 @@
 
 A stage is a pure function of a key: the sha256 over the stage's name, its version, its parameters and the keys of
 its parents. Same key, same result, so "is it done?" is one look at one address; caching, resuming, forking a run and
-sharing the prefix of a sweep all follow from that. It only holds if the key never lies, so the JSON under it refuses
-whatever it cannot encode exactly, and a record whose key does not follow from its own fields is not read. What was
+sharing the prefix of a sweep all follow from that. It only holds if equal keys mean equal content, so a record whose
+key does not follow from its own fields is not read. What was
 measured is no part of the key: the record's own digest, over everything else in it, protects that.
 """
 
@@ -15,15 +15,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
+from cluster.store.canonical import canonical_json
 from cluster.store.files import check_file_name
 
 NAME = re.compile(r"[a-z0-9_]{1,100}")
 KEY = re.compile(r"[0-9a-f]{64}")
 ADDRESS = re.compile(r"[a-z0-9_]{1,100}/[a-z0-9_]{1,100}-[0-9a-f]{12}")
 CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
-SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_RECORD = 16 << 20
-DEEPEST = 64
 
 
 class CorruptArtifact(ValueError):
@@ -33,40 +32,6 @@ class CorruptArtifact(ValueError):
     def __init__(self, message: str, address: str = "", aside: str = "") -> None:
         super().__init__(message)
         self.address, self.aside = address, aside
-
-
-def canonical_json(value: object) -> str:
-    """The one JSON text of a value; TypeError, naming the path, on anything that JSON would bend.
-
-    Types are compared exactly: JSON would flatten an enum or a numpy float. A tuple counts as the list YAML makes it.
-    """
-    _refuse_inexact(value, "")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _refuse_inexact(value: object, path: str) -> None:
-    where = path.lstrip(".") or "the value itself"
-    if path.count(".") + path.count("[") > DEEPEST:
-        raise TypeError(f"cannot encode {where}: nested deeper than {DEEPEST} levels")
-    if value is None or type(value) in (bool, int):
-        return
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise TypeError(f"cannot encode {where}: {value} is not a JSON number")
-    elif type(value) is str:
-        # Two lone surrogates and the one character they would spell share a JSON text: two values, one key.
-        if SURROGATE.search(value):
-            raise TypeError(f"cannot encode {where}: {value!a} is not valid Unicode")
-    elif type(value) is list or type(value) is tuple:
-        for index, item in enumerate(value):
-            _refuse_inexact(item, f"{path}[{index}]")
-    elif type(value) is dict:
-        for name, item in value.items():
-            if type(name) is not str or SURROGATE.search(name):
-                raise TypeError(f"cannot encode {where}: its key {name!a} is not a string of valid Unicode")
-            _refuse_inexact(item, f"{path}.{name}")
-    else:
-        raise TypeError(f"cannot encode {where}: a {type(value).__name__} ({value!r:.80}) has no exact JSON form")
 
 
 @dataclass(frozen=True)

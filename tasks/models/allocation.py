@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Observe = Callable[[Linear], InputStatistic | None]
 
-MOST = 0.99  # no matrix is emptied, whatever it is thought to be worth
+MOST = 0.99  # no matrix is emptied, however unimportant it looks
 
 
 @dataclass(frozen=True)

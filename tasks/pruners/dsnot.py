@@ -2,7 +2,7 @@
 
 D = W * mean(x) is what a weight adds to its row's output on average; a row's error E is the sum of D over what was
 pruned. Each cycle brings back the pruned weight that reduces |E| most for its uncertainty (D / variance), and gives up
-the kept weight worth least to Wanda whose loss reduces |E| too. Weights keep their dense values. In an N:M group the
+the kept weight of the lowest Wanda score whose loss reduces |E| too. Weights keep their dense values. In an N:M group the
 weight given up is the least of the group, whatever its sign, so such an exchange is made only where |E| falls.
 
 The paper counts D and its threshold over the tokens of a sequence and makes up to 50 cycles whatever the width; here
@@ -60,13 +60,13 @@ class Dsnot(Refiner):
         first_OI = self.initial.solve_linear(weight_OI, statistics.other, sparsity, pattern, keep_OI).keep_OI
         assert first_OI is not None, "a pruner gives a mask"
         moments = statistics.own
-        share_OI = weight_OI.float() * moments.mean_I
+        contribution_OI = weight_OI.float() * moments.mean_I
         exchange = Exchange(
             kept_OI=first_OI.clone(),
             free_OI=~first_OI if keep_OI is None else keep_OI & ~first_OI,
-            share_OI=share_OI,
-            gain_OI=share_OI / moments.variance_I.clamp(min=1e-12).pow(self.variance_power),
-            worth_OI=weight_OI.float().abs() * moments.norm_I,
+            contribution_OI=contribution_OI,
+            gain_OI=contribution_OI / moments.variance_I.clamp(min=1e-12).pow(self.variance_power),
+            score_OI=weight_OI.float().abs() * moments.norm_I,
             group=pattern.width_multiple,
             same_sign=self.same_sign,
         )

@@ -1,6 +1,6 @@
 """SparseGPT (arXiv 2301.00774): prune column by column, and update the columns to come to compensate.
 
-A weight's importance is the error of pruning it after the best compensation, W^2 / U_jj^2. Masks are chosen a few columns
+A weight's saliency is the error of pruning it after the best compensation, W^2 / U_jj^2. Masks are chosen a few columns
 ahead, on weights that earlier columns have already compensated: for N:M the group about to begin, for the rest a block of
 columns whose weights compete with each other. The paper's threshold prunes one weight per block too many (<=); here the
 quota is exact over the whole matrix.
@@ -72,8 +72,8 @@ class Sparsegpt(Pruner):
 
         assert isinstance(statistics, Hessian)
         factor = self._factor(statistics, pattern)
-        # A feature that was always zero is worth nothing, so its weights are the first to go.
-        worth_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
+        # The weights of a feature that was always zero have no saliency, so they are pruned first.
+        saliency_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
         span = pattern.width_multiple if pattern.width_multiple > 1 else self.block
         chosen_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if keep_OI is not None:
@@ -81,16 +81,16 @@ class Sparsegpt(Pruner):
 
         taken_I = None
         if factor.order_I is not None and isinstance(pattern, Unstructured):
-            taken_I = (~select(factor.arrange(weight_OI).square() * worth_I, sparsity, pattern, chosen_OI)).sum(0)
+            taken_I = (~select(factor.arrange(weight_OI).square() * saliency_I, sparsity, pattern, chosen_OI)).sum(0)
 
         def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
             if isinstance(pattern, NM):
                 pruned = pattern.m - pattern.n
-                prune_groups(work_OI, errors_OI, chosen_OI, factor.upper_II, worth_I, pattern.m, pruned, start, end)
+                prune_groups(work_OI, errors_OI, chosen_OI, factor.upper_II, saliency_I, pattern.m, pruned, start, end)
                 return
             for column in range(start, end, span):
                 last = min(column + span, end)
-                score_OG, keep_OG = work_OI[:, column:last].square() * worth_I[column:last], chosen_OI[:, column:last]
+                score_OG, keep_OG = work_OI[:, column:last].square() * saliency_I[column:last], chosen_OI[:, column:last]
                 if taken_I is None:
                     chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, keep_OG, column)
                 else:

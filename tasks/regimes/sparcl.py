@@ -33,7 +33,7 @@ class Sparcl(SparseRegime):
     freeze: float = Field(0.9, gt=0, le=1)
     """Share of a task after which its masks stay."""
     importance_gradient: float = Field(0.5, ge=0)
-    """Weight of the gradient, beside the magnitude, in what a weight is worth."""
+    """Weight of the gradient, beside the magnitude, in a weight's importance."""
     removed: float = Field(0.3, ge=0, lt=1)
     """Share of each task's sequences, the easiest, that is left out by its end."""
     gradient_sparsity: float = Field(0.8, ge=0, lt=1)

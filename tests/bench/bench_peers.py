@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from tasks.job import FRUGAL
+from tasks.machine import FRUGAL
 from tests.bench.bench_walker_memory import ROOT, peak_mebibytes
 from tests.bench.measured import Measured
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks.job import FRUGAL
+from tasks.machine import FRUGAL
 from tests.bench.measured import Measured
 
 ROOT = Path(__file__).resolve().parents[2]

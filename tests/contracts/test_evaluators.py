@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cluster.store.artifacts import canonical_json
+from cluster.store.canonical import canonical_json
 from tasks.evaluate import Evaluate
 from tasks.evaluators import Candidate
 from tasks.methods import build, dump, names

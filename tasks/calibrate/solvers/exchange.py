@@ -15,28 +15,28 @@ import torch
 
 @dataclass
 class Exchange:
-    """``free_OI``: pruned weights that may come back. ``share_OI``: what a weight adds to its row's output on average.
-    ``gain_OI``: its worth when it comes back; ``worth_OI``: when it is to go. ``group`` above 1 exchanges within groups
+    """``free_OI``: pruned weights that may come back. ``contribution_OI``: what a weight adds to its row's output on average.
+    ``gain_OI`` ranks the weights that may come back, ``score_OI`` those that may go. ``group`` above 1 exchanges within groups
     of as many columns."""
 
     kept_OI: torch.Tensor
     free_OI: torch.Tensor
-    share_OI: torch.Tensor
+    contribution_OI: torch.Tensor
     gain_OI: torch.Tensor
-    worth_OI: torch.Tensor
+    score_OI: torch.Tensor
     group: int
     same_sign: bool
     error_O: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.error_O = self.share_OI.masked_fill(self.kept_OI, 0).double().sum(1)
+        self.error_O = self.contribution_OI.masked_fill(self.kept_OI, 0).double().sum(1)
         self._moved_OI = torch.zeros_like(self.kept_OI)
 
     def run(self, cycles: int, threshold: float) -> int:
         """Make up to ``cycles`` exchanges in each row; returns how many were made in all."""
-        sides = (self.share_OI > 0, self.share_OI < 0)
+        sides = (self.contribution_OI > 0, self.contribution_OI < 0)
         back = [_Queue(self.gain_OI.abs(), self.free_OI & side_OI, cycles, largest=True) for side_OI in sides]
-        away = [_Queue(self.worth_OI, self.kept_OI & side_OI, cycles, largest=False) for side_OI in reversed(sides)]
+        away = [_Queue(self.score_OI, self.kept_OI & side_OI, cycles, largest=False) for side_OI in reversed(sides)]
         started_O, active_O = self.error_O.clone(), torch.ones_like(self.error_O, dtype=torch.bool)
         made = 0
         for _ in range(cycles):
@@ -46,7 +46,7 @@ class Exchange:
             positive_O = self.error_O > 0
             coming_O, there_O = _take(back, positive_O, active_O)
             leaving_O, also_O = self._victim(coming_O) if self.group > 1 else _take(away, positive_O, active_O)
-            error_O = self.error_O + _at(self.share_OI, leaving_O) - _at(self.share_OI, coming_O)
+            error_O = self.error_O + _at(self.contribution_OI, leaving_O) - _at(self.contribution_OI, coming_O)
             active_O &= there_O
             swap_O = active_O & also_O
             if self.same_sign:
@@ -64,8 +64,8 @@ class Exchange:
         first_O = coming_O // self.group * self.group
         columns_OM = first_O[:, None] + torch.arange(self.group, device=coming_O.device)
         open_OM = self.kept_OI.gather(1, columns_OM) & ~self._moved_OI.gather(1, columns_OM)
-        worth_OM = self.worth_OI.gather(1, columns_OM).masked_fill(~open_OM, torch.inf)
-        return first_O + worth_OM.argmin(1), open_OM.any(1)
+        score_OM = self.score_OI.gather(1, columns_OM).masked_fill(~open_OM, torch.inf)
+        return first_O + score_OM.argmin(1), open_OM.any(1)
 
     def _swap(self, swap_O: torch.Tensor, coming_O: torch.Tensor, leaving_O: torch.Tensor) -> int:
         rows_S = swap_O.nonzero()[:, 0]

@@ -19,8 +19,8 @@ from tasks.formats.pattern import Group, Unstructured
 def group_rows(scores_OI: Sequence[torch.Tensor], rows: int, sparsity: float) -> torch.Tensor:
     """An order of the rows, int64 [O], good for all of ``scores_OI`` (matrices whose rows move together) at once."""
     wanted_OI = torch.cat([Unstructured("row").keep(score_OI, sparsity) for score_OI in scores_OI], 1).float()
-    worth_OI = torch.cat([score_OI / score_OI.sum().clamp(min=1e-30) for score_OI in scores_OI], 1).float()
-    overlap_OO = (worth_OI * wanted_OI) @ wanted_OI.T
+    normalised_OI = torch.cat([score_OI / score_OI.sum().clamp(min=1e-30) for score_OI in scores_OI], 1).float()
+    overlap_OO = (normalised_OI * wanted_OI) @ wanted_OI.T
     overlap_OO = overlap_OO + overlap_OO.T
     loss_O = overlap_OO.diagonal().clone()
     order: list[int] = []

@@ -1,6 +1,6 @@
 // The inner loops of a pruning sweep on the CPU; tasks/calibrate/solvers/pruning.py says what they do.
 //
-// Matrices are row-major: work, errors and keep [rows, columns], upper [columns, columns], worth [columns]. A row stays in
+// Matrices are row-major: work, errors and keep [rows, columns], upper [columns, columns], saliency [columns]. A row stays in
 // the cache until its block is done. Called by ctypes, so matrices are solved side by side; nothing here is shared.
 
 #include <cstdint>
@@ -32,9 +32,9 @@ INLINE void prune_row(Real* work, Real* errors, const bool* keep, const Real* up
 
 // Drop the weights of one group that have `pruned` others of a lower score or more above them; ties: the lower column.
 template <typename Real>
-INLINE void choose(const Real* work, bool* keep, const Real* worth, Real* score, int64_t width, int64_t pruned) {
+INLINE void choose(const Real* work, bool* keep, const Real* saliency, Real* score, int64_t width, int64_t pruned) {
     for (int64_t place = 0; place < width; ++place)
-        score[place] = keep[place] ? work[place] * work[place] * worth[place] : Real(-1);
+        score[place] = keep[place] ? work[place] * work[place] * saliency[place] : Real(-1);
     for (int64_t place = 0; place < width; ++place) {
         int64_t below = 0;
         for (int64_t other = 0; other < width; ++other)
@@ -51,12 +51,12 @@ INLINE void columns_of_all(Real* work, Real* errors, const bool* keep, const Rea
 }
 
 template <typename Real>
-INLINE void groups_of_all(Real* work, Real* errors, bool* keep, const Real* upper, const Real* worth, int64_t rows,
+INLINE void groups_of_all(Real* work, Real* errors, bool* keep, const Real* upper, const Real* saliency, int64_t rows,
                           int64_t columns, int64_t width, int64_t pruned, int64_t start, int64_t end) {
     std::vector<Real> score(width);
     for (int64_t at = 0; at < rows * columns; at += columns)
         for (int64_t first = start; first < end; first += width) {
-            choose(work + at + first, keep + at + first, worth + first, score.data(), width, pruned);
+            choose(work + at + first, keep + at + first, saliency + first, score.data(), width, pruned);
             prune_row(work + at, errors + at, keep + at, upper, columns, first, first + width, end);
         }
 }
@@ -68,10 +68,10 @@ INLINE void groups_of_all(Real* work, Real* errors, bool* keep, const Real* uppe
                                             int64_t columns, int64_t first, int64_t last, int64_t end) {                  \
         columns_of_all(work, errors, keep, upper, rows, columns, first, last, end);                                       \
     }                                                                                                                     \
-    FOR_EVERY_CPU void prune_groups_##Real(Real* work, Real* errors, bool* keep, const Real* upper, const Real* worth,    \
+    FOR_EVERY_CPU void prune_groups_##Real(Real* work, Real* errors, bool* keep, const Real* upper, const Real* saliency, \
                                            int64_t rows, int64_t columns, int64_t width, int64_t pruned, int64_t start,   \
                                            int64_t end) {                                                                 \
-        groups_of_all(work, errors, keep, upper, worth, rows, columns, width, pruned, start, end);                        \
+        groups_of_all(work, errors, keep, upper, saliency, rows, columns, width, pruned, start, end);                     \
     }
 
 extern "C" {

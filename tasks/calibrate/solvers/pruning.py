@@ -9,8 +9,6 @@ Shapes: O = output rows, I = input columns. All matrices are contiguous; those o
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 
 
@@ -25,7 +23,14 @@ def prune_columns(
 ) -> None:
     """Zero what ``keep_OI`` does not keep of the columns from ``first`` to ``last``, one after the other, and compensate
     for it in the columns up to ``end``. Writes to ``work_OI`` and the errors to ``errors_OI``."""
-    _compiled(work_OI, errors_OI, keep_OI, upper_II).prune_columns(work_OI, errors_OI, keep_OI, upper_II, first, last, end)
+    given = (work_OI, errors_OI, keep_OI, upper_II)
+    if _on_cpu(*given):
+        from tasks.calibrate.solvers import pruning_cpu
+
+        return pruning_cpu.prune_columns(*given, first, last, end)
+    from tasks.calibrate.solvers import pruning_gpu
+
+    return pruning_gpu.prune(*given, upper_II, first, last, end)
 
 
 def prune_groups(
@@ -33,27 +38,27 @@ def prune_groups(
     errors_OI: torch.Tensor,
     keep_OI: torch.Tensor,
     upper_II: torch.Tensor,
-    worth_I: torch.Tensor,
+    saliency_I: torch.Tensor,
     width: int,
     pruned: int,
     start: int,
     end: int,
 ) -> None:
     """:func:`prune_columns` of the groups of ``width`` columns from ``start`` to ``end``, where each group first drops
-    its ``pruned`` weights of the lowest W^2 * worth, ties the lower column first; what ``keep_OI`` has dropped before
+    its ``pruned`` weights of the lowest W^2 * saliency, ties the lower column first; what ``keep_OI`` has dropped before
     ranks below all. Writes the choice to ``keep_OI`` too."""
-    given = (work_OI, errors_OI, keep_OI, upper_II, worth_I)
-    _compiled(*given).prune_groups(*given, width, pruned, start, end)
+    given = (work_OI, errors_OI, keep_OI, upper_II, saliency_I)
+    if _on_cpu(*given):
+        from tasks.calibrate.solvers import pruning_cpu
+
+        return pruning_cpu.prune_groups(*given, width, pruned, start, end)
+    from tasks.calibrate.solvers import pruning_gpu
+
+    return pruning_gpu.prune(*given, start, end, end, width, pruned)
 
 
-def _compiled(*tensors: torch.Tensor) -> ModuleType:
+def _on_cpu(*tensors: torch.Tensor) -> bool:
     first = tensors[0]
     for tensor in tensors:
         assert tensor.is_contiguous() and tensor.device == first.device and tensor.dtype in (first.dtype, torch.bool)
-    if first.device.type == "cpu":
-        from tasks.calibrate.solvers import pruning_cpu
-
-        return pruning_cpu
-    from tasks.calibrate.solvers import pruning_gpu
-
-    return pruning_gpu
+    return first.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""``pruning.cpp``, compiled at installation and called through ctypes, which releases the GIL."""
+"""``pruning.cpp``, which the installation compiles, behind ctypes: a call holds no lock of Python's."""
 
 from __future__ import annotations
 

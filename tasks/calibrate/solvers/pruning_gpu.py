@@ -14,44 +14,19 @@ import triton.language as tl
 ROWS = 16  # of one program
 
 
-def prune_columns(
+def prune(
     work_OI: torch.Tensor,
     errors_OI: torch.Tensor,
     keep_OI: torch.Tensor,
     upper_II: torch.Tensor,
+    saliency_I: torch.Tensor,
     first: int,
     last: int,
     end: int,
+    width: int = 0,
+    pruned: int = 0,
 ) -> None:
-    _launch(work_OI, errors_OI, keep_OI, upper_II, upper_II, 0, 0, first, last, end)
-
-
-def prune_groups(
-    work_OI: torch.Tensor,
-    errors_OI: torch.Tensor,
-    keep_OI: torch.Tensor,
-    upper_II: torch.Tensor,
-    worth_I: torch.Tensor,
-    width: int,
-    pruned: int,
-    start: int,
-    end: int,
-) -> None:
-    _launch(work_OI, errors_OI, keep_OI, upper_II, worth_I, width, pruned, start, end, end)
-
-
-def _launch(
-    work_OI: torch.Tensor,
-    errors_OI: torch.Tensor,
-    keep_OI: torch.Tensor,
-    upper_II: torch.Tensor,
-    worth_I: torch.Tensor,
-    width: int,
-    pruned: int,
-    first: int,
-    last: int,
-    end: int,
-) -> None:
+    """Columns of a known mask; with ``width``, groups that choose theirs."""
     rows, columns = work_OI.shape
     with torch.cuda.device(work_OI.device):
         _prune[(triton.cdiv(rows, ROWS),)](
@@ -59,7 +34,7 @@ def _launch(
             errors_OI,
             keep_OI,
             upper_II,
-            worth_I,
+            saliency_I,
             rows,
             columns,
             pruned,
@@ -78,7 +53,7 @@ def _prune(
     errors,
     keep,
     upper,
-    worth,
+    saliency,
     rows,
     columns,
     pruned,
@@ -97,11 +72,11 @@ def _prune(
     live = tl.load(keep + place, mask=exists, other=1) != 0
     error = tl.zeros_like(weight)
     if WIDTH:
-        worth_ahead = tl.load(worth + column, mask=column < end, other=0.0)[None, :]
+        saliency_ahead = tl.load(saliency + column, mask=column < end, other=0.0)[None, :]
     for settled in range(first, last):
         if WIDTH:  # noqa: SIM102  known when this is compiled
             if (settled - first) % WIDTH == 0:
-                score = tl.where(live, weight * weight * worth_ahead, -1.0)
+                score = tl.where(live, weight * weight * saliency_ahead, -1.0)
                 below = tl.zeros([ROWS, SPAN], tl.int32)
                 for other in range(settled, settled + WIDTH):
                     theirs = tl.sum(tl.where((column == other)[None, :], score, 0.0), 1)[:, None]

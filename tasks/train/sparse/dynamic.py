@@ -89,7 +89,7 @@ class PruneAndGrow(Masking):
         self.ever_active[name] |= pack((kept | grown).cpu())
 
     def _score(self, run: Run, name: str) -> torch.Tensor:
-        """What a dead weight is worth reviving for; never negative."""
+        """The score by which dead weights are grown; never negative."""
         if self.moves.grow == "gradient":
             return self.linears[name].matrix(run.engine.grad(name)).abs()
         generator = generator_for(self.seed, name, run.step)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from cluster.store.artifacts import Artifact, Record, canonical_json, differences, nearest
+from cluster.store.artifacts import Artifact, Record, differences, nearest
+from cluster.store.canonical import canonical_json
 
 PARENT = "ab" * 32
 

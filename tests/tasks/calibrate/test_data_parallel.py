@@ -14,7 +14,7 @@ from tasks.calibrate.observe import Hessian, InputNorms
 from tasks.calibrate.walk import walk
 from tasks.calibrate.worker import CalibrationWorker
 from tasks.formats.mask import load_masks
-from tasks.job import _start_workers
+from tasks.machine import start_workers
 from tasks.methods import build, dump
 from tasks.models.files.checkpoint import load_model
 from tasks.models.files.layout import MASKS
@@ -79,7 +79,7 @@ def test_what_only_a_later_worker_has_seen_is_taken_over():
     assert merge([{}, {"expert": seen}])["expert"].count == 3
 
 
-@pytest.mark.parametrize("start", [partial(_start_workers, {}), start_here])
+@pytest.mark.parametrize("start", [partial(start_workers, {}), start_here])
 def test_off_the_cluster_what_is_started_is_what_was_asked_for(start):
     first, second = start("collections:Counter", [{"b": 1, "a": 2}, {"c": 3}])
     assert first.call("most_common").result() == [("a", 2), ("b", 1)] and second.call("total").result() == 3

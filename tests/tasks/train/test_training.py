@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tasks.data.tokenizer import train_tokenizer
 from tasks.formats.mask import Mask, load_masks
-from tasks.job import _make_engine
+from tasks.machine import make_engine
 from tasks.models.files.checkpoint import load_model, save_model
 from tasks.models.files.layout import MASKS
 from tasks.models.find.linears import find_linears
@@ -41,7 +41,7 @@ def pretrain(**fields) -> Pretrain:
 def context(data: Path, tmp_path: Path, name: str = "out", inputs: dict[str, Path] | None = None, **execution) -> Context:
     execution = Execution(**execution)
     made = Context({"data": data, **(inputs or {})}, tmp_path / name, tmp_path / f"{name}-scratch", execution)
-    made.make_engine = partial(_make_engine, execution)
+    made.make_engine = partial(make_engine, execution)
     return made
 
 

@@ -13,11 +13,11 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def setting(device, dtype, rows=37, width=80):
-    """Weights, the inverse Hessian's factor, and what a weight of each column is worth."""
+    """Weights, the inverse Hessian's factor, and the saliency of a unit weight of each column."""
     weight_OI, hessian_II = problem(rows, width, tokens=3 * width)
     upper_II = factor(hessian_II).upper_II
-    worth_I = upper_II.diagonal().square().reciprocal()
-    return [given.to(device, dtype) for given in (weight_OI, upper_II, worth_I)]
+    saliency_I = upper_II.diagonal().square().reciprocal()
+    return [given.to(device, dtype) for given in (weight_OI, upper_II, saliency_I)]
 
 
 def tolerance(dtype):
@@ -25,7 +25,7 @@ def tolerance(dtype):
 
 
 def differ_by_near_ties(keep_OG, picked_OG, score_OG, dtype):
-    """Both keep as many of each group, and what just one of them keeps is worth the same but for rounding."""
+    """Both keep as many of each group, and what just one of them keeps scores the same but for rounding."""
     odd_OG = keep_OG ^ picked_OG
     ends = [score_OG.masked_fill(~odd_OG, fill) for fill in (-torch.inf, torch.inf)]
     apart_O = torch.where(odd_OG.any(1), ends[0].amax(1) / ends[1].amin(1) - 1, 0.0)
@@ -56,21 +56,21 @@ def test_columns_of_a_known_mask(device, dtype, block):
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(4, 8), NM(1, 16), NM(3, 5)], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
-    weight_OI, upper_II, worth_I = setting(device, dtype)
+    weight_OI, upper_II, saliency_I = setting(device, dtype)
     weight_OI[:, 8:12] = weight_OI[:, 8:9]  # ties
     before_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(2)).to(device) > (0.3 if masked else -1)
     keep_OI = before_OI.clone()
     sparsity = 1 - pattern.n / pattern.m
 
     def settle(work_OI, errors_OI, start, end):
-        prune_groups(work_OI, errors_OI, keep_OI, upper_II, worth_I, pattern.m, pattern.m - pattern.n, start, end)
+        prune_groups(work_OI, errors_OI, keep_OI, upper_II, saliency_I, pattern.m, pattern.m - pattern.n, start, end)
 
     settled_OI, _ = sweep_blocks(weight_OI, upper_II, settle, 2 * pattern.m)
 
     def project(column, ahead_OG):
         if column % pattern.m == 0:
             span = slice(column, column + pattern.m)
-            score_OG = (ahead_OG[:, : pattern.m].square() * worth_I[span]).masked_fill(~before_OI[:, span], -1)
+            score_OG = (ahead_OG[:, : pattern.m].square() * saliency_I[span]).masked_fill(~before_OI[:, span], -1)
             picked_OG = pattern.keep(score_OG, sparsity) & before_OI[:, span]
             assert differ_by_near_ties(keep_OI[:, span], picked_OG, score_OG, dtype)
         return ahead_OG[:, 0] * keep_OI[:, column]
