@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 
 from cluster.profile import Profile, home
+from cluster.ray.events import Event, Metrics
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
 from flows.plan import Plan, Step
-from tasks.events import Event, Metrics
 from tasks.history import HISTORY, read_history
 from tasks.stage import REPORT
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from cluster.ray.events import Event, Failed, Published, parse_event
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
 from flows.plan import Plan, Step
 from flows.submit import Submitter
-from tasks.events import Event, Failed, Published, parse_event
 
 
 class StageFailed(RuntimeError):

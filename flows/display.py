@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.ray import events
 from cluster.store.artifacts import Record
 from flows.plan import Plan, Step
-from tasks import events
 
 LINE_SECONDS = 15.0
 

@@ -18,6 +18,7 @@ from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run
 
 from cluster.profile import load_profile
+from cluster.ray.events import Event
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
@@ -28,7 +29,6 @@ from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
 from flows.submit import Submitter
 from flows.summary import summarise
-from tasks.events import Event
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)

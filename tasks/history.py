@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.events import Event, Metrics, Progress, format_event, from_json, parse_event, to_json
+from cluster.ray.events import Event, Metrics, Progress, format_event, from_json, parse_event, to_json
 
 HISTORY = "history.jsonl"
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import home
+from cluster.ray.events import Event, Failed, Published, print_event
 from cluster.store.artifacts import Artifact, CorruptArtifact
 from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
-from tasks.events import Event, Failed, Published, print_event
 from tasks.history import HISTORY, History
 from tasks.machine import FRUGAL, execution_of, make_engine, start_workers
 from tasks.models.memory import Peak

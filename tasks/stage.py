@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.ray.events import Event, Metrics, Note, Progress
 from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
-from tasks.events import Event, Metrics, Note, Progress
 from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
 from tasks.models.source import ModelSource
 from tasks.workers import Worker, start_here

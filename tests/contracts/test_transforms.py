@@ -144,6 +144,7 @@ def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
     assert dump(method).keys() == {name} and build("transforms", dump(method)) == method and method.paper
 
 
+@pytest.mark.slow
 @transforms
 def test_a_life_under_masks_runs_through_every_stage(name, tmp_path):
     """Pretrained at the iso-FLOP sparsity for what dense training costs, pruned further, recovered and measured."""

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.ray.events import Event, Failed, Progress, Published, format_event
 from cluster.store.artifacts import CorruptArtifact
 from cluster.store.local import LocalStore
 from flows.conductor import Conductor, StageFailed, heal
 from flows.plan import Step
-from tasks.events import Event, Failed, Progress, Published, format_event
 from tests.flows.recipes import BASE, plan, publish
 
 

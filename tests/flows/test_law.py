@@ -28,6 +28,20 @@ def stage(name: str, tokens: int) -> dict:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
+    return begin(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def law(tmp_path_factory):
+    """The law of the nine runs, as its file holds it."""
+    place = tmp_path_factory.mktemp("law")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        finish(begin(place, monkeypatch), place)
+        assert winnow("law", "fit", "sweep.yaml", "--output", "law.json", "--resamples", "5") == 0
+    return (place / "law.json").read_text()
+
+
+def begin(tmp_path, monkeypatch) -> LocalStore:
     """A recipe of nine runs, and a store below a home of its own."""
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -78,20 +92,21 @@ def test_fit_prints_one_object_and_keeps_it(sweep, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "law.json").read_text())
     assert printed.keys() == {"law", "verdict", "counts", "chosen", "resampled", "runs"}
+    assert "average N explains the losses best" in printed["verdict"]
     assert printed["law"] == printed["counts"]["average"]["law"] and printed["law"].keys() == asdict(LAW).keys()
     assert printed["counts"].keys() == {"average", "initial", "final"}
     assert len(printed["runs"]) == 9 and len(printed["resampled"]) == 5
     assert (tmp_path / "law.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_fit_says_that_the_average_explains_the_losses_best(sweep, tmp_path, capsys):
     assert winnow("law", "fit", *finish(sweep, tmp_path), "--resamples", "1") == 0
     assert "average N explains the losses best" in capsys.readouterr().out
 
 
-def test_plan_gives_size_tokens_sparsity_window_and_band(sweep, tmp_path, capsys):
-    finish(sweep, tmp_path)
-    winnow("law", "fit", "sweep.yaml", "--json", "--output", "law.json", "--resamples", "20")
+def test_plan_gives_size_tokens_sparsity_window_and_band(law, sweep, tmp_path, capsys):
+    (tmp_path / "law.json").write_text(law)
     capsys.readouterr()
     assert winnow("law", "plan", "--flops", "1e14", "--final-params", "1e6", "--json", "--plot", "plan.png") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -104,9 +119,8 @@ def test_plan_gives_size_tokens_sparsity_window_and_band(sweep, tmp_path, capsys
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_plan_names_the_stage_to_run_and_what_is_extrapolated(sweep, tmp_path, capsys):
-    finish(sweep, tmp_path)
-    winnow("law", "fit", "sweep.yaml", "--output", "law.json", "--resamples", "2")
+def test_plan_names_the_stage_to_run_and_what_is_extrapolated(law, sweep, tmp_path, capsys):
+    (tmp_path / "law.json").write_text(law)
     capsys.readouterr()
     assert winnow("law", "plan", "--flops", "1e20", "--final-params", "1e8") == 0
     printed = capsys.readouterr().out
@@ -160,9 +174,8 @@ def test_a_law_file_that_is_missing_or_odd_is_refused(sweep, tmp_path, capsys):
         assert message in complaint(capsys, *PLAN)
 
 
-def test_an_impossible_budget_is_refused(sweep, tmp_path, capsys):
-    finish(sweep, tmp_path)
-    winnow("law", "fit", "sweep.yaml", "--output", "law.json", "--resamples", "1")
+def test_an_impossible_budget_is_refused(law, sweep, tmp_path, capsys):
+    (tmp_path / "law.json").write_text(law)
     capsys.readouterr()
     assert len(read_law(tmp_path / "law.json").runs) == 9
     assert "max-sparsity 1 is not in [0, 1)" in complaint(capsys, *PLAN, "--max-sparsity", "1")

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from cluster.profile import load_profile
+from cluster.ray.events import Event, Failed
 from cluster.store.files import RECORD_NAME
 from cluster.store.url import open_store
 from flows.options import settle_environment
 from flows.plan import Plan, Step, prepare
 from flows.submit import Submitter
 from tasks.data.tokenizer import train_tokenizer
-from tasks.events import Event, Failed
 from tasks.job import produce
 from tasks.models.facts import Parties
 from tests.tasks import data_zoo

@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from cluster.ray.events import Event, Failed, Metrics, Note, parse_event
 from cluster.store.artifacts import CorruptArtifact
 from tasks.calibrate.essential import Trials
-from tasks.events import Event, Failed, Metrics, Note, parse_event
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import load_model, save_model

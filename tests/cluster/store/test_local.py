@@ -250,6 +250,7 @@ def python(script: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_thirty_racing_processes_exactly_one_wins(local, tmp_path):
     sources = [directory(tmp_path / f"out{racer}", b"%d" % racer * 1000) for racer in range(RACERS)]
     racers = [python(RACER, local.root, source, tmp_path / "go", racer) for racer, source in enumerate(sources)]

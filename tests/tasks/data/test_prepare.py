@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from cluster.ray.events import Note
 from flows.recipe import parse_recipe
 from tasks.data.corpora import build_corpus
 from tasks.data.corpus import split_of
 from tasks.data.tokenizer import load_tokenizer
 from tasks.data.tokens import Tokens, calibration_batches, heldout_documents
-from tasks.events import Note
 from tasks.prepare import Prepare, unigram_perplexity
 from tasks.prune import Prune
 from tasks.stage import Context, Execution

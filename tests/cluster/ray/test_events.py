@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tasks.events import Failed, Metrics, Note, Progress, Published, format_event, from_json, parse_event, to_json
+from cluster.ray.events import Failed, Metrics, Note, Progress, Published, format_event, from_json, parse_event, to_json
 from tasks.history import read_history
 
 STORED = (

@@ -1,4 +1,4 @@
-"""What a stage tells while it runs, a class per kind of event; as lines of a job's output, and as lines of history.jsonl."""
+"""What a job tells while it runs, a class per kind of event: as lines of its output, and as lines of a stored history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.ray.lines import format_line, parse_line
 
 @dataclass(frozen=True)
 class Event:
-    """Which artifact it is about, and when it was told in ms; both are filled in by ``tasks.history``."""
+    """Which artifact it is about, and when it was told in ms; filled in just before it is told."""
 
     address: str = field(default="", kw_only=True)
     timestamp: int = field(default=0, kw_only=True)
