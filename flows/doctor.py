@@ -7,7 +7,6 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = (
@@ -99,9 +98,9 @@ def _servers() -> list[Finding]:
 
 
 def _profile(name: str) -> list[Finding]:
+    """That it can be read, and each service it names."""
+    from cluster.probe import questions
     from cluster.profile import load_profile
-    from cluster.reach import check_s3, check_servers
-    from cluster.store.url import open_store
     from flows.chronicle import tracking_uri
     from flows.plan import RESOURCED
 
@@ -109,9 +108,12 @@ def _profile(name: str) -> list[Finding]:
         profile = load_profile(name)
         profile.check_stages(RESOURCED)
         profile.check_device()
-        check_servers(profile, profile.mlflow.tracking_uri or tracking_uri(), jobs=True)
-        check_s3(profile.store)
-        open_store(profile.store, Path(profile.scratch) / "cache").writable()
     except (ValueError, OSError) as error:
         return [Finding(f"profile {name}", False, " ".join(str(error).split()))]
-    return [Finding(f"profile {name}", True, f"store {profile.store} is writable")]
+    found = [Finding(f"profile {name}", True, "is understood")]
+    for what, ask in questions(profile, profile.mlflow.tracking_uri or tracking_uri()):
+        try:
+            found.append(Finding(what, True, ask()))
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            found.append(Finding(what, False, " ".join(str(error).split())))
+    return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from functools import cached_property
 from typing import Any
 
 from cluster.profile import Profile
+from cluster.ray import arrival
 from cluster.ray.jobs import NOT_SECRET, SECRET, Jobs
 from cluster.servers.services import Services
 from flows.chronicle import git_commit
@@ -16,6 +16,7 @@ from flows.plan import Step
 from tasks.job import JOB_VARIABLE, payload
 
 PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")  # secrets reach a job through its cluster
+OF_THIS_MACHINE = ("WINNOW_HOME", "TORCH_EXTENSIONS_DIR", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 
 
 class Submitter:
@@ -32,14 +33,22 @@ class Submitter:
 
     def submit(self, steps: list[Step]) -> str:
         """Start the job that makes these steps, or join it where it already runs; its id."""
-        work = [self.payload(step) for step in steps]
-        environment = {
+        environment = self._environment()
+        environment[JOB_VARIABLE] = json.dumps([self.payload(step) for step in steps])
+        command = ["python", "-m", "tasks.job"] if self.jobs.local else ["python", "-m", arrival.__name__, "tasks.job"]
+        return self.jobs.submit(steps[0].artifact.key, command, environment)
+
+    def _environment(self) -> dict[str, str]:
+        """What a job learns of this process. Another machine is told no path of this one, and what it has to have."""
+        passed = {
             name: value
             for name, value in os.environ.items()
             if name.startswith(PASSED_ON) and (name in NOT_SECRET or not SECRET.search(name))
         }
-        environment |= {JOB_VARIABLE: json.dumps(work), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
-        return self.jobs.submit(steps[0].artifact.key, [sys.executable, "-m", "tasks.job"], environment)
+        if not self.jobs.local:
+            passed = {name: value for name, value in passed.items() if name not in OF_THIS_MACHINE and value[:1] not in "/~"}
+            passed |= {arrival.VARIABLE: json.dumps(arrival.versions()), "WINNOW_HOME": self.profile.scratch}
+        return passed | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
 
     def payload(self, step: Step) -> dict[str, Any]:
         resources = self.profile.resources("speed" if step.exclusive else step.node.name)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import home
+from cluster.ray.arrival import check_versions
 from cluster.ray.events import Event, Failed, Published, print_event
 from cluster.store.artifacts import Artifact, CorruptArtifact
 from cluster.store.url import open_store
@@ -51,6 +52,7 @@ def payload(stage: Stage, artifact: Artifact, parents: dict[str, str], execution
 def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
     try:
+        check_versions()
         _produce(work, tell)
     except (ValueError, FloatingPointError) as error:
         if refused(error):  # the input is at fault: trying again cannot help

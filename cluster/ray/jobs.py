@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.profile import CHECKOUT
 from cluster.ray.follower import Follower, JobResult, get_json
+from cluster.ray.upload import staged, told
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 ACTIVE = ("PENDING", "RUNNING")
 AGENT_SECONDS = 60.0  # how long a cluster that has just started may have no agent yet
-EXCLUDES = [".git/**", ".venv/**", ".winnow/**", "build/**", "**/__pycache__/**", "*.egg-info/**", "tests/**"]
 SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
 _LONE = threading.Lock()
 NOT_SECRET = frozenset({"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "TOKENIZERS_PARALLELISM"})
@@ -73,12 +73,16 @@ class Jobs:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", key):
             raise ValueError(f"key {key!r} should be letters, digits, '_', '.' and '-'")
-        request = {
-            "entrypoint": self._command(entrypoint),
-            "runtime_env": self._runtime_environment(dict(environment or {})),
-            "metadata": {"key": key, **(metadata or {})},
-            **_driver_resources(resources or {}),
-        }
+        with self._runtime_environment(dict(environment or {})) as runtime_environment:
+            request = {
+                "entrypoint": self._command(entrypoint),
+                "runtime_env": runtime_environment,
+                "metadata": {"key": key, **(metadata or {})},
+                **_driver_resources(resources or {}),
+            }
+            return self._submit(key, request)
+
+    def _submit(self, key: str, request: dict[str, Any]) -> str:
         attempt, deadline = 1, time.monotonic() + AGENT_SECONDS
         while True:
             job = f"{key[:24]}-{attempt}"
@@ -134,11 +138,12 @@ class Jobs:
         if isinstance(entrypoint, str):
             return entrypoint
         words = list(entrypoint)
-        if words[0] in ("python", "python3") and self.local:
+        if words[0] == "python" and self.local:  # elsewhere it is the cluster's own
             words[0] = sys.executable
         return "exec " + shlex.join(words)  # without a shell in between the exit code is the driver's own
 
-    def _runtime_environment(self, environment: dict[str, str]) -> dict[str, Any]:
+    @contextmanager
+    def _runtime_environment(self, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
         """Ray writes these variables into its logs, so a secret must reach the job through the cluster's own ones."""
         for name in environment:
             if SECRET.search(name) and name not in NOT_SECRET:
@@ -146,8 +151,10 @@ class Jobs:
         if self.local:
             path = [str(self.checkout), environment.get("PYTHONPATH", "")]
             environment = {**environment, "PYTHONPATH": ":".join(filter(None, path)), "WINNOW_LOCAL": "1"}
-            return {"env_vars": environment}
-        return {"env_vars": environment, "working_dir": str(self.checkout), "excludes": EXCLUDES}
+            yield {"env_vars": environment}
+            return
+        with staged(self.checkout) as folder:
+            yield {"env_vars": {**environment, "WINNOW_UPLOAD": told(folder)}, "working_dir": str(folder)}
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""``pruning.cpp``, which the installation compiles, behind ctypes: a call holds no lock of Python's."""
+"""The loops of ``pruning.cpp`` behind ctypes: a call holds no lock of Python's."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from importlib.util import find_spec
 
 import torch
+
+from tasks.calibrate.solvers.compiled import library
 
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
@@ -24,13 +24,5 @@ def _call(name: str, given: tuple) -> None:
     numbers = given[len(tensors) :]
     work_OI = tensors[0]
     addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    function = getattr(_library(), f"{name}_{_REAL[work_OI.dtype]}")
+    function = getattr(library(), f"{name}_{_REAL[work_OI.dtype]}")
     function(*addresses, *map(ctypes.c_int64, (*work_OI.shape, *numbers)))
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    found = find_spec("tasks.calibrate.solvers._pruning")
-    if found is None or found.origin is None:
-        raise RuntimeError("tasks/calibrate/solvers/pruning.cpp is not compiled: run make install")
-    return ctypes.CDLL(found.origin)
