@@ -76,7 +76,7 @@ def _try_job(jobs: Jobs) -> str:
     if not done.ok:
         last = next(reversed(done.last_lines), "") or done.message
         raise ConnectionError(f"a job on {jobs.address}, waited for {JOB_SECONDS:.0f} s at most, is {done.status}: {last}")
-    return done.last_lines[0]
+    return next((line for line in done.last_lines if line.startswith(arrival.GREETING)), "its job said nothing")
 
 
 def ask_prefect(profile: Profile) -> str:

@@ -18,6 +18,7 @@ from cluster.ray.events import print_event
 VARIABLE = "WINNOW_VERSIONS"
 COMPARED = ("torch", "transformers", "ray", "deepspeed")
 OLDEST = (3, 11)
+GREETING = "winnow on "
 
 
 def versions() -> dict[str, str]:
@@ -46,7 +47,7 @@ def check_versions() -> None:
 
 
 def main() -> int:
-    print(f"winnow on {platform.node()}: {sys.executable}, uploaded {os.environ.get('WINNOW_UPLOAD', 'nothing')}", flush=True)
+    print(f"{GREETING}{platform.node()}: {sys.executable}, uploaded {os.environ.get('WINNOW_UPLOAD', 'nothing')}", flush=True)
     try:
         check_versions()
     except ValueError as error:
