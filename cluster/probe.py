@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.profile import Profile
 from cluster.ray import arrival
-from cluster.ray.events import parse_event
+from cluster.ray.events import Failed, parse_event
 from cluster.ray.follower import get_json
 from cluster.ray.jobs import Jobs
 from cluster.reach import DEADLINE, check_s3, check_servers, check_tracking
@@ -60,8 +60,8 @@ def _try_job(jobs: Jobs) -> str:
     stop, failed = threading.Event(), []
 
     def line(text: str) -> None:
-        if (event := parse_event(text)) and event["event"] == "failed":
-            failed.append(event["message"])
+        if isinstance(event := parse_event(text), Failed):
+            failed.append(event.message)
 
     deadline = threading.Timer(JOB_SECONDS, stop.set)
     deadline.start()

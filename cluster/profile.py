@@ -64,7 +64,7 @@ class Resources(_Section):
     `workers` share out the sequences of a stage that calibrates, or the evaluations of a model; each gets as much."""
 
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["all"] = 1
-    """CPU cores per rank; ``all`` shares out the cores of the machine."""
+    """CPU cores per rank; ``all`` shares out the cores of the machine, which is not for a cluster elsewhere."""
     gpus: float = Field(0, ge=0, le=64)
     """GPUs per rank."""
     memory: int | None = Field(None, gt=0)
@@ -149,6 +149,8 @@ class Profile(_Section):
             for stage, resources in self.stages.items():
                 if resources.gpus:
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
+        if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
+            raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self
 
     def resources(self, stage: str) -> Resources:

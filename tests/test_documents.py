@@ -17,6 +17,7 @@ TREE = [path.relative_to(ROOT).as_posix() for path in PLACES]
 DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
 INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}  # what a reader is told to make
 NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._pruning"}  # a file of a corpus, and what the install compiles
+NO_SOURCES |= {"cluster.yaml", "cluster.md"}  # a profile and a document
 PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
 MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
 

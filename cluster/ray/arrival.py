@@ -1,7 +1,7 @@
 """The first thing a job does on a cluster of somebody else's: see that what computes there is what its submitter has.
 
 ``python -m cluster.ray.arrival [MODULE]`` runs the module if so, and says in one line what differs if not. Standard library
-only, and old syntax: a cluster may lack all else. Each node that makes an artifact is asked again, since it may differ.
+only: a cluster may lack all else. Each node that makes an artifact is asked again, since it may differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from cluster.ray.events import print_event
+from cluster.ray.events import Failed, print_event
 
 VARIABLE = "WINNOW_VERSIONS"
 COMPARED = ("torch", "transformers", "ray", "deepspeed")
@@ -51,7 +51,7 @@ def main() -> int:
     try:
         check_versions()
     except ValueError as error:
-        print_event({"event": "failed", "message": str(error), "final": True, "address": "", "aside": ""})
+        print_event(Failed(str(error), final=True))
         return 1
     if len(sys.argv) > 1:
         sys.argv = sys.argv[1:]

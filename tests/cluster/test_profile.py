@@ -85,6 +85,7 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("stages: {prune: {cpus: some}}", "should be a number above 0 or 'all'"),
         ("stages: {prune: {gpu: 1}}", "no field 'stages.prune.gpu'"),
         ("device: cpu\nstages: {prune: {gpus: 1}}", "stages.prune.gpus is 1 but device is cpu"),
+        ("ray: {address: 'http://a:8265'}\nstages: {speed: {cpus: all}}", "stages.speed.cpus: all is this machine's cores"),
     ],
 )
 def test_a_bad_value_is_one_line_with_field_and_choices(tmp_path, text, complaint):

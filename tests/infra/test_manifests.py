@@ -50,7 +50,11 @@ def pods() -> Iterator[dict[str, Any]]:
 
 
 def compose() -> dict[str, Any]:
-    return yaml.safe_load((INFRA / "compose.yaml").read_text())
+    """The file with its variables filled in, by their defaults where they have some: as compose itself reads it."""
+    text = (INFRA / "compose.yaml").read_text()
+    return yaml.safe_load(
+        re.sub(r"\$\{\w+(?::-(\w*)|:\?[^}]*)?\}", lambda found: "given" if found[1] is None else found[1], text)
+    )
 
 
 def test_the_compose_file_is_one_by_its_specification():

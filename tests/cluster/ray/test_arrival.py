@@ -30,14 +30,14 @@ def test_a_mismatch_is_one_line_that_cannot_heal():
     done = arrive({**arrival.versions(), "torch": "1.0", "ray": "9.9"}, "this")
     (event,) = filter(None, map(parse_event, done.stdout.splitlines()))
     here = arrival.versions()
-    assert f"torch {here['torch']} (submitted with 1.0), ray {here['ray']} (submitted with 9.9)" in event["message"]
-    assert done.returncode == 1 and event["final"] and "\n" not in event["message"] and "Zen" not in done.stdout
+    assert f"torch {here['torch']} (submitted with 1.0), ray {here['ray']} (submitted with 9.9)" in event.message
+    assert done.returncode == 1 and event.final and "\n" not in event.message and "Zen" not in done.stdout
 
 
 def test_a_cluster_that_has_nothing_installed_can_say_so():
     done = arrive(arrival.versions(), flags=("-S",))  # no site-packages at all
     (event,) = filter(None, map(parse_event, done.stdout.splitlines()))
-    assert "torch absent (submitted with " in event["message"] and "deepspeed absent" in event["message"] and not done.stderr
+    assert "torch absent (submitted with " in event.message and "deepspeed absent" in event.message and not done.stderr
 
 
 def test_a_build_for_another_accelerator_is_the_same_version(monkeypatch):
@@ -53,4 +53,4 @@ def test_a_worker_that_differs_refuses_to_make_an_artifact(monkeypatch):
     monkeypatch.setenv(arrival.VARIABLE, json.dumps({"torch": "1.0"}))
     with pytest.raises(ValueError, match="submitted with 1.0"):
         produce({}, told.append)
-    assert told[0]["final"]
+    assert told[0].final
