@@ -169,6 +169,7 @@ except OSError: print('[]')"""
         until("Prefect", lambda: self.answers(f"{self.prefect}/api/health"))
         until("workers", lambda: sum(self.nodes().values(), []).count("ALIVE") == 3)
         out, _ = self.winnow("doctor", "-p", self.profile(), "--json").communicate(timeout=120)
+        (self.root / "doctor.json").write_text(out)
         found = {finding["check"]: finding for finding in json.loads(out)}
         assert all(found[check]["ok"] for check in ("ray.address", "prefect.api_url", "mlflow.tracking_uri", "store")), found
 
