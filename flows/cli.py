@@ -19,6 +19,7 @@ from flows.options import (
     OnlyOption,
     ProfileOption,
     RecipeArgument,
+    SetOption,
     UntilOption,
     console,
     errors,
@@ -91,12 +92,13 @@ def run(
     here: Annotated[bool, typer.Option("--here", help="in this process, without Ray and Prefect; also under torchrun")] = False,
     only: OnlyOption = None,
     until: UntilOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
     from flows.launch import launch
     from flows.part import Part
 
-    plan, summary = launch(recipe, profile, errors, quiet=as_json, here=here, part=Part(only, until))
+    plan, summary = launch(recipe, profile, errors, as_json, here, Part(only, until), settings or [])
     if summary and as_json:
         print(json.dumps(summary))
     elif summary:
@@ -123,14 +125,16 @@ def show_plan(
     as_json: JsonOption = False,
     only: OnlyOption = None,
     until: UntilOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
     from cluster.profile import load_profile
     from flows.display import plan_table
+    from flows.override import parse_settings
     from flows.part import Part
     from flows.plan import describe, prepare
 
-    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until))
+    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until), settings=parse_settings(settings or []))
     rows = [describe(plan, step) for step in plan.steps]
     if as_json:
         print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from cluster.store.url import open_store
 from flows.facts import examine
 from flows.lineage import line
 from flows.nodes import Node, Recipe, naming
+from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
 from tasks.data.digests import DIGESTS, Digests
@@ -75,15 +76,17 @@ class Plan:
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
-def prepare(recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE) -> tuple[Plan, Store]:
-    """The plan of a recipe, or of a ``part`` of it, after everything that can be wrong before anything starts: store, device,
-    fields, widths."""
+def prepare(
+    recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE, settings: Sequence[Setting] = ()
+) -> tuple[Plan, Store]:
+    """The plan of a recipe with these ``settings``, or of a ``part`` of it, after everything that can be wrong before anything
+    starts: store, device, fields, widths."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
     profile.check_device()
-    checked = load_recipe(recipe, served)
+    checked = load_recipe(recipe, served, settings)
     named = chosen(checked, part)
     checked = up_to(checked, named)
     check_s3("s3://" if "s3://" in checked.text else "")
