@@ -12,6 +12,7 @@ import typer
 
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
+from flows.deploy import deploy
 from flows.lazy import make_lazy
 from flows.options import (
     ArtifactArgument,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(law.app, name="law")
 app.command()(claims)
+app.command()(deploy)
 app.command()(methods)
 app.command()(schema)
 app.command()(verify)

@@ -1,18 +1,20 @@
 """What a deployment asks for: the form that Prefect's UI draws of a recipe, and what a filled-in form says.
 
 The form has the fields of this very recipe, stage by stage, with its values as defaults: choices as menus, numbers with their
-bounds, the help text of each. It is read off the typed schema (``flows.schema``). What a form cannot say well (a corpus, a list,
-a second method's own fields) is left to ``overrides``, which take any field. A field left as it is changes nothing, so a form
-that nobody touched runs the recipe as it stands.
+bounds, the help text of each. It is read off the typed schema (``flows.schema``). What a form cannot say well (a corpus, a
+list, a second method's own fields) is left to ``overrides``, which take any field. A field left as it is changes nothing, so a
+form that nobody touched runs the recipe as it stands.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.override import Setting, base_of, stage_of, stages_of
-from flows.schema import DEFS, Schema, method_schema, stage_schema
+from flows.schema import DEFS, Schema, method_schema, stage_schema, unwrapped
 from tasks.methods import SHELF, load, names
 from tasks.stage import stage_class
 
@@ -65,7 +67,8 @@ def _of_method(name: str, field: Schema, value: Any, given: Any, where: str, way
         odd = found[0].path.rpartition(".")[2]
         stage = ".".join(way)
         raise ValueError(
-            f"{where}.{name}.{odd}: the method chosen is {chosen}; set its fields by overrides: {stage}.method.{chosen}.FIELD=VALUE"
+            f"{where}.{name}.{odd}: the method chosen is {chosen}; "
+            f"set its fields by overrides: {stage}.method.{chosen}.FIELD=VALUE"
         )
     yield from found
 
@@ -84,7 +87,8 @@ def _group(entry: dict[str, Any]) -> Schema:
             found |= _method(shelf, field, own.get("method"), axes)
         elif made := _plain(field, own.get(name)):
             found[name] = {**made, "title": name}
-    return _object(found) | {"title": base_of(entry), "description": (stage_class(kind).__doc__ or "").partition("\n\n")[0]}
+    about = inspect.getdoc(sys.modules[stage_class(kind).__module__]) or ""
+    return _object(found) | {"title": base_of(entry), "description": unwrapped(about.partition("\n\n")[0])}
 
 
 def _method(shelf: str, field: Schema, own: Any, axes: list[str]) -> dict[str, Schema]:

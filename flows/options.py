@@ -46,7 +46,9 @@ UntilOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="a field of the recipe, such as prune.sparsity=0.6; may be repeated"),
+    typer.Option(
+        "--set", metavar="STAGE.FIELD=VALUE", help="a field of the recipe, such as prune.sparsity=0.6; may be repeated"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
