@@ -7,7 +7,6 @@ what Winnow made is changed or removed: deployments that carry their own name in
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shlex
 import sys
@@ -21,6 +20,7 @@ from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_logger
 from prefect.settings import PREFECT_WORKER_PREFETCH_SECONDS, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.workers.process import ProcessWorker
 
@@ -29,14 +29,13 @@ from flows.pipeline import pipeline
 from flows.registration import ENTRYPOINT, OWNED, POOL, TAG, Registration, home_file, listed, registrations
 from flows.schedules import MADE, Keeper
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
 PAGE = 200
 
 
 def main() -> None:
     """Bring the server to what this home's file says, and run what is asked for, until stopped. ``winnow up`` starts this."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     file = home_file()
     listing = listed(file)
     with get_client(sync_client=True) as client:

@@ -88,7 +88,7 @@ def _group(entry: dict[str, Any]) -> Schema:
         elif made := _plain(field, own.get(name)):
             found[name] = {**made, "title": name}
     about = inspect.getdoc(sys.modules[stage_class(kind).__module__]) or ""
-    return _object(found) | {"title": base_of(entry), "description": unwrapped(about.partition("\n\n")[0])}
+    return _object(found) | {"title": base_of(entry), "description": unwrapped(about.partition("\n\n")[0]).replace("``", "")}
 
 
 def _method(shelf: str, field: Schema, own: Any, axes: list[str]) -> dict[str, Schema]:
@@ -122,7 +122,7 @@ def _plain(field: Schema, value: Any) -> Schema | None:
     limits = [text.format(made[key]) for key, text in BOUNDS.items() if key in made]
     default = field.get("default") if value is None else value
     notes = [field.get("description", ""), f"({', '.join(limits)})" if limits else ""]
-    made["description"] = " ".join(filter(None, notes)).replace("``", "`")
+    made["description"] = " ".join(filter(None, notes)).replace("``", "")  # the UI shows it as it is
     return made if default is None else {**made, "default": default}
 
 

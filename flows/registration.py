@@ -165,7 +165,7 @@ def form(document: dict[str, Any], profile: str, fixed: dict[str, str]) -> dict[
             "type": "array",
             "items": {**text, "pattern": r"^[^=\s]+\s*=[\s\S]*$"},
             "title": "overrides",
-            "description": "Any other field, one `stage.field=value` each, such as `prune.method.sparsegpt.block=64`.",
+            "description": "Any other field, one stage.field=value each, such as prune.method.sparsegpt.percent_damp=0.1",
             "default": [],
         },
     }

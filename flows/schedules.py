@@ -9,7 +9,6 @@ process remembers what they were and gives them back; and a run of a marked sche
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.logging import get_logger
 
 from cluster.servers.embedded import write_private
 from flows.recipe import read_recipe
 from flows.registration import RECIPE_TAG, TAG
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)  # by Prefect's logging: this is told where its worker tells its own
 MADE = "winnow"  # the slug of a schedule that a file or a command asked for: it has no parameters of its own
 MARKED = "with-parameters-"  # that of one that has some
 PAGE = 200
