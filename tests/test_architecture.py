@@ -40,12 +40,15 @@ LIBRARIES = {  # where a library may be imported: path prefixes
     "deepspeed": ("cluster/deepspeed/",),
     "boto3": ("cluster/store/bucket.py",),
     "botocore": ("cluster/store/bucket.py",),
-    "prefect": ("flows/pipeline.py", "flows/deployments.py"),
+    "prefect": ("flows/pipeline.py", "flows/deployments.py", "flows/served.py", "flows/schedules.py"),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
     "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
 }
-ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}  # the log handler is flushed before its server goes
+ONE_LINE = {
+    ("flows/launch.py", "prefect.logging.handlers"),  # the log handler is flushed before its server goes
+    ("flows/deploy.py", "prefect.client.orchestration"),
+}
 MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydantic apart
     "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.find.structure"),
     "quantizers": ("tasks.calibrate",),
