@@ -27,6 +27,7 @@ from flows.options import (
     settle_environment,
     store_of,
 )
+from flows.promotion import promote
 from flows.proof import claims
 from flows.schema import schema
 from flows.shelves import methods
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(law.app, name="law")
 app.command()(claims)
 app.command()(deploy)
+app.command()(promote)
 app.command()(methods)
 app.command()(schema)
 app.command()(verify)

@@ -31,7 +31,7 @@ def deploy(
     remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="remove a deployment; may be repeated")] = None,
 ) -> None:
     """Make a Prefect deployment of each recipe, with a form of its fields; without recipes, of all that the file lists."""
-    from flows.registration import Entry, home_file, listed, registrations
+    from flows.registration import Entry, everything, home_file, listed, registrations
     from tasks.methods import validate
 
     if recipes and file:
@@ -44,7 +44,7 @@ def deploy(
     listing = listed(source)
     entries = [validate(Entry, {"recipe": recipe, **own}, "deploy") for recipe in recipes or []]
     whole = not recipes and not remove
-    wanted = registrations(listing.deployments, source.parent) if whole else registrations(entries)
+    wanted = everything(source) if whole else registrations(entries)
     with _server(profile) as client:
         from flows import deployments
 

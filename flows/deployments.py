@@ -25,8 +25,7 @@ from prefect.settings import PREFECT_WORKER_PREFETCH_SECONDS, PREFECT_WORKER_QUE
 from prefect.workers.process import ProcessWorker
 
 from cluster.profile import CHECKOUT, home
-from flows.pipeline import pipeline
-from flows.registration import ENTRYPOINT, OWNED, POOL, TAG, Registration, home_file, listed, registrations
+from flows.registration import OWNED, POOL, TAG, Registration, everything, home_file, listed
 from flows.schedules import MADE, Keeper
 
 LOG = get_logger(__name__)
@@ -40,7 +39,7 @@ def main() -> None:
     listing = listed(file)
     with get_client(sync_client=True) as client:
         make_pool(client)
-        apply(client, registrations(listing.deployments, file.parent), listing.pool, listing.pull, prune=True)
+        apply(client, everything(file), listing.pool, listing.pull, prune=True)
     with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: SECONDS, PREFECT_WORKER_PREFETCH_SECONDS: 0}):
         asyncio.run(_serve())
 
@@ -77,9 +76,8 @@ def apply(
         raise ValueError(
             f"no work pool {pool!r} on this server; make it with prefect work-pool create, or name another"
         ) from None
-    flow = client.create_flow_from_name(pipeline.name)
     for one in wanted:
-        _apply(client, flow, one, pool, pull, listed=prune)
+        _apply(client, one, pool, pull, listed=prune)
     gone = [
         found for found in ours(client) if prune and LISTED in found.tags and found.name not in {one.name for one in wanted}
     ]
@@ -109,24 +107,22 @@ def remove(client: SyncPrefectClient, name: str) -> None:
     client.delete_deployment(known[name].id)
 
 
-def _apply(
-    client: SyncPrefectClient, flow: Any, one: Registration, pool: str, pull: Sequence[dict[str, Any]], listed: bool
-) -> None:
+def _apply(client: SyncPrefectClient, one: Registration, pool: str, pull: Sequence[dict[str, Any]], listed: bool) -> None:
     told = {
         "version": one.version,
         "description": one.description,
         "parameters": one.parameters,
         "tags": [*one.tags, *([LISTED] if listed else [])],
         "work_pool_name": pool,
-        "entrypoint": ENTRYPOINT,
+        "entrypoint": one.entrypoint,
         "parameter_openapi_schema": one.form,
         "enforce_parameter_schema": True,
         "pull_steps": list(pull),
     }
     try:
-        found = client.read_deployment_by_name(f"{pipeline.name}/{one.name}")
+        found = client.read_deployment_by_name(f"{one.flow}/{one.name}")
     except ObjectNotFound:
-        made = client.create_deployment(flow, one.name, **told)
+        made = client.create_deployment(client.create_flow_from_name(one.flow), one.name, **told)
         _schedule(client, made, [], one)
     else:
         if f"{OWNED}{one.name}" not in found.tags:

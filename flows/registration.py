@@ -26,7 +26,7 @@ POOL = "winnow"
 SHIPPED = CHECKOUT / "infra" / "deployments.yaml"
 TAG, RECIPE_TAG = "winnow", "recipe:"  # on every deployment; which recipe it may run
 OWNED = "deployed:"  # and its name: a copy that someone makes of it in the UI has another one, and is theirs
-ENTRYPOINT = "flows.pipeline.pipeline"
+PIPELINE, PROMOTION = "flows.pipeline.pipeline", "flows.served.promotion"
 HOW = (
     "Press **Run**, change what should differ, and submit: a form left alone runs the recipe as it is. `overrides` take any "
     "field of the recipe, one `stage.field=value` each. What is done already is not done again."
@@ -86,6 +86,8 @@ class Listing(_Section):
     """Steps of Prefect by which a worker gets the code, where it is not installed beside the worker."""
     deployments: tuple[Entry, ...] = ()
     """The deployments."""
+    promote: str | None = "local"
+    """Profile of the deployment that gives a model an alias in MLflow's registry; null for none."""
 
 
 class Registration(NamedTuple):
@@ -97,8 +99,10 @@ class Registration(NamedTuple):
     form: dict[str, Any]
     tags: list[str]
     version: str
-    schedule: str | None
-    timezone: str
+    schedule: str | None = None
+    timezone: str = "UTC"
+    flow: str = "winnow"
+    entrypoint: str = PIPELINE
 
 
 def listed(file: Path) -> Listing:
@@ -114,6 +118,13 @@ def home_file() -> Path:
     """The file that the servers of this home keep to: its own, or the one that comes with Winnow."""
     own = home() / "deployments.yaml"
     return own if own.is_file() else SHIPPED
+
+
+def everything(file: Path) -> list[Registration]:
+    """All that a file lists, checked."""
+    listing = listed(file)
+    made = registrations(listing.deployments, file.parent)
+    return made if listing.promote is None else [*made, promotion(_placed(listing.promote, file.parent))]
 
 
 def registrations(entries: Sequence[Entry], folder: Path | None = None) -> list[Registration]:
@@ -150,6 +161,22 @@ def registration(entry: Entry, folder: Path | None = None) -> Registration:
         entry.schedule,
         entry.timezone,
     )
+
+
+def promotion(profile: str) -> Registration:
+    """The deployment that promotes a model somebody chose."""
+    load_profile(profile)
+    text = {"type": "string", "minLength": 1}
+    about = "Its address, or the beginning of it, as MLflow's tag winnow.address and the table of a run show it."
+    asked = {
+        "model": {**text, "title": "model", "description": about, "position": 0},
+        "alias": {**text, "title": "alias", "description": "What it is to be called.", "default": "champion", "position": 1},
+        "name": {**text, "title": "name", "description": "The registered model.", "default": "winnow", "position": 2},
+    }
+    schema = {"title": "Parameters", "type": "object", "properties": asked, "required": ["model", "alias"], "definitions": {}}
+    about = "Gives a model an alias in MLflow's registry; who had it before, loses it."
+    tags = [TAG, f"{OWNED}promote"]
+    return Registration("promote", about, {"profile": profile}, schema, tags, "1", flow="winnow-promote", entrypoint=PROMOTION)
 
 
 def form(document: dict[str, Any], profile: str, fixed: dict[str, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
@@ -17,6 +18,7 @@ from cluster.store.artifacts import CorruptArtifact
 from flows.conductor import StageFailed
 from flows.form import changes
 from flows.override import Setting, parse_settings
+from flows.promotion import register
 from flows.recipe import read_recipe
 from flows.schedules import check_run
 from tasks.refusal import refused
@@ -41,3 +43,9 @@ def plainly(attempt: Callable[[], Made]) -> Made | Any:
         line = " ".join(str(error).split())
         get_run_logger().error("%s", line)
         return Failed(message=line)
+
+
+@flow(name="winnow-promote", validate_parameters=False, persist_result=False)
+def promotion(model: str = "", alias: str = "", name: str = "winnow", profile: str = "local") -> dict[str, Any]:
+    """Give a model an alias in MLflow's registry."""
+    return plainly(lambda: register(model, alias, name, profile))

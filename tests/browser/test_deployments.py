@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from cluster.servers.services import Services
 from cluster.store.local import LocalStore
@@ -27,10 +28,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with made_home(tmp_path_factory, "browser") as home:
         recipe = home.recipe("tiny", pretrain("dense", 10), prune(), evaluate={"size": {}})
         home.directory.mkdir(parents=True)
-        listing = {"deployments": [{"recipe": str(recipe), "profile": str(home.profile), "schedule": "0 3 29 2 *"}]}
-        (home.directory / "deployments.yaml").write_text(yaml.safe_dump(listing))
+        _list(home, [{"recipe": str(recipe), "profile": str(home.profile), "schedule": "0 3 29 2 *"}])
         home.winnow("up")
         yield home
+
+
+def _list(home: Home, deployments: list[dict[str, Any]]) -> None:
+    listing = {"deployments": deployments, "promote": str(home.profile)}
+    (home.directory / "deployments.yaml").write_text(yaml.safe_dump(listing))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +54,12 @@ def browser(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Br
 @pytest.fixture(scope="module")
 def page(browser: Browser, ui: Ui) -> str:
     """Where the deployment is in the UI."""
-    found = browser.until(lambda: ui.ask("POST", "/deployments/filter", {}), "deployed")
-    return f"/deployments/deployment/{found[0]['id']}"
+    found = browser.until(lambda: deployments(ui).get("tiny"), "deployed")
+    return f"/deployments/deployment/{found['id']}"
 
 
-def deployment(ui: Ui) -> Run:
-    (found,) = ui.ask("POST", "/deployments/filter", {})
-    return found
+def deployments(ui: Ui) -> dict[str, Run]:
+    return {found["name"]: found for found in ui.ask("POST", "/deployments/filter", {})}
 
 
 def runs(ui: Ui) -> dict[str, Run]:
@@ -96,6 +100,18 @@ def test_a_form_runs_what_it_says(home: Home, ui: Ui, browser: Browser, page: st
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
     (made,) = pruned(home)
     assert (list(made["method"]), made["sequences"], made["pattern"]) == (["magnitude"], 8, "2:4")
+
+
+def test_a_chosen_model_gets_its_alias(home: Home, ui: Ui, browser: Browser, page: str) -> None:
+    (record,) = LocalStore(home.directory / "store").records("prune")
+    browser.open(f"/deployments/deployment/{deployments(ui)['promote']['id']}/run")
+    browser.fill(record.address, "model")
+    browser.picture("promote")
+    run = ended(ui, submitted(browser, ui, page, set(runs(ui))))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    client = MlflowClient(Services(home.directory).server("mlflow").url)
+    assert client.get_model_version_by_alias("winnow", "champion").tags["winnow.address"] == record.address
+    assert "is no model; choose what one of pretrain" in home.winnow("promote", "prepare/", code=2).err
 
 
 def test_what_is_wrong_is_told_where_it_was_typed(ui: Ui, browser: Browser, page: str) -> None:
@@ -149,7 +165,7 @@ GIVEN = {"fields": {"prune": {"sequences": 12}}}
 
 
 def _schedules(ui: Ui) -> list[dict[str, Any]]:
-    return deployment(ui)["schedules"]
+    return deployments(ui)["tiny"]["schedules"]
 
 
 def _is(ui: Ui, id: str, active: bool, parameters: dict[str, Any]) -> bool:
@@ -163,7 +179,7 @@ def test_a_schedule_that_was_paused_and_resumed_runs_with_its_own_parameters(hom
         time.sleep(1)
     run = ended(ui, fired[0]["id"])
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    assert run["parameters"] == {**deployment(ui)["parameters"], **GIVEN}
+    assert run["parameters"] == {**deployments(ui)["tiny"]["parameters"], **GIVEN}
     assert 12 in [made["sequences"] for made in pruned(home)]
 
 
@@ -188,13 +204,12 @@ def test_a_run_is_cancelled_from_its_page(ui: Ui, browser: Browser, page: str, s
 def test_what_the_file_no_longer_lists_goes_and_what_others_made_stays(home: Home, ui: Ui, page: str) -> None:
     id = page.rpartition("/")[2]
     (theirs,) = ui.ask("POST", f"/deployments/{id}/schedules", [{"schedule": {"cron": "0 4 29 2 *"}, "active": False}])
-    file = home.directory / "deployments.yaml"
-    listing = yaml.safe_load(file.read_text())
-    (entry,) = listing["deployments"]
-    file.write_text(yaml.safe_dump({"deployments": [{**entry, "schedule": None}, {**entry, "name": "second"}]}))
+    (entry,) = yaml.safe_load((home.directory / "deployments.yaml").read_text())["deployments"]
+    _list(home, [{**entry, "schedule": None}, {**entry, "name": "second"}])
     assert "deployed second" in home.winnow("deploy").out
-    found = {one["name"]: one["schedules"] for one in ui.ask("POST", "/deployments/filter", {})}
-    assert [one["id"] for one in found["tiny"]] == [theirs["id"]] and [one["slug"] for one in found["second"]] == ["winnow"]
-    file.write_text(yaml.safe_dump({"deployments": [{**entry, "schedule": None}]}))
+    found = deployments(ui)
+    assert [one["id"] for one in found["tiny"]["schedules"]] == [theirs["id"]]
+    assert [one["slug"] for one in found["second"]["schedules"]] == ["winnow"]
+    _list(home, [{**entry, "schedule": None}])
     assert "removed second" in home.winnow("deploy").out
-    assert [one["name"] for one in ui.ask("POST", "/deployments/filter", {})] == ["tiny"]
+    assert deployments(ui).keys() == {"tiny", "promote"}

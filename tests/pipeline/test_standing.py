@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with made_home(tmp_path_factory, "standing") as home:
         recipe = home.recipe("triggered", pretrain("dense", 10), prune(), evaluate=EVALUATE)
         home.directory.mkdir(parents=True)
-        listing = {"deployments": [{"recipe": str(recipe), "profile": str(home.profile)}]}
+        listing = {"deployments": [{"recipe": str(recipe), "profile": str(home.profile)}], "promote": None}
         (home.directory / "deployments.yaml").write_text(yaml.safe_dump(listing))
         home.winnow("up")
         yield home
