@@ -80,10 +80,8 @@ class Browser:
 
     def field(self, *names: str) -> WebElement:
         """The input of a form that stands under these headings, the outermost first."""
-        path = ""
-        for name in names[:-1]:
-            path += f"//label[starts-with(normalize-space(.), '{name} ')]/ancestor::div[contains(@class, 'group')][1]"
-        label = self.find(f"{path}//label[starts-with(normalize-space(.), '{names[-1]} ')]")
+        path = "".join(map(_group, names[:-1]))
+        label = self.find(f"{path}{_label(names[-1])}")
         return self.find(f"//*[@id='{label.get_attribute('for')}']")
 
     def fill(self, value: object, *names: str) -> None:
@@ -99,9 +97,8 @@ class Browser:
 
     def add(self, value: str, name: str) -> None:
         """One more item of a list."""
-        group = f"//label[starts-with(normalize-space(.), '{name} ')]/ancestor::div[contains(@class, 'group')][1]"
-        self.press("Add item", inside=group)
-        self.find(f"({group}//textarea)[last()]").send_keys(value)
+        self.press("Add item", inside=_group(name))
+        self.find(f"({_group(name)}//textarea)[last()]").send_keys(value)
 
     def toggle(self, schedule: str) -> None:
         """The switch of the schedule that is described like this."""
@@ -120,3 +117,13 @@ class Browser:
 
     def close(self) -> None:
         self.driver.quit()
+
+
+def _label(name: str) -> str:
+    """The heading of a field, which says so where it may be left out."""
+    return f"//label[normalize-space(.)='{name}' or normalize-space(.)='{name} (Optional)']"
+
+
+def _group(name: str) -> str:
+    """All that stands under a heading."""
+    return f"{_label(name)}/ancestor::div[contains(@class, 'group')][1]"
