@@ -34,7 +34,7 @@ def promote(uri: str, address: str, key: str, name: str, alias: str) -> int:
             tags = {"winnow.address": address, "winnow.key": key}
             (model,) = models
             version = client.create_model_version(
-                name, f"models:/{model.model_id}", model.source_run_id, tags, model_id=model.model_id
+                name, f"models:/{model.model_id}", model.source_run_id, tags, await_creation_for=0, model_id=model.model_id
             )
         client.set_registered_model_alias(name, alias, version.version)
         return int(version.version)
