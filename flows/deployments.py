@@ -10,6 +10,7 @@ import asyncio
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,14 +41,10 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         make_pool(client)
         apply(client, everything(file), listing.pool, listing.pull, prune=True)
+    threading.Thread(target=Keeper(home() / "schedules.json").watch, args=(SECONDS,), daemon=True).start()
     with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: SECONDS, PREFECT_WORKER_PREFETCH_SECONDS: 0}):
-        asyncio.run(_serve())
-
-
-async def _serve() -> None:
-    worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=1)
-    keeper = asyncio.create_task(asyncio.to_thread(Keeper(home() / "schedules.json").watch, SECONDS))
-    await asyncio.gather(worker.start(printer=LOG.info), keeper)
+        worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=1)
+        asyncio.run(worker.start(printer=LOG.info))
 
 
 def make_pool(client: SyncPrefectClient) -> None:
