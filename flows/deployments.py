@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
@@ -54,9 +54,9 @@ def make_pool(client: SyncPrefectClient) -> None:
     variables["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
     variables["working_dir"]["default"] = str(CHECKOUT)
     try:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-    except ObjectAlreadyExists:  # another process of this home made it just now
-        LOG.info("the work pool %s is there", POOL)
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    except ObjectAlreadyExists:  # somebody may have paused or limited it meanwhile
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
 
 
 def apply(
