@@ -60,7 +60,7 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
             tell(Failed(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
     except PermissionError as error:  # so are the credentials
-        tell(_failure(f"{type(error).__name__}: {error}", final=True))
+        tell(Failed(f"{type(error).__name__}: {error}", final=True))
         raise
     except Exception as error:
         if (full := disk_full(error)) is not None:
