@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -176,6 +177,13 @@ class Profile(_Section):
                 return
         asked = "device: cuda" if self.device == "cuda" else "stages.*.gpus"
         raise ValueError(f"profile '{self.name}': {asked} was asked for, but this machine has no usable GPU; use cpu")
+
+
+def private_file(path: Path) -> None:
+    """Make an empty file that only this user can read, where there is none yet."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def cores() -> int:

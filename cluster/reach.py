@@ -13,14 +13,14 @@ import socket
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.profile import Profile
+from cluster.profile import Profile, private_file
 from cluster.ray.follower import get_json
 from cluster.ray.jobs import Jobs
 
@@ -77,9 +77,10 @@ def _status(what: str, shown: str, url: str) -> int:
 
 
 def _check_database(path: Path) -> None:
-    """That a SQLite file is one, and that it may grow: MLflow would try for a minute, and then show its SQL."""
+    """That a SQLite file is one, and that it may grow: MLflow would try for a minute, and then show its SQL. A new one, and
+    what lies beside it, are for this user alone; MLflow would make them for everybody."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists():
             with path.open("r+b") as file:
                 start = file.read(16)
@@ -89,8 +90,16 @@ def _check_database(path: Path) -> None:
             file.write(bytes(ROOM))
             file.flush()
             os.fsync(file.fileno())
+        private_file(path)
+        (path.parent / "mlflow-artifacts").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise OSError(f"MLflow cannot write its database {path}: {error.strerror or error}") from None
+
+
+def artifact_location(uri: str) -> str | None:
+    """Beside a database file; MLflow would take the directory the user happens to stand in. A server has its own."""
+    file = uri.removeprefix("sqlite:///")
+    return None if file == uri else (Path(file).absolute().parent / "mlflow-artifacts").as_uri()
 
 
 @contextmanager
@@ -102,6 +111,8 @@ def plainly(uri: str) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "Max retries exceeded" in what:  # whatever was asked, and by which classes
+            what = "it does not answer"
         raise ConnectionError(f"MLflow at {_shown(uri)}: {what}") from error
 
 
@@ -120,18 +131,6 @@ class Plain:
                 return method(*args, **kwargs)
 
         return call
-
-
-@contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a moment, where nobody set them."""
-    mine = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
 
 
 def _shown(uri: str) -> str:

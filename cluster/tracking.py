@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.lock import locked
 from cluster.profile import home
-from cluster.reach import Plain, check_tracking, plainly, variables
+from cluster.reach import Plain, artifact_location, check_tracking, plainly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +27,11 @@ EXPERIMENT = "winnow"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens on the run table, not on traces
 BATCH = 900
 FLUSH_SECONDS = 3.0
-BRIEFLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # before anything is begun
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own are 7, and 120 s each
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the command's own
+}
 
 
 @dataclass
@@ -42,19 +45,21 @@ class Tracking:
     _last: dict[str, int] = field(default_factory=dict)  # step of a run's curves; final numbers end them, not begin them
     _pending: dict[str, list[Any]] = field(default_factory=dict)
     _flushed: float = 0.0
+    _failing: bool = False
     _lock: Any = field(default_factory=threading.RLock, repr=False)  # every job in flight has a follower of its own
 
     @classmethod
     def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
         """Open the parent run."""
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is the command's own
+        os.environ.update(SETTINGS | dict(os.environ))
         from mlflow import MlflowClient
 
         for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
             logging.getLogger(talker).setLevel(logging.WARNING)
         check_tracking(uri)
-        setting_up = locked(home() / "locks" / "mlflow")  # two runs at once must not both set up a new database
-        with setting_up, variables(BRIEFLY), plainly(uri):
+        # Two runs at once must not both set up a new database.
+        setting_up = locked(home() / "locks" / "mlflow", "another run, which sets up MLflow")
+        with setting_up, plainly(uri):
             client = Plain(MlflowClient(tracking_uri=uri), uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
@@ -105,9 +110,12 @@ class Tracking:
                     try:
                         self.client.log_batch(run, metrics=rows[:BATCH])
                     except Exception as error:  # the client raises transport errors of several libraries
-                        LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
+                        if not self._failing:
+                            LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
+                        self._failing = True
                         return
                     del rows[:BATCH]
+            self._failing = False
 
     def scalars(self, id: str | None, metrics: Mapping[str, float], prefix: str = "") -> None:
         """Final numbers of a stage, or of the parent where id is None."""
@@ -161,12 +169,6 @@ class Tracking:
         rows = [Param(name, str(value)[:6000]) for name, value in flatten(params).items()]
         for start in range(0, len(rows), 100):
             self.client.log_batch(self.run(id), params=rows[start : start + 100])
-
-
-def artifact_location(uri: str) -> str | None:
-    """Beside a database file; MLflow would take the directory the user happens to stand in. A server has its own."""
-    file = uri.removeprefix("sqlite:///")
-    return None if file == uri else (Path(file).absolute().parent / "mlflow-artifacts").as_uri()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

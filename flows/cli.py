@@ -13,6 +13,7 @@ import typer
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.deploy import deploy
+from flows.ending import Terminated
 from flows.lazy import make_lazy
 from flows.options import (
     ArtifactArgument,
@@ -53,7 +54,7 @@ for command in (standing.up, standing.down, standing.status, standing.doctor):
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2, Ctrl-C is 130."""
+    """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143."""
     make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     settle_environment()
@@ -61,9 +62,11 @@ def main() -> None:
         code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except Terminated:
+        code = 143
     except Exception as error:
         _fail(error)
-    if code == 130:
+    if code in (130, 143):
         errors.print("stopped. What was finished is kept; run the same command to go on.")
     if "RANK" in os.environ and "cluster.deepspeed.rank" in sys.modules:  # torchrun started this process, and it trained
         sys.modules["cluster.deepspeed.rank"].leave(code or 0)
@@ -76,7 +79,7 @@ def _fail(error: Exception) -> None:
     from tasks.refusal import refused
 
     usage = getattr(error, "format_message", None)  # typer's usage errors
-    died = type(error).__name__ == "StageFailed"
+    died = type(error).__name__ in ("StageFailed", "ServerFailed")
     if not (usage or died or isinstance(error, OSError) or refused(error)):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
@@ -84,8 +87,10 @@ def _fail(error: Exception) -> None:
         text += "; run the same command to make it again"
     elif isinstance(error, CorruptArtifact):
         text += f"; to mend: winnow discard {error.address}, then run its recipe again"
+    elif died and not getattr(error, "final", False):
+        text += "; run the same command to go on"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
-    sys.exit(1 if died and not error.final else 2)
+    sys.exit(1 if died and not getattr(error, "final", False) else 2)
 
 
 @app.command()

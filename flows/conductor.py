@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from cluster.ray.events import Event, Failed, Published, parse_event
+from cluster.ray.follower import Away
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
@@ -90,7 +91,11 @@ class Conductor:
                     begun = self._begin(step)
                 if not group.running:
                     self._start(group)
-                self.changed.wait_for(lambda: step.artifact.address in group.published or not group.running)
+                self.changed.wait_for(
+                    lambda: self.stopped or step.artifact.address in group.published or not group.running
+                )  # what is stopped is not waited for: a cluster may take its time, or be gone
+                if self.stopped and step.artifact.address not in group.published:
+                    raise StageFailed(f"{step.id}: stopped", final=True)
                 failed = not group.running and step.artifact.address not in group.published
                 message, final, aside = group.message, group.final, group.aside
             if failed and (record := self.store.done(step.artifact)) is None:
@@ -114,7 +119,10 @@ class Conductor:
             self.changed.notify_all()
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.running and group.job:
-                self.submitter.jobs.stop(group.job)
+                try:
+                    self.submitter.jobs.stop(group.job)
+                except OSError:  # a cluster that is away has no job of ours to stop
+                    continue
 
     def _start(self, group: Group) -> None:
         missing = [step for step in group.steps if self.store.done(step.artifact) is None]
@@ -122,6 +130,9 @@ class Conductor:
         group.published.clear()
         try:
             group.job = self.submitter.submit(missing)
+        except OSError as error:
+            group.running = False
+            raise StageFailed(f"{missing[0].id}: {error}", final=not isinstance(error, Away)) from error
         except BaseException:
             group.running = False
             raise

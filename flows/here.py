@@ -27,7 +27,7 @@ def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> N
         if rank == 0 or step.node.stage.distributed:
             # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
             lock = Path(profile.scratch) / "locks" / step.artifact.key
-            with locked(lock) if alone else nullcontext():
+            with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
                 produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
                 lock.unlink(missing_ok=True)  # who waits for it finds the artifact
         while (record := store.done(step.artifact)) is None:

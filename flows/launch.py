@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,28 @@ from cluster.reach import check_servers
 from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
+from flows.ending import OUTCOME, Outcome, Terminated, ends_once
 from flows.here import make_here
 from flows.override import parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
 
 Summary = dict[str, Any]
+QUIET = {  # the display tells it better, and of a Prefect that died the watch
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_CLIENT_MAX_RETRIES": "4",  # half a minute for each question: longer than a restart
+}
 
 
 def launch(
     recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part = WHOLE, overrides: Sequence[str] = ()
 ) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help."""
-    return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun ends its ranks itself
+        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
+    with ends_once(calmly=not here):
+        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
 
 
 def _launch(
@@ -49,18 +60,23 @@ def _launch(
 def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]:
     """The servers a run needs: the profile's own, those of ``winnow up``, or embedded ones for as long as the run lasts."""
     from cluster.servers.services import Services
+    from cluster.servers.supervisor import Watch
 
     kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
     services = Services()
     if needed and kinds:
         with console.status("starting " + " and ".join(kinds)):
             services.start(kinds)
+    watched = Watch(services, partial(console.print, highlight=False, markup=False, soft_wrap=True))
     try:
         os.environ.update(services.environment())
         if profile.prefect.api_url:
             os.environ["PREFECT_API_URL"] = profile.prefect.api_url
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells it better
-        yield
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        logging.raiseExceptions = False  # or Prefect writes to stderr what it could not log
+        with watched if needed and kinds else nullcontext():
+            yield
     finally:
         if needed and kinds:
             services.release()
@@ -76,9 +92,27 @@ def _run_pipeline(
     refresh_global_settings_context()  # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
         WATCHERS.set((display,))
+        OUTCOME.set(outcome := Outcome())
         try:
-            if as_flow:
-                return pipeline(recipe, profile, *part, overrides=list(overrides))
-            return run(recipe, profile, here, part=part, settings=parse_settings(overrides))
+            if not as_flow:
+                return run(recipe, profile, here, part=part, settings=parse_settings(overrides))
+            return _flow(lambda: pipeline(recipe, profile, *part, overrides=list(overrides)), outcome, display)
         finally:
-            APILogHandler().flush()  # before the server it logs to may go
+            if not outcome.untold:
+                APILogHandler().flush()  # before the server it logs to may go
+
+
+def _flow(call: Callable[[], Any], outcome: Outcome, display: Display) -> Summary:
+    """The flow's summary, or what ended it; whatever Prefect has to add, or cannot be told any more."""
+    try:
+        return call()
+    except BaseException as error:
+        if outcome.interruption is not None:
+            raise (KeyboardInterrupt if isinstance(outcome.interruption, KeyboardInterrupt) else Terminated) from None
+        if outcome.summary is None:
+            raise
+        what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        display.console.print(
+            f"everything is made, but Prefect could not be told so ({what}); its page may show the run as open"
+        )
+        return outcome.summary

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cluster.documents import load_yaml, one_line
 from cluster.profile import CHECKOUT, PROFILES, home, load_profile
+from cluster.servers.state import POOL as POOL
 from flows.form import fields_schema
 from flows.override import base_of, changed, parse_settings, stages_of
 from flows.part import Part, chosen
 from flows.recipe import NAME, parse_recipe, read_recipe
 
-POOL = "winnow"
 SHIPPED = CHECKOUT / "infra" / "deployments.yaml"
 TAG, RECIPE_TAG = "winnow", "recipe:"  # on every deployment; which recipe it may run
 OWNED = "deployed:"  # and its name: a copy that someone makes of it in the UI has another one, and is theirs

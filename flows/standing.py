@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import time
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,16 +25,27 @@ def up() -> None:
     console.print(f"Prefect asks for the line in {services.home / 'secrets' / 'prefect.auth'}; MLflow is open to this machine.")
 
 
-def down() -> None:
-    """Stop the servers of this home."""
+def down(
+    wait: Annotated[bool, typer.Option("--wait", help="begin nothing new, and let what runs come to its end first")] = False,
+) -> None:
+    """Stop the servers of this home, and what runs on them: flow runs end as cancelled, and go on when they are run again."""
+    from cluster.servers.closing import close, drain
     from cluster.servers.services import Services
 
-    Services().stop()
+    services = Services()
+    if services.state is None:
+        console.print("no servers run")
+        return
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    if wait:
+        drain(services, say)
+    close(services, say)
+    services.stop()
     console.print("stopped")
 
 
 def status(as_json: JsonOption = False) -> None:
-    """Say which servers run, and where."""
+    """Say which servers run, and where; and what runs on them."""
     from cluster.servers.services import Services
 
     services = Services()
@@ -43,14 +56,26 @@ def status(as_json: JsonOption = False) -> None:
 
 
 def _show_status(services: Any) -> None:
+    from cluster.servers.closing import work
+
     table = Table()
-    for title in ("server", "url", "pid", "state"):
-        table.add_column(title)
+    for title in ("server", "address", "pid", "state"):
+        table.add_column(title, overflow="fold")
     found = services.status()
     for kind, health in found.items():
-        state = "healthy" if health.healthy else "alive, does not answer" if health.alive else "dead"
-        table.add_row(kind, health.url, str(health.pid), state)
+        state = "healthy" if health.healthy else "alive, does not answer" if health.alive else f"dead; log: {health.log}"
+        if health.restarts:
+            state += f"; died and was started again {health.restarts} x"
+        table.add_row(kind, health.url.removesuffix("/api"), str(health.pid), state)  # a browser wants the page, not the API
     console.print(table if found else "no servers run; start them with winnow up")
+    flows, jobs = work(services.state)
+    for run in flows:
+        since = time.strftime("%H:%M:%S", time.localtime(run.since))
+        who = f"process {run.process.pid}" if run.process and not run.dead else "no living process"
+        line = f"flow run {run.name}: {run.state.lower()} since {since}, {who}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if jobs:
+        console.print(f"jobs of Ray: {', '.join(jobs)}", highlight=False, soft_wrap=True)
 
 
 def doctor(profile: ProfileOption = "local", as_json: JsonOption = False) -> None:

@@ -22,8 +22,8 @@ OF_THIS_MACHINE = ("WINNOW_HOME", "TORCH_EXTENSIONS_DIR", "AWS_PROFILE", "AWS_DE
 class Submitter:
     """Knows where jobs go: the profile's cluster, or the one of this home."""
 
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
+    def __init__(self, profile: Profile, flow_run: str = "") -> None:
+        self.profile, self.flow_run = profile, flow_run
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -36,7 +36,8 @@ class Submitter:
         environment = self._environment()
         environment[JOB_VARIABLE] = json.dumps([self.payload(step) for step in steps])
         command = ["python", "-m", "tasks.job"] if self.jobs.local else ["python", "-m", arrival.__name__, "tasks.job"]
-        return self.jobs.submit(steps[0].artifact.key, command, environment)
+        owner = {"flow_run": self.flow_run}  # whose jobs these are, for who cancels it
+        return self.jobs.submit(steps[0].artifact.key, command, environment, metadata=owner)
 
     def _environment(self) -> dict[str, str]:
         """What a job learns of this process. Another machine is told no path of this one, and what it has to have."""

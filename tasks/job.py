@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.profile import home
 from cluster.ray.arrival import check_versions
-from cluster.ray.events import Event, Failed, Published, print_event
+from cluster.ray.events import Event, Failed, Published, print_event, print_note
 from cluster.store.artifacts import Artifact, CorruptArtifact
 from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
@@ -187,6 +187,7 @@ def _launch(work: Payload) -> None:
         resources["gpus"],
         work["max_failures"],
         storage=Path(work["scratch"]) / "ray-train",
+        tell=partial(print_note, Artifact(**work["artifact"]).address),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,3 +89,8 @@ def parse_event(line: str) -> Event | None:
 
 def print_event(event: Event) -> None:
     print(format_event(event), flush=True)
+
+
+def print_note(address: str, text: str) -> None:
+    """A line for people, about what is made at ``address``."""
+    print_event(Note(text, address=address, timestamp=int(time.time() * 1000)))

@@ -46,8 +46,12 @@ class JobResult:
         return self.status == "SUCCEEDED"
 
 
+class Away(ConnectionError):
+    """No answer, or not yet: a cluster that died may be back in a moment."""
+
+
 def get_json(url: str, headers: dict[str, str], timeout: float = 30.0) -> Any:
-    """The answer as JSON, None for 404. Every other failure is a ConnectionError in one line."""
+    """The answer as JSON, None for 404. Every other failure is a ConnectionError in one line; Away if it may pass."""
     try:
         with _DIRECT.open(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
             return json.load(answer)
@@ -55,9 +59,9 @@ def get_json(url: str, headers: dict[str, str], timeout: float = 30.0) -> Any:
         if error.code == 404:
             return None
         hint = " (is RAY_AUTH_TOKEN right?)" if error.code in (401, 403) else ""
-        raise ConnectionError(f"{url} answered {error.code} {error.reason}{hint}") from None
+        raise (Away if error.code >= 500 else ConnectionError)(f"{url} answered {error.code} {error.reason}{hint}") from None
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"{url} does not answer: {getattr(error, 'reason', error)}") from None
+        raise Away(f"{url} does not answer: {getattr(error, 'reason', error)}") from None
 
 
 class Follower:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import CHECKOUT
-from cluster.ray.follower import Follower, JobResult, get_json
+from cluster.ray.follower import Away, Follower, JobResult, get_json
 from cluster.ray.upload import staged, told
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cluster.servers.services import Services
 
 ACTIVE = ("PENDING", "RUNNING")
-AGENT_SECONDS = 60.0  # how long a cluster that has just started may have no agent yet
+AGENT_SECONDS = 60.0  # how long a cluster may be away, or have no agent yet
 SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
 _LONE = threading.Lock()
 NOT_SECRET = frozenset({"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "TOKENIZERS_PARALLELISM"})
@@ -86,16 +86,17 @@ class Jobs:
         attempt, deadline = 1, time.monotonic() + AGENT_SECONDS
         while True:
             job = f"{key[:24]}-{attempt}"
-            info = self.info(job)
-            if info is None:
-                try:
+            try:
+                info = self.info(job)
+                if info is None:
                     return self._client.submit_job(submission_id=job, **request)
-                except RuntimeError as error:
-                    if "No available agent" in str(error) and time.monotonic() < deadline:
-                        time.sleep(1)  # a young cluster answers before it can take a job
-                    elif self.info(job) is None:  # not refused for its name: a real error
-                        raise
-                    continue  # another submitter was faster
+            except (RuntimeError, OSError) as error:
+                young = isinstance(error, Away) or "No available agent" in str(error) or "Failed to connect" in str(error)
+                if young and time.monotonic() < deadline:
+                    time.sleep(1)  # a cluster that has just died is started again, and answers before it can take a job
+                elif isinstance(error, OSError) or self.info(job) is None:  # not refused for its name: a real error
+                    raise
+                continue  # another submitter was faster
             if info["status"] in ACTIVE:
                 return job
             attempt += 1

@@ -81,7 +81,9 @@ def run_single_rank(target: str, payload: dict, settings: dict[str, str]) -> tup
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     _prepare({**settings, **place, "LOCAL_WORLD_SIZE": "1"})
-    torch.distributed.init_process_group("gloo" if settings.get("DS_ACCELERATOR") == "cpu" else "nccl")
+    backend = "gloo" if settings.get("DS_ACCELERATOR") == "cpu" else "nccl"
+    alone = torch.distributed.HashStore()  # the usual one listens on every interface
+    torch.distributed.init_process_group(backend, store=alone, rank=0, world_size=1)
     return run_target(target, payload, settings)
 
 

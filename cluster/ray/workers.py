@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.ray.retries import Tell, stop_at_mistakes
 from cluster.ray.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
@@ -129,41 +130,44 @@ def run_group(
     name: str = "group",
     storage: str | Path = "",
     env: Mapping[str, str] | None = None,
+    tell: Tell = print,
 ) -> None:
     """Run `module:function(payload)` on every rank of one torch.distributed group, to the end.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set and the process group is initialised (gloo on CPU,
     nccl on GPU). `storage` is a directory for Ray Train's own bookkeeping, seen by every node. A dead rank starts the
-    group anew, up to `max_failures` times; a mistake (see MISTAKES) does not.
+    group anew, up to `max_failures` times, and is told of; a mistake (see MISTAKES) does neither.
     """
     settings = _settings(cpus_per_rank, env) | ({} if gpus_per_rank else {"DS_ACCELERATOR": "cpu"})
+    config = {"target": target, "payload": dict(payload), "settings": settings}
     try:
         if ranks == 1:
-            _run_alone(target, payload, settings, cpus_per_rank, gpus_per_rank, max_failures)
+            _run_alone(config, cpus_per_rank, gpus_per_rank, max_failures, tell)
         else:
             where = Path(storage or Path.cwd() / ".ray-train").resolve()
-            config = {"target": target, "payload": dict(payload), "settings": settings}
-            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where)
+            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where, tell)
     except Exception as error:
         raise RuntimeError(f"{target} on {ranks} rank{'s' * (ranks > 1)}: {_cause(error)}") from None
 
 
-def _run_alone(target: str, payload: Mapping, settings: dict, cpus: float, gpus: float, max_failures: int) -> None:
+def _run_alone(config: dict, cpus: float, gpus: float, max_failures: int, tell: Tell) -> None:
     """A group of one is a task that is tried again: it starts in 3 s where Ray Train takes 12 (it imports torch in the
     driver, in its controller and in the rank, one after the other)."""
     for failures in range(max_failures + 1):
         try:
-            _start(run_single_rank, target, payload, settings, cpus, gpus, max_calls=1).result()
+            _start(run_single_rank, **config, cpus=cpus, gpus=gpus, max_calls=1).result()
             return
         except Mistake:
             raise
         except RuntimeError as error:
             if failures == max_failures:
                 raise
-            print(f"try {failures + 1} of {max_failures + 1} failed, trying again: {error}", flush=True)
+            tell(f"try {failures + 1} of {max_failures + 1} failed, trying again: {str(error).splitlines()[0][:200]}")
 
 
-def _run_ranks(config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path) -> None:
+def _run_ranks(
+    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path, tell: Tell
+) -> None:
     connect()
     _check_room(ranks, cpus, gpus)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -180,7 +184,7 @@ def _run_ranks(config: dict, ranks: int, cpus: float, gpus: float, max_failures:
             name=f"{name}-{time.time_ns()}",  # a name used twice would resume Ray Train's own state
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_stop_at_mistakes()],
+            callbacks=[stop_at_mistakes(tell)],
         ),
     ).fit()
 
@@ -193,19 +197,6 @@ def _start(function: Any, target: str, payload: Mapping, settings: dict, cpus: f
     given = {name: value for name, value in options.items() if value is not None}
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, **given)(function).options(name=target)
     return Running(remote.remote(target, dict(payload), settings), target)
-
-
-def _stop_at_mistakes() -> Any:
-    """Ray Train would try a typing error `max_failures` times; an error in its controller ends the run at once."""
-    from ray.train import UserCallback
-
-    class StopAtMistakes(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for rank, error in sorted(worker_exceptions.items()):
-                if isinstance(error, Mistake):
-                    raise Mistake(f"rank {rank}: {error}")
-
-    return StopAtMistakes()
 
 
 def _settings(cpus: float, env: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """How each server of the embedded set is started, asked for its health, and reached: Ray, Prefect, MLflow.
 
-All three come with defaults for a trusted laptop (no token, any origin, fixed ports). Here every port is free at the
-time of asking, every secret travels by file or environment and never on a command line, and every API but MLflow's
-wants a token; MLflow, which has no login without an extra, answers on loopback to known host names only.
+All three come with defaults for a trusted laptop (no token, any origin; Ray on every interface). Here all listen on
+loopback alone, every secret travels by file or environment and never on a command line, and every API but MLflow's
+wants a token; MLflow, which has no login without an extra, answers to known host names only. Secrets and ports stay the
+same from one start to the next.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import http.client
 import os
 import secrets
 import shutil
-import socket
 import stat
 import sys
 import urllib.request
@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from cluster.profile import CHECKOUT, cores
+from cluster.profile import CHECKOUT, cores, private_file
+from cluster.servers.ports import LOOPBACK
 from cluster.servers.processes import Process
 
-LOOPBACK = "127.0.0.1"
 LOCAL_NAMES = "127.0.0.1,localhost,::1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
 
@@ -43,6 +43,10 @@ class Server(BaseModel):
     url: str = ""
     token: str = ""
     log: str = ""
+    ports: dict[str, int] = {}
+    restarts: int = 0  # how often it died and was started again
+    streak: int = 0  # how often in a row, each time soon after it was started
+    died: float = 0.0  # when that was seen last, in seconds since the epoch
 
 
 class Launch(BaseModel):
@@ -54,18 +58,16 @@ class Launch(BaseModel):
     token: str = ""
 
 
-def ray_head(home: Path, temporary: Path) -> Launch:
+def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     """A head node of its own beside whatever other clusters this machine runs."""
-    token_file = home / "secrets" / "ray.token"
-    token = token_file.read_text().strip() if token_file.exists() else secrets.token_hex(32)
-    write_private(token_file, token)
-    dashboard, agent, client = free_ports(3)
+    token = _kept_secret(home / "secrets" / "ray.token", secrets.token_hex(32))
     options = {
+        "--node-ip-address": LOOPBACK,
         "--port": 0,
         "--dashboard-host": LOOPBACK,
-        "--dashboard-port": dashboard,
-        "--dashboard-agent-listen-port": agent,
-        "--ray-client-server-port": client,
+        "--dashboard-port": ports["ray"],
+        "--dashboard-agent-listen-port": ports["ray_agent"],
+        "--ray-client-server-port": ports["ray_client"],
         "--min-worker-port": 0,  # both 0: the kernel chooses, instead of a range that other clusters share
         "--max-worker-port": 0,
         "--temp-dir": temporary,
@@ -77,17 +79,15 @@ def ray_head(home: Path, temporary: Path) -> Launch:
     command += [str(word) for pair in options.items() for word in pair]
     environment = {**_inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"PYTHONPATH": _python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{dashboard}", token=token)
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray replaces a loopback address, and listens everywhere
+    return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['ray']}", token=token)
 
 
-def prefect_server(home: Path, temporary: Path) -> Launch:
+def prefect_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     directory = home / "prefect"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    token_file = home / "secrets" / "prefect.auth"
-    token = token_file.read_text().strip() if token_file.exists() else f"winnow:{secrets.token_hex(32)}"
-    write_private(token_file, token)
-    (port,) = free_ports(1)
-    url = f"http://{LOOPBACK}:{port}"
+    token = _kept_secret(home / "secrets" / "prefect.auth", f"winnow:{secrets.token_hex(32)}")
+    url = f"http://{LOOPBACK}:{ports['prefect']}"
     environment = _inherited("PREFECT_") | {
         "PREFECT_HOME": str(directory),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{directory}/prefect.db",
@@ -99,14 +99,16 @@ def prefect_server(home: Path, temporary: Path) -> Launch:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK]
+    command += ["--port", str(ports["prefect"])]
     return Launch(command=command, environment=environment, url=f"{url}/api", token=token)
 
 
-def mlflow_server(home: Path, temporary: Path) -> Launch:
+def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     artifacts = home / "mlflow-artifacts"
     artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (port,) = free_ports(1)
+    private_file(home / "mlflow.db")
+    port = ports["mlflow"]
     url = f"http://{LOOPBACK}:{port}"
     options = {
         "--host": LOOPBACK,
@@ -174,18 +176,15 @@ def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, s
     return environment
 
 
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now; held until all are known."""
-    with_sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    try:
-        return [listener.getsockname()[1] for listener in with_sockets]
-    finally:
-        for listener in with_sockets:
-            listener.close()
-
-
 def port_of(server: Server) -> int | None:
     return urlsplit(server.url).port
+
+
+def _kept_secret(file: Path, fresh: str) -> str:
+    """The same at every start, so that logins and running flows stay valid."""
+    secret = file.read_text().strip() if file.exists() else fresh
+    write_private(file, secret)
+    return secret
 
 
 def write_private(path: Path, text: str) -> None:

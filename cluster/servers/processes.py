@@ -33,6 +33,12 @@ class Process(BaseModel):
     def of(cls, pid: int) -> Process:
         return cls(pid=pid, created=psutil.Process(pid).create_time())
 
+    @classmethod
+    def named(cls, name: str) -> Process | None:
+        """From host:pid:created, as runs are labelled; None where it is another host's, of which nothing is known here."""
+        host, pid, created = name.rsplit(":", 2)
+        return cls(pid=int(pid), created=float(created)) if host == os.uname().nodename else None
+
     def find(self) -> psutil.Process | None:
         """The live process of this record; None if it ended or the pid now belongs to another."""
         with suppress(psutil.Error):
@@ -64,6 +70,13 @@ def spawn(command: list[str], environment: dict[str, str], mark: str, log: Path,
         )
     finally:
         os.close(descriptor)
+
+
+def last_lines(log: str | Path, count: int = 20) -> str:
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+    return "(no log)"
 
 
 def family(roots: Iterable[Process], marks: Collection[str]) -> list[psutil.Process]:

@@ -3,7 +3,7 @@
 `winnow run` on a laptop must not ask for a cluster first, and must not leave one behind. So the first run starts Ray
 and Prefect, a second run in the same home joins it, the last one to end stops them; `winnow up` makes the same set
 stand until `winnow down`. What is running is written in one private file; an owner that was killed is noticed, and what
-it left behind is adopted if it still answers and cleared away if not.
+it left behind is adopted if it still answers and cleared away if not. Who starts again what dies is the supervisor.
 """
 
 from __future__ import annotations
@@ -16,39 +16,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ValidationError
 
 from cluster.lock import locked
 from cluster.profile import CHECKOUT, home
 from cluster.servers import embedded as servers
 from cluster.servers.embedded import Launch, Server
-from cluster.servers.processes import Process, end, spawn
+from cluster.servers.ports import ports_for, taken
+from cluster.servers.processes import Process, end, last_lines, spawn
+from cluster.servers.state import DEPLOYMENTS, Health, Mode, State, read_state, write_state
 
-Mode = Literal["embedded", "up"]
 EMBEDDED = ("ray", "prefect")
-STANDING = ("ray", "prefect", "mlflow", "deployments")
-DEPLOYMENTS = [sys.executable, "-m", "flows.deployments"]
+STANDING = ("ray", "prefect", "mlflow", "deployments", "supervisor")
 PATIENCE = 120.0  # seconds a server may take to answer: a cold disk, a busy machine
+PORT_TRIES = 3  # a port that was free may be gone a moment later
 
 
-class State(BaseModel):
-    """The file services.json."""
-
-    mode: Mode = "embedded"
-    temporary: str
-    servers: dict[str, Server] = {}
-    owners: list[Process] = []
-
-
-class Health(BaseModel):
-    url: str
-    pid: int
-    alive: bool
-    healthy: bool
+class ServerFailed(RuntimeError):
+    """A server did not come up; not the user's fault."""
 
 
 class Services:
@@ -57,7 +43,11 @@ class Services:
     def __init__(self, directory: Path | None = None) -> None:
         self.home = Path(directory).resolve() if directory else home()
         self.file = self.home / "services.json"
-        self.state: State | None = self._load()
+        self.state: State | None = self.load()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """For whoever changes the state."""
+        return locked(self.home / "services.lock", f"whoever starts or stops the servers of {self.home}")
 
     def start(
         self, kinds: Iterable[str] | None = None, mode: Mode = "embedded", deployments: Sequence[str] | None = None
@@ -70,42 +60,46 @@ class Services:
         kinds = list(kinds if kinds is not None else EMBEDDED if mode == "embedded" else STANDING)
         if unknown := set(kinds) - set(STANDING):
             raise ValueError(f"no service '{unknown.pop()}'; choose one of {', '.join(STANDING)}")
-        with locked(self.home / "services.lock"):
-            state = self.state = self._surviving() or self._fresh()
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.locked():
+            state = self.state = self.load() or self._fresh()
+            before = state.mode
             state.owners = [owner for owner in state.owners if owner.alive]
             if mode == "up":
-                state.mode = "up"
+                state.mode, state.deployments = "up", list(deployments or DEPLOYMENTS)
             elif (me := Process.of(os.getpid())) not in state.owners:
                 state.owners.append(me)
-            self._save()
+            started: list[str] = []
             try:
-                self._launch([kind for kind in kinds if kind not in state.servers], list(deployments or DEPLOYMENTS))
+                dead = self._clear_dead()
+                self.save()
+                self._launch([*dead, *(kind for kind in kinds if kind not in state.servers)], started)
             except BaseException:
-                self._give_up()
+                self._give_up(started, before)
                 raise
         return self
 
     def release(self) -> None:
         """This process needs them no longer; the last owner of an embedded set stops it."""
-        with locked(self.home / "services.lock"):
-            self.state = self._load()
+        with self.locked():
+            self.state = self.load()
             if self.state is None:
                 return
             self.state.owners = [owner for owner in self.state.owners if owner.alive and owner.pid != os.getpid()]
             if self.state.mode == "embedded" and not self.state.owners:
                 self._end_all()
             else:
-                self._save()
+                self.save()
 
     def stop(self) -> None:
         """Stop every server of this home, whoever uses it."""
-        with locked(self.home / "services.lock"):
-            self.state = self._load()
+        with self.locked():
+            self.state = self.load()
             self._end_all()
 
     def status(self) -> dict[str, Health]:
         """What the state file names, and whether it still lives and answers."""
-        self.state = self._load()
+        self.state = self.load()
         found = self.state.servers if self.state else {}
         return {
             kind: Health(
@@ -113,6 +107,8 @@ class Services:
                 pid=server.process.pid,
                 alive=server.process.alive,
                 healthy=server.process.alive and servers.healthy(kind, server),
+                restarts=server.restarts,
+                log=server.log,
             )
             for kind, server in found.items()
         }
@@ -137,91 +133,107 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _surviving(self) -> State | None:
-        """The recorded set less what died or no longer answers; None when nothing of it is left."""
-        state = self._load()
-        if state is None:
-            return None
-        kept = {kind: server for kind, server in state.servers.items() if self._answers(kind, server)}
-        if not kept:
-            self.state = state
-            self._end_all()
-            return None
-        _end([server for kind, server in state.servers.items() if kind not in kept])
-        state.servers = kept
-        return state
+    def _clear_dead(self) -> list[str]:
+        """End what no longer answers; the kinds, whose places are kept for others."""
+        dead = [kind for kind, server in self.state.servers.items() if not self._answers(kind, server)]
+        for kind in dead:
+            self.clear(kind)
+        return dead
+
+    def clear(self, kind: str) -> None:
+        """End what is left of a server, before another takes its place. The flows that the deployments' server began go on
+        without it, and so do the servers that the supervisor began: they are its children, and no part of it."""
+        server = self.state.servers[kind]
+        if kind not in ("deployments", "supervisor"):
+            _end([server])
+        elif (process := server.process.find()) is not None:
+            process.kill()
 
     def _answers(self, kind: str, server: Server) -> bool:
-        """A busy machine may miss one probe; a live process is given a few."""
-        return server.process.alive and any(servers.healthy(kind, server) or time.sleep(0.5 * attempt) for attempt in range(4))
+        """A busy machine may miss one probe; a live process is given a few, and one that is still starting its time."""
+        young = time.time() - server.process.created < PATIENCE
+        deadline = time.monotonic() + (PATIENCE if young else 3.0)
+        while server.process.alive:
+            if servers.healthy(kind, server):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.3)
+        return False
 
     def _fresh(self) -> State:
         digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:10]
-        self.home.mkdir(parents=True, exist_ok=True)
         return State(temporary=f"/tmp/winnow-{os.getuid()}-{digest}")  # short: socket paths
 
-    def _launch(self, kinds: list[str], deployments: list[str]) -> None:
+    def _launch(self, kinds: list[str], started: list[str]) -> None:
         """Start all, then wait for all; every process is in the file before anyone waits for it."""
-        started = {kind: self._spawn(kind, servers.LAUNCHES[kind]) for kind in kinds if kind != "deployments"}
-        self._await(started)
-        if "deployments" in kinds:  # it registers with Prefect at once
-            launch = Launch(command=deployments, environment={**os.environ, **self.environment()})
-            self._await({"deployments": self._spawn("deployments", lambda *_: launch)})
+        first = [kind for kind in kinds if kind not in ("deployments", "supervisor")]
+        last = [kind for kind in kinds if kind not in first]  # deployments register with Prefect at once
+        for some in (first, last):
+            started += some
+            self._await({kind: self.spawn(kind) for kind in some})
 
-    def _spawn(self, kind: str, prepare) -> subprocess.Popen:
+    def spawn(self, kind: str, lost: Iterable[int] = ()) -> subprocess.Popen:
+        """Start a server, in the place of the dead one of its kind if there is one; `lost` are ports that others took."""
         temporary = servers.private_directory(Path(self.state.temporary))
-        launch = prepare(self.home, temporary / kind)
+        dead = self.state.servers.get(kind)
+        ports = ports_for(self.home, kind, self.state.mode == "up", lost)
+        if kind in servers.LAUNCHES:
+            launch = servers.LAUNCHES[kind](self.home, temporary / kind, ports)
+        else:
+            supervisor = [sys.executable, "-m", "cluster.servers.supervisor", str(self.home)]
+            command = self.state.deployments if kind == "deployments" else supervisor
+            launch = Launch(command=command, environment={**os.environ, **self.environment()})
         log = self.home / "logs" / f"{kind}.log"
-        mark = secrets.token_hex(16)
+        mark = dead.mark if dead else secrets.token_hex(16)
         process = spawn(launch.command, launch.environment, mark, log, CHECKOUT)
-        record = Process.of(process.pid)
-        server = Server(process=record, mark=mark, url=launch.url, token=launch.token, log=str(log))
-        self.state.servers[kind] = server
-        self._save()
+        told = {"url": launch.url, "token": launch.token, "log": str(log), "ports": ports}
+        self.state.servers[kind] = Server(process=Process.of(process.pid), mark=mark, **told)
+        self.save()
         return process
 
     def _await(self, started: dict[str, subprocess.Popen]) -> None:
-        waiting, deadline = dict(started), time.monotonic() + PATIENCE
+        waiting, deadline, lost = dict(started), time.monotonic() + PATIENCE, []
         while waiting:
             for kind, process in list(waiting.items()):
                 server = self.state.servers[kind]
                 if process.poll() is not None:
-                    log = last_lines(server.log)
-                    raise RuntimeError(f"{kind} ended with {process.returncode} while starting:\n{log}")
-                if servers.healthy(kind, server):
+                    _end([server])  # or what is left of it holds the ports
+                    clashed = [port for port in server.ports.values() if taken(port)]
+                    if not clashed or len(lost) >= PORT_TRIES:
+                        raise ServerFailed(_told(kind, f"ended with {process.returncode} while starting", server))
+                    lost += clashed
+                    waiting[kind] = self.spawn(kind, lost)
+                elif servers.healthy(kind, server):
                     del waiting[kind]
             if time.monotonic() > deadline:
                 kind = next(iter(waiting))
-                log = last_lines(self.state.servers[kind].log)
-                raise RuntimeError(f"{kind} has not answered for {PATIENCE:.0f} s:\n{log}")
+                raise ServerFailed(_told(kind, f"has not answered for {PATIENCE:.0f} s", self.state.servers[kind]))
             time.sleep(0.1)
 
-    def _give_up(self) -> None:
-        """A failed start leaves what others use and nothing else."""
+    def _give_up(self, started: list[str], mode: Mode) -> None:
+        """A failed start leaves what was there before and nothing else."""
         state = self.state
+        state.mode = mode
         state.owners = [owner for owner in state.owners if owner.alive and owner.pid != os.getpid()]
-        healthy = {kind: server for kind, server in state.servers.items() if servers.healthy(kind, server)}
-        if state.owners and healthy:
-            _end([server for kind, server in state.servers.items() if kind not in healthy])
-            state.servers = healthy
-            self._save()
+        _end([state.servers.pop(kind) for kind in started if kind in state.servers])
+        if state.servers and (state.owners or mode == "up"):
+            self.save()
         else:
             self._end_all()
 
     def _end_all(self) -> None:
         if self.state is not None:
-            _end(list(self.state.servers.values()))
+            _end(list(self.state.servers.values()))  # the supervisor waits for the lock that is held here
             shutil.rmtree(self.state.temporary, ignore_errors=True)
         self.state = None
         self.file.unlink(missing_ok=True)
 
-    def _load(self) -> State | None:
-        with suppress(FileNotFoundError, ValidationError):
-            return State.model_validate_json(self.file.read_bytes())
-        return None
+    def load(self) -> State | None:
+        return read_state(self.file)
 
-    def _save(self) -> None:
-        servers.write_private(self.file, self.state.model_dump_json(indent=1))
+    def save(self) -> None:
+        write_state(self.file, self.state)
 
 
 def _end(ended: list[Server]) -> None:
@@ -229,8 +241,7 @@ def _end(ended: list[Server]) -> None:
         end([server.process for server in ended], {server.mark for server in ended})
 
 
-def last_lines(log: str | Path, count: int = 20) -> str:
-    with suppress(OSError), open(log, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
-    return "(no log)"
+def _told(kind: str, what: str, server: Server) -> str:
+    """One line: what happened, the last words, and where the rest is."""
+    words = next((line.strip() for line in reversed(last_lines(server.log).splitlines()) if line.strip()), "no word of it")
+    return f"{kind} {what}: {words[:200]}; more in {server.log}"

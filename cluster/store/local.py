@@ -157,7 +157,7 @@ class LocalStore(Store):
 
     def writable(self) -> None:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             tempfile.TemporaryFile(dir=self.root).close()
         except OSError as error:
             raise ValueError(f"the store {self.root} is not writable: {error.strerror}") from error

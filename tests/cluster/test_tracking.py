@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.tracking import BATCH, EXPERIMENT, Tracking, artifact_location, flatten
+from cluster.reach import artifact_location
+from cluster.tracking import BATCH, EXPERIMENT, Tracking, flatten
 
 
 class Fake:

@@ -57,7 +57,8 @@ def test_a_key_is_a_plain_word(key):
         Jobs("http://127.0.0.1:1").submit(key, "true")
 
 
-def test_a_cluster_that_is_not_there_is_one_line():
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("cluster.ray.jobs.AGENT_SECONDS", 0.5)
     with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/api/jobs/key-1 does not answer") as caught:
         Jobs("http://127.0.0.1:1").submit("key", "true")
     assert "\n" not in str(caught.value)

@@ -1,0 +1,58 @@
+"""How a run ends that is told to: once is enough, and what follows is quiet.
+
+Ctrl-C and SIGTERM are one thing to whoever runs: stages keep their checkpoints, servers of its own are stopped. That takes a
+few seconds, in which another Ctrl-C would land in the middle of some library.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+INSIST = 3  # so many Ctrl-C leave at once, whatever is left behind
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+
+
+@dataclass
+class Outcome:
+    """How a flow's body ended, for whoever called it: Prefect tells that in its own way, and not at all once it is away."""
+
+    summary: dict[str, Any] | None = None
+    interruption: BaseException | None = None
+    untold: bool = False  # Prefect was away at the end
+
+
+OUTCOME: ContextVar[Outcome] = ContextVar("outcome")
+
+
+@contextmanager
+def ends_once(calmly: bool) -> Iterator[None]:
+    """SIGTERM raises Terminated. With ``calmly`` the signals after the first are told that the end is under way; not in a
+    debugger, where a person interrupts more than once."""
+    told: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        if len(told) == 1 or not calmly:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if len(told) >= INSIST and number == signal.SIGINT:
+            os._exit(130)
+        print("\nwinnow: stopping, which takes some seconds", file=sys.stderr, flush=True)
+
+    numbers = [signal.SIGTERM, *([signal.SIGINT] if calmly else [])]
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,83 @@
+"""Keeps what MLflow is to be told while it does not answer: a run computes for hours, and a server that tells of it may go.
+
+In order, and told when MLflow answers again, at the latest before the run ends. What is not told then is not lost: it stands
+in the artifacts, and the next run of the recipe tells it from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from cluster.ray.events import Event
+from cluster.reach import check_tracking
+from cluster.store.artifacts import Record
+from cluster.store.quarantine import warn
+from flows.chronicle import Chronicle
+from flows.plan import Step
+
+AGAIN = 5.0  # seconds between two tries
+LAST_WAIT = 30.0  # seconds the end of a run waits for an MLflow that is away: a server that died is back by then
+
+
+class Held:
+    """A chronicle that never fails a run."""
+
+    def __init__(self, chronicle: Chronicle, uri: str) -> None:
+        self.chronicle, self.uri = chronicle, uri
+        self.kept: deque[Callable[[], None]] = deque()
+        self.tried = 0.0
+        self.lock = threading.RLock()  # every job in flight has a follower of its own
+
+    def started(self, step: Step) -> None:
+        self._tell(lambda: self.chronicle.started(step))
+
+    def event(self, step: Step, event: Event) -> None:
+        self._tell(lambda: self.chronicle.event(step, event))
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        self._tell(lambda: self.chronicle.finished(step, record, overhead))
+
+    def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
+        """Tell the rest, and wait a little for who is away."""
+        self._tell(lambda: self.chronicle.close(models, claims, status), now=True)
+        begun, most = time.monotonic(), LAST_WAIT if status == "FINISHED" else 0.0  # who stops a run wants it to stop
+        while self.kept and time.monotonic() - begun < most:
+            warn(f"waiting for MLflow at {self.uri} for {most:.0f} s at most")  # one line, however often it is asked
+            time.sleep(1.0)
+            self._tell_kept()
+        if self.kept:
+            warn(f"MLflow at {self.uri} was not told all; the same command tells it from what is made, and makes nothing again")
+
+    def _tell(self, call: Callable[[], None], now: bool = False) -> None:
+        with self.lock:
+            self.kept.append(call)
+            if now or len(self.kept) == 1 or time.monotonic() - self.tried > AGAIN:
+                self._tell_kept()
+
+    def _tell_kept(self) -> None:
+        with self.lock:
+            away = self.tried > 0.0
+            try:
+                if away:
+                    self._look()  # quicker than its client where there is nobody
+                while self.kept:
+                    self.kept[0]()
+                    self.kept.popleft()
+            except ConnectionError as error:
+                self.tried = time.monotonic()
+                if not away:
+                    warn(f"{error}; the run goes on, and what it has to tell is kept")
+                return
+            if away:
+                warn(f"MLflow at {self.uri} answers again, and knows all")
+            self.tried = 0.0
+
+    def _look(self) -> None:
+        try:
+            check_tracking(self.uri)
+        except OSError as error:
+            raise ConnectionError(str(error)) from None

@@ -1,0 +1,56 @@
+"""One signal ends a run; those after it are answered by a line, and do not land in the middle of what it has begun."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flows.ending import Terminated, ends_once
+
+RUN = """
+import sys, time
+from flows.ending import ends_once
+with ends_once(calmly=True):
+    try:
+        print("running", flush=True)
+        time.sleep(60)
+    except BaseException as ending:
+        print(type(ending).__name__, flush=True)
+        time.sleep(float(sys.argv[1]))
+        print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Terminated")])
+def test_a_second_signal_is_answered_and_the_ending_goes_on(number, name):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", RUN, "1"], **pipes) as run:
+        assert run.stdout.readline() == "running\n"
+        run.send_signal(number)
+        assert run.stdout.readline() == f"{name}\n"
+        run.send_signal(number)
+        out, err = run.communicate(timeout=20)
+    assert (out, err.strip(), run.returncode) == ("ended\n", "winnow: stopping, which takes some seconds", 0)
+
+
+def test_who_insists_leaves_at_once():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", RUN, "60"], **pipes) as run:
+        assert run.stdout.readline() == "running\n"
+        run.send_signal(signal.SIGINT)
+        assert run.stdout.readline() == "KeyboardInterrupt\n"
+        for _ in range(2):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert run.wait(10) == 130
+
+
+def test_signals_mean_afterwards_what_they_meant_before():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Terminated), ends_once(calmly=True):
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
