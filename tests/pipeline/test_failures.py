@@ -51,14 +51,15 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(home: Home, interr
 def test_a_termination_ends_it_the_same_way(home: Home, interrupted: tuple[Done, float]) -> None:
     running = home.start("run", home.recipe("long", pretrain("dense", LONG)), "-p", home.profile, "--json")
     deadline = time.monotonic() + 100
-    while not list((home.directory / "scratch" / "pretrain").glob("*/output")) or not Ledger.of(home).parents("long")[1:]:
+    ledger = Ledger.of(home)
+    while not any("pretrain" in ledger.children(parent) for parent in ledger.parents("long")[1:]):
         assert time.monotonic() < deadline and running.process.poll() is None, "the run did not begin"
         time.sleep(0.05)
     running.process.terminate()
     done = running.wait(60)
     assert (done.code, done.out) == (143, "")
     assert done.err == "stopped. What was finished is kept; run the same command to go on.\n" and done.survivors == []
-    assert [parent.info.status for parent in Ledger.of(home).parents("long")] == ["KILLED", "KILLED"]
+    assert [parent.info.status for parent in ledger.parents("long")] == ["KILLED", "KILLED"]
 
 
 def test_the_same_command_goes_on_from_the_checkpoint(home: Home, interrupted: tuple[Done, float]) -> None:
