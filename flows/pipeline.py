@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -20,6 +21,7 @@ from prefect.runtime import deployment, flow_run
 from cluster.profile import load_profile
 from cluster.ray.events import Event
 from cluster.store.artifacts import CorruptArtifact, Record
+from cluster.store.leftovers import tidy
 from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher, heal
@@ -55,6 +57,7 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
     begun = time.time()
     where = load_profile(profile)
     plan, store = prepare(recipe, where, served, part)
+    tidy(store, Path(where.scratch))
     for step in plan.steps:
         if step.damaged and (line := store.quarantine(step.artifact)):
             warn(line)

@@ -29,6 +29,7 @@ from cluster.store.artifacts import (
     read_record,
 )
 from cluster.store.files import RECORD_NAME, copy, file_sizes, install, problems, sha256_of, temporary_beside
+from cluster.store.owners import reap, temporaries
 from cluster.store.quarantine import FOLDER, Healing, place_for, warn
 
 SETTLED_NANOSECONDS = 2_000_000_000
@@ -73,6 +74,12 @@ class Store(Healing, Protocol):
     def aside(self) -> list[str]:
         """Where everything lies that was found damaged and kept aside."""
 
+    def leftovers(self, remove: bool = False) -> dict[str, int]:
+        """Bytes of what dead publishers left, by place; removed if so wished. Nothing of a living one."""
+
+    def tidy(self) -> None:
+        """Remove such leftovers from this machine's disks: what every run may do, and does."""
+
     def records(self, stage: str | None = None) -> Iterator[Record]:
         return filter(None, map(self.sound, self.addresses(stage)))
 
@@ -103,7 +110,7 @@ class Store(Healing, Protocol):
 
 
 class LocalStore(Store):
-    """Artifacts on a POSIX file system, shared or not. Dot directories are the leftovers of dead publishers."""
+    """Artifacts on a POSIX file system, shared or not. Dot directories are publishers', at work or dead."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -169,6 +176,13 @@ class LocalStore(Store):
     def aside(self) -> list[str]:
         places = (path for path in self.root.glob(f"{FOLDER}/*/*") if path.suffix != ".txt")
         return sorted(map(str, places))
+
+    def leftovers(self, remove: bool = False) -> dict[str, int]:
+        found = ((str(folder), reap(folder, remove)) for folder in temporaries(self.root))
+        return {place: size for place, size in found if size is not None}
+
+    def tidy(self) -> None:
+        self.leftovers(remove=True)
 
     def _set_aside(self, address: str, found: list[str]) -> str:
         place = self.root / place_for(address)
