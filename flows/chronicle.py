@@ -18,6 +18,7 @@ import psutil
 
 from cluster.profile import Profile, home
 from cluster.ray.events import Event, Metrics
+from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
@@ -41,7 +42,8 @@ class Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
         uri = profile.mlflow.tracking_uri or tracking_uri()
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
-        tags = {**provenance(plan), **tags, "winnow.process": this_process()}
+        keys = [step.artifact.key for step in plan.steps]
+        tags = {**provenance(plan), **tags, **needing(keys), "winnow.process": this_process()}
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")

@@ -13,6 +13,7 @@ import typer
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.lazy import make_lazy
+from flows.gc import gc, pin, unpin
 from flows.options import (
     ArtifactArgument,
     JsonOption,
@@ -43,6 +44,8 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
+for command in (gc, pin, unpin):
+    app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
 

@@ -26,6 +26,7 @@ from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
+from flows.needed import undisturbed
 from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
@@ -56,12 +57,13 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
     """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
     begun = time.time()
     where = load_profile(profile)
-    plan, store = prepare(recipe, where, served, part)
-    tidy(store, Path(where.scratch))
-    for step in plan.steps:
-        if step.damaged and (line := store.quarantine(step.artifact)):
-            warn(line)
-    chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
+    with undisturbed():  # until MLflow knows what this run stands on
+        plan, store = prepare(recipe, where, served, part)
+        tidy(store, Path(where.scratch))
+        for step in plan.steps:
+            if step.damaged and (line := store.quarantine(step.artifact)):
+                warn(line)
+        chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
 

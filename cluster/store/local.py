@@ -29,9 +29,10 @@ from cluster.store.artifacts import (
     read_record,
 )
 from cluster.store.files import RECORD_NAME, copy, file_sizes, install, problems, sha256_of, temporary_beside
-from cluster.store.owners import reap, temporaries
+from cluster.store.owners import reap, size_of, temporaries
 from cluster.store.quarantine import FOLDER, Healing, place_for, warn
 
+PINS = ".pins"
 SETTLED_NANOSECONDS = 2_000_000_000
 NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # something lies there, but no record
 
@@ -73,6 +74,16 @@ class Store(Healing, Protocol):
 
     def aside(self) -> list[str]:
         """Where everything lies that was found damaged and kept aside."""
+
+    def forget(self, place: str, remove: bool = False) -> int:
+        """Bytes of one of those, removed if so wished."""
+
+    def pins(self) -> list[str]:
+        """Addresses that somebody wants kept, whatever needs them."""
+
+    def pin(self, address: str) -> None: ...
+
+    def unpin(self, address: str) -> None: ...
 
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         """Bytes of what dead publishers left, by place; removed if so wished. Nothing of a living one."""
@@ -176,6 +187,25 @@ class LocalStore(Store):
     def aside(self) -> list[str]:
         places = (path for path in self.root.glob(f"{FOLDER}/*/*") if path.suffix != ".txt")
         return sorted(map(str, places))
+
+    def forget(self, place: str, remove: bool = False) -> int:
+        path = Path(place)
+        size = size_of(path) if path.is_dir() else path.lstat().st_size
+        if remove:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            path.with_name(f"{path.name}.txt").unlink(missing_ok=True)
+        return size
+
+    def pins(self) -> list[str]:
+        return sorted(path.relative_to(self.root / PINS).as_posix() for path in self.root.glob(f"{PINS}/*/*"))
+
+    def pin(self, address: str) -> None:
+        place = self.root / PINS / address_of(address)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+    def unpin(self, address: str) -> None:
+        (self.root / PINS / address_of(address)).unlink(missing_ok=True)
 
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         found = ((str(folder), reap(folder, remove)) for folder in temporaries(self.root))

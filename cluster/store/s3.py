@@ -32,7 +32,7 @@ from cluster.store.artifacts import (
 )
 from cluster.store.bucket import READERS, Bucket
 from cluster.store.files import RECORD_NAME, compare, file_sizes, install, sha256_of, temporary_beside
-from cluster.store.local import LocalStore, Store
+from cluster.store.local import PINS, LocalStore, Store
 from cluster.store.owners import SILENT_SECONDS
 from cluster.store.quarantine import FOLDER, place_for, warn
 
@@ -143,6 +143,22 @@ class S3Store(Store):
         places = (key.removesuffix(f"/{RECORD_NAME}") for key in self.bucket.sizes(f"{FOLDER}/"))
         return sorted(f"{self.url}/{place}" for place in places if not place.endswith(".txt"))
 
+    def forget(self, place: str, remove: bool = False) -> int:
+        """Its record and what was found wrong; the files it named lie among the leftovers."""
+        sizes = self.bucket.sizes(place.removeprefix(f"{self.url}/"))
+        for key in sizes if remove else ():
+            self.bucket.delete(key)
+        return sum(sizes.values())
+
+    def pins(self) -> list[str]:
+        return sorted(key.removeprefix(f"{PINS}/") for key in self.bucket.sizes(f"{PINS}/"))
+
+    def pin(self, address: str) -> None:
+        self.bucket.put(f"{PINS}/{address_of(address)}", b"")
+
+    def unpin(self, address: str) -> None:
+        self.bucket.delete(f"{PINS}/{address_of(address)}")
+
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         """Parts and objects that no record names, where nothing was written for a day: no publisher is as slow."""
         written: dict[str, dict[tuple[str, str], tuple[int, float]]] = {}
@@ -153,7 +169,8 @@ class S3Store(Store):
         found = self._cache.leftovers(remove)
         for address, things in written.items():
             record = self.done(address)
-            named = {_record_key(address), *(_object_key(record, name) for name in (record.files if record else ()))}
+            files = [_object_key(record, name) for name in record.files] if record else []
+            named = {_record_key(address), *files}
             extra = {(key, upload): size for (key, upload), (size, _) in things.items() if upload or key not in named}
             if extra and min(age for _, age in things.values()) > SILENT_SECONDS:
                 found[f"{self.url}/{address}"] = sum(extra.values())
