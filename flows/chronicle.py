@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ class Chronicle:
         for data in chronicle.data:
             tracking.dataset(None, data.id, data.artifact.key, data.artifact.address)
         return chronicle
+
+    def stand_on(self, plan: Plan) -> None:
+        """The run goes on by a longer plan. What it made before stays in the plan as it was then, and not as cached."""
+        known = {**plan.by_id, **self.plan.by_id}
+        steps = tuple(known[node.id] for node in plan.recipe.nodes if node.id in known)
+        self.plan = replace(plan, steps=steps)
+        for name, value in needing(step.artifact.key for step in steps).items():
+            self.tracking.tag(None, name, value)
 
     @property
     def data(self) -> list[Step]:

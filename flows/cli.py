@@ -108,10 +108,13 @@ def run(
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
     from flows.display import claims_table, models_table
+    from flows.ranking import ranking_table
 
     if not plan.due:
         console.print("everything is done already; nothing ran", highlight=False)
     console.print(models_table(summary["models"], summary["unigram_perplexity"], console.width))
+    if summary["ranking"]:
+        console.print(ranking_table(summary["ranking"]))
     if summary["claims"]:
         console.print(claims_table(summary["claims"]))
     console.print(
@@ -135,11 +138,14 @@ def show_plan(
 
     plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until))
     rows = [describe(plan, step) for step in plan.steps]
+    later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:
-        print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))
+        print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later}))
         return
     console.print(plan_table(plan, rows))
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
+    if later:
+        console.print(f"{later} more trials are chosen by what these come to", highlight=False)
 
 
 @app.command()

@@ -18,8 +18,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run
 
-from cluster.profile import load_profile
 from cluster.ray.events import Event
+from cluster.profile import Profile, load_profile
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.leftovers import tidy
 from cluster.store.quarantine import warn
@@ -30,8 +30,10 @@ from flows.needed import undisturbed
 from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
 from flows.recipe import load_recipe
+from flows.search import explore
 from flows.submit import Submitter
 from flows.summary import summarise
+from flows.trials import Values
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
@@ -64,31 +66,51 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
             if step.damaged and (line := store.quarantine(step.artifact)):
                 warn(line)
         chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
-    watcher = Watchers([chronicle, *WATCHERS.get()])
-    conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
+    watcher, submitter = Watchers([chronicle, *WATCHERS.get()]), Submitter(where)
+
+    def make(plan: Plan) -> None:
+        conductor = Conductor(plan, store, submitter, watcher, where.jobs)
+        make_all(plan, conductor, chronicle, watcher, where, here)
+
+    def replan(trials: list[Values]) -> Plan:
+        with undisturbed():
+            more, _ = prepare(recipe, where, served, part, trials)
+            chronicle.stand_on(more)
+        return more
 
     def close(status: str) -> dict[str, Any]:
-        summary = summarise(plan, chronicle.records, watcher.overheads, begun)
+        summary = summarise(chronicle.plan, chronicle.records, watcher.overheads, begun)
         chronicle.close(summary["models"], summary["claims"], status)
         return summary
 
     try:
-        for step in plan.steps:
-            if step.cached:
-                watcher.started(step)
-                watcher.finished(step, step.record, 0.0)
-        if here:
-            make_here(plan, store, where, watcher)
+        if (search := plan.recipe.search) and search.decides:
+            explore(plan, replan, make, chronicle.records)
         else:
-            run_tasks(plan, conductor, where.retries)
+            make(plan)
     except BaseException as interruption:
-        conductor.stop()
         try:
             close("KILLED" if isinstance(interruption, KeyboardInterrupt) else "FAILED")
         except OSError as error:  # what went wrong first is what is raised
             LOG.error("%s", error)
         raise
     return close("FINISHED")
+
+
+def make_all(plan: Plan, conductor: Conductor, chronicle: Chronicle, watcher: Watcher, profile: Profile, here: bool) -> None:
+    """Tell of what a plan has, once, and make what it lacks."""
+    try:
+        for step in plan.steps:
+            if step.cached and step.id not in chronicle.records:
+                watcher.started(step)
+                watcher.finished(step, step.record, 0.0)
+        if here:
+            make_here(plan, conductor.store, profile, watcher)
+        else:
+            run_tasks(plan, conductor, profile.retries)
+    except BaseException:
+        conductor.stop()
+        raise
 
 
 def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:

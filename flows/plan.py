@@ -18,6 +18,7 @@ from flows.lineage import line
 from flows.nodes import Node, Recipe, naming
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
+from flows.trials import Values
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage
@@ -75,15 +76,17 @@ class Plan:
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
 
 
-def prepare(recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE) -> tuple[Plan, Store]:
+def prepare(
+    recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE, trials: list[Values] | None = None
+) -> tuple[Plan, Store]:
     """The plan of a recipe, or of a ``part`` of it, after everything that can be wrong before anything starts: store, device,
-    fields, widths."""
+    fields, widths. ``trials`` are those of its search, where they were chosen already."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
     profile.check_device()
-    checked = load_recipe(recipe, served)
+    checked = load_recipe(recipe, served, trials)
     named = chosen(checked, part)
     checked = up_to(checked, named)
     check_s3("s3://" if "s3://" in checked.text else "")
