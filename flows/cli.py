@@ -29,6 +29,7 @@ from flows.options import (
 from flows.proof import claims
 from flows.schema import schema
 from flows.shelves import methods
+from flows.triggers import trigger
 from flows.upkeep import discard, notes, verify
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
-for command in (gc, pin, unpin):
+for command in (gc, pin, unpin, trigger):
     app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
@@ -146,6 +147,26 @@ def show_plan(
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
     if later:
         console.print(f"{later} more trials are chosen by what these come to", highlight=False)
+
+
+@app.command()
+def fork(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="id or name of a run in MLflow; of several, the newest")],
+    at: Annotated[str, typer.Option("--at", metavar="STAGE", help="the first stage that may differ; all before is reused")],
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="what differs")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the new recipe; the old one's and -fork unless given")] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="only say what would run")] = False,
+    profile: ProfileOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Branch off an earlier run at a stage: the recipe of that run with other fields from there on, run or planned."""
+    from flows.fork import forked
+
+    path = str(forked(source, at, settings or [], name, profile))
+    if only_plan:
+        show_plan(path, profile, as_json)
+    else:
+        run(path, profile, as_json)
 
 
 @app.command()

@@ -34,6 +34,7 @@ from flows.search import explore
 from flows.submit import Submitter
 from flows.summary import summarise
 from flows.trials import Values
+from flows.triggers import Announcer
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
             if step.damaged and (line := store.quarantine(step.artifact)):
                 warn(line)
         chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
-    watcher, submitter = Watchers([chronicle, *WATCHERS.get()]), Submitter(where)
+    announcer = [] if here else [Announcer(plan.recipe.name)]
+    watcher, submitter = Watchers([chronicle, *announcer, *WATCHERS.get()]), Submitter(where)
 
     def make(plan: Plan) -> None:
         conductor = Conductor(plan, store, submitter, watcher, where.jobs)

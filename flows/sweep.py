@@ -149,7 +149,7 @@ class Sweep:
             place["model"] = copy.deepcopy(self.model)
         *way, last = axis.split(".")
         for part in way:
-            place = _step(place, part)
+            place = step(place, part)
         if way and way[-1] == "method" and last not in place:
             place = next(iter(place.values()))
         place[last] = copy.deepcopy(value)
@@ -164,7 +164,7 @@ def _ids(stated: Any) -> Iterator[Any]:
         yield stated
 
 
-def _step(place: dict[str, Any], part: str) -> dict[str, Any]:
+def step(place: dict[str, Any], part: str) -> dict[str, Any]:
     """One step along a dotted path, making room where there is none; a method given by name gets room for fields."""
     inner = place.get(part)
     if isinstance(inner, str):

@@ -40,7 +40,7 @@ LIBRARIES = {  # where a library may be imported: path prefixes
     "deepspeed": ("cluster/deepspeed/",),
     "boto3": ("cluster/store/bucket.py",),
     "botocore": ("cluster/store/bucket.py",),
-    "prefect": ("flows/pipeline.py", "flows/deployments.py"),
+    "prefect": ("flows/pipeline.py", "flows/deployments.py", "flows/triggers.py"),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
     "optuna": ("flows/search.py",),
