@@ -71,7 +71,8 @@ class Sweep:
                 if made[-1][0] != id:
                     continue
                 entry = copy.deepcopy(plain)
-                for axis, value in [*drawn.items(), *((axis, value) for axis, _, value in chosen)]:
+                fields = [*((axis, value) for axis, _, value in chosen), *drawn.items()]
+                for axis, value in sorted(fields, key=lambda field: field[0].count(".")) if drawn else fields:  # method first
                     self._set(entry, names, axis, value, f"recipe.{where}.grid")
                 entry |= {"id": id} if whole else {}
                 entry |= {"from": origin} if (whole or gathers) and origin else {}

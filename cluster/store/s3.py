@@ -5,7 +5,8 @@ first such PUT wins (412 = somebody published, 409 = two requests met, ask again
 bytes, so every file lies under its own sha256: a record can only ever point at the bytes it was made of, and a retried
 upload skips what already arrived. A trainer needs Get, Put, List and AbortMultipartUpload, never Delete: a damaged
 artifact is withdrawn by writing over its record (if nobody has touched it meanwhile), and the next one may write over
-that. Only `discard` and `leftovers` delete, for people who may.
+that. Only what people ask for deletes: `discard`, `unpin` and `leftovers`, which also lists uploads and their parts
+(ListBucketMultipartUploads, ListMultipartUploadParts).
 
     s3://<bucket>/<prefix>/<stage>/<label>-<key12>/{record.json, <sha256 of a file>/<name of the file>}
 """

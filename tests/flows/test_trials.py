@@ -91,6 +91,16 @@ def test_a_search_and_a_grid_multiply():
     assert found.trials[1].nodes == ("recover-trial1-seed0", "recover-trial1-seed1")
 
 
+def test_a_method_that_a_grid_or_a_search_chooses_gets_the_fields_that_the_other_does():
+    grid, search = {"method": ["static", "rigl"]}, {"method.sparsity": {"uniform": [0.2, 0.4]}}
+    stage = {"pretrain": {"tokens": 10_000}}
+    for entry in ({**stage, "grid": grid, "search": search}, {**stage, "search": {**search, **grid}}):
+        found = recipe(PREPARE, entry, search={"trials": 3}, evaluate={})
+        methods = [node.stage.method for node in found.nodes if node.name == "pretrain"]
+        assert {method.name for method in methods} <= {"static", "rigl"}
+        assert all(0.2 <= method.sparsity <= 0.4 for method in methods)
+
+
 def test_trials_are_taken_together_by_gather():
     stages = [PREPARE, PRETRAIN, {"prune": {"method": "wanda", "pattern": "2:4"}}, RECOVER, {"merge": {}, "gather": ["trial"]}]
     found = recipe(*stages, search={"trials": 3}, evaluate={})
