@@ -39,7 +39,7 @@ def test_what_a_trial_draws_hangs_on_seed_number_and_field_alone():
     assert [draw(axis, 0, number, "prune.sparsity") for number in range(3)] == [0.5398, 0.2593, 0.6715]
     few, many = searched(3), searched(9)
     assert [trial.values for trial in many.trials[:3]] == [trial.values for trial in few.trials]
-    more = searched(3, PRUNE, {**RECOVER, "search": {**RATE, "temperature": {"uniform": [1.0, 2.0]}}})
+    more = searched(3, PRUNE, {**RECOVER, "search": {**RATE, "weight_decay": {"uniform": [0.0, 0.1]}}})
     assert all(trial.values.items() <= other.values.items() for trial, other in zip(few.trials, more.trials, strict=True))
     assert searched(3, search={"trials": 3, "seed": 1}).trials[0].values != few.trials[0].values
 
@@ -130,19 +130,19 @@ def test_trials_may_be_written_out():
         ),
         ((BASE["stages"][2],), {"trials": 2}, "recipe.search: no stage says what is searched"),
         (
-            ({**RECOVER, "search": {"temperature": {"log": [0, 1]}}},),
+            ({**RECOVER, "search": {"weight_decay": {"log": [0, 1]}}},),
             {"trials": 2},
             "a logarithmic range begins above 0, got 0",
         ),
         (
-            ({**RECOVER, "search": {"temperature": {"normal": [0, 1]}}},),
+            ({**RECOVER, "search": {"weight_decay": {"normal": [0, 1]}}},),
             {"trials": 2},
-            r"temperature: \[values\], {uniform: \[",
+            r"weight_decay: \[values\], {uniform: \[",
         ),
         (
-            ({**RECOVER, "search": {"temperature": {"uniform": [2, 1]}}},),
+            ({**RECOVER, "search": {"weight_decay": {"uniform": [2, 1]}}},),
             {"trials": 2},
-            r"temperature: \[values\], {uniform: \[",
+            r"weight_decay: \[values\], {uniform: \[",
         ),
         (({**RECOVER, "search": []},), {"trials": 2}, "search: {field: values} is needed"),
         (({**RECOVER, "search": {"speed": [1]}},), {"trials": 2}, "speed"),
