@@ -12,8 +12,8 @@ import typer
 
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
-from flows.lazy import make_lazy
 from flows.gc import gc, pin, unpin
+from flows.lazy import make_lazy
 from flows.options import (
     ArtifactArgument,
     JsonOption,

@@ -18,8 +18,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run
 
-from cluster.ray.events import Event
 from cluster.profile import Profile, load_profile
+from cluster.ray.events import Event
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.leftovers import tidy
 from cluster.store.quarantine import warn

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.tracking import VOCABULARY
 from flows.nodes import Recipe
 from flows.trials import TRIAL, Values
+from tasks.metrics import METRICS
 
 OBJECTIVE = "perplexity"  # where the recipe names none
 
@@ -24,7 +24,7 @@ def ranking(recipe: Recipe, models: Sequence[Mapping[str, Any]]) -> dict[str, An
         return None
     order = list(dict.fromkeys(node.base for node in recipe.models()))
     last = max(order.index(model["base"]) for model in ends)
-    sign = -1.0 if VOCABULARY[objective].better == "higher" else 1.0
+    sign = -1.0 if METRICS[objective].better == "higher" else 1.0
     ends.sort(key=lambda model: (-order.index(model["base"]), sign * model[objective]))
     rows = [
         {
@@ -37,7 +37,7 @@ def ranking(recipe: Recipe, models: Sequence[Mapping[str, Any]]) -> dict[str, An
         }
         for rank, model in enumerate(ends, start=1)
     ]
-    return {"objective": objective, "better": VOCABULARY[objective].better, "rows": rows}
+    return {"objective": objective, "better": METRICS[objective].better, "rows": rows}
 
 
 def _values(recipe: Recipe, branch: Mapping[str, str]) -> Values:

@@ -74,10 +74,10 @@ def study_of(search: Search) -> Any:
     """An empty study in memory. Optuna's own randomness counts where it draws; what is drawn here is told to it."""
     import optuna
 
-    from cluster.tracking import VOCABULARY
+    from tasks.metrics import METRICS
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction = "maximize" if VOCABULARY[search.objective].better == "higher" else "minimize"
+    direction = "maximize" if METRICS[search.objective].better == "higher" else "minimize"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.together, constant_liar=True)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.store.artifacts import canonical_json
+from cluster.store.canonical import canonical_json
 
 TRIAL = "trial"  # the axis that trials make
 DIGITS = 4  # of a number that is drawn: a recipe of one's own can have the same
@@ -48,9 +48,9 @@ class Search(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Search:
-        from cluster.tracking import VOCABULARY
+        from tasks.metrics import METRICS
 
-        able = [name for name, metric in VOCABULARY.items() if metric.better != "neither"]
+        able = [name for name, metric in METRICS.items() if metric.better != "neither"]
         if self.objective not in able:
             raise ValueError(f"objective: {self.objective!r} is no metric to be better by; choose one of {', '.join(able)}")
         return self

@@ -19,6 +19,7 @@ import typer
 from flows.options import ProfileOption, console
 
 if TYPE_CHECKING:
+    from cluster.ray.events import Event
     from cluster.store.artifacts import Record
     from flows.plan import Step
 
@@ -35,7 +36,7 @@ class Announcer:
     def started(self, step: Step) -> None:
         pass
 
-    def event(self, step: Step, event: dict[str, Any]) -> None:
+    def event(self, step: Step, event: Event) -> None:
         pass
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
