@@ -13,17 +13,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast zoo bench bench-peers claims-pretrain claims-prune lint lock install clean
+.PHONY: quickstart test test-fast browser zoo bench bench-peers claims-pretrain claims-prune lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
 
-test: install lint
+test: install lint browser
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
 test-fast: install lint
 	$(BIN)/python -m pytest -m "not slow"
+
+# Debian's Chromium, by which tests/browser drive Prefect's UI
+browser:
+	@test -x /usr/bin/chromium -a -x /usr/bin/chromedriver || { \
+	    if test $$(id -u) = 0; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else \
+	        echo "make test needs Debian's packages chromium and chromium-driver: apt-get install chromium chromium-driver"; exit 1; fi; \
+	    $$sudo apt-get -qq update && $$sudo apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; }
 
 zoo: install
 	$(BIN)/python -m tests.zoo --page docs/zoo.md

@@ -12,6 +12,7 @@ import typer
 
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
+from flows.deploy import deploy
 from flows.gc import gc, pin, unpin
 from flows.lazy import make_lazy
 from flows.options import (
@@ -20,12 +21,14 @@ from flows.options import (
     OnlyOption,
     ProfileOption,
     RecipeArgument,
+    SetOption,
     UntilOption,
     console,
     errors,
     settle_environment,
     store_of,
 )
+from flows.promotion import promote
 from flows.proof import claims
 from flows.schema import schema
 from flows.shelves import methods
@@ -41,6 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(law.app, name="law")
 app.command()(claims)
+app.command()(deploy)
+app.command()(promote)
 app.command()(methods)
 app.command()(schema)
 app.command()(verify)
@@ -95,12 +100,13 @@ def run(
     here: Annotated[bool, typer.Option("--here", help="in this process, without Ray and Prefect; also under torchrun")] = False,
     only: OnlyOption = None,
     until: UntilOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
     from flows.launch import launch
     from flows.part import Part
 
-    plan, summary = launch(recipe, profile, errors, quiet=as_json, here=here, part=Part(only, until))
+    plan, summary = launch(recipe, profile, errors, as_json, here, Part(only, until), settings or [])
     if summary and as_json:
         print(json.dumps(summary))
     elif summary:
@@ -130,14 +136,16 @@ def show_plan(
     as_json: JsonOption = False,
     only: OnlyOption = None,
     until: UntilOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
     from cluster.profile import load_profile
     from flows.display import plan_table
+    from flows.override import parse_settings
     from flows.part import Part
     from flows.plan import describe, prepare
 
-    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until))
+    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until), settings=parse_settings(settings or []))
     rows = [describe(plan, step) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:

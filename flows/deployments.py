@@ -1,23 +1,144 @@
-"""Serves the pipeline as a Prefect deployment: runs are triggered and scheduled from the Prefect UI."""
+"""Keeps the deployments of recipes on a Prefect server, and works their pool: the serving process of ``winnow up``.
+
+A deployment is an ordinary one of a work pool, here and on a remote server alike; what differs is who runs the worker. Only
+what Winnow made is changed or removed: deployments that carry their own name in a tag, and schedules of the slug ``winnow``.
+"""
 
 from __future__ import annotations
 
-from prefect import serve
+import asyncio
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from flows.pipeline import pipeline
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_logger
+from prefect.settings import PREFECT_WORKER_PREFETCH_SECONDS, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.workers.process import ProcessWorker
 
-DEPLOYMENT = "pipeline"
+from cluster.profile import CHECKOUT, home
+from flows.registration import OWNED, POOL, TAG, Registration, everything, home_file, listed
+from flows.schedules import MADE, Keeper
+
+LOG = get_logger(__name__)
+SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
+PAGE = 200
 
 
 def main() -> None:
-    """Register the deployment and run what it is asked for, until stopped. ``winnow up`` starts this."""
-    deployment = pipeline.to_deployment(
-        name=DEPLOYMENT,
-        description="Run a Winnow recipe: a path, the name of a shipped recipe, or YAML text. Paths in it are absolute.",
-        tags=["winnow"],
-    )
-    deployment.model_fields_set.discard("schedules")  # made in the UI; sent as the empty list, each start would delete them
-    serve(deployment, print_starting_message=False, limit=1)
+    """Bring the server to what this home's file says, and run what is asked for, until stopped. ``winnow up`` starts this."""
+    file = home_file()
+    listing = listed(file)
+    with get_client(sync_client=True) as client:
+        make_pool(client)
+        apply(client, everything(file), listing.pool, listing.pull, prune=True)
+    threading.Thread(target=Keeper(home() / "schedules.json").watch, args=(SECONDS,), daemon=True).start()
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: SECONDS, PREFECT_WORKER_PREFETCH_SECONDS: 0}):
+        worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=1)
+        asyncio.run(worker.start(printer=LOG.info))
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """The pool of this home: its runs are processes of this interpreter, in this checkout."""
+    template = ProcessWorker.get_default_base_job_template()
+    variables = template["variables"]["properties"]
+    variables["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
+    variables["working_dir"]["default"] = str(CHECKOUT)
+    try:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    except ObjectAlreadyExists:  # somebody may have paused or limited it meanwhile
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+
+
+def apply(
+    client: SyncPrefectClient,
+    wanted: Sequence[Registration],
+    pool: str,
+    pull: Sequence[dict[str, Any]],
+    prune: bool = False,
+) -> list[str]:
+    """Make or update these deployments; with ``prune`` remove those that an earlier file had. Returns what was removed."""
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        raise ValueError(
+            f"no work pool {pool!r} on this server; make it with prefect work-pool create, or name another"
+        ) from None
+    for one in wanted:
+        _apply(client, one, pool, pull, listed=prune)
+    gone = [
+        found for found in ours(client) if prune and LISTED in found.tags and found.name not in {one.name for one in wanted}
+    ]
+    for found in gone:
+        client.delete_deployment(found.id)
+    return [found.name for found in gone]
+
+
+LISTED = "listed"  # the tag of what a file has; what a command made stays until it is removed by one
+
+
+def ours(client: SyncPrefectClient) -> Iterable[DeploymentResponse]:
+    """The deployments that Winnow made."""
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    offset = 0
+    while page := client.read_deployments(deployment_filter=tagged, limit=PAGE, offset=offset):
+        yield from (found for found in page if f"{OWNED}{found.name}" in found.tags)
+        offset += PAGE
+
+
+def remove(client: SyncPrefectClient, name: str) -> None:
+    known = {found.name: found for found in ours(client)}
+    if name not in known:
+        raise ValueError(
+            f"no deployment {name!r} of Winnow's on this server; choose one of {', '.join(sorted(known)) or 'none'}"
+        )
+    client.delete_deployment(known[name].id)
+
+
+def _apply(client: SyncPrefectClient, one: Registration, pool: str, pull: Sequence[dict[str, Any]], listed: bool) -> None:
+    told = {
+        "version": one.version,
+        "description": one.description,
+        "parameters": one.parameters,
+        "tags": [*one.tags, *([LISTED] if listed else [])],
+        "work_pool_name": pool,
+        "entrypoint": one.entrypoint,
+        "parameter_openapi_schema": one.form,
+        "enforce_parameter_schema": True,
+        "pull_steps": list(pull),
+    }
+    try:
+        found = client.read_deployment_by_name(f"{one.flow}/{one.name}")
+    except ObjectNotFound:
+        made = client.create_deployment(client.create_flow_from_name(one.flow), one.name, **told)
+        _schedule(client, made, [], one)
+    else:
+        if f"{OWNED}{one.name}" not in found.tags:
+            raise ValueError(f"deployment {one.name}: somebody else made one of this name; give this one another name")
+        client.update_deployment(found.id, DeploymentUpdate(**told))
+        _schedule(client, found.id, found.schedules, one)
+
+
+def _schedule(client: SyncPrefectClient, id: Any, found: Sequence[DeploymentSchedule], one: Registration) -> None:
+    """Our schedule as it is wanted. One that is as it should be is left alone, paused or not."""
+    mine = [schedule for schedule in found if schedule.slug == MADE]
+    wanted = CronSchedule(cron=one.schedule, timezone=one.timezone) if one.schedule else None
+    for schedule in mine:
+        if wanted is None:
+            client.delete_deployment_schedule(id, schedule.id)
+        elif (schedule.schedule.cron, schedule.schedule.timezone) != (wanted.cron, wanted.timezone):
+            client.update_deployment_schedule(id, schedule.id, active=schedule.active, schedule=wanted)
+    if wanted and not mine:
+        client.create_deployment_schedules(id, [DeploymentScheduleCreate(schedule=wanted, active=True, slug=MADE)])
 
 
 if __name__ == "__main__":

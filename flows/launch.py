@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
 from flows.here import make_here
+from flows.override import parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
 from flows.search import left
@@ -24,28 +25,31 @@ Summary = dict[str, Any]
 
 
 def launch(
-    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part = WHOLE
+    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part = WHOLE, overrides: Sequence[str] = ()
 ) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help."""
-    return heal(lambda: _launch(recipe, profile, console, quiet, here, part))
+    return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
 
 
-def _launch(recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part) -> tuple[Plan, Summary | None]:
+def _launch(
+    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part, overrides: Sequence[str]
+) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
-    plan, store = prepare(recipe, where, part=part)
+    settings = parse_settings(overrides)
+    plan, store = prepare(recipe, where, part=part, settings=settings)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
     if plan.recipe.search and plan.recipe.search.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "recipe.search: ranks of torchrun cannot decide together; run it without torchrun, or leave out stop and tpe"
         )
-    due = left(plan, lambda trials: prepare(recipe, where, part=part, trials=trials)[0]) and not here
+    due = not here and left(plan, lambda trials: prepare(recipe, where, part=part, settings=settings, trials=trials)[0])
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
     check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=due)
     with _servers(where, console, needed=due):
-        return plan, _run_pipeline(recipe, profile, display, here, part, as_flow=due)
+        return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=due)
 
 
 @contextmanager
@@ -69,7 +73,9 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
             services.release()
 
 
-def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, part: Part, as_flow: bool) -> Summary:
+def _run_pipeline(
+    recipe: str, profile: str, display: Display, here: bool, part: Part, overrides: Sequence[str], as_flow: bool
+) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
     from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
@@ -78,6 +84,8 @@ def _run_pipeline(recipe: str, profile: str, display: Display, here: bool, part:
     with display.live():
         WATCHERS.set((display,))
         try:
-            return pipeline(recipe, profile, *part) if as_flow else run(recipe, profile, here, part=part)
+            if as_flow:
+                return pipeline(recipe, profile, *part, overrides=list(overrides))
+            return run(recipe, profile, here, part=part, settings=parse_settings(overrides))
         finally:
             APILogHandler().flush()  # before the server it logs to may go

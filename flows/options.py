@@ -44,6 +44,12 @@ UntilOption = Annotated[
     str | None,
     typer.Option("--until", metavar="STAGE", help="what this stage needs, the stage, and the evaluations; nothing after it"),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="STAGE.FIELD=VALUE", help="a field of the recipe, such as prune.sparsity=0.6; may be repeated"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 

@@ -27,10 +27,12 @@ from flows.chronicle import Chronicle
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
 from flows.needed import undisturbed
+from flows.override import Setting, parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
-from flows.recipe import load_recipe
+from flows.recipe import read_recipe
 from flows.search import explore
+from flows.served import asked, plainly
 from flows.submit import Submitter
 from flows.summary import summarise
 from flows.trials import Values
@@ -42,26 +44,49 @@ WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
 def run_name() -> str:
-    """The recipe's own name, however it was given."""
-    return load_recipe(flow_run.parameters["recipe"]).name
+    """The recipe's own name, however it was given. A recipe that cannot be read is told of by the run itself."""
+    try:
+        return str(read_recipe(flow_run.parameters.get("recipe") or "")[0].get("name") or flow_run.name)
+    except ValueError:
+        return flow_run.name
 
 
 @flow(name="winnow", flow_run_name=run_name, validate_parameters=False, persist_result=False)
 def pipeline(
-    recipe: str = "quickstart", profile: str = "local", only: str | None = None, until: str | None = None
+    recipe: str = "",
+    profile: str = "local",
+    only: str | None = None,
+    until: str | None = None,
+    fields: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name. Paths
-    of corpora and models in it must be absolute when the server runs it, which has no directory of the user's. ``only``
-    names a stage to make alone, ``until`` one to stop after."""
-    return heal(lambda: run(recipe, profile, served=deployment.id is not None, part=Part(only, until)))
+    """Run a recipe. ``recipe`` is a path, the name of a shipped recipe, or YAML text; ``profile`` a path or a name. ``only``
+    names a stage to make alone, ``until`` one to stop after. ``fields`` is what a deployment's form says, ``overrides`` are
+    settings of single fields. A deployment has its own recipe, as text; paths of corpora and models in it must be absolute,
+    since the server has no directory of the user's."""
+    part = Part(only, until)
+    if deployment.id is None:
+        return heal(lambda: run(recipe, profile, part=part, settings=parse_settings(overrides or [])))
+    return plainly(
+        lambda: heal(
+            lambda: run(recipe, profile, served=True, part=part, settings=asked(recipe, fields or {}, overrides or []))
+        )
+    )
 
 
-def run(recipe: str, profile: str, here: bool = False, served: bool = False, part: Part = WHOLE) -> dict[str, Any]:
+def run(
+    recipe: str,
+    profile: str,
+    here: bool = False,
+    served: bool = False,
+    part: Part = WHOLE,
+    settings: Sequence[Setting] = (),
+) -> dict[str, Any]:
     """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
     begun = time.time()
     where = load_profile(profile)
     with undisturbed():  # until MLflow knows what this run stands on
-        plan, store = prepare(recipe, where, served, part)
+        plan, store = prepare(recipe, where, served, part, settings)
         tidy(store, Path(where.scratch))
         for step in plan.steps:
             if step.damaged and (line := store.quarantine(step.artifact)):
@@ -76,7 +101,7 @@ def run(recipe: str, profile: str, here: bool = False, served: bool = False, par
 
     def replan(trials: list[Values]) -> Plan:
         with undisturbed():
-            more, _ = prepare(recipe, where, served, part, trials)
+            more, _ = prepare(recipe, where, served, part, settings, trials)
             chronicle.stand_on(more)
         return more
 
@@ -121,7 +146,9 @@ def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
 
     def may_help(task: Any, run: Any, state: Any) -> bool:
         failure = state.result(raise_on_failure=False)
-        return not (isinstance(failure, CorruptArtifact) or isinstance(failure, StageFailed) and failure.final)
+        return not (
+            isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final
+        )
 
     futures: dict[str, Any] = {}
     for exclusive in (False, True):

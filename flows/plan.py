@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from cluster.store.url import open_store
 from flows.facts import examine
 from flows.lineage import line
 from flows.nodes import Node, Recipe, naming
+from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
 from flows.trials import Values
@@ -77,16 +78,21 @@ class Plan:
 
 
 def prepare(
-    recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE, trials: list[Values] | None = None
+    recipe: str,
+    profile: Profile,
+    served: bool = False,
+    part: Part = WHOLE,
+    settings: Sequence[Setting] = (),
+    trials: list[Values] | None = None,
 ) -> tuple[Plan, Store]:
-    """The plan of a recipe, or of a ``part`` of it, after everything that can be wrong before anything starts: store, device,
-    fields, widths. ``trials`` are those of its search, where they were chosen already."""
+    """The plan of a recipe with these ``settings``, or of a ``part`` of it, after everything that can be wrong before anything
+    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
     profile.check_device()
-    checked = load_recipe(recipe, served, trials)
+    checked = load_recipe(recipe, served, settings, trials)
     named = chosen(checked, part)
     checked = up_to(checked, named)
     check_s3("s3://" if "s3://" in checked.text else "")

@@ -7,16 +7,18 @@ wrong recipe costs a second and one line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.lineage import check_measured, check_merged, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
+from flows.override import Setting, changed
 from flows.sweep import RESERVED, Entry, Sweep
 from flows.trials import Search, Values
 from tasks.data.place import reading
@@ -25,6 +27,7 @@ from tasks.methods import list_of, validate
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Kind, Stage, members, stage_class
 
+SHIPPED = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9_-]*$"  # of recipes and of stages: they name MLflow's metrics, and "a.size" belongs to a
 
 LONGEST_ID = 160  # it begins MLflow's names of parameters and metrics, of 250 characters at most
@@ -53,18 +56,29 @@ class Header(BaseModel):
     """How the fields are drawn that stages name under ``search``, and how branches are judged."""
 
 
-def load_recipe(source: str, served: bool = False, trials: list[Values] | None = None) -> Recipe:
-    """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends).
+def load_recipe(
+    source: str, served: bool = False, settings: Sequence[Setting] = (), trials: list[Values] | None = None
+) -> Recipe:
+    """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends), with some
+    fields set to other values.
 
     Relative paths in it begin in the directory the command is run in. Text, and whatever is ``served`` to others, comes from
     nowhere in particular: relative paths are refused. ``trials`` are those of its search, where they were chosen already."""
+    document, text = read_recipe(source)
+    if settings:
+        document = changed(document, settings)
+        text = yaml.safe_dump(document, sort_keys=False)
+    return parse_recipe(document, text, None if served or "\n" in source else Path.cwd(), trials)
+
+
+def read_recipe(source: str) -> tuple[dict[str, Any], str]:
+    """The document and the text of a recipe, unchecked."""
     if "\n" in source:
-        return parse_recipe(parse_yaml(source, "recipe"), source, None, trials)
-    shipped = Path(__file__).parent / "recipes"
-    for path in (Path(source), shipped / f"{source}.yaml"):
+        return parse_yaml(source, "recipe"), source
+    for path in (Path(source), SHIPPED / f"{source}.yaml"):
         if path.is_file():
-            return parse_recipe(load_yaml(path), path.read_text(), None if served else Path.cwd(), trials)
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+            return load_yaml(path), path.read_text()
+    names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
     raise ValueError(f"recipe {source}: no such file; choose one of {names} or give a path")
 
 

@@ -52,6 +52,12 @@ def stage_schema(name: str) -> Schema:
     return found.complete(found.of(stage_class(name)))
 
 
+def method_schema(kind: type[BaseModel]) -> Schema:
+    """The fields of one method."""
+    found = _Definitions()
+    return found.complete(found.of(kind))
+
+
 def recipe_schema() -> Schema:
     from flows.recipe import Header
 

@@ -14,7 +14,9 @@ from flows.options import JsonOption, ProfileOption, console, errors
 def up() -> None:
     """Start Ray, Prefect and MLflow on loopback, and serve the pipeline: runs can be triggered from the Prefect UI."""
     from cluster.servers.services import Services
+    from flows.registration import everything, home_file
 
+    everything(home_file())  # what is wrong there is told before anything starts
     with errors.status("starting servers"):
         services = Services().start(mode="up")
     _show_status(services)

@@ -62,6 +62,9 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
             aside = error.aside if isinstance(error, CorruptArtifact) else ""
             tell(Failed(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
+    except PermissionError as error:  # so are the credentials
+        tell(Failed(f"{type(error).__name__}: {error}", final=True))
+        raise
     except Exception as error:
         if (full := disk_full(error)) is not None:
             places = f"the disk of {work['scratch']} or of {work['store']}"

@@ -36,17 +36,26 @@ TOP = {
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
 LIBRARIES = {  # where a library may be imported: path prefixes
     "ray": ("cluster/ray/", "cluster/servers/services.py"),
-    "mlflow": ("cluster/tracking.py", "cluster/runs.py", "dashboards/"),
+    "mlflow": ("cluster/tracking.py", "cluster/runs.py", "cluster/registry.py", "dashboards/"),
     "deepspeed": ("cluster/deepspeed/",),
     "boto3": ("cluster/store/bucket.py",),
     "botocore": ("cluster/store/bucket.py",),
-    "prefect": ("flows/pipeline.py", "flows/deployments.py", "flows/triggers.py"),
+    "prefect": (
+        "flows/pipeline.py",
+        "flows/deployments.py",
+        "flows/served.py",
+        "flows/schedules.py",
+        "flows/triggers.py",
+    ),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
     "optuna": ("flows/search.py",),
     "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
 }
-ONE_LINE = {("flows/launch.py", "prefect.logging.handlers")}  # the log handler is flushed before its server goes
+ONE_LINE = {
+    ("flows/launch.py", "prefect.logging.handlers"),  # the log handler is flushed before its server goes
+    ("flows/deploy.py", "prefect.client.orchestration"),
+}
 MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydantic apart
     "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.find.structure"),
     "quantizers": ("tasks.calibrate",),

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from cluster.servers.processes import family
 from cluster.servers.services import STANDING, Services
@@ -50,6 +51,10 @@ class Ui:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with made_home(tmp_path_factory, "standing") as home:
+        recipe = home.recipe("triggered", pretrain("dense", 10), prune(), evaluate=EVALUATE)
+        home.directory.mkdir(parents=True)
+        listing = {"deployments": [{"recipe": str(recipe), "profile": str(home.profile)}], "promote": None}
+        (home.directory / "deployments.yaml").write_text(yaml.safe_dump(listing))
         home.winnow("up")
         yield home
 
@@ -66,16 +71,14 @@ def deployment(ui: Ui) -> str:
         assert time.monotonic() < deadline, "the deployment was not registered"
         time.sleep(0.5)
     (deployment,) = found
-    assert deployment["name"] == "pipeline"
+    assert deployment["name"] == "triggered"
     return deployment["id"]
 
 
 @pytest.fixture(scope="module")
-def triggered(home: Home, ui: Ui, deployment: str) -> Answer:
-    """A flow run from a form filled in with YAML text, at its end."""
-    recipe = home.recipe("triggered", pretrain("dense", 10), prune(), evaluate=EVALUATE).read_text()
-    parameters = {"recipe": recipe, "profile": str(home.profile)}
-    run = ui.ask("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+def triggered(ui: Ui, deployment: str) -> Answer:
+    """A flow run from a form that was left as it is, at its end."""
+    run = ui.ask("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": {}})
     deadline = time.monotonic() + 240
     while (run := ui.ask("GET", f"/flow_runs/{run['id']}"))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
         assert time.monotonic() < deadline, f"still {run['state_name']}"
@@ -151,7 +154,7 @@ def test_a_schedule_outlives_the_servers(home: Home, deployment: str, schedule: 
     home.winnow("down")
     home.winnow("up")
     ui, deadline = Ui(Services(home.directory).environment()), time.monotonic() + 60
-    while (found := ui.ask("GET", f"/deployments/{deployment}"))["paused"]:  # until it is served again
+    while (found := ui.ask("GET", f"/deployments/{deployment}"))["status"] != "READY":  # until its pool is worked again
         assert time.monotonic() < deadline, "the deployment is not served"
         time.sleep(0.2)
     assert [kept["id"] for kept in found["schedules"]] == [schedule]

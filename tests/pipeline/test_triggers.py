@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 
 from cluster.servers.services import Services
@@ -16,14 +16,6 @@ from tests.pipeline import Home, made_home, pretrain, prune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SERVE = """
-import sys
-from prefect import serve
-from flows.pipeline import pipeline
-recipe, profile = sys.argv[1:]
-parameters = {"recipe": open(recipe).read(), "profile": profile}
-serve(pipeline.to_deployment(name="compress", parameters=parameters), print_starting_message=False)
-"""
 DENSE = pretrain("dense", 10)
 
 
@@ -33,14 +25,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with made_home(tmp_path_factory, "triggers") as home, pytest.MonkeyPatch.context() as patch:
         for name, value in home.variables.items():
             patch.setenv(name, value)
-        command = [sys.executable, "-c", SERVE, str(home.recipe("compress", DENSE, prune())), str(home.profile)]
-        Services(home.directory).start(mode="up", deployments=command)
+        listed = {"recipe": str(home.recipe("compress", DENSE, prune())), "profile": str(home.profile)}
+        home.directory.mkdir(exist_ok=True)
+        (home.directory / "deployments.yaml").write_text(yaml.safe_dump({"deployments": [listed]}))
+        Services(home.directory).start(mode="up")
         for name, value in Services(home.directory).environment().items():
             patch.setenv(name, value)
         yield home
 
 
 def test_what_one_run_pretrains_starts_the_deployment_and_a_restart_forgets_nothing(home: Home) -> None:
+    while not deployments():
+        time.sleep(1)
     refused = home.winnow("trigger", "none", "--on", "pretrain", code=2)
     assert "choose one of compress" in refused.err
     for _ in range(2):  # a second time changes nothing
@@ -62,8 +58,13 @@ def test_what_one_run_pretrains_starts_the_deployment_and_a_restart_forgets_noth
     assert automation.enabled
 
 
+def deployments() -> list[Any]:
+    with get_client(sync_client=True) as client:
+        return [one for one in client.read_deployments() if one.name == "compress"]
+
+
 def triggered() -> list[Any]:
     """Runs of the deployment: nobody else asks for one."""
     with get_client(sync_client=True) as client:
-        known = {one.id for one in client.read_deployments()}
+        known = {one.id for one in deployments()}
         return [run for run in client.read_flow_runs() if run.deployment_id in known]

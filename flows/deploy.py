@@ -1,0 +1,84 @@
+"""``winnow deploy``: puts recipes on a Prefect server, to be run by a button or by a schedule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.options import OnlyOption, ProfileOption, SetOption, UntilOption, console
+
+
+def deploy(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="paths of recipes, or names of shipped ones; none deploys the file")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(metavar="CRON", help="run them by themselves, such as '0 3 * * *'")] = None,
+    timezone: Annotated[str, typer.Option(help="time zone of the schedule")] = "UTC",
+    name: Annotated[str | None, typer.Option(help="name of the deployment; the recipe's unless given")] = None,
+    profile: ProfileOption = "local",
+    settings: SetOption = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    pool: Annotated[str | None, typer.Option(help="work pool whose workers run them")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="deploy what this file lists, and remove what an earlier one listed")
+    ] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="remove a deployment; may be repeated")] = None,
+) -> None:
+    """Make a Prefect deployment of each recipe, with a form of its fields; without recipes, of all that the file lists."""
+    from flows.registration import Entry, everything, home_file, listed, registrations
+    from tasks.methods import validate
+
+    if recipes and file:
+        raise ValueError("deploy: give recipes or --file, not both")
+    if name and len(recipes or []) != 1:
+        raise ValueError("deploy: --name is for one recipe")
+    own = {"schedule": schedule, "timezone": timezone, "name": name, "profile": profile}
+    own |= {"set": tuple(settings or ()), "only": only, "until": until}
+    source = file or home_file()
+    listing = listed(source)
+    entries = [validate(Entry, {"recipe": recipe, **own}, "deploy") for recipe in recipes or []]
+    whole = not recipes and not remove
+    wanted = everything(source) if whole else registrations(entries)
+    with _server(profile) as client:
+        from flows import deployments
+
+        for gone in remove or []:
+            deployments.remove(client, gone)
+            console.print(f"removed {gone}", highlight=False)
+        if not (wanted or whole):
+            return
+        gone = deployments.apply(client, wanted, pool or listing.pool, listing.pull, prune=whole)
+    for one in wanted:
+        when = f", runs at {one.schedule} {one.timezone}" if one.schedule else ""
+        console.print(f"deployed {one.name}{when}", highlight=False)
+    for name in gone:
+        console.print(f"removed {name}", highlight=False)
+
+
+@contextmanager
+def _server(profile: str) -> Iterator[object]:
+    """A client of the profile's Prefect server, or of this home's."""
+    from cluster.profile import load_profile
+    from cluster.reach import check_servers
+    from cluster.servers.services import Services
+
+    where, services = load_profile(profile), Services()
+    if api := where.prefect.api_url:
+        check_servers(where.model_copy(update={"ray": type(where.ray)()}), "", jobs=True)
+        os.environ["PREFECT_API_URL"] = api
+    elif services.state is None or "prefect" not in services.state.servers:
+        raise ValueError(
+            "no Prefect server runs in this home; start it with winnow up, or name one in the profile (prefect.api_url)"
+        )
+    else:
+        os.environ.update(services.environment())
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client

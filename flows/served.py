@@ -1,0 +1,51 @@
+"""A run that a Prefect server asked for: is it one its deployment may make, what did the form say, and how did it end.
+
+What a user can mend ends the run as Failed, with that one line as the state's message and no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
+
+from cluster.store.artifacts import CorruptArtifact
+from flows.conductor import StageFailed
+from flows.form import changes
+from flows.override import Setting, parse_settings
+from flows.promotion import register
+from flows.recipe import read_recipe
+from flows.schedules import check_run
+from tasks.refusal import refused
+
+Made = TypeVar("Made")
+
+
+def asked(recipe: str, fields: Mapping[str, Any], overrides: Sequence[str]) -> list[Setting]:
+    """The settings of a deployment's run, after the check that it is one the deployment may make."""
+    with get_client(sync_client=True) as client:
+        check_run(client.read_deployment(deployment.id), client.read_flow_run(flow_run.id))
+    return [*changes(read_recipe(recipe)[0], fields), *parse_settings(overrides)]
+
+
+def plainly(attempt: Callable[[], Made]) -> Made | Any:
+    """What the attempt returns, or the state of a run that failed for a reason that one line says."""
+    try:
+        return attempt()
+    except Exception as error:
+        if not (isinstance(error, (StageFailed, CorruptArtifact, OSError)) or refused(error)):
+            raise
+        line = " ".join(str(error).split())
+        get_run_logger().error("%s", line)
+        return Failed(message=line)
+
+
+@flow(name="winnow-promote", validate_parameters=False, persist_result=False)
+def promotion(model: str = "", alias: str = "", name: str = "winnow", profile: str = "local") -> dict[str, Any]:
+    """Give a model an alias in MLflow's registry."""
+    return plainly(lambda: register(model, alias, name, profile))

@@ -1,0 +1,129 @@
+"""Prefect's UI as people use it: Chromium, driven by Selenium, against the servers of ``winnow up``. Screenshots are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+PICTURES = Path(__file__).resolve().parents[2] / "build" / "browser"
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # of Debian's packages
+QUIET = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1800",
+)
+PATIENCE = 30.0
+
+
+class Browser:
+    """One window, logged in to a Prefect server. Elements are found by what a person reads."""
+
+    def __init__(self, url: str, login: str, profile: Path) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for argument in (*QUIET, f"--user-data-dir={profile}"):
+            options.add_argument(argument)
+        self.url = url
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+        self.open("/login")
+        self.find("//input[@type='password']").send_keys(login, Keys.ENTER)
+        self.until(lambda: "/login" not in self.driver.current_url, "logged in")
+
+    def open(self, path: str) -> None:
+        self.driver.get(f"{self.url}/v2{path}")
+
+    def until(self, holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """What ``holds`` returns, once it is true; the page may be drawn anew under it."""
+        deadline, found = time.monotonic() + seconds, None
+        while time.monotonic() < deadline:
+            try:
+                if found := holds():
+                    return found
+            except WebDriverException:
+                pass
+            time.sleep(0.2)
+        self.picture("timeout")
+        raise AssertionError(f"not {what} after {seconds:.0f} s; the page is in {PICTURES / 'timeout.png'}")
+
+    def find(self, path: str, seconds: float = PATIENCE) -> WebElement:
+        return self.until(lambda: next((one for one in self._all(path) if one.is_displayed()), None), path, seconds)
+
+    def _all(self, path: str) -> list[WebElement]:
+        return self.driver.find_elements(By.XPATH, path)
+
+    def press(self, text: str, inside: str = "") -> None:
+        """The button, tab or menu entry that says this."""
+        roles = "self::button or @role='menuitem' or @role='option' or @role='tab'"
+        path = f"{inside}//*[{roles}][normalize-space(.)='{text}']"
+        self.until(lambda: self._click(path), f"a button {text}")
+
+    def _click(self, path: str) -> bool:
+        found = [one for one in self._all(path) if one.is_displayed() and one.is_enabled()]
+        if found:
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found[-1])
+            found[-1].click()
+        return bool(found)
+
+    def field(self, *names: str) -> WebElement:
+        """The input of a form that stands under these headings, the outermost first."""
+        path = "".join(map(_group, names[:-1]))
+        label = self.find(f"{path}{_label(names[-1])}")
+        return self.find(f"//*[@id='{label.get_attribute('for')}']")
+
+    def fill(self, value: object, *names: str) -> None:
+        entry = self.field(*names)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
+        entry.send_keys(Keys.CONTROL, "a")
+        entry.send_keys(str(value))
+
+    def choose(self, value: str, *names: str) -> None:
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.field(*names))
+        self.field(*names).click()
+        self.press(value)
+
+    def add(self, value: str, name: str) -> None:
+        """One more item of a list."""
+        self.press("Add item", inside=_group(name))
+        self.find(f"({_group(name)}//textarea)[last()]").send_keys(value)
+
+    def toggle(self, schedule: str) -> None:
+        """The switch of the schedule that is described like this."""
+        self.until(lambda: self._click(f"//*[@role='switch'][@aria-label='toggle {schedule}']"), f"a switch of {schedule}")
+
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def reads(self, words: str, seconds: float = PATIENCE) -> None:
+        self.until(lambda: words in " ".join(self.text().split()), f"on the page: {words}", seconds)
+
+    def picture(self, name: str) -> None:
+        """The whole page, however long, in build/browser."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        self.driver.save_screenshot(str(PICTURES / f"{name}.png"))
+
+    def close(self) -> None:
+        self.driver.quit()
+
+
+def _label(name: str) -> str:
+    """The heading of a field, which says so where it may be left out."""
+    return f"//label[normalize-space(.)='{name}' or normalize-space(.)='{name} (Optional)']"
+
+
+def _group(name: str) -> str:
+    """All that stands under a heading."""
+    return f"{_label(name)}/ancestor::div[contains(@class, 'group')][1]"
