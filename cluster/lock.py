@@ -8,20 +8,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 SILENCE = 3.0  # seconds a wait may take before it is told
 
 
 @contextmanager
-def locked(file: Path, what: str = "") -> Iterator[None]:
-    """Hold an exclusive lock on ``file``, which is created if missing; the kernel releases it when its holder dies.
+def locked(file: Path, what: str = "", shared: bool = False) -> Iterator[None]:
+    """Hold the lock of ``file``, which is created if missing; the kernel releases it when its holder dies. Any number may hold
+    it ``shared``, while nobody holds it alone.
 
     A wait that lasts is told on stderr, with ``what`` is waited for: a silent one looks like a hang.
     """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with file.open("w") as held:
         begun, told = time.time(), False
-        while not _take(held):
+        while not _take(held, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if what and not told and time.time() - begun > SILENCE:
                 since = time.strftime("%H:%M:%S", time.localtime(begun))
                 print(f"winnow: waiting for {what}, since {since}", file=sys.stderr, flush=True)
@@ -38,9 +40,9 @@ def locked_now(file: Path) -> Iterator[bool]:
         yield _take(held)
 
 
-def _take(held) -> bool:
+def _take(held: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

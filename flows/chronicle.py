@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 
 from cluster.profile import Profile, home
 from cluster.ray.events import Event, Metrics
+from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
@@ -41,7 +43,8 @@ class Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
         uri = profile.mlflow.tracking_uri or tracking_uri()
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
-        tags = {**provenance(plan), **tags, "winnow.process": this_process()}
+        keys = [step.artifact.key for step in plan.steps]
+        tags = {**provenance(plan), **tags, **needing(keys), "winnow.process": this_process()}
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
@@ -49,6 +52,16 @@ class Chronicle:
         for data in chronicle.data:
             tracking.dataset(None, data.id, data.artifact.key, data.artifact.address)
         return chronicle
+
+    def stand_on(self, plan: Plan) -> None:
+        """The run goes on by a longer plan. What it made before stays in the plan as it was then, and not as cached."""
+        known = {**plan.by_id, **self.plan.by_id}
+        self.plan = replace(plan, steps=tuple(known[node.id] for node in plan.recipe.nodes if node.id in known))
+
+    def name_needed(self) -> None:
+        """Tell which artifacts the run stands on."""
+        for name, value in needing(step.artifact.key for step in self.plan.steps).items():
+            self.tracking.tag(None, name, value)
 
     @property
     def data(self) -> list[Step]:

@@ -14,6 +14,7 @@ from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.deploy import deploy
 from flows.ending import Terminated
+from flows.gc import gc, pin, unpin
 from flows.lazy import make_lazy
 from flows.options import (
     ArtifactArgument,
@@ -32,6 +33,7 @@ from flows.promotion import promote
 from flows.proof import claims
 from flows.schema import schema
 from flows.shelves import methods
+from flows.triggers import trigger
 from flows.upkeep import discard, notes, verify
 
 app = typer.Typer(
@@ -49,6 +51,8 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
+for command in (gc, pin, unpin, trigger):
+    app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
 
@@ -116,10 +120,13 @@ def run(
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
     from flows.display import claims_table, models_table
+    from flows.ranking import ranking_table
 
     if not plan.due:
         console.print("everything is done already; nothing ran", highlight=False)
     console.print(models_table(summary["models"], summary["unigram_perplexity"], console.width))
+    if summary["ranking"]:
+        console.print(ranking_table(summary["ranking"]))
     if summary["claims"]:
         console.print(claims_table(summary["claims"]))
     console.print(
@@ -145,11 +152,34 @@ def show_plan(
 
     plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until), settings=parse_settings(settings or []))
     rows = [describe(plan, step) for step in plan.steps]
+    later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:
-        print(json.dumps({"recipe": plan.recipe.name, "steps": rows}))
+        print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later}))
         return
     console.print(plan_table(plan, rows))
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
+    if later:
+        console.print(f"{later} more trials are chosen by what these come to", highlight=False)
+
+
+@app.command()
+def fork(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="id or name of a run in MLflow; of several, the newest")],
+    at: Annotated[str, typer.Option("--at", metavar="STAGE", help="the first stage that may differ; all before is reused")],
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="what differs")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the new recipe; the old one's and -fork unless given")] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="only say what would run")] = False,
+    profile: ProfileOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Branch off an earlier run at a stage: the recipe of that run with other fields from there on, run or planned."""
+    from flows.fork import forked
+
+    path = str(forked(source, at, settings or [], name, profile))
+    if only_plan:
+        show_plan(path, profile, as_json)
+    else:
+        run(path, profile, as_json)
 
 
 @app.command()

@@ -77,7 +77,7 @@ def _group(entry: dict[str, Any]) -> Schema:
     """The form of one stage: its plain fields, its method, and the fields of the method it has."""
     kind = stage_of(entry)
     own, schema = entry[kind] or {}, stage_schema(kind)
-    axes = list(entry.get("grid") or {})
+    axes = [*(entry.get("grid") or {}), *(entry.get("search") or {})]
     found: dict[str, Schema] = {}
     for name, field in schema["properties"].items():
         if name in SKIPPED or name in axes or "case" in axes:

@@ -17,7 +17,7 @@ from cluster.reach import check_tracking
 from cluster.store.artifacts import Record
 from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle
-from flows.plan import Step
+from flows.plan import Plan, Step
 
 AGAIN = 5.0  # seconds between two tries
 LAST_WAIT = 30.0  # seconds the end of a run waits for an MLflow that is away: a server that died is back by then
@@ -40,6 +40,10 @@ class Held:
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self._tell(lambda: self.chronicle.finished(step, record, overhead))
+
+    def stand_on(self, plan: Plan) -> None:
+        self.chronicle.stand_on(plan)
+        self._tell(self.chronicle.name_needed)
 
     def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
         """Tell the rest, and wait a little for who is away."""

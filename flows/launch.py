@@ -22,6 +22,7 @@ from flows.here import make_here
 from flows.override import parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
+from flows.search import left
 
 Summary = dict[str, Any]
 QUIET = {  # the display tells it better, and of a Prefect that died the watch
@@ -45,15 +46,21 @@ def _launch(
     recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part, overrides: Sequence[str]
 ) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
-    plan, store = prepare(recipe, where, part=part, settings=parse_settings(overrides))
+    settings = parse_settings(overrides)
+    plan, store = prepare(recipe, where, part=part, settings=settings)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
+    if plan.recipe.search and plan.recipe.search.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "recipe.search: ranks of torchrun cannot decide together; run it without torchrun, or leave out stop and tpe"
+        )
+    due = not here and left(plan, lambda trials: prepare(recipe, where, part=part, settings=settings, trials=trials)[0])
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
-    check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=bool(plan.due) and not here)
-    with _servers(where, console, needed=bool(plan.due) and not here):
-        return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=bool(plan.due) and not here)
+    check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=due)
+    with _servers(where, console, needed=due):
+        return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=due)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tasks.stage import members
 
 if TYPE_CHECKING:
     from flows.nodes import Node
+    from flows.trials import Search, Trial
     from tasks.methods import Method
     from tasks.models.source import ModelSource
     from tasks.stage import Stage
@@ -37,6 +38,19 @@ def check_merged(nodes: Sequence[Node]) -> None:
                     f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what "
                     "one pruned model was recovered to, as with gather: [seed]"
                 )
+
+
+def check_trials(nodes: Sequence[Node], search: Search | None, trials: Sequence[Trial]) -> None:
+    """Raise ValueError where what comes out shall decide what runs, and cannot: nothing is measured, or trials are taken
+    together that are not there at once."""
+    if search is None or not search.decides:
+        return
+    on_trial = {id for trial in trials for id in trial.nodes}
+    if not any(node.measures in on_trial for node in nodes):
+        raise ValueError(f"recipe.search.objective: no model is measured; add evaluate: {{{search.objective}: {{}}}}")
+    for node in nodes:
+        if not node.measures and node.id not in on_trial and on_trial & set(node.parents.values()):
+            raise ValueError(f"recipe.{node.id}: it takes trials together, which stop and tpe do not let end together")
 
 
 def reference(nodes: Iterable[Node], model: str, which: str) -> str | ModelSource | None:

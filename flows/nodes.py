@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from flows.claims import Claim
 from flows.sweep import Branch
+from flows.trials import Axis, Search, Trial
 from tasks.refusal import refused
 from tasks.stage import Stage, members
 
@@ -43,6 +44,9 @@ class Recipe:
     nodes: tuple[Node, ...]
     text: str
     claims: tuple[Claim, ...] = ()
+    search: Search | None = None
+    space: dict[str, Axis] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
 
     def node(self, id: str) -> Node:
         return next(node for node in self.nodes if node.id == id)

@@ -15,7 +15,7 @@ from flows.sweep import CASE, RESERVED, step
 from tasks.methods import SHELF, names
 from tasks.stage import STAGES, stage_class
 
-EDITABLE = ("seed", "model", "evaluate")  # of a recipe's header
+EDITABLE = ("seed", "model", "evaluate", "search")  # of a recipe's header
 
 
 class Setting(NamedTuple):
@@ -110,14 +110,16 @@ def _entry(document: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def _check_grid(entry: dict[str, Any], setting: Setting, field: str) -> None:
-    """What a grid sets would overwrite the setting, unsaid."""
+    """What a grid or a search sets would overwrite the setting, unsaid."""
     grid = entry.get("grid")
     axes = grid if isinstance(grid, dict) else {}
     cases = axes.get(CASE)
     inner = [path for case in cases.values() if isinstance(case, dict) for path in case] if isinstance(cases, dict) else []
-    for axis in [*axes, *inner]:
+    drawn = search if isinstance(search := entry.get("search"), dict) else {}
+    for axis in [*axes, *inner, *drawn]:
         if axis == field or axis.startswith(f"{field}.") or field.startswith(f"{axis}."):
-            raise ValueError(f"--set {setting.path}: the recipe's grid sets {axis} of {base_of(entry)}; change it in the grid")
+            which = "search" if axis in drawn else "grid"
+            raise ValueError(f"--set {setting.path}: the recipe's {which} sets {axis} of {base_of(entry)}; change it there")
 
 
 def _named(one: Any) -> Iterable[tuple[str, Any]]:

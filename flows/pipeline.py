@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,23 +22,28 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
-from cluster.profile import load_profile
+from cluster.profile import Profile, load_profile
 from cluster.ray.events import Event, Note
 from cluster.servers.settle import LABEL
 from cluster.store.artifacts import CorruptArtifact, Record
+from cluster.store.leftovers import tidy
 from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle, this_process, tracking_uri
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.ending import OUTCOME, Outcome, Terminated
 from flows.held import Held
 from flows.here import make_here
+from flows.needed import undisturbed
 from flows.override import Setting, parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
 from flows.recipe import read_recipe
+from flows.search import explore
 from flows.served import asked, plainly
 from flows.submit import Submitter
 from flows.summary import summarise
+from flows.trials import Values
+from flows.triggers import Announcer
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 PATIENCE, SERVED_PATIENCE = 30.0, 600.0  # seconds the end of a flow waits for its Prefect; nobody waits for a served one
@@ -96,34 +102,56 @@ def run(
     if flow_run.id:
         _sign(flow_run.id)
     where = load_profile(profile)
-    plan, store = prepare(recipe, where, served, part, settings)
-    for step in plan.steps:
-        if step.damaged and (line := store.quarantine(step.artifact)):
-            warn(line)
-    chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
+    with undisturbed():  # until MLflow knows what this run stands on
+        plan, store = prepare(recipe, where, served, part, settings)
+        tidy(store, Path(where.scratch))
+        for step in plan.steps:
+            if step.damaged and (line := store.quarantine(step.artifact)):
+                warn(line)
+        chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     held = Held(chronicle, where.mlflow.tracking_uri or tracking_uri())
-    watcher = Watchers([held, *WATCHERS.get()])
-    conductor = Conductor(plan, store, Submitter(where, flow_run.id or ""), watcher, where.jobs)
+    announcer = [] if here else [Announcer(plan.recipe.name)]
+    watcher, submitter = Watchers([held, *announcer, *WATCHERS.get()]), Submitter(where, flow_run.id or "")
+
+    def make(plan: Plan) -> None:
+        make_all(plan, Conductor(plan, store, submitter, watcher, where.jobs), watcher, where, here)
+
+    def replan(trials: list[Values]) -> Plan:
+        with undisturbed():
+            more, _ = prepare(recipe, where, served, part, settings, trials)
+            held.stand_on(more)
+        return more
 
     def close(status: str) -> dict[str, Any]:
-        summary = summarise(plan, watcher.records, watcher.overheads, begun)
+        summary = summarise(chronicle.plan, watcher.records, watcher.overheads, begun)
         held.close(summary["models"], summary["claims"], status)
         return summary
 
     try:
-        for step in plan.steps:
-            if step.cached:
-                watcher.started(step)
-                watcher.finished(step, step.record, 0.0)
-        if here:
-            make_here(plan, store, where, watcher)
+        if (search := plan.recipe.search) and search.decides:
+            explore(plan, replan, make, watcher.records)
         else:
-            run_tasks(plan, conductor, where.retries)
+            make(plan)
     except BaseException as interruption:
-        conductor.stop()
         close("FAILED" if isinstance(interruption, Exception) else "KILLED")
         raise
     return close("FINISHED")
+
+
+def make_all(plan: Plan, conductor: Conductor, watcher: Watchers, profile: Profile, here: bool) -> None:
+    """Tell of what a plan has, once, and make what it lacks."""
+    try:
+        for step in plan.steps:
+            if step.cached and step.id not in watcher.records:
+                watcher.started(step)
+                watcher.finished(step, step.record, 0.0)
+        if here:
+            make_here(plan, conductor.store, profile, watcher)
+        else:
+            run_tasks(plan, conductor, profile.retries)
+    except BaseException:
+        conductor.stop()
+        raise
 
 
 def _sign(id: str) -> None:

@@ -19,6 +19,7 @@ from flows.nodes import Node, Recipe, naming
 from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
+from flows.trials import Values
 from tasks.data.digests import DIGESTS, Digests
 from tasks.models.source import ModelSource
 from tasks.stage import STAGES, Facts, Stage
@@ -77,16 +78,21 @@ class Plan:
 
 
 def prepare(
-    recipe: str, profile: Profile, served: bool = False, part: Part = WHOLE, settings: Sequence[Setting] = ()
+    recipe: str,
+    profile: Profile,
+    served: bool = False,
+    part: Part = WHOLE,
+    settings: Sequence[Setting] = (),
+    trials: list[Values] | None = None,
 ) -> tuple[Plan, Store]:
     """The plan of a recipe with these ``settings``, or of a ``part`` of it, after everything that can be wrong before anything
-    starts: store, device, fields, widths."""
+    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
     profile.check_device()
-    checked = load_recipe(recipe, served, settings)
+    checked = load_recipe(recipe, served, settings, trials)
     named = chosen(checked, part)
     checked = up_to(checked, named)
     check_s3("s3://" if "s3://" in checked.text else "")

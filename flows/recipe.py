@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
-from flows.lineage import check_measured, check_merged, evaluations, referring
+from flows.lineage import check_measured, check_merged, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.override import Setting, changed
 from flows.sweep import RESERVED, Entry, Sweep
+from flows.trials import Search, Values
 from tasks.data.place import reading
 from tasks.evaluators import Evaluator
 from tasks.methods import list_of, validate
@@ -51,19 +52,23 @@ class Header(BaseModel):
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
     """What its models should show."""
+    search: Search | None = None
+    """How the fields are drawn that stages name under ``search``, and how branches are judged."""
 
 
-def load_recipe(source: str, served: bool = False, settings: Sequence[Setting] = ()) -> Recipe:
+def load_recipe(
+    source: str, served: bool = False, settings: Sequence[Setting] = (), trials: list[Values] | None = None
+) -> Recipe:
     """A recipe from a YAML file, from the name of one in flows/recipes, or from YAML text (what a UI form sends), with some
     fields set to other values.
 
     Relative paths in it begin in the directory the command is run in. Text, and whatever is ``served`` to others, comes from
-    nowhere in particular: relative paths are refused."""
+    nowhere in particular: relative paths are refused. ``trials`` are those of its search, where they were chosen already."""
     document, text = read_recipe(source)
     if settings:
         document = changed(document, settings)
         text = yaml.safe_dump(document, sort_keys=False)
-    return parse_recipe(document, text, None if served or "\n" in source else Path.cwd())
+    return parse_recipe(document, text, None if served or "\n" in source else Path.cwd(), trials)
 
 
 def read_recipe(source: str) -> tuple[dict[str, Any], str]:
@@ -77,13 +82,14 @@ def read_recipe(source: str) -> tuple[dict[str, Any], str]:
     raise ValueError(f"recipe {source}: no such file; choose one of {names} or give a path")
 
 
-def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe:
+def parse_recipe(document: Any, text: str, folder: Path | None = None, trials: list[Values] | None = None) -> Recipe:
     """Check a document and expand it. Raises ValueError, one line, at the first thing wrong. ``folder`` is where its relative
     paths begin; without one they are refused."""
     if not isinstance(document, dict):
         raise ValueError("recipe: a mapping with name and stages is needed")
     header = validate(Header, document, "recipe", reading(folder))
-    graph, sweep = _Graph(header, folder), Sweep(document.get("model"))
+    search = header.search.model_copy(update={"trials": trials}) if header.search and trials else header.search
+    graph, sweep = _Graph(header, folder), Sweep(document.get("model"), search)
     for position, stated in enumerate(header.stages):
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
@@ -91,7 +97,11 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None) -> Recipe
     check_merged(graph.nodes)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
-    return Recipe(header.name, header.description, tuple(graph.nodes), text, header.claims)
+    drawn = sweep.trials.finished()
+    check_trials(graph.nodes, header.search, drawn)
+    return Recipe(
+        header.name, header.description, tuple(graph.nodes), text, header.claims, header.search, sweep.trials.space, drawn
+    )
 
 
 def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:

@@ -23,6 +23,7 @@ WORDS = {("regimes", "sparsity"): "iso"}  # a word for a number, which a stage s
 ID = "Name of the stage, of its model and of its metrics; the kind of stage unless given."
 FROM = "The stages it comes from: an id, a list of ids, or {role: id}; the stage before it unless given."
 GATHER = "Which axes of a grid before it the stage takes together: true for all, or a list of FIELDs."
+SEARCH = "Fields that each trial draws: {FIELD: [values]}, {FIELD: {uniform: [low, high]}} or {FIELD: {log: [low, high]}}."
 GRID = "A stage per combination of these values: {FIELD: [values]} or {FIELD: {label: value}}, FIELD by its dotted path."
 
 
@@ -67,7 +68,7 @@ def recipe_schema() -> Schema:
 
 
 def _entry(found: _Definitions) -> Schema:
-    """One entry of ``stages``. What its grid sets, or the recipe's header, need not stand in the stage."""
+    """One entry of ``stages``. What its grid or search sets, or the recipe's header, need not stand in the stage."""
     from flows.recipe import NAME
     from tasks.stage import STAGES, stage_class
 
@@ -80,6 +81,10 @@ def _entry(found: _Definitions) -> Schema:
     listed = {"type": "array", "items": text}
     ids = [text, listed, {"type": "object", "additionalProperties": {"anyOf": [text, listed]}}]
     values = [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]
+    bounds = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+    kinds = {"uniform": "Evenly from low to high.", "log": "Evenly in orders of magnitude from low to high."}
+    ranges = {"type": "object", "properties": {kind: {**bounds, "description": help} for kind, help in kinds.items()}}
+    drawn = [values[0], {**ranges, "minProperties": 1, "maxProperties": 1, "additionalProperties": False}]
     return {
         "type": "object",
         "additionalProperties": False,
@@ -87,11 +92,12 @@ def _entry(found: _Definitions) -> Schema:
             "id": {"type": "string", "pattern": NAME, "description": ID},
             "from": {"anyOf": ids, "description": FROM},
             "grid": {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": values}, "description": GRID},
+            "search": {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": drawn}, "description": SEARCH},
             "gather": {"anyOf": [{"type": "boolean"}, {"type": "array", "items": text, "minItems": 1}], "description": GATHER},
             **{name: {"$ref": f"{DEFS}stages.{name}", "description": _about(stage_class(name))} for name in STAGES},
         },
         "oneOf": [{"required": [name]} for name in STAGES],
-        "if": {"required": ["grid"]},
+        "if": {"anyOf": [{"required": ["grid"]}, {"required": ["search"]}]},
         "else": {"properties": {name: {"type": "object", "required": fields} for name, fields in required.items() if fields}},
     }
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from cluster.store.artifacts import Record
 from flows.plan import Plan, Step
+from flows.ranking import ranking
 
 
 def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str, float], begun: float) -> dict[str, Any]:
-    """``stages`` and ``models`` with their numbers, the verdict on each claim; ``overhead_seconds`` is wall time with no
-    stage inside its own run.
+    """``stages`` and ``models`` with their numbers, the ``ranking`` of branches, the verdict on each claim;
+    ``overhead_seconds`` is wall time with no stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
@@ -29,6 +30,7 @@ def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str,
         "unigram_perplexity": unigram[0] if unigram else None,
         "stages": stages,
         "models": models,
+        "ranking": ranking(plan.recipe, models),
         "claims": [claim.judge(models) for claim in plan.recipe.claims if len(models) == sum(1 for _ in plan.recipe.models())],
     }
 

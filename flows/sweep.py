@@ -12,7 +12,7 @@
 An axis is a field of the stage by its dotted path, with a list of values or values by label; ``method.FIELD`` means the
 field of whichever method it is, and ``model...`` edits the recipe's model for this stage. The axis ``case`` sets several
 fields at once. A later entry follows every branch of what it comes from, and may split further. One that gathers takes
-branches together, all of them or those that differ in some axes only:
+branches together, all of them or those that differ in some axes only (``search``, beside ``grid``: ``flows/trials.py``):
 
     - merge: {}
       gather: [seed]
@@ -29,9 +29,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from flows.trials import Search, Trials
+
 CASE = "case"
 Branch = dict[str, str]  # axis -> label
-RESERVED = ("id", "from", "grid", "gather")
+RESERVED = ("id", "from", "grid", "search", "gather")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Entry:
 class Sweep:
     """Expands entries in order, and remembers the branches of each."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, search: Search | None = None) -> None:
+        self.model, self.trials = model, Trials(search)
         self.branches: dict[str, list[tuple[str, Branch]]] = {}  # base id -> (id, branch) of what it became
         self.previous = ""
 
@@ -56,19 +58,24 @@ class Sweep:
         names = [key for key in document if key not in RESERVED]
         base = str(document.get("id", names[0] if len(names) == 1 else ""))
         combinations = list(self._combinations(document.get("grid"), f"recipe.{where}.grid"))
-        plain = {key: value for key, value in document.items() if key != "grid"}
+        origins = [str(id) for id in _ids(document.get("from", self.previous))]
+        self.trials.read(document.get("search"), base, origins, f"recipe.{where}.search")
+        plain = {key: value for key, value in document.items() if key not in ("grid", "search")}
         made = []
         gathers = document.get("gather", False) is not False
-        for origin, branch in self._gathered(document, where) if gathers else self._origins(document):
-            for chosen in combinations:
+        for origin, before in self._gathered(document, where) if gathers else self._origins(document):
+            for (branch, drawn), chosen in product(self.trials.split(base, before), combinations):
                 whole = {**branch, **{axis: label for axis, label, _ in chosen}}
                 id = "-".join([base, *whole.values()])
+                made.append((self.trials.same(base, whole, id), whole))
+                if made[-1][0] != id:
+                    continue
                 entry = copy.deepcopy(plain)
-                for axis, _, value in chosen:
+                fields = [*((axis, value) for axis, _, value in chosen), *drawn.items()]
+                for axis, value in sorted(fields, key=lambda field: field[0].count(".")) if drawn else fields:  # method first
                     self._set(entry, names, axis, value, f"recipe.{where}.grid")
                 entry |= {"id": id} if whole else {}
                 entry |= {"from": origin} if (whole or gathers) and origin else {}
-                made.append((id, whole))
                 yield Entry(entry, where, whole, base)
         self.branches[base], self.previous = made, base
 
@@ -129,7 +136,7 @@ class Sweep:
         for _, branch in max(left, key=len):
             if branch not in shared:
                 shared.append(branch)
-        return [([id for split in left for id in _all_along(branch, split)], branch) for branch in shared]
+        return [(list(dict.fromkeys(id for split in left for id in _all_along(branch, split))), branch) for branch in shared]
 
     def _set(self, entry: dict[str, Any], names: list[str], axis: str, value: Any, where: str) -> None:
         if axis == CASE:

@@ -71,7 +71,7 @@ def discard(
         raise ValueError(f"discard takes a whole address, such as {found}, not {address!r}")
     if made := list(_made_from(store, address)):
         _tell(f"made from it, and kept: {_some(made)}")
-    if not yes and not _agrees(f"remove {address} from {store.url} for good? [y/N] "):
+    if not yes and not agrees(f"remove {address} from {store.url} for good? [y/N] "):
         errors.print("kept")
         raise typer.Exit(1)
     store.discard(address)
@@ -123,10 +123,10 @@ def _made_from(store: Store, address: str) -> Iterator[str]:
     return iter(sorted(found))
 
 
-def _agrees(question: str) -> bool:
+def agrees(question: str) -> bool:
     errors.print(question, end="", soft_wrap=True, highlight=False, markup=False)
     if not (answer := sys.stdin.readline()):
-        raise ValueError("nobody is there to answer; give --yes to discard without being asked")
+        raise ValueError("nobody is there to answer; give --yes to go on without being asked")
     return answer.strip().lower() in ("y", "yes")
 
 

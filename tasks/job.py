@@ -21,6 +21,8 @@ from cluster.profile import home
 from cluster.ray.arrival import check_versions
 from cluster.ray.events import Event, Failed, Published, print_event, print_note
 from cluster.store.artifacts import Artifact, CorruptArtifact
+from cluster.store.leftovers import tidy
+from cluster.store.owners import owned
 from cluster.store.url import open_store
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
@@ -53,7 +55,8 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
     """Make and publish the artifact of a payload, unless it exists. On several ranks, rank 0 publishes."""
     try:
         check_versions()
-        _produce(work, tell)
+        with owned(Path(work["scratch"]) / Artifact(**work["artifact"]).address):
+            _produce(work, tell)
     except (ValueError, FloatingPointError) as error:
         if refused(error):  # the input is at fault: trying again cannot help
             aside = error.aside if isinstance(error, CorruptArtifact) else ""
@@ -86,6 +89,7 @@ def produce_all(payload: dict[str, list[Payload]]) -> None:
 def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     artifact = Artifact(**work["artifact"])
     store = open_store(work["store"], Path(work["scratch"]) / "cache")
+    tidy(store, Path(work["scratch"]))
     if store.done(artifact):
         return
     execution = execution_of(work["execution"])

@@ -36,13 +36,20 @@ TOP = {
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
 LIBRARIES = {  # where a library may be imported: path prefixes
     "ray": ("cluster/ray/", "cluster/servers/services.py"),
-    "mlflow": ("cluster/tracking.py", "cluster/registry.py", "dashboards/"),
+    "mlflow": ("cluster/tracking.py", "cluster/runs.py", "cluster/registry.py", "dashboards/"),
     "deepspeed": ("cluster/deepspeed/",),
     "boto3": ("cluster/store/bucket.py",),
     "botocore": ("cluster/store/bucket.py",),
-    "prefect": ("flows/pipeline.py", "flows/deployments.py", "flows/served.py", "flows/schedules.py"),
+    "prefect": (
+        "flows/pipeline.py",
+        "flows/deployments.py",
+        "flows/served.py",
+        "flows/schedules.py",
+        "flows/triggers.py",
+    ),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
+    "optuna": ("flows/search.py",),
     "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
 }
 ONE_LINE = {

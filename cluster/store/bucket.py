@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import boto3
@@ -65,6 +66,32 @@ class Bucket:
                 if _status(error) != 404:
                     raise
                 return None
+
+    def ages(self, start: str) -> dict[str, tuple[int, float]]:
+        """(bytes, seconds since it was written) of every object whose key begins with `start`, by key."""
+        with self._plain_errors():
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + start)
+            found = [item for page in pages for item in page.get("Contents", ())]
+        return {item["Key"].removeprefix(self.prefix): (item["Size"], _age(item["LastModified"])) for item in found}
+
+    def uploads(self, start: str) -> dict[tuple[str, str], tuple[int, float]]:
+        """The same of every upload in parts that was begun and not ended, by (key, id); each part is a sign of life."""
+        with self._plain_errors():
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=self.prefix + start)
+            begun = [upload for page in pages for upload in page.get("Uploads", ())]
+            found = {}
+            for upload in begun:
+                which = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                listed = self.client.get_paginator("list_parts").paginate(Bucket=self.name, **which)
+                parts = [part for page in listed for part in page.get("Parts", ())]
+                newest = max([upload["Initiated"], *(part["LastModified"] for part in parts)])
+                size = sum(part["Size"] for part in parts)
+                found[upload["Key"].removeprefix(self.prefix), upload["UploadId"]] = (size, _age(newest))
+            return found
+
+    def abort(self, key: str, upload: str) -> None:
+        with self._plain_errors():
+            self.client.abort_multipart_upload(**self._at(key), UploadId=upload)
 
     def upload(self, path: Path, key: str) -> None:
         with self._plain_errors():
@@ -131,6 +158,10 @@ def explain(error: Exception, where: str) -> OSError:
     if isinstance(error, NoCredentialsError) or (isinstance(cause, ClientError) and _status(cause) in (401, 403)):
         return PermissionError(f"{where}: access denied ({code or 'no credentials'})")
     return ConnectionError(f"{where}: {' '.join(str(error).split())}")
+
+
+def _age(moment: datetime) -> float:
+    return time.time() - moment.timestamp()
 
 
 def _status(error: ClientError) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.store.durable import sync
+from cluster.store.owners import owned
 
 RECORD_NAME = "record.json"
 CHUNK = 1 << 20
@@ -82,11 +83,12 @@ def temporary_beside(final: Path, size: int) -> Iterator[Path]:
     if (free := shutil.disk_usage(final.parent).free) < size:
         raise OSError(errno.ENOSPC, f"disk full: {size} bytes needed, {free} free", str(final))
     temporary = final.parent / f".{final.name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with owned(temporary):
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def install(temporary: Path, final: Path, record: str) -> bool:

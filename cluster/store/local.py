@@ -29,8 +29,10 @@ from cluster.store.artifacts import (
     read_record,
 )
 from cluster.store.files import RECORD_NAME, copy, file_sizes, install, problems, sha256_of, temporary_beside
+from cluster.store.owners import reap, size_of, temporaries
 from cluster.store.quarantine import FOLDER, Healing, place_for, warn
 
+PINS = ".pins"
 SETTLED_NANOSECONDS = 2_000_000_000
 NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # something lies there, but no record
 
@@ -73,6 +75,22 @@ class Store(Healing, Protocol):
     def aside(self) -> list[str]:
         """Where everything lies that was found damaged and kept aside."""
 
+    def forget(self, place: str, remove: bool = False) -> int:
+        """Bytes of one of those, removed if so wished."""
+
+    def pins(self) -> list[str]:
+        """Addresses that somebody wants kept, whatever needs them."""
+
+    def pin(self, address: str) -> None: ...
+
+    def unpin(self, address: str) -> None: ...
+
+    def leftovers(self, remove: bool = False) -> dict[str, int]:
+        """Bytes of what dead publishers left, by place; removed if so wished. Nothing of a living one."""
+
+    def tidy(self) -> None:
+        """Remove such leftovers from this machine's disks: what every run may do, and does."""
+
     def records(self, stage: str | None = None) -> Iterator[Record]:
         return filter(None, map(self.sound, self.addresses(stage)))
 
@@ -103,7 +121,7 @@ class Store(Healing, Protocol):
 
 
 class LocalStore(Store):
-    """Artifacts on a POSIX file system, shared or not. Dot directories are the leftovers of dead publishers."""
+    """Artifacts on a POSIX file system, shared or not. Dot directories are publishers', at work or dead."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -169,6 +187,32 @@ class LocalStore(Store):
     def aside(self) -> list[str]:
         places = (path for path in self.root.glob(f"{FOLDER}/*/*") if path.suffix != ".txt")
         return sorted(map(str, places))
+
+    def forget(self, place: str, remove: bool = False) -> int:
+        path = Path(place)
+        size = size_of(path) if path.is_dir() else path.lstat().st_size
+        if remove:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            path.with_name(f"{path.name}.txt").unlink(missing_ok=True)
+        return size
+
+    def pins(self) -> list[str]:
+        return sorted(path.relative_to(self.root / PINS).as_posix() for path in self.root.glob(f"{PINS}/*/*"))
+
+    def pin(self, address: str) -> None:
+        place = self.root / PINS / address_of(address)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+    def unpin(self, address: str) -> None:
+        (self.root / PINS / address_of(address)).unlink(missing_ok=True)
+
+    def leftovers(self, remove: bool = False) -> dict[str, int]:
+        found = ((str(folder), reap(folder, remove)) for folder in temporaries(self.root))
+        return {place: size for place, size in found if size is not None}
+
+    def tidy(self) -> None:
+        self.leftovers(remove=True)
 
     def _set_aside(self, address: str, found: list[str]) -> str:
         place = self.root / place_for(address)

@@ -5,7 +5,8 @@ first such PUT wins (412 = somebody published, 409 = two requests met, ask again
 bytes, so every file lies under its own sha256: a record can only ever point at the bytes it was made of, and a retried
 upload skips what already arrived. A trainer needs Get, Put, List and AbortMultipartUpload, never Delete: a damaged
 artifact is withdrawn by writing over its record (if nobody has touched it meanwhile), and the next one may write over
-that. Only `discard` deletes.
+that. Only what people ask for deletes: `discard`, `unpin` and `leftovers`, which also lists uploads and their parts
+(ListBucketMultipartUploads, ListMultipartUploadParts).
 
     s3://<bucket>/<prefix>/<stage>/<label>-<key12>/{record.json, <sha256 of a file>/<name of the file>}
 """
@@ -32,7 +33,8 @@ from cluster.store.artifacts import (
 )
 from cluster.store.bucket import READERS, Bucket
 from cluster.store.files import RECORD_NAME, compare, file_sizes, install, sha256_of, temporary_beside
-from cluster.store.local import LocalStore, Store
+from cluster.store.local import PINS, LocalStore, Store
+from cluster.store.owners import SILENT_SECONDS
 from cluster.store.quarantine import FOLDER, place_for, warn
 
 URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_=-][A-Za-z0-9_=.-]*)*)/?")
@@ -95,10 +97,12 @@ class S3Store(Store):
         sizes, directory = file_sizes(directory), Path(directory)
         files = {name: {"sha256": sha256_of(directory / name), "bytes": size} for name, size in sizes.items()}
         record = Record.of(artifact, files, metrics, seconds, parent_addresses, environment)
+        there = self.bucket.ages(f"{record.address}/")
         for name, expected in files.items():
             key = _object_key(record, name)
-            # Read and not only measured: it may be what is left of a damaged artifact.
-            if compare(name, expected, self.bucket.size(key), partial(self.bucket.sha256, key)):
+            # Read and not only measured: it may be what is left of a damaged artifact. What is old is a dead publisher's.
+            old = there.get(key, (0, 0.0))[1] > SILENT_SECONDS / 2
+            if old or compare(name, expected, self.bucket.size(key), partial(self.bucket.sha256, key)):
                 self.bucket.upload(directory / name, key)
         while not self._create(_record_key(record.address), record.to_json().encode()):
             if winner := self.done(artifact):
@@ -139,6 +143,44 @@ class S3Store(Store):
     def aside(self) -> list[str]:
         places = (key.removesuffix(f"/{RECORD_NAME}") for key in self.bucket.sizes(f"{FOLDER}/"))
         return sorted(f"{self.url}/{place}" for place in places if not place.endswith(".txt"))
+
+    def forget(self, place: str, remove: bool = False) -> int:
+        """Its record and what was found wrong; the files it named lie among the leftovers."""
+        sizes = self.bucket.sizes(place.removeprefix(f"{self.url}/"))
+        for key in sizes if remove else ():
+            self.bucket.delete(key)
+        return sum(sizes.values())
+
+    def pins(self) -> list[str]:
+        return sorted(key.removeprefix(f"{PINS}/") for key in self.bucket.sizes(f"{PINS}/"))
+
+    def pin(self, address: str) -> None:
+        self.bucket.put(f"{PINS}/{address_of(address)}", b"")
+
+    def unpin(self, address: str) -> None:
+        self.bucket.delete(f"{PINS}/{address_of(address)}")
+
+    def leftovers(self, remove: bool = False) -> dict[str, int]:
+        """Parts and objects that no record names, where nothing was written for a day: no publisher is as slow."""
+        written: dict[str, dict[tuple[str, str], tuple[int, float]]] = {}
+        parts = self.bucket.uploads("")
+        for (key, upload), facts in {**{(key, ""): facts for key, facts in self.bucket.ages("").items()}, **parts}.items():
+            if ADDRESS.fullmatch(address := "/".join(key.split("/")[:2])):
+                written.setdefault(address, {})[key, upload] = facts
+        found = self._cache.leftovers(remove)
+        for address, things in written.items():
+            record = self.done(address)
+            files = [_object_key(record, name) for name in record.files] if record else []
+            named = {_record_key(address), *files}
+            extra = {(key, upload): size for (key, upload), (size, _) in things.items() if upload or key not in named}
+            if extra and min(age for _, age in things.values()) > SILENT_SECONDS:
+                found[f"{self.url}/{address}"] = sum(extra.values())
+                for key, upload in extra if remove else ():
+                    self.bucket.abort(key, upload) if upload else self.bucket.delete(key)
+        return found
+
+    def tidy(self) -> None:
+        self._cache.tidy()
 
     def _set_aside(self, address: str, found: list[str]) -> str:
         """The record goes aside; the files lie under their own hashes, where one that is damaged is written over."""

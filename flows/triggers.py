@@ -1,0 +1,128 @@
+"""Triggers: Prefect is told of every artifact that a flow publishes, and an automation on its server runs a deployment then.
+
+    winnow trigger compress --on pretrain       a new pretraining artifact starts the deployment "compress"
+
+The automation is the server's own: it is there after a restart, and can be paused or changed in the UI. The deployment runs
+with its own parameters; where its recipe has the same pretraining, that is found done.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.options import ProfileOption, console
+
+if TYPE_CHECKING:
+    from cluster.ray.events import Event
+    from cluster.store.artifacts import Record
+    from flows.plan import Step
+
+PUBLISHED = "winnow.artifact.published"
+NAMESPACE = uuid.UUID("6f0e1d3c-55a3-4f0a-9b77-6a1d6a0f3e5b")  # of the ids of our events
+
+
+class Announcer:
+    """A watcher of a flow's run that tells Prefect what was made. An artifact is told of once, whoever tells it."""
+
+    def __init__(self, recipe: str) -> None:
+        self.recipe = recipe
+
+    def started(self, step: Step) -> None:
+        pass
+
+    def event(self, step: Step, event: Event) -> None:
+        pass
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        if step.cached:
+            return
+        from prefect.events import emit_event
+        from prefect.runtime import deployment
+
+        resource = {
+            "prefect.resource.id": f"winnow.artifact.{record.address.replace('/', '.')}",
+            "prefect.resource.name": record.address,
+            "winnow.stage": record.stage,
+            "winnow.key": record.key,
+            "winnow.address": record.address,
+            "winnow.recipe": self.recipe,
+            "winnow.deployment": deployment.name or "none",
+        }
+        id = uuid.uuid5(NAMESPACE, f"{record.key} {record.created}")
+        emit_event(PUBLISHED, resource, payload={"metrics": record.metrics, "seconds": record.seconds}, id=id)
+
+
+def trigger(
+    deployment: Annotated[str, typer.Argument(help="name of the deployment to run")],
+    on: Annotated[str, typer.Option("--on", metavar="STAGE", help="kind of the stage whose new artifacts start it")],
+    recipe: Annotated[str | None, typer.Option(help="only artifacts that runs of the recipe with this name made")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="take the trigger away")] = False,
+    profile: ProfileOption = "local",
+) -> None:
+    """Have a deployment run whenever a stage publishes a new artifact; its own runs do not start it again."""
+    from tasks.stage import STAGES
+
+    if on not in STAGES:
+        raise ValueError(f"--on {on}: no such kind of stage; choose one of {', '.join(STAGES)}")
+    name = f"winnow: {deployment} on {on}" + (f" of {recipe}" if recipe else "")
+    with _server(profile) as client:
+        there = client.read_automations_by_name(name)
+        if remove:
+            if not there:
+                raise ValueError(f"trigger: there is no {name!r}; see Automations in the UI")
+            client.delete_automation(there[0].id)
+            console.print(f"removed {name}", highlight=False)
+            return
+        wanted = _automation(name, _deployment(client, deployment), deployment, on, recipe)
+        if there:
+            client.update_automation(there[0].id, wanted)
+        else:
+            client.create_automation(wanted)
+    console.print(f"{name}: a new artifact of {on} runs {deployment}", highlight=False)
+
+
+def _automation(name: str, id: uuid.UUID, deployment: str, stage: str, recipe: str | None) -> Any:
+    from prefect.events import AutomationCore, EventTrigger, RunDeployment
+
+    match = {"winnow.stage": stage, "winnow.deployment": f"!{deployment}", **({"winnow.recipe": recipe} if recipe else {})}
+    return AutomationCore(
+        name=name,
+        description=f"Made by winnow trigger: a new artifact of {stage} runs the deployment {deployment}.",
+        tags=["winnow"],
+        trigger=EventTrigger(expect={PUBLISHED}, match=match, posture="Reactive", threshold=1),
+        actions=[RunDeployment(source="selected", deployment_id=id)],
+    )
+
+
+def _deployment(client: Any, name: str) -> uuid.UUID:
+    known = {one.name: one.id for one in client.read_deployments()}
+    if name not in known:
+        raise ValueError(
+            f"trigger: no deployment {name!r} on the server; choose one of {', '.join(sorted(known)) or 'none yet'}"
+        )
+    return known[name]
+
+
+@contextmanager
+def _server(profile: str) -> Iterator[Any]:
+    """A client of the profile's Prefect server, or of this home's."""
+    from cluster.profile import load_profile
+    from cluster.servers.services import Services
+
+    services = Services()
+    if api := load_profile(profile).prefect.api_url:
+        os.environ["PREFECT_API_URL"] = api
+    elif services.state is None or "prefect" not in services.state.servers:
+        raise ValueError("no Prefect server runs in this home; start it with winnow up, or name prefect.api_url in the profile")
+    else:
+        os.environ.update(services.environment())
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
