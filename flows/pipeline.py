@@ -21,7 +21,7 @@ from cluster.profile import load_profile
 from cluster.ray.events import Event
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.quarantine import warn
-from flows.chronicle import Chronicle
+from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
 from flows.override import Setting, parse_settings
@@ -87,9 +87,9 @@ def run(
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
 
-    def close(status: str) -> dict[str, Any]:
+    def close(status: Status) -> dict[str, Any]:
         summary = summarise(plan, chronicle.records, watcher.overheads, begun)
-        chronicle.close(summary["models"], summary["claims"], status)
+        chronicle.close(summary, status)
         return summary
 
     try:
