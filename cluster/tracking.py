@@ -164,6 +164,10 @@ class Tracking:
             LOG.error("MLflow never took %d metric points; they are in the artifacts' history.jsonl", lost)
         self.client.set_terminated(self.run(id), status)
 
+    def page(self, id: str | None) -> str:
+        """Where a run stands in MLflow's UI, from its root."""
+        return f"#/experiments/{self.experiment}/runs/{self.run(id)}"
+
     def run(self, id: str | None) -> str:
         return self.parent if id is None else self.children[id]
 

@@ -48,8 +48,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Chronicle:
     """The MLflow side of one flow run."""
 
-    def __init__(self, plan: Plan, store: Store, tracking: Tracking) -> None:
-        self.plan, self.store, self.tracking = plan, store, tracking
+    def __init__(self, plan: Plan, store: Store, tracking: Tracking, uri: str = "") -> None:
+        self.plan, self.store, self.tracking, self.uri = plan, store, tracking, uri
         self.records: dict[str, Record] = {}
         self.linked: dict[str, Mapping[str, str]] = {}  # stages told by an earlier run: the tags of that run as it was found
 
@@ -62,7 +62,7 @@ class Chronicle:
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
-        chronicle = cls(plan, store, tracking)
+        chronicle = cls(plan, store, tracking, uri)
         for data in chronicle.data:
             tracking.dataset(None, data.id, data.artifact.key, data.artifact.address)
         return chronicle
@@ -123,6 +123,9 @@ class Chronicle:
         if isinstance(event, Metrics):
             self.tracking.point(_owner(step), event.metrics, event.step, event.timestamp)
 
+    def line(self, step: Step, text: str) -> None:
+        """Lines of a job are Ray's to keep."""
+
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
         if self._known(step):
@@ -166,12 +169,17 @@ class Chronicle:
         self.tracking.tag(None, "mlflow.note.content", self.description(summary))
         self.tracking.end(None, status)
 
+    def page(self, id: str | None) -> str:
+        """Where MLflow shows the run of a stage, or the parent; empty where no server shows it."""
+        told = id is None or id in self.tracking.children
+        return f"{self.uri.rstrip('/')}/{self.tracking.page(id)}" if told and self.uri.startswith("http") else ""
+
     def description(self, summary: Mapping[str, Any]) -> str:
         """The parent's page in MLflow: what each stage came to, and the run that tells of it."""
         lines = ["| stage | | artifact | run |", "|---|---|---|---|"]
         for stage in summary["stages"]:
             if (id := stage["id"]) in self.tracking.children:
-                place = f"#/experiments/{self.tracking.experiment}/runs/{self.tracking.children[id]}"
+                place = self.tracking.page(id)
                 state = "cached" if stage["cached"] else f"{stage['seconds']:.1f} s" if stage["done"] else "not made"
                 lines.append(f"| {id} | {state} | `{stage['address']}` | [the run that made it]({place}) |")
         return "\n".join(lines)

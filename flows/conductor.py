@@ -51,6 +51,7 @@ def heal(attempt: Callable[[], Made]) -> Made:
 class Watcher(Protocol):
     def started(self, step: Step) -> None: ...
     def event(self, step: Step, event: Event) -> None: ...
+    def line(self, step: Step, text: str) -> None: ...
     def finished(self, step: Step, record: Record, overhead: float) -> None: ...
 
 
@@ -104,6 +105,11 @@ class Conductor:
         self.watcher.started(step)
         return time.monotonic()
 
+    def job_page(self, step: Step) -> str:
+        """Where Ray shows the job that made a step in this run; empty where none did."""
+        job = self.groups[step.id].job if step.id in self.groups else None
+        return f"{self.submitter.jobs.address}/#/jobs/{job}" if job else ""
+
     def _in_flight(self) -> int:
         return len({id(group) for group in self.groups.values() if group.running})
 
@@ -142,6 +148,8 @@ class Conductor:
 
     def _line(self, group: Group, line: str) -> None:
         if (event := parse_event(line)) is None:
+            left = (step for step in group.steps if step.artifact.address not in group.published)
+            self.watcher.line(next(left, group.steps[-1]), line)
             return
         if isinstance(event, Failed):
             group.aside = group.aside or event.aside

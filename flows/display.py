@@ -91,6 +91,9 @@ class Display:
             share = f"{100 * event.done / event.total:.0f}% " if event.total else ""
             self.say(f"{id}: {share}{event.done:,} {event.unit} {rate} {event.note}".rstrip())
 
+    def line(self, step: Step, text: str) -> None:
+        """A terminal is too small for what jobs print."""
+
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         if step.id in self.bars:
             self.progress.remove_task(self.bars.pop(step.id))
@@ -142,7 +145,7 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, wid
         label, _, key = model["address"].partition("/")[2].rpartition("-")
         table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right", overflow="fold")
     for name, title, form in ROWS:
-        cells = [_cell(model.get(name), form) for model in models]
+        cells = [cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
     return table
@@ -156,7 +159,7 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     table = Table(caption_justify="left")
     table.add_column("", no_wrap=True)
     for name, title, form in ROWS:
-        cells = [_cell(model.get(name), form) for model in models]
+        cells = [cell(model.get(name), form) for model in models]
         told = set(filter(None, cells))
         needed = max(map(len, (*title.split(), *cells))) + 3
         if len(told) == 1 and sum(map(bool, cells)) > 1:
@@ -202,7 +205,7 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     for step, row in zip(plan.steps, rows, strict=True):
         if step.node.measures and (step.cached or not plan.by_id[step.node.measures].cached):
             continue
-        costs = (_cell(row.get(name), form) for name, form in PLANNED)
+        costs = (cell(row.get(name), form) for name, form in PLANNED)
         state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"
         if "iso_sparsity" in row:
             state += f"; costs what the dense model costs at sparsity {row['iso_sparsity']:.6g}"
@@ -210,7 +213,7 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
     if value is None:
         return ""
     if form == "bytes":

@@ -1,7 +1,7 @@
-"""The Prefect flow: one task per stage that must run, in the order the recipe's graph allows.
+"""The Prefect flow: one task per stage and evaluation, in the order the recipe's graph allows.
 
-Prefect decides whether and when; its own caches stay off, since the store already knows what is done. Retries happen
-here, for stages that died, and not for stages whose input is at fault.
+Prefect decides whether and when; its own caches stay off, since the store already knows what is done, and a task of what is
+done says Cached. Retries happen here, for stages that died, and not for stages whose input is at fault.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import deployment, flow_run, task_run
+from prefect.states import Completed
 
 from cluster.profile import load_profile
 from cluster.ray.events import Event
@@ -24,13 +25,16 @@ from cluster.store.quarantine import warn
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
+from flows.messenger import Messenger
 from flows.override import Setting, parse_settings
+from flows.page import Page
 from flows.part import WHOLE, Part
 from flows.plan import Plan, Step, prepare
 from flows.recipe import read_recipe
 from flows.served import asked, plainly
 from flows.submit import Submitter
 from flows.summary import summarise
+from flows.title import title
 
 __all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
@@ -38,9 +42,10 @@ WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
 def run_name() -> str:
-    """The recipe's own name, however it was given. A recipe that cannot be read is told of by the run itself."""
+    """What the user typed, else the recipe's own name, however it was given. A recipe that cannot be read is told of by the
+    run itself."""
     try:
-        return str(read_recipe(flow_run.parameters.get("recipe") or "")[0].get("name") or flow_run.name)
+        return title(flow_run.name, str(read_recipe(flow_run.parameters.get("recipe") or "")[0].get("name") or ""))
     except ValueError:
         return flow_run.name
 
@@ -86,9 +91,13 @@ def run(
     chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
     watcher = Watchers([chronicle, *WATCHERS.get()])
     conductor = Conductor(plan, store, Submitter(where), watcher, where.jobs)
+    page = open_page(plan, chronicle, conductor) if flow_run.id else None
+    watcher.watchers += [page] if page else []
 
-    def close(status: Status) -> dict[str, Any]:
+    def close(status: Status, failure: str = "") -> dict[str, Any]:
         summary = summarise(plan, chronicle.records, watcher.overheads, begun)
+        if page:
+            page.close(summary, {"MLflow": chronicle.page(None)}, failure)
         chronicle.close(summary, status)
         return summary
 
@@ -99,82 +108,88 @@ def run(
                 watcher.finished(step, step.record, 0.0)
         if here:
             make_here(plan, store, where, watcher)
-        else:
-            run_tasks(plan, conductor, where.retries)
+        elif plan.due or flow_run.id:
+            run_tasks(plan, conductor, where.retries, chronicle.page)
     except BaseException as interruption:
         conductor.stop()
         try:
-            close("KILLED" if isinstance(interruption, KeyboardInterrupt) else "FAILED")
+            close("KILLED" if isinstance(interruption, KeyboardInterrupt) else "FAILED", one_line(interruption))
         except OSError as error:  # what went wrong first is what is raised
             LOG.error("%s", error)
         raise
     return close("FINISHED")
 
 
-def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
-    """Submit the steps that are due as Prefect tasks and wait for all, then those that want the machine for themselves;
-    the first failure is raised at the end."""
+def open_page(plan: Plan, chronicle: Chronicle, conductor: Conductor) -> Page:
+    """The page of this flow run, with links to where else its stages can be looked at."""
 
-    def may_help(task: Any, run: Any, state: Any) -> bool:
-        failure = state.result(raise_on_failure=False)
-        return not (
-            isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final
-        )
+    def places(step: Step) -> dict[str, str]:
+        return {"MLflow": chronicle.page(step.id), "Ray job": conductor.job_page(step)}
 
+    return Page(plan, Messenger(flow_run.id), places, lambda: task_run.id)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def run_tasks(plan: Plan, conductor: Conductor, retries: int, page: Callable[[str], str]) -> None:
+    """Submit every step as a Prefect task and wait for all, those that want the machine for themselves last; the first
+    failure is raised at the end."""
     futures: dict[str, Any] = {}
     for exclusive in (False, True):
-        for name, steps in _tasks(plan, exclusive).items():
-            stage = task(
-                _make(conductor, steps),
-                name=name,
-                task_run_name=name if steps[0].node.measures else steps[0].artifact.address,
-                cache_policy=NO_CACHE,
-                persist_result=False,
-                retries=retries,
-                retry_delay_seconds=1,
-                retry_condition_fn=may_help,
-            )
-            upstream = {id: futures[id] for step in steps for id in step.node.parents.values() if id in futures}
-            futures[name] = stage.submit(wait_for=list(upstream.values()))
+        for step in plan.steps:
+            if step.exclusive == exclusive:
+                work = _found(step, page(step.node.measures or step.id)) if step.cached else _make(conductor, step)
+                upstream = [futures[id] for id in step.node.parents.values() if id in futures]
+                futures[step.id] = _task(step, work, retries).submit(wait_for=upstream)
         for future in futures.values():
             future.wait()
     for future in futures.values():
         future.result()
 
 
-def _tasks(plan: Plan, exclusive: bool) -> dict[str, list[Step]]:
-    """What is one task of Prefect's, by its name: a stage, or the evaluations of a model."""
-    tasks: dict[str, list[Step]] = {}
-    for step in plan.due:
-        if step.exclusive == exclusive:
-            suffix = "speed" if exclusive else "evaluate"
-            tasks.setdefault(f"{step.node.measures}.{suffix}" if step.node.measures else step.id, []).append(step)
-    return tasks
+def _task(step: Step, work: Callable[[], Any], retries: int) -> Task:
+    return task(
+        work,
+        name=step.id,
+        task_run_name=step.id,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=1,
+        retry_condition_fn=_may_help,
+    )
 
 
-def _make(conductor: Conductor, steps: list[Step]) -> Callable[[], None]:
-    """Makes steps one after the other, each once however often it is tried; the first failure is raised at the end."""
-    left = list(steps)
+def _may_help(task: Any, run: Any, state: Any) -> bool:
+    failure = state.result(raise_on_failure=False)
+    return not (
+        isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final
+    )
 
-    def attempt() -> None:
-        failures = []
-        for step in list(left):
-            try:
-                conductor.make(step)
-                left.remove(step)
-            except (StageFailed, CorruptArtifact) as failure:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
 
-    return attempt
+def _make(conductor: Conductor, step: Step) -> Callable[[], None]:
+    def make() -> None:
+        conductor.make(step)
+
+    return make
+
+
+def _found(step: Step, page: str) -> Callable[[], Any]:
+    """What a cached step's task ends with: Prefect shows where it was made."""
+
+    def find() -> Any:
+        return Completed(name="Cached", message=" ".join(filter(None, [step.artifact.address, page])))
+
+    return find
 
 
 class Watchers:
     """Passes what happens on to each watcher, and remembers each step's overhead in seconds."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self.watchers = watchers
+        self.watchers = list(watchers)
         self.overheads: dict[str, float] = {}
 
     def started(self, step: Step) -> None:
@@ -184,6 +199,10 @@ class Watchers:
     def event(self, step: Step, event: Event) -> None:
         for watcher in self.watchers:
             watcher.event(step, event)
+
+    def line(self, step: Step, text: str) -> None:
+        for watcher in self.watchers:
+            watcher.line(step, text)
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.overheads[step.id] = overhead

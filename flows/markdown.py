@@ -1,0 +1,68 @@
+"""What a run's page in Prefect shows, as Markdown: a stage beside what it came from, and all models of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flows.display import ROWS, cell
+
+Numbers = Mapping[str, Any]
+Links = Mapping[str, str]
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
+
+
+def links(named: Links) -> str:
+    return " · ".join(f"[{name}]({place})" for name, place in named.items() if place)
+
+
+def stage_page(name: str, numbers: Numbers, before: str, earlier: Numbers, address: str, places: Links) -> str:
+    """One stage's numbers, beside those of the model it began with where there is one."""
+    known = {row for row, _, _ in ROWS}
+    rows = [[title, cell(numbers.get(row), form), cell(earlier.get(row), form)] for row, title, form in ROWS]
+    rows += [[row.replace("_", " "), f"{value:,.6g}", ""] for row, value in numbers.items() if row not in known]
+    header = ["", f"**{name}**", before]
+    shown = [row for row in rows if row[1]]
+    if not before:
+        header, shown = header[:2], [row[:2] for row in shown]
+    return "\n\n".join(filter(None, [grid(header, shown), links(places), f"`{address}`"]))
+
+
+def run_page(summary: Mapping[str, Any], places: Mapping[str, Links], of_run: Links, failure: str = "") -> str:
+    """The whole run: a row a model with the columns that tell models apart, what each stage cost, what claims came to."""
+    parts = [
+        f"**{failure}**" if failure else "",
+        _models(summary["models"]),
+        _stages(summary, places),
+        _claims(summary["claims"]),
+    ]
+    total = f"{summary['seconds']:.0f} s, of which {summary['overhead_seconds']:.0f} s outside the stages"
+    return "\n\n".join(filter(None, [*parts, " · ".join(filter(None, [total, links(of_run)]))]))
+
+
+def _models(models: Sequence[Numbers]) -> str:
+    columns = [(title, [cell(model.get(row), form) for model in models]) for row, title, form in ROWS]
+    told = [(title, cells) for title, cells in columns if any(cells)]
+    names = [f"**{model['stage']}**" for model in models]
+    return (
+        grid(["model", *(title for title, _ in told)], zip(names, *(cells for _, cells in told), strict=True)) if told else ""
+    )
+
+
+def _stages(summary: Mapping[str, Any], places: Mapping[str, Links]) -> str:
+    rows = []
+    for stage in summary["stages"]:
+        if stage["id"] in places:  # evaluations stand with their model
+            state = "cached" if stage["cached"] else "made" if stage["done"] else "not made"
+            seconds = "" if stage["cached"] else cell(stage["seconds"], "{:.1f}")
+            rows.append([stage["id"], state, seconds, f"`{stage['address']}`", links(places[stage["id"]])])
+    return grid(["stage", "", "seconds", "artifact", ""], rows)
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
+    return grid(["claim", "verdict"], [[claim["says"], claim["verdict"]] for claim in claims]) if claims else ""
