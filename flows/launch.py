@@ -71,11 +71,12 @@ def _run_pipeline(
 ) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
-    from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
+    from flows.pipeline import SAY, WATCHERS, pipeline, refresh_global_settings_context, run
 
     refresh_global_settings_context()  # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
         WATCHERS.set((display,))
+        SAY.set(display.say)
         try:
             if as_flow:
                 return pipeline(recipe, profile, *part, overrides=list(overrides))

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 LOG = logging.getLogger(__name__)
 EVERY = 1.0  # seconds between two looks at what there is to send
@@ -110,6 +111,18 @@ class Messenger:
         except BaseException:
             artifact.sent = False
             raise
+
+
+def set_state(flow_run: str, name: str, message: str = "") -> None:
+    """Another name for a run that is running, while it waits. A server that is gone is not waited for."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    try:
+        with get_client(httpx_settings={"timeout": DEADLINE}, sync_client=True) as client:
+            client.set_flow_run_state(UUID(flow_run), Running(name=name, message=message), force=True)
+    except Exception as error:
+        LOG.warning("Prefect does not show that this run is %s: %s", name.lower(), _line(error))
 
 
 def _line(error: Exception) -> str:

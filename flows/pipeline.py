@@ -12,20 +12,22 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from prefect import Task, flow, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
 from prefect.runtime import deployment, flow_run, task_run
 from prefect.states import Completed
 
-from cluster.profile import load_profile
+from cluster.profile import Profile, load_profile
 from cluster.ray.events import Event
 from cluster.store.artifacts import CorruptArtifact, Record
+from cluster.store.local import Store
 from cluster.store.quarantine import warn
+from cluster.turn import Queue
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
-from flows.messenger import Messenger
+from flows.messenger import Messenger, set_state
 from flows.override import Setting, parse_settings
 from flows.page import Page
 from flows.part import WHOLE, Part
@@ -36,8 +38,9 @@ from flows.submit import Submitter
 from flows.summary import summarise
 from flows.title import title
 
-__all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
+__all__ = ["SAY", "WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
 LOG = logging.getLogger(__name__)
+SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=LOG.info)
 WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
@@ -81,10 +84,31 @@ def run(
     part: Part = WHOLE,
     settings: Sequence[Setting] = (),
 ) -> dict[str, Any]:
-    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
-    begun = time.time()
+    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise. What
+    needs the cluster waits for its turn."""
     where = load_profile(profile)
     plan, store = prepare(recipe, where, served, part, settings)
+    if here or not plan.due:
+        return make(plan, store, where, here)
+    with Queue.of(where).turn(plan.recipe.name, where.runs, waits) as waited:
+        if waited:  # who was ahead may have made some of it
+            plan, store = prepare(recipe, where, served, part, settings)
+            if flow_run.id:
+                set_state(flow_run.id, "Running")
+        return make(plan, store, where, here)
+
+
+def waits(text: str) -> None:
+    """Tell whoever started the run, on the terminal, the run's page and in its log, that it waits and for whom."""
+    SAY.get()(text)
+    if flow_run.id:
+        get_run_logger().info(text)
+        set_state(flow_run.id, "Waiting", text)
+
+
+def make(plan: Plan, store: Store, where: Profile, here: bool) -> dict[str, Any]:
+    """Make what a plan lacks, and tell of it and of the rest."""
+    begun = time.time()
     for step in plan.steps:
         if step.damaged and (line := store.quarantine(step.artifact)):
             warn(line)
@@ -170,10 +194,10 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
 
 
 def _make(conductor: Conductor, step: Step) -> Callable[[], None]:
-    def make() -> None:
+    def due() -> None:
         conductor.make(step)
 
-    return make
+    return due
 
 
 def _found(step: Step, page: str) -> Callable[[], Any]:
