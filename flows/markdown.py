@@ -24,13 +24,15 @@ def links(named: Links) -> str:
 def stage_page(name: str, numbers: Numbers, before: str, earlier: Numbers, address: str, places: Links) -> str:
     """One stage's numbers, beside those of the model it began with where there is one."""
     known = {row for row, _, _ in ROWS}
-    rows = [[title, cell(numbers.get(row), form), cell(earlier.get(row), form)] for row, title, form in ROWS]
-    rows += [[row.replace("_", " "), f"{value:,.6g}", ""] for row, value in numbers.items() if row not in known]
-    header = ["", f"**{name}**", before]
-    shown = [row for row in rows if row[1]]
-    if not before:
-        header, shown = header[:2], [row[:2] for row in shown]
+    forms = [*ROWS, *((row, row.replace("_", " "), _form(row)) for row in sorted(numbers.keys() - known))]
+    columns = [earlier, numbers] if before else [numbers]
+    shown = [[title, *(cell(column.get(row), form) for column in columns)] for row, title, form in forms if row in numbers]
+    header = ["", before, f"**{name}**"] if before else ["", f"**{name}**"]
     return "\n\n".join(filter(None, [grid(header, shown), links(places), f"`{address}`"]))
+
+
+def _form(metric: str) -> str:
+    return "bytes" if metric.endswith("bytes") else "{:,.6g}"
 
 
 def run_page(summary: Mapping[str, Any], places: Mapping[str, Links], of_run: Links, failure: str = "") -> str:

@@ -24,6 +24,9 @@ EVERY = 5.0  # seconds between two looks of a progress artifact
 LINES = 30  # of a stage that are passed on in such a time; the rest is counted
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 WORKER = re.compile(r"\((?:rank (?P<rank>\d+)|[^()]*?)(?: pid=\d+)?(?:, ip=[^)]*)?\)\s?(?P<text>.*)")  # as Ray marks a line
+RAYS_OWN = re.compile(
+    r".*INFO job_manager\.py.*|Running entrypoint for job .*"
+)  # which say where this machine keeps its Python
 CURVES = ("loss", "tokens_per_second")
 Links = Callable[[Step], Mapping[str, str]]
 
@@ -70,7 +73,7 @@ class Page:
         """A line of a step's job, as Ray wrote it; as many as a reader may take in."""
         text = COLOUR.sub("", text).strip()
         running = self.running.get(step.id)
-        if running is None or not text:
+        if running is None or not text or RAYS_OWN.fullmatch(text):
             return
         slot = int(time.monotonic() / EVERY)
         running.lines[slot] += 1
@@ -84,8 +87,11 @@ class Page:
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
         running = self.running.get(step.id)
-        if running is not None and running.shown:
-            self._progress(step, 100, f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)")
+        if running is not None:
+            text = f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)"
+            self._log(step, text)
+            if running.shown:
+                self._progress(step, 100, text)
         owner = self.plan.by_id.get(step.node.measures or step.id)
         if owner and owner.id in self.records and owner.id in self.running:  # cached ones stand in the summary
             self._result(owner)

@@ -204,7 +204,7 @@ def _found(step: Step, page: str) -> Callable[[], Any]:
     """What a cached step's task ends with: Prefect shows where it was made."""
 
     def find() -> Any:
-        return Completed(name="Cached", message=" ".join(filter(None, [step.artifact.address, page])))
+        return Completed(name="Cached", message=" ".join(filter(None, [page, step.artifact.address])))
 
     return find
 
