@@ -23,6 +23,7 @@ from cluster.ray.events import Event, Metrics
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
+from flows.lazy import hidden
 from flows.plan import Plan, Step
 from tasks.history import HISTORY, read_history
 from tasks.stage import REPORT
@@ -156,7 +157,8 @@ class Chronicle:
         if models:
             scalars |= {name: value for name, value in _numbers(models[-1]).items() if name not in OF_THE_WORK}
             scalars["peak_memory_bytes"] = max(model.get("peak_memory_bytes", 0.0) for model in models)
-            self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
+            with hidden("torch"):
+                self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
         self.tracking.scalars(None, scalars)
         if groups := groups_of(models):
             self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])

@@ -27,6 +27,7 @@ from cluster.turn import Queue
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, StageFailed, Watcher, heal
 from flows.here import make_here
+from flows.lazy import make_lazy
 from flows.messenger import Messenger, set_state
 from flows.override import Setting, parse_settings
 from flows.page import Page
@@ -39,6 +40,7 @@ from flows.summary import summarise
 from flows.title import title
 
 __all__ = ["SAY", "WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
+make_lazy("torch")  # a run that the server starts comes by this module first
 LOG = logging.getLogger(__name__)
 SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=LOG.info)
 WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
