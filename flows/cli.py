@@ -14,6 +14,7 @@ from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.deploy import deploy
 from flows.lazy import make_lazy
+from flows.notify import notify
 from flows.options import (
     ArtifactArgument,
     JsonOption,
@@ -48,6 +49,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
+app.command()(notify)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
 

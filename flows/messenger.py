@@ -12,9 +12,11 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 LOG = logging.getLogger(__name__)
+CLAIM_FAILED = "winnow.claim.failed"  # an event of a run whose claim does not hold
+FLOW = {"prefect.resource.role": "flow", "prefect.resource.name": "winnow"}
 EVERY = 1.0  # seconds between two looks at what there is to send
 AWAY = 10.0  # seconds until a server that did not answer is asked again
 DEADLINE = 5.0  # seconds a request may take
@@ -41,6 +43,7 @@ class Messenger:
     def __init__(self, flow_run: str) -> None:
         self.flow_run = flow_run
         self._artifacts: dict[str, Artifact] = {}
+        self._events: list[dict[str, Any]] = []
         self._lines: deque[dict[str, Any]] = deque(maxlen=LINES)
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -58,6 +61,13 @@ class Messenger:
         line = {"name": "winnow", "level": level, "message": text, "timestamp": datetime.now(UTC).isoformat()}
         self._lines.append({**line, "flow_run_id": self.flow_run, "task_run_id": task_run})
 
+    def emit(self, event: str, message: str) -> None:
+        """An event of this run, for automations."""
+        resource = {"prefect.resource.id": f"prefect.flow-run.{self.flow_run}"}
+        made = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": event, "resource": resource}
+        related = [{**FLOW, "prefect.resource.id": "prefect.flow.winnow"}]
+        self._events.append({**made, "related": related, "payload": {"message": message}})
+
     def close(self) -> None:
         """Send what is left, for as long as one request may take."""
         self._closing.set()
@@ -71,7 +81,7 @@ class Messenger:
 
     def _try(self) -> bool:
         """Whether all could be sent. Whatever a client raises on the way, the page is not worth the run."""
-        if not self._lines and all(artifact.sent for artifact in self._artifacts.values()):
+        if not self._lines and not self._events and all(artifact.sent for artifact in self._artifacts.values()):
             return True
         try:
             self._send()
@@ -92,6 +102,9 @@ class Messenger:
                 client.request("POST", "/logs/", json=lines)
                 for _ in lines:
                     self._lines.popleft()
+            if self._events:
+                client.request("POST", "/events", json=self._events)
+                self._events.clear()
             for artifact in list(self._artifacts.values()):
                 self._bring(client, artifact)
 

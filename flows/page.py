@@ -17,7 +17,7 @@ from typing import Any
 from cluster.redaction import Redaction
 from cluster.store.artifacts import Record
 from flows.markdown import run_page, stage_page
-from flows.messenger import Messenger
+from flows.messenger import CLAIM_FAILED, Messenger
 from flows.plan import Plan, Step
 
 EVERY = 5.0  # seconds between two looks of a progress artifact
@@ -100,6 +100,8 @@ class Page:
         places = {step.id: self.links(step) for step in self.plan.steps if not step.node.measures}
         text = run_page(summary, places, of_run, self.hide(failure))
         self.messenger.show(self._key("summary"), "markdown", text, "the whole run")
+        if failed := [f"{claim['says']}: {claim['verdict']}" for claim in summary["claims"] if not claim["holds"]]:
+            self.messenger.emit(CLAIM_FAILED, "; ".join(failed))
         self.messenger.close()
 
     def _result(self, step: Step) -> None:
