@@ -7,15 +7,10 @@ that was deleted), the stage is told from its artifact (record and history).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
-
-import psutil
 
 from cluster.origins import CACHED, EVALUATE, KEY
 from cluster.profile import Profile, home
@@ -25,6 +20,7 @@ from cluster.store.local import Store
 from cluster.tracking import Tracking
 from flows.lazy import hidden
 from flows.plan import Plan, Step
+from flows.provenance import process_is_alive, provenance, this_process
 from tasks.history import HISTORY, read_history
 from tasks.stage import REPORT
 
@@ -41,8 +37,6 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
-ROOT = Path(__file__).resolve().parent.parent
-LOCK_FILE = ROOT / "infra" / "requirements.lock"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -236,34 +230,3 @@ def _owner(step: Step) -> str:
 def tracking_uri() -> str:
     """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
-
-
-def provenance(plan: Plan) -> dict[str, str]:
-    """What a run was made from: recipe, data set, lock file, commit."""
-    data = [step for step in plan.steps if step.node.stage.yields == "tokens"]
-    return {
-        "winnow.recipe": plan.recipe.name,
-        "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
-        "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
-        "winnow.git_commit": git_commit(),
-        "winnow.dataset": ", ".join(step.artifact.address for step in data),
-    }
-
-
-def git_commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "none"
-
-
-def this_process() -> str:
-    """host:pid:start, by which a later run tells whether this one still lives."""
-    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def process_is_alive(name: str) -> bool:
-    """False only for a process of this host that is gone; another host's cannot be judged from here."""
-    host, pid, created = name.rsplit(":", 2)
-    if host != os.uname().nodename:
-        return True
-    return psutil.pid_exists(int(pid)) and f"{psutil.Process(int(pid)).create_time():.2f}" == created
