@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.ray.events import Event, Metrics, Note, Progress
 from cluster.redaction import Redaction
 from cluster.store.artifacts import Record
 from flows.markdown import run_page, stage_page
@@ -36,7 +37,7 @@ class Running:
     """A stage under way, by its own clock."""
 
     task_run: str | None
-    first: Mapping[str, Any] | None = None
+    first: Progress | None = None
     curves: dict[str, float] = field(default_factory=dict)
     shown: float = 0.0
     lines: Counter[int] = field(default_factory=Counter)
@@ -55,19 +56,19 @@ class Page:
         if not step.cached:
             self.running.setdefault(step.id, Running(self.task_run()))
 
-    def event(self, step: Step, event: Mapping[str, Any]) -> None:
+    def event(self, step: Step, event: Event) -> None:
         running = self.running.get(step.id)
         if running is None:
             return
-        if event["event"] == "note":
-            self._log(step, event["text"])
-        elif event["event"] == "metrics":
-            running.curves |= {name: event["metrics"][name] for name in CURVES if name in event["metrics"]}
-        elif event["event"] == "progress" and not step.node.measures:
+        if isinstance(event, Note):
+            self._log(step, event.text)
+        elif isinstance(event, Metrics):
+            running.curves |= {name: event.metrics[name] for name in CURVES if name in event.metrics}
+        elif isinstance(event, Progress) and not step.node.measures:
             running.first = running.first or event
             if time.monotonic() - running.shown > EVERY:
                 running.shown = time.monotonic()
-                self._progress(step, 100 * event["done"] / event["total"] if event["total"] else 0, pace(running, event))
+                self._progress(step, 100 * event.done / event.total if event.total else 0, pace(running, event))
 
     def line(self, step: Step, text: str) -> None:
         """A line of a step's job, as Ray wrote it; as many as a reader may take in."""
@@ -134,18 +135,16 @@ class Page:
         return re.sub(r"[^a-z0-9]+", "-", f"{self.plan.recipe.name}-{name}".lower()).strip("-")
 
 
-def pace(running: Running, event: Mapping[str, Any]) -> str:
+def pace(running: Running, event: Progress) -> str:
     """How far a stage is, how fast, how long it will take, and where its curves are."""
     first = running.first or event
-    seconds, done = (event["timestamp"] - first["timestamp"]) / 1000, event["done"] - first["done"]
-    parts = [
-        f"{event['done']:,} of {event['total']:,} {event['unit']}" if event["total"] else f"{event['done']:,} {event['unit']}"
-    ]
+    seconds, done = (event.timestamp - first.timestamp) / 1000, event.done - first.done
+    parts = [f"{event.done:,} of {event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"]
     if seconds > 1 and done > 0:
-        parts.append(f"{done / seconds:,.1f} {event['unit']}/s")
-        if event["total"]:
-            left = int((event["total"] - event["done"]) * seconds / done)
+        parts.append(f"{done / seconds:,.1f} {event.unit}/s")
+        if event.total:
+            left = int((event.total - event.done) * seconds / done)
             parts.append(f"{left // 60}:{left % 60:02d} left")
     names = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
     parts += [names[name].format(value) for name, value in running.curves.items()]
-    return " · ".join(filter(None, [*parts, event["note"]]))
+    return " · ".join(filter(None, [*parts, event.note]))

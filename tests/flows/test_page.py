@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from cluster.ray.events import Metrics, Progress
 from cluster.servers.embedded import free_ports
 from cluster.store.local import LocalStore
 from flows.messenger import Messenger
@@ -40,15 +41,15 @@ def page(made):
     return Page(made, Notebook(), lambda step: {"MLflow": f"http://mlflow/{step.id}", "Ray job": ""}, lambda: None)
 
 
-def progress(done: int, seconds: float) -> dict:
-    return {"event": "progress", "done": done, "total": 100, "unit": "steps", "note": "", "timestamp": int(1000 * seconds)}
+def progress(done: int, seconds: float) -> Progress:
+    return Progress(done, 100, "steps", timestamp=int(1000 * seconds))
 
 
 def test_progress_tells_rate_time_left_and_loss_and_not_at_every_event(made, page):
     step = made.by_id["pretrain"]
     page.started(step)
     page.event(step, progress(0, 0.0))
-    page.event(step, {"event": "metrics", "metrics": {"loss": 4.25, "tokens_per_second": 12_300.0}, "step": 1, "timestamp": 1})
+    page.event(step, Metrics(1, {"loss": 4.25, "tokens_per_second": 12_300.0}))
     page.event(step, progress(10, 5.0))
     assert page.messenger.shown["my-recipe-pretrain-progress"][1] == 0
     page.running["pretrain"].shown = 0.0
