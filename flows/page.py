@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from cluster.ray.events import Event, Metrics, Note, Progress
@@ -21,6 +22,7 @@ from flows.markdown import run_page, stage_page
 from flows.messenger import CLAIM_FAILED, Messenger
 from flows.plan import Plan, Step
 
+LOG = logging.getLogger(__name__)
 EVERY = 5.0  # seconds between two looks of a progress artifact
 LINES = 30  # of a stage that are passed on in such a time; the rest is counted
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -30,6 +32,19 @@ RAYS_OWN = re.compile(
 )  # which say where this machine keeps its Python
 CURVES = ("loss", "tokens_per_second")
 Links = Callable[[Step], Mapping[str, str]]
+
+
+def telling(tell: Callable[..., None]) -> Callable[..., None]:
+    """What goes wrong here is one line in the log: no page is worth a run."""
+
+    @wraps(tell)
+    def told(page: Page, *given: Any) -> None:
+        try:
+            tell(page, *given)
+        except Exception as error:
+            LOG.warning("the page of this run lacks something: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+
+    return told
 
 
 @dataclass
@@ -52,10 +67,12 @@ class Page:
         self.records: dict[str, Record] = {}
         self.hide = Redaction()
 
+    @telling
     def started(self, step: Step) -> None:
         if not step.cached:
             self.running.setdefault(step.id, Running(self.task_run()))
 
+    @telling
     def event(self, step: Step, event: Event) -> None:
         running = self.running.get(step.id)
         if running is None:
@@ -70,6 +87,7 @@ class Page:
                 running.shown = time.monotonic()
                 self._progress(step, 100 * event.done / event.total if event.total else 0, pace(running, event))
 
+    @telling
     def line(self, step: Step, text: str) -> None:
         """A line of a step's job, as Ray wrote it; as many as a reader may take in."""
         text = COLOUR.sub("", text).strip()
@@ -85,6 +103,7 @@ class Page:
         elif running.lines[slot] == LINES + 1:
             self._log(step, "job | more lines than a page takes; all are in the job's log")
 
+    @telling
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
         running = self.running.get(step.id)
@@ -97,6 +116,7 @@ class Page:
         if owner and owner.id in self.records and owner.id in self.running:  # cached ones stand in the summary
             self._result(owner)
 
+    @telling
     def close(self, summary: Mapping[str, Any], of_run: Mapping[str, str], failure: str = "") -> None:
         places = {step.id: self.links(step) for step in self.plan.steps if not step.node.measures}
         text = run_page(summary, places, of_run, self.hide(failure))

@@ -114,3 +114,11 @@ def test_a_server_that_is_gone_costs_one_line_and_a_moment(nobody, monkeypatch):
     messenger.close()
     assert time.monotonic() - begun < 15
     assert said == ["the page of this run is not told further until Prefect answers: %s"]
+
+
+def test_what_goes_wrong_on_the_page_is_a_line_and_nothing_more(made, page, monkeypatch):
+    said = []
+    monkeypatch.setattr("flows.page.LOG.warning", lambda text, *given: said.append(text % given))
+    page.task_run = lambda: 1 / 0
+    page.started(made.by_id["pretrain"])
+    assert said == ["the page of this run lacks something: ZeroDivisionError: division by zero"]
