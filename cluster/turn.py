@@ -47,6 +47,11 @@ class Queue:
         pool = re.sub(r"[^A-Za-z0-9.]+", "-", profile.ray.address or "own").strip("-")
         return cls(home() / "queue" / pool)
 
+    @classmethod
+    def all(cls) -> list[Queue]:
+        """Every queue of this home."""
+        return [cls(directory) for directory in sorted((home() / "queue").glob("*"))]
+
     def tickets(self) -> list[Ticket]:
         """Everyone who lives, the first first."""
         with locked(self.directory / "lock"):

@@ -37,6 +37,7 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
+MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -150,7 +151,8 @@ class Chronicle:
             scalars |= {} if step.node.measures else {f"{step.id}.seconds": record.seconds}
         if models:
             scalars |= {name: value for name, value in _numbers(models[-1]).items() if name not in OF_THE_WORK}
-            scalars["peak_memory_bytes"] = max(model.get("peak_memory_bytes", 0.0) for model in models)
+            if held := [model["peak_memory_bytes"] for model in models if "peak_memory_bytes" in model]:
+                scalars["peak_memory_bytes"] = max(held)
             with hidden("torch"):
                 self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
         self.tracking.scalars(None, scalars)
@@ -178,7 +180,8 @@ class Chronicle:
                 place = self.tracking.page(id)
                 state = "cached" if stage["cached"] else f"{stage['seconds']:.1f} s" if stage["done"] else "not made"
                 lines.append(f"| {id} | {state} | `{stage['address']}` | [the run that made it]({place}) |")
-        return "\n".join(lines)
+        more = len(lines) - 2 - MOST_ROWS
+        return "\n".join([*lines[: MOST_ROWS + 2], *([f"| and {more} more | | | |"] if more > 0 else [])])
 
     def _end_stages(self, status: Status) -> None:
         """Of a model that was made, an evaluation may be missing: its run says how the flow ended. One that lacked an
