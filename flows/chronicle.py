@@ -124,9 +124,9 @@ class Chronicle:
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
+        history = self._history(record)  # also of what is told already: what is read is verified, and damage heals
         if self._known(step):
             return
-        history = self._history(record)
         for event in history:
             self.event(step, event)
         if step.node.measures:
