@@ -37,6 +37,7 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
+SPARSITY = f"{REPORT}/sparsity.json"
 MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -124,8 +125,9 @@ class Chronicle:
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
-        history = self._history(record)  # also of what is told already: what is read is verified, and damage heals
+        history = self._history(record)
         if self._known(step):
+            self._read(record, SPARSITY)  # as of what is told anew: what is read is verified, and damage heals
             return
         for event in history:
             self.event(step, event)
@@ -209,7 +211,7 @@ class Chronicle:
         rows = [event.metrics for event in history if "loss" in event.metrics]
         if rows:
             yield "training_curves", training_curves(rows, step.id)
-        if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):
+        if sparsities := json.loads(self._read(record, SPARSITY) or "{}"):
             yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
 
 
