@@ -20,21 +20,15 @@ PAYLOAD = '{"text": {{ TEXT }}, "event": {{ event.event | tojson }}, "run": {{ f
 
 
 def notify(
-    webhook: Annotated[
-        str,
-        typer.Option(
-            envvar="WINNOW_WEBHOOK_URL",
-            prompt="URL of the webhook",
-            hide_input=True,
-            help="better by the environment: it is secret",
-        ),
-    ] = "",
+    webhook: Annotated[str, typer.Option(envvar="WINNOW_WEBHOOK_URL", help="a secret: better given by the environment")] = "",
     off: Annotated[bool, typer.Option("--off", help="call nobody any more")] = False,
     profile: ProfileOption = "local",
 ) -> None:
-    """Have Prefect call a webhook when a run fails or a claim does not hold. Asks for its URL, or takes WINNOW_WEBHOOK_URL."""
-    if not off and not webhook.startswith(("http://", "https://")):
-        raise ValueError("WINNOW_WEBHOOK_URL should start with http:// or https://")
+    """Have Prefect call a webhook when a run fails or a claim does not hold. Takes its URL from WINNOW_WEBHOOK_URL, or asks."""
+    if not off:
+        webhook = webhook or typer.prompt("URL of the webhook", hide_input=True)
+        if not webhook.startswith(("http://", "https://")):
+            raise ValueError("WINNOW_WEBHOOK_URL should start with http:// or https://")
     _find_server(profile)
     from prefect.client.orchestration import get_client
 
@@ -57,7 +51,8 @@ def _find_server(profile: str) -> None:
     if where.prefect.api_url:
         os.environ["PREFECT_API_URL"] = where.prefect.api_url
     else:
-        services.server("prefect")
+        if "prefect" not in services.status():
+            raise ValueError("no Prefect server runs here: start it with winnow up, or name prefect.api_url in the profile")
         os.environ.update(services.environment())
     from flows.pipeline import refresh_global_settings_context
 
