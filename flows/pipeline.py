@@ -190,9 +190,7 @@ def _task(step: Step, work: Callable[[], Any], retries: int) -> Task:
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
     failure = state.result(raise_on_failure=False)
-    return not (
-        isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final
-    )
+    return not (isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final)
 
 
 def _make(conductor: Conductor, step: Step) -> Callable[[], None]:
