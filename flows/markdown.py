@@ -11,9 +11,10 @@ Numbers = Mapping[str, Any]
 Links = Mapping[str, str]
 
 
-def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """A table; ``align`` has l or r for each column. Unless it is given, the first column is text and the others are numbers."""
+    rules = [{"l": "---", "r": "---:"}[side] for side in align or "l" + "r" * (len(header) - 1)]
+    lines = [header, rules, *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
 
 
@@ -48,12 +49,17 @@ def run_page(summary: Mapping[str, Any], places: Mapping[str, Links], of_run: Li
 
 
 def _models(models: Sequence[Numbers]) -> str:
-    columns = [(title, [cell(model.get(row), form) for model in models]) for row, title, form in ROWS]
+    columns = [(title, [_unbroken(cell(model.get(row), form)) for model in models]) for row, title, form in ROWS]
     told = [(title, cells) for title, cells in columns if any(cells)]
     names = [f"**{model['stage']}**" for model in models]
     return (
         grid(["model", *(title for title, _ in told)], zip(names, *(cells for _, cells in told), strict=True)) if told else ""
     )
+
+
+def _unbroken(text: str) -> str:
+    """A number stays on one line with its unit."""
+    return text.replace(" ", "\u00a0")
 
 
 def _stages(summary: Mapping[str, Any], places: Mapping[str, Links]) -> str:
@@ -63,8 +69,8 @@ def _stages(summary: Mapping[str, Any], places: Mapping[str, Links]) -> str:
             state = "cached" if stage["cached"] else "made" if stage["done"] else "not made"
             seconds = "" if stage["cached"] else cell(stage["seconds"], "{:.1f}")
             rows.append([stage["id"], state, seconds, f"`{stage['address']}`", links(places[stage["id"]])])
-    return grid(["stage", "", "seconds", "artifact", ""], rows)
+    return grid(["stage", "", "seconds", "artifact", ""], rows, "llrll")
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
-    return grid(["claim", "verdict"], [[claim["says"], claim["verdict"]] for claim in claims]) if claims else ""
+    return grid(["claim", "verdict"], [[claim["says"], claim["verdict"]] for claim in claims], "ll") if claims else ""

@@ -4,75 +4,23 @@ from __future__ import annotations
 
 import http.server
 import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.profile import CHECKOUT
 from cluster.servers.services import Services
+from cluster.turn import Queue
+from tests.browser import Browser
 from tests.pipeline import LENGTH, Home, made_home, pretrain, prune
 from tests.pipeline.test_standing import Ui
 
-webdriver = pytest.importorskip("selenium.webdriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(500),
-    pytest.mark.skipif(not shutil.which("chromedriver"), reason="no Chromium here"),
-]
-SCREENSHOTS = CHECKOUT / "build" / "screenshots"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 EVALUATE = {"perplexity": {"length": LENGTH, "tokens": 1024}, "size": {}}
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1300"
-)
-
-
-class Browser:
-    """Chromium, logged in to the Prefect UI."""
-
-    def __init__(self, profile: str, url: str, login: str) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
-            options.add_argument(option)
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        self.url = url
-        self.driver.get(f"{url}/login")
-        self.until(lambda: self.driver.find_elements("css selector", "input"))[0].send_keys(f"{login}\n")
-        self.until(lambda: "/login" not in self.driver.current_url)
-
-    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.3)
-        return found
-
-    def text(self) -> str:
-        return self.driver.execute_script("return document.body.innerText")
-
-    def see(self, path: str, *words: str, shot: str, tab: str = "") -> str:
-        """The text of a page once it shows all of these words; a picture of it is kept."""
-        self.driver.get(self.url + path)
-        if tab:
-            self.until(lambda: self.driver.execute_script(CLICK, tab))
-        self.until(lambda: all(word in self.text() for word in words))
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.driver.save_screenshot(SCREENSHOTS / f"{shot}.png")
-        return self.text()
-
-
-CLICK = """
-const shown = [...document.querySelectorAll('button, [role=tab], .p-tab')]
-    .find(each => each.innerText.trim() === arguments[0] && each.offsetParent);
-if (shown) shown.click();
-return Boolean(shown);
-"""
+STEPS = 1500  # long enough for somebody to look on
 
 
 class Told(http.server.BaseHTTPRequestHandler):
@@ -93,10 +41,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with made_home(tmp_path_factory, "page") as home, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home.variables["WINNOW_WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        _deploy(home)
         home.winnow("up")
         home.winnow("notify")
         yield home
         server.shutdown()
+
+
+def _deploy(home: Home) -> None:
+    """Two recipes: one that takes a while, and one that claims what will not hold."""
+    seen = home.recipe("seen", pretrain("dense", STEPS), prune(), evaluate=EVALUATE)
+    pruned = {"prune": {"method": "magnitude"}, "grid": {"sparsity": [0.3, 0.6]}}
+    follower = home.recipe("follower", pretrain("dense", 5), pruned)
+    recipe = yaml.safe_load(follower.read_text())
+    recipe["claims"] = [
+        {"says": "less is more", "stage": "prune", "metric": "sparsity", "order": ["sparsity0_3", "sparsity0_6"]}
+    ]
+    follower.write_text(yaml.safe_dump(recipe))
+    home.directory.mkdir(parents=True)
+    listed = [{"recipe": str(file), "profile": str(home.profile)} for file in (seen, follower)]
+    (home.directory / "deployments.yaml").write_text(yaml.safe_dump({"deployments": listed}))
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +70,18 @@ def ui(home: Home) -> Ui:
 
 @pytest.fixture(scope="module")
 def browser(home: Home, ui: Ui, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    prefect = Services(home.directory).server("prefect")
-    browser = Browser(str(tmp_path_factory.mktemp("chromium")), prefect.url.removesuffix("/api"), prefect.token)
+    server = Services(home.directory).server("prefect")
+    browser = Browser(server.url.removesuffix("/api"), server.token, tmp_path_factory.mktemp("chromium"))
     yield browser
-    browser.driver.quit()
+    browser.close()
 
 
-def trigger(home: Home, ui: Ui, recipe: str, name: str | None = None) -> str:
+def trigger(ui: Ui, deployment: str, **given: Any) -> str:
     deadline = time.monotonic() + 60
-    while not (found := ui.ask("POST", "/deployments/filter", {})):
+    while not (found := {each["name"]: each["id"] for each in ui.ask("POST", "/deployments/filter", {})}.get(deployment)):
         assert time.monotonic() < deadline, "nothing is served"
         time.sleep(0.5)
-    parameters = {"recipe": recipe, "profile": str(home.profile)}
-    body = {"parameters": parameters} | ({"name": name} if name else {})
-    return ui.ask("POST", f"/deployments/{found[0]['id']}/create_flow_run", body)["id"]
+    return ui.ask("POST", f"/deployments/{found}/create_flow_run", {"parameters": {}, **given})["id"]
 
 
 def state(ui: Ui, run: str, *wanted: str, seconds: float = 240) -> dict[str, Any]:
@@ -130,75 +92,86 @@ def state(ui: Ui, run: str, *wanted: str, seconds: float = 240) -> dict[str, Any
     return found
 
 
-@pytest.fixture(scope="module")
-def recipe(home: Home) -> str:
-    return home.recipe("seen", pretrain("dense", 500), prune(), evaluate=EVALUATE).read_text()
+def artifacts(ui: Ui, run: str) -> dict[str, dict[str, Any]]:
+    found = ui.ask("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    return {each["key"]: each for each in found}
 
 
 @pytest.fixture(scope="module")
-def run(home: Home, ui: Ui, recipe: str) -> str:
-    return trigger(home, ui, recipe, "typed by me")
+def run(ui: Ui) -> str:
+    return trigger(ui, "seen", name="typed by me")
 
 
 @pytest.fixture(scope="module")
 def follower(home: Home, ui: Ui, run: str) -> str:
-    """Another run, which has to wait for the first, and will not hold what it claims."""
-    state(ui, run, "Running", "Completed")
-    time.sleep(1)
-    pruned = {"prune": {"method": "magnitude"}, "grid": {"sparsity": [0.3, 0.6]}}
-    recipe = yaml.safe_load(home.recipe("follower", pretrain("dense", 5), pruned).read_text())
-    recipe["claims"] = [
-        {"says": "less is more", "stage": "prune", "metric": "sparsity", "order": ["sparsity0_3", "sparsity0_6"]}
-    ]
-    return trigger(home, ui, yaml.safe_dump(recipe))
+    """Another run, which has to wait for the first, and whose claim will not hold."""
+    deadline = time.monotonic() + 60
+    while not Queue(home.directory / "queue" / "own").tickets():
+        assert time.monotonic() < deadline, "the first run has not come to its turn"
+        time.sleep(0.3)
+    return trigger(ui, "follower")
 
 
-def test_a_stage_that_runs_shows_its_progress_with_loss_rate_and_time_left(ui: Ui, browser: Browser, run: str) -> None:
-    def progress() -> list[dict[str, Any]]:
-        found = ui.ask("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-        return [each for each in found if each["key"] == "seen-pretrain-progress" and " left" in each["description"]]
-
-    artifact = browser.until(progress, 120)[0]
-    assert 0 < artifact["data"] < 100 and "loss " in artifact["description"] and "tokens/s" in artifact["description"]
-    browser.see(f"/runs/flow-run/{run}", "typed by me", "seen-pretrain-progress", tab="Artifacts", shot="progress")
-
-
-def test_a_run_that_waits_says_for_whom(ui: Ui, browser: Browser, run: str, follower: str) -> None:
+def test_a_run_that_waits_says_for_whom(ui: Ui, browser: Browser, follower: str) -> None:
     waiting = state(ui, follower, "Waiting", "Completed", "Failed")
     message = waiting["state"]["message"]
     assert (waiting["state_name"], waiting["state_type"]) == ("Waiting", "RUNNING")
     assert message.startswith("waiting for seen (since ") and message.endswith("1 ahead")
-    browser.see(f"/runs/flow-run/{follower}", "Waiting", "waiting for seen (since", shot="waiting")
+    browser.open(f"/runs/flow-run/{follower}")
+    browser.reads("waiting for seen (since")
+    browser.picture("waiting")
+
+
+def test_a_stage_that_runs_shows_its_progress_with_loss_rate_and_time_left(ui: Ui, browser: Browser, run: str) -> None:
+    def progress() -> dict[str, Any] | None:
+        found = artifacts(ui, run).get("seen-pretrain-progress")
+        return found if found and " left" in found["description"] else None
+
+    artifact = browser.until(progress, "progress is told", 120)
+    assert 0 < artifact["data"] < 100 and "loss " in artifact["description"] and "tokens/s" in artifact["description"]
+    browser.open(f"/artifacts/artifact/{artifact['id']}")
+    browser.reads("loss ")
+    browser.picture("progress")
 
 
 def test_at_the_end_the_page_has_every_stages_numbers_links_and_the_whole(ui: Ui, browser: Browser, run: str) -> None:
     done = state(ui, run, "Completed", "Failed", "Crashed")
     assert (done["state_name"], done["name"]) == ("Completed", "typed by me")
-    browser.see(f"/runs/flow-run/{run}", "pretrain | done in", shot="run")
-    browser.see(f"/runs/flow-run/{run}", "seen-prune", "seen-pretrain", "seen-summary", tab="Artifacts", shot="artifacts")
-    found = ui.ask("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-    kept = {each["key"]: each for each in found}
-    browser.see(f"/artifacts/artifact/{kept['seen-summary']['id']}", "perplexity", "sparsity", "MLflow", shot="summary")
-    browser.see(f"/artifacts/artifact/{kept['seen-prune']['id']}", "pretrain (before)", "50.0%", "Ray job", shot="stage")
-    (link,) = [each.get_attribute("href") for each in browser.driver.find_elements("link text", "MLflow")]
-    browser.driver.get(link)
-    browser.until(lambda: "perplexity" in browser.text() and "prune" in browser.text())
-    browser.driver.save_screenshot(SCREENSHOTS / "mlflow.png")
+    browser.open(f"/runs/flow-run/{run}")
+    browser.reads("pretrain | done in")
+    browser.picture("run")
+    browser.press("Artifacts")
+    browser.reads("seen-summary")
+    browser.picture("artifacts")
+    kept = artifacts(ui, run)
+    browser.open(f"/artifacts/artifact/{kept['seen-summary']['id']}")
+    browser.reads("perplexity")
+    browser.picture("summary")
+    browser.open(f"/artifacts/artifact/{kept['seen-prune']['id']}")
+    for words in ("pretrain (before)", "50.0%", "Ray job"):
+        browser.reads(words)
+    browser.picture("stage")
+    browser.driver.get(browser.find("//a[normalize-space(.)='MLflow']").get_attribute("href"))
+    browser.reads("perplexity")
+    browser.picture("mlflow")
 
 
-def test_a_cached_run_says_so_stage_by_stage(home: Home, ui: Ui, browser: Browser, recipe: str, run: str) -> None:
+def test_a_cached_run_says_so_stage_by_stage(ui: Ui, browser: Browser, run: str) -> None:
     state(ui, run, "Completed")
-    again = trigger(home, ui, recipe)
+    again = trigger(ui, "seen")
     assert state(ui, again, "Completed", "Failed", "Crashed")["name"] == "seen"
     tasks = ui.ask("POST", "/task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [again]}}})
     names = {"prepare", "pretrain", "pretrain.perplexity", "pretrain.size", "prune", "prune.perplexity", "prune.size"}
     assert {task["name"] for task in tasks} == names and {task["state_name"] for task in tasks} == {"Cached"}
-    browser.see(f"/runs/flow-run/{again}", "Cached", tab="Task Runs", shot="cached")
+    browser.open(f"/runs/flow-run/{again}")
+    browser.press("Task Runs")
+    browser.reads("Cached")
+    browser.picture("cached")
 
 
-def test_a_failed_run_and_a_claim_that_does_not_hold_call_the_webhook(home: Home, ui: Ui, follower: str) -> None:
+def test_a_failed_run_and_a_claim_that_does_not_hold_call_the_webhook(ui: Ui, follower: str) -> None:
     assert state(ui, follower, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-    wrong = trigger(home, ui, "no recipe of this name")
+    wrong = trigger(ui, "seen", parameters={"overrides": ["prune.method=no-such"]})
     state(ui, wrong, "Failed", "Crashed")
     deadline = time.monotonic() + 60
     while len(Told.calls) < 2 and time.monotonic() < deadline:

@@ -85,7 +85,7 @@ def test_a_stage_stands_beside_what_it_came_from_and_the_whole_run_at_the_end(ma
         summarise(made, page.records, {}, time.time()), {"MLflow": "http://mlflow"}, "it broke with token=hunter2hunter2"
     )
     whole = page.messenger.shown["my-recipe-summary"][1]
-    assert "| **prune** | 50.0% | 2.00 MB |" in whole and "it broke" in whole and "hunter2" not in whole
+    assert "| **prune** | 50.0% | 2.00\u00a0MB |" in whole and "it broke" in whole and "hunter2" not in whole
     assert "| prune | made | 1.0 |" in whole and page.messenger.closed
 
 
