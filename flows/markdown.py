@@ -12,7 +12,7 @@ Links = Mapping[str, str]
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
-    """A table; ``align`` has l or r for each column. Unless it is given, the first column is text and the others are numbers."""
+    """A table; ``align`` has l or r for each column. Without it the first column is text and the others are numbers."""
     rules = [{"l": "---", "r": "---:"}[side] for side in align or "l" + "r" * (len(header) - 1)]
     lines = [header, rules, *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)

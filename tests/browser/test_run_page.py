@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 def _deploy(home: Home) -> None:
     """Two recipes: one that takes a while, and one that claims what will not hold."""
     seen = home.recipe("seen", pretrain("dense", STEPS), prune(), evaluate=EVALUATE)
-    pruned = {"prune": {"method": "magnitude"}, "grid": {"sparsity": [0.3, 0.6]}}
+    pruned = {"prune": {"method": "magnitude", "sequences": 16, "length": LENGTH}, "grid": {"sparsity": [0.3, 0.6]}}
     follower = home.recipe("follower", pretrain("dense", 5), pruned)
     recipe = yaml.safe_load(follower.read_text())
     recipe["claims"] = [
