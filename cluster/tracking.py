@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.lock import locked
+from cluster.origins import KEY, Origins
 from cluster.profile import home
 from cluster.reach import Plain, artifact_location, check_tracking, plainly
 
@@ -90,6 +91,14 @@ class Tracking:
         self.children[id] = run.info.run_id
         self.params(id, params)
 
+    @property
+    def origins(self) -> Origins:
+        return Origins(self.client, self.experiment)
+
+    def link(self, id: str, run: str) -> None:
+        """What is told of a stage from now on goes into a run that is there."""
+        self.children[id] = run
+
     def point(self, id: str, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         """One point of a stage's curves (timestamp in ms); written in batches every few seconds."""
         from mlflow.entities import Metric as Row
@@ -126,17 +135,23 @@ class Tracking:
         for start in range(0, len(rows), BATCH):
             self.client.log_batch(self.run(id), metrics=rows[start : start + BATCH])
 
-    def model(self, id: str, name: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        """A LoggedModel for a model artifact, with its evaluation."""
+    def model(self, id: str, name: str, key: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        """The LoggedModel of a model artifact, one whoever tells of it, with its evaluation."""
         from mlflow.entities import LoggedModelStatus
+        from mlflow.entities import Metric as Row
 
-        model = self.client.create_logged_model(
-            self.experiment, name=name, source_run_id=self.run(id), tags=dict(tags), model_type="winnow"
-        )
-        for metric, value in metrics.items():
-            last = self._last.get(self.run(id), 0)
-            self.client.log_metric(self.run(id), metric, float(value), step=last, model_id=model.model_id)
-        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        model = self.origins.model(key)
+        known = {metric.key for metric in model.metrics or ()} if model else set()
+        if model is None:
+            model = self.client.create_logged_model(
+                self.experiment, name=name, source_run_id=self.run(id), tags={**tags, KEY: key}, model_type="winnow"
+            )
+            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        now, last = int(time.time() * 1000), self._last.get(self.run(id), 0)
+        told = {metric: value for metric, value in metrics.items() if metric not in known}
+        rows = [Row(metric, float(value), now, last, model_id=model.model_id) for metric, value in told.items()]
+        if rows:
+            self.client.log_batch(self.run(id), metrics=rows)
 
     def dataset(self, id: str | None, name: str, digest: str, source: str) -> None:
         """Which data a run saw; ``digest`` is cut to the 36 characters MLflow keeps."""
@@ -156,6 +171,10 @@ class Tracking:
         if id is None and (lost := sum(map(len, self._pending.values()))):
             LOG.error("MLflow never took %d metric points; they are in the artifacts' history.jsonl", lost)
         self.client.set_terminated(self.run(id), status)
+
+    def page(self, id: str | None) -> str:
+        """Where a run stands in MLflow's UI, from its root."""
+        return f"#/experiments/{self.experiment}/runs/{self.run(id)}"
 
     def run(self, id: str | None) -> str:
         return self.parent if id is None else self.children[id]

@@ -1,54 +1,69 @@
 """Tells MLflow what the conductor does: a child run per stage with its curves and figures, the summary on the parent.
 
 What is measured of a model stands in the model's own run, so that whoever compares models finds their numbers side by side.
-A cached stage is told from its artifact (record and history), so a rerun that computes nothing fills MLflow the same way.
+A cached stage is not told again: the parent names the run that made it. Where this MLflow has none (another MLflow, a run
+that was deleted), the stage is told from its artifact (record and history).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import psutil
-
+from cluster.origins import CACHED, EVALUATE, KEY
 from cluster.profile import Profile, home
 from cluster.ray.events import Event, Metrics
 from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking
+from flows.lazy import hidden
 from flows.plan import Plan, Step
+from flows.provenance import process_is_alive, provenance, this_process
 from tasks.history import HISTORY, read_history
 from tasks.stage import REPORT
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCK_FILE = ROOT / "infra" / "requirements.lock"
+# Of a stage's own work, not of the model that came out: on the parent under a plain name they would pass for the whole run's.
+OF_THE_WORK = frozenset(
+    {
+        "overhead_seconds",
+        "reconstruction_error",
+        "seconds",
+        "tokens_per_second",
+        "training_flops",
+        "training_loss",
+        "training_tokens",
+        "unseen_matrices",
+    }
+)
+SPARSITY = f"{REPORT}/sparsity.json"
+MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Chronicle:
     """The MLflow side of one flow run."""
 
-    def __init__(self, plan: Plan, store: Store, tracking: Tracking) -> None:
-        self.plan, self.store, self.tracking = plan, store, tracking
+    def __init__(self, plan: Plan, store: Store, tracking: Tracking, uri: str = "") -> None:
+        self.plan, self.store, self.tracking, self.uri = plan, store, tracking, uri
         self.records: dict[str, Record] = {}
+        self.linked: dict[str, Mapping[str, str]] = {}  # stages told by an earlier run: the tags of that run as it was found
 
     @classmethod
     def open(cls, plan: Plan, store: Store, profile: Profile, tags: dict[str, str]) -> Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
         uri = profile.mlflow.tracking_uri or tracking_uri()
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
-        keys = [step.artifact.key for step in plan.steps]
-        tags = {**provenance(plan), **tags, **needing(keys), "winnow.process": this_process()}
+        needs = needing(step.artifact.key for step in plan.steps)
+        cached = {CACHED: str(not plan.due).lower()}
+        tags = {**provenance(plan), **tags, **needs, **cached, "winnow.process": this_process()}
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")
-        chronicle = cls(plan, store, tracking)
+        chronicle = cls(plan, store, tracking, uri)
         for data in chronicle.data:
             tracking.dataset(None, data.id, data.artifact.key, data.artifact.address)
         return chronicle
@@ -75,14 +90,14 @@ class Chronicle:
             self._open(step)
 
     def _open(self, step: Step) -> None:
-        """A run for what a step makes."""
-        if step.id in self.tracking.children:  # a second attempt goes on in the same run
+        """A run for what a step makes, or the one that tells of it already."""
+        if step.id in self.tracking.children or (step.cached and self._link(step)):  # a second attempt goes on in the same run
             return
         tags = {
             "winnow.stage": step.node.name,
-            "winnow.key": step.artifact.key,
+            KEY: step.artifact.key,
             "winnow.address": step.artifact.address,
-            "winnow.cached": str(step.cached).lower(),
+            CACHED: str(step.cached).lower(),
             **{f"winnow.parent.{role}": address for role, address in step.parent_addresses.items()},
         }
         self.tracking.child(step.id, tags, step.artifact.params)
@@ -90,13 +105,30 @@ class Chronicle:
             if data.artifact.address in step.parent_addresses.values():
                 self.tracking.dataset(step.id, data.id, data.artifact.key, data.artifact.address)
 
+    def _link(self, step: Step) -> bool:
+        """Whether this MLflow has the run that made a step's artifact; what is new of it is told there."""
+        evaluations: dict[str, str] = {}
+        for other in self.plan.steps:
+            if other.node.measures == step.id:
+                evaluations |= evaluation_tags(other)
+        run = self.tracking.origins.run(step.artifact.key, evaluations)
+        if run is not None:
+            self.tracking.link(step.id, run.info.run_id)
+            self.tracking.tag(None, f"{CACHED}.{step.id}", run.info.run_id)
+            self.linked[step.id] = dict(run.data.tags)
+        return run is not None
+
     def _measured(self, step: Step, model: str) -> None:
         """In the model's run: which evaluation of it there is, how it is done, and against what."""
-        name = step.node.stage.label
-        self.tracking.tag(model, f"winnow.evaluate.{name}", step.artifact.address)
-        if "reference" in step.parent_addresses:
-            self.tracking.tag(model, f"winnow.evaluate.{name}.reference", step.parent_addresses["reference"])
-        self.tracking.params(model, {"evaluate": step.artifact.params["method"]})
+        if not self._known(step):
+            for name, address in evaluation_tags(step).items():
+                self.tracking.tag(model, name, address)
+            self.tracking.params(model, {"evaluate": step.artifact.params["method"]})
+
+    def _known(self, step: Step) -> bool:
+        """Whether the run that tells of a step told it before this flow run."""
+        tags = self.linked.get(_owner(step))
+        return tags is not None and (not step.node.measures or evaluation_tags(step).items() <= tags.items())
 
     def event(self, step: Step, event: Event) -> None:
         if isinstance(event, Metrics):
@@ -105,6 +137,9 @@ class Chronicle:
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self.records[step.id] = record
         history = self._history(record)
+        if self._known(step):
+            self._read(record, SPARSITY)  # as of what is told anew: what is read is verified, and damage heals
+            return
         for event in history:
             self.event(step, event)
         if step.node.measures:
@@ -115,30 +150,62 @@ class Chronicle:
         self.tracking.figures(step.id, self._figures(step, record, history))
         self.tracking.end(step.id, "FINISHED")
 
-    def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
-        """The parent gets every stage's scalars, the last model's by their plain names, and the verdicts on claims."""
+    def close(self, summary: Mapping[str, Any], status: Status) -> None:
+        """The parent gets every stage's scalars, the last model's by their plain names, the whole run's seconds and
+        memory, and the verdicts on claims."""
         from dashboards.claims import write
         from dashboards.figures import groups_figure, quality_against_bytes
         from flows.claims import groups_of
 
+        models = summary["models"]
+        scalars = {name: summary[name] for name in ("seconds", "overhead_seconds")}
         for step, record in self._finished():
-            self.tracking.scalars(None, record.metrics, f"{_owner(step)}.")
+            scalars |= {f"{_owner(step)}.{name}": value for name, value in record.metrics.items()}
+            scalars |= {} if step.node.measures else {f"{step.id}.seconds": record.seconds}
         if models:
-            last = {name: value for name, value in models[-1].items() if isinstance(value, (int, float))}
-            self.tracking.scalars(None, last)
-            self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
+            scalars |= {name: value for name, value in _numbers(models[-1]).items() if name not in OF_THE_WORK}
+            if held := [model["peak_memory_bytes"] for model in models if "peak_memory_bytes" in model]:
+                scalars["peak_memory_bytes"] = max(held)
+            with hidden("torch"):
+                self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
+        self.tracking.scalars(None, scalars)
         if groups := groups_of(models):
             self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])
         for model in models:
-            numbers = {name: value for name, value in model.items() if isinstance(value, (int, float))}
-            tags = {"winnow.address": model["address"], "winnow.key": model["key"]}
-            self.tracking.model(model["stage"], model["address"].replace("/", "-"), tags, numbers)
-        if claims:
-            write(self.tracking, claims)
-        missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
-        for id in missing & self.tracking.children.keys():  # of a model that was made, an evaluation is missing
-            self.tracking.end(id, status)
+            tags = {"winnow.address": model["address"]}
+            self.tracking.model(model["stage"], model["address"].replace("/", "-"), model["key"], tags, _numbers(model))
+        if summary["claims"]:
+            write(self.tracking, summary["claims"])
+        self._end_stages(status)
+        self.tracking.tag(None, "mlflow.note.content", self.description(summary))
         self.tracking.end(None, status)
+
+    def page(self, id: str | None) -> str:
+        """Where MLflow shows the run of a stage, or the parent; empty where no server shows it."""
+        told = id is None or id in self.tracking.children
+        return f"{self.uri.rstrip('/')}/{self.tracking.page(id)}" if told and self.uri.startswith("http") else ""
+
+    def description(self, summary: Mapping[str, Any]) -> str:
+        """The parent's page in MLflow: what each stage came to, and the run that tells of it."""
+        lines = ["| stage | | artifact | run |", "|---|---|---|---|"]
+        for stage in summary["stages"]:
+            if (id := stage["id"]) in self.tracking.children:
+                place = self.tracking.page(id)
+                state = "cached" if stage["cached"] else f"{stage['seconds']:.1f} s" if stage["done"] else "not made"
+                lines.append(f"| {id} | {state} | `{stage['address']}` | [the run that made it]({place}) |")
+        more = len(lines) - 2 - MOST_ROWS
+        return "\n".join([*lines[: MOST_ROWS + 2], *([f"| and {more} more | | | |"] if more > 0 else [])])
+
+    def _end_stages(self, status: Status) -> None:
+        """Of a model that was made, an evaluation may be missing: its run says how the flow ended. One that lacked an
+        evaluation and got it has all now."""
+        missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
+        got = {step.node.measures for step, _ in self._finished() if step.node.measures and not self._known(step)}
+        for id in self.tracking.children:
+            if id in missing and id not in self.linked:
+                self.tracking.end(id, status)
+            elif id in got - missing and id in self.linked:
+                self.tracking.end(id, "FINISHED")
 
     def _finished(self) -> Iterator[tuple[Step, Record]]:
         return ((step, self.records[step.id]) for step in self.plan.steps if step.id in self.records)
@@ -155,8 +222,20 @@ class Chronicle:
         rows = [event.metrics for event in history if "loss" in event.metrics]
         if rows:
             yield "training_curves", training_curves(rows, step.id)
-        if sparsities := json.loads(self._read(record, "report/sparsity.json") or "{}"):
+        if sparsities := json.loads(self._read(record, SPARSITY) or "{}"):
             yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
+
+
+def evaluation_tags(step: Step) -> dict[str, str]:
+    """What the run of a model says of an evaluation: its address, and that of the reference."""
+    tags = {EVALUATE + step.node.stage.label: step.artifact.address}
+    if "reference" in step.parent_addresses:
+        tags[f"{EVALUATE}{step.node.stage.label}.reference"] = step.parent_addresses["reference"]
+    return tags
+
+
+def _numbers(model: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in model.items() if isinstance(value, (int, float))}
 
 
 def _owner(step: Step) -> str:
@@ -167,34 +246,3 @@ def _owner(step: Step) -> str:
 def tracking_uri() -> str:
     """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
-
-
-def provenance(plan: Plan) -> dict[str, str]:
-    """What a run was made from: recipe, data set, lock file, commit."""
-    data = [step for step in plan.steps if step.node.stage.yields == "tokens"]
-    return {
-        "winnow.recipe": plan.recipe.name,
-        "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
-        "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
-        "winnow.git_commit": git_commit(),
-        "winnow.dataset": ", ".join(step.artifact.address for step in data),
-    }
-
-
-def git_commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "none"
-
-
-def this_process() -> str:
-    """host:pid:start, by which a later run tells whether this one still lives."""
-    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def process_is_alive(name: str) -> bool:
-    """False only for a process of this host that is gone; another host's cannot be judged from here."""
-    host, pid, created = name.rsplit(":", 2)
-    if host != os.uname().nodename:
-        return True
-    return psutil.pid_exists(int(pid)) and f"{psutil.Process(int(pid)).create_time():.2f}" == created

@@ -16,6 +16,7 @@ from flows.deploy import deploy
 from flows.ending import Terminated
 from flows.gc import gc, pin, unpin
 from flows.lazy import make_lazy
+from flows.notify import notify
 from flows.options import (
     ArtifactArgument,
     JsonOption,
@@ -51,7 +52,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
-for command in (gc, pin, unpin, trigger):
+for command in (gc, pin, unpin, trigger, notify):
     app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)

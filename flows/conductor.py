@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cluster.ray.events import Event, Failed, Published, parse_event
 from cluster.ray.follower import Away
@@ -49,10 +49,20 @@ def heal(attempt: Callable[[], Made]) -> Made:
             warn(f"{failure}; it is made again now")
 
 
-class Watcher(Protocol):
-    def started(self, step: Step) -> None: ...
-    def event(self, step: Step, event: Event) -> None: ...
-    def finished(self, step: Step, record: Record, overhead: float) -> None: ...
+class Watcher:
+    """Whoever is told what happens. Each overrides what it cares for."""
+
+    def started(self, step: Step) -> None:
+        """A step is begun, or found."""
+
+    def event(self, step: Step, event: Event) -> None:
+        """A step's job tells something."""
+
+    def line(self, step: Step, text: str) -> None:
+        """Another line of a step's job."""
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        """A step's artifact is there; ``overhead`` are the seconds outside its own run."""
 
 
 @dataclass
@@ -109,6 +119,11 @@ class Conductor:
         self.watcher.started(step)
         return time.monotonic()
 
+    def job_page(self, step: Step) -> str:
+        """Where Ray shows the job that made a step in this run; empty where none did."""
+        job = self.groups[step.id].job if step.id in self.groups else None
+        return f"{self.submitter.jobs.address}/#/jobs/{job}" if job else ""
+
     def _in_flight(self) -> int:
         return len({id(group) for group in self.groups.values() if group.running})
 
@@ -153,6 +168,8 @@ class Conductor:
 
     def _line(self, group: Group, line: str) -> None:
         if (event := parse_event(line)) is None:
+            left = (step for step in group.steps if step.artifact.address not in group.published)
+            self.watcher.line(next(left, group.steps[-1]), line)
             return
         if isinstance(event, Failed):
             group.aside = group.aside or event.aside

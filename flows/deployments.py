@@ -32,6 +32,7 @@ from flows.schedules import MADE, Keeper
 LOG = get_logger(__name__)
 SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
 PAGE = 200
+MOST = 16  # runs with a process of their own; whose turn it is among them is decided in cluster/turn.py
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         apply(client, everything(file), listing.pool, listing.pull, prune=True)
     threading.Thread(target=Keeper(home() / "schedules.json").watch, args=(SECONDS,), daemon=True).start()
     with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: SECONDS, PREFECT_WORKER_PREFETCH_SECONDS: 0}):
-        worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=1)
+        worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=MOST)
         asyncio.run(worker.start(printer=LOG.info))
 
 

@@ -15,12 +15,13 @@ from rich.table import Table
 
 from cluster.ray import events
 from cluster.store.artifacts import Record
+from flows.conductor import Watcher
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
 
 
-class Display:
+class Display(Watcher):
     """Bars on a terminal, a line now and then elsewhere: in a log file, in CI, and under a debugger, whose prompt they would
     paint over. ``quiet`` shows nothing: for ``--json``."""
 
@@ -142,7 +143,7 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, wid
         label, _, key = model["address"].partition("/")[2].rpartition("-")
         table.add_column(f"{model['stage']}\n[dim]{label}\n{key}[/dim]", justify="right", overflow="fold")
     for name, title, form in ROWS:
-        cells = [_cell(model.get(name), form) for model in models]
+        cells = [cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
     return table
@@ -156,7 +157,7 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     table = Table(caption_justify="left")
     table.add_column("", no_wrap=True)
     for name, title, form in ROWS:
-        cells = [_cell(model.get(name), form) for model in models]
+        cells = [cell(model.get(name), form) for model in models]
         told = set(filter(None, cells))
         needed = max(map(len, (*title.split(), *cells))) + 3
         if len(told) == 1 and sum(map(bool, cells)) > 1:
@@ -202,7 +203,7 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     for step, row in zip(plan.steps, rows, strict=True):
         if step.node.measures and (step.cached or not plan.by_id[step.node.measures].cached):
             continue
-        costs = (_cell(row.get(name), form) for name, form in PLANNED)
+        costs = (cell(row.get(name), form) for name, form in PLANNED)
         state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"
         if "iso_sparsity" in row:
             state += f"; costs what the dense model costs at sparsity {row['iso_sparsity']:.6g}"
@@ -210,7 +211,7 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
     if value is None:
         return ""
     if form == "bytes":

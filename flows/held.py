@@ -9,21 +9,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.ray.events import Event
 from cluster.reach import check_tracking
 from cluster.store.artifacts import Record
 from cluster.store.quarantine import warn
-from flows.chronicle import Chronicle
+from flows.chronicle import Chronicle, Status
+from flows.conductor import Watcher
 from flows.plan import Plan, Step
 
 AGAIN = 5.0  # seconds between two tries
 LAST_WAIT = 30.0  # seconds the end of a run waits for an MLflow that is away: a server that died is back by then
 
 
-class Held:
+class Held(Watcher):
     """A chronicle that never fails a run."""
 
     def __init__(self, chronicle: Chronicle, uri: str) -> None:
@@ -45,9 +46,9 @@ class Held:
         self.chronicle.stand_on(plan)
         self._tell(self.chronicle.name_needed)
 
-    def close(self, models: list[dict[str, Any]], claims: list[dict[str, Any]], status: str) -> None:
+    def close(self, summary: Mapping[str, Any], status: Status) -> None:
         """Tell the rest, and wait a little for who is away."""
-        self._tell(lambda: self.chronicle.close(models, claims, status), now=True)
+        self._tell(lambda: self.chronicle.close(summary, status), now=True)
         begun, most = time.monotonic(), LAST_WAIT if status == "FINISHED" else 0.0  # who stops a run wants it to stop
         while self.kept and time.monotonic() - begun < most:
             warn(f"waiting for MLflow at {self.uri} for {most:.0f} s at most")  # one line, however often it is asked

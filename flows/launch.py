@@ -50,7 +50,7 @@ def _launch(
     plan, store = prepare(recipe, where, part=part, settings=settings)
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
-    if plan.recipe.search and plan.recipe.search.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if plan.recipe.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "recipe.search: ranks of torchrun cannot decide together; run it without torchrun, or leave out stop and tpe"
         )
@@ -94,12 +94,13 @@ def _run_pipeline(
 ) -> Summary:
     from prefect.logging.handlers import APILogHandler
 
-    from flows.pipeline import WATCHERS, pipeline, refresh_global_settings_context, run
+    from flows.pipeline import SAY, WATCHERS, pipeline, refresh_global_settings_context, run
 
     refresh_global_settings_context()  # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
         WATCHERS.set((display,))
         OUTCOME.set(outcome := Outcome())
+        SAY.set(display.say)
         try:
             if not as_flow:
                 return run(recipe, profile, here, part=part, settings=parse_settings(overrides))

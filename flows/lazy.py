@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -34,3 +36,18 @@ def make_lazy(name: str) -> None:
         spec = importlib.util.find_spec(name)
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         module.__class__ = _Lazy
+
+
+@contextmanager
+def hidden(name: str) -> Iterator[None]:
+    """While nothing of a lazy module was used, those who look whether it was imported find that it was not: matplotlib asks
+    torch for its tensors before it draws a number."""
+    module = sys.modules.get(name)
+    if type(module) is not _Lazy:
+        yield
+        return
+    del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.setdefault(name, module)

@@ -48,6 +48,11 @@ class Recipe:
     space: dict[str, Axis] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 
+    @property
+    def decides(self) -> bool:
+        """Whether it has trials that are drawn only when earlier ones have run."""
+        return self.search is not None and self.search.decides
+
     def node(self, id: str) -> Node:
         return next(node for node in self.nodes if node.id == id)
 

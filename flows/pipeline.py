@@ -1,20 +1,18 @@
-"""The Prefect flow: one task per stage that must run, in the order the recipe's graph allows.
+"""The Prefect flow: a recipe's plan, made when its turn comes.
 
-Prefect decides whether and when; its own caches stay off, since the store already knows what is done. Retries happen
-here, for stages that died, and not for stages whose input is at fault.
+Prefect decides whether and when; its own caches stay off, since the store already knows what is done.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import TerminationSignal
@@ -22,38 +20,35 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
-from cluster.profile import Profile, load_profile
-from cluster.ray.events import Event, Note
+from cluster.profile import load_profile
 from cluster.servers.settle import LABEL
-from cluster.store.artifacts import CorruptArtifact, Record
-from cluster.store.leftovers import tidy
-from cluster.store.quarantine import warn
-from flows.chronicle import Chronicle, this_process, tracking_uri
-from flows.conductor import Conductor, StageFailed, Watcher, heal
+from cluster.turn import Queue
+from flows.conductor import heal
 from flows.ending import OUTCOME, Outcome, Terminated
-from flows.held import Held
-from flows.here import make_here
-from flows.needed import undisturbed
+from flows.lazy import make_lazy
+from flows.make import WATCHERS, Making
+from flows.messenger import set_state
 from flows.override import Setting, parse_settings
 from flows.part import WHOLE, Part
-from flows.plan import Plan, Step, prepare
+from flows.plan import prepare
+from flows.provenance import this_process
 from flows.recipe import read_recipe
-from flows.search import explore
 from flows.served import asked, plainly
-from flows.submit import Submitter
-from flows.summary import summarise
+from flows.title import title
 from flows.trials import Values
-from flows.triggers import Announcer
 
-__all__ = ["WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
+__all__ = ["SAY", "WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
+make_lazy("torch")  # a run that the server starts comes by this module first
+LOG = logging.getLogger(__name__)
+SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=LOG.info)
 PATIENCE, SERVED_PATIENCE = 30.0, 600.0  # seconds the end of a flow waits for its Prefect; nobody waits for a served one
-WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
 
 
 def run_name() -> str:
-    """The recipe's own name, however it was given. A recipe that cannot be read is told of by the run itself."""
+    """What the user typed, else the recipe's own name, however it was given. A recipe that cannot be read is told of by the
+    run itself."""
     try:
-        return str(read_recipe(flow_run.parameters.get("recipe") or "")[0].get("name") or flow_run.name)
+        return title(flow_run.name, str(read_recipe(flow_run.parameters.get("recipe") or "")[0].get("name") or ""))
     except ValueError:
         return flow_run.name
 
@@ -97,61 +92,32 @@ def run(
     part: Part = WHOLE,
     settings: Sequence[Setting] = (),
 ) -> dict[str, Any]:
-    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise."""
-    begun = time.time()
+    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise. What
+    needs the cluster waits for its turn."""
     if flow_run.id:
         _sign(flow_run.id)
     where = load_profile(profile)
-    with undisturbed():  # until MLflow knows what this run stands on
-        plan, store = prepare(recipe, where, served, part, settings)
-        tidy(store, Path(where.scratch))
-        for step in plan.steps:
-            if step.damaged and (line := store.quarantine(step.artifact)):
-                warn(line)
-        chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
-    held = Held(chronicle, where.mlflow.tracking_uri or tracking_uri())
-    announcer = [] if here else [Announcer(plan.recipe.name)]
-    watcher, submitter = Watchers([held, *announcer, *WATCHERS.get()]), Submitter(where, flow_run.id or "")
 
-    def make(plan: Plan) -> None:
-        make_all(plan, Conductor(plan, store, submitter, watcher, where.jobs), watcher, where, here)
+    def plan_anew(trials: Sequence[Values] = ()) -> Any:
+        return prepare(recipe, where, served, part, settings, list(trials))
 
-    def replan(trials: list[Values]) -> Plan:
-        with undisturbed():
-            more, _ = prepare(recipe, where, served, part, settings, trials)
-            held.stand_on(more)
-        return more
-
-    def close(status: str) -> dict[str, Any]:
-        summary = summarise(chronicle.plan, watcher.records, watcher.overheads, begun)
-        held.close(summary["models"], summary["claims"], status)
-        return summary
-
-    try:
-        if (search := plan.recipe.search) and search.decides:
-            explore(plan, replan, make, watcher.records)
-        else:
-            make(plan)
-    except BaseException as interruption:
-        close("FAILED" if isinstance(interruption, Exception) else "KILLED")
-        raise
-    return close("FINISHED")
+    plan, store = plan_anew()
+    if here or not (plan.due or plan.recipe.decides):
+        return Making(plan, store, where, here, plan_anew).run()
+    with Queue.of(where).turn(plan.recipe.name, where.runs, _wait) as waited:
+        if waited:  # who was ahead may have made some of it
+            plan, store = plan_anew()
+            if flow_run.id:
+                set_state(flow_run.id, "Running")
+        return Making(plan, store, where, here, plan_anew).run()
 
 
-def make_all(plan: Plan, conductor: Conductor, watcher: Watchers, profile: Profile, here: bool) -> None:
-    """Tell of what a plan has, once, and make what it lacks."""
-    try:
-        for step in plan.steps:
-            if step.cached and step.id not in watcher.records:
-                watcher.started(step)
-                watcher.finished(step, step.record, 0.0)
-        if here:
-            make_here(plan, conductor.store, profile, watcher)
-        else:
-            run_tasks(plan, conductor, profile.retries)
-    except BaseException:
-        conductor.stop()
-        raise
+def _wait(text: str) -> None:
+    """Tell whoever started the run, on the terminal, the run's page and in its log, that it waits and for whom."""
+    SAY.get()(text)
+    if flow_run.id:
+        get_run_logger().info(text)
+        set_state(flow_run.id, "Waiting", text)
 
 
 def _sign(id: str) -> None:
@@ -172,95 +138,3 @@ def _wait_for_prefect(outcome: Outcome) -> None:
             outcome.untold, get_current_settings().client.max_retries = True, 0
             return
         time.sleep(1)
-
-
-def run_tasks(plan: Plan, conductor: Conductor, retries: int) -> None:
-    """Submit the steps that are due as Prefect tasks and wait for all, then those that want the machine for themselves;
-    the first failure is raised at the end."""
-    futures: dict[str, Any] = {}
-    for exclusive in (False, True):
-        for name, steps in _tasks(plan, exclusive).items():
-            stage = task(
-                _make(conductor, steps),
-                name=name,
-                task_run_name=name if steps[0].node.measures else steps[0].artifact.address,
-                cache_policy=NO_CACHE,
-                persist_result=False,
-                retries=retries,
-                retry_delay_seconds=1,
-                retry_condition_fn=_may_help(conductor, steps[0], retries),
-            )
-            upstream = {id: futures[id] for step in steps for id in step.node.parents.values() if id in futures}
-            futures[name] = stage.submit(wait_for=list(upstream.values()))
-        for future in futures.values():
-            future.wait()
-    for future in futures.values():
-        future.result()
-
-
-def _may_help(conductor: Conductor, step: Step, retries: int) -> Callable[[Any, Any, Any], bool]:
-    """Whether a task is tried again, which is told."""
-
-    def may_help(task: Any, run: Any, state: Any) -> bool:
-        failure = state.result(raise_on_failure=False)
-        if isinstance(failure, (CorruptArtifact, PermissionError)) or isinstance(failure, StageFailed) and failure.final:
-            return False
-        if run.run_count <= retries:
-            text = str(failure).removeprefix(f"{step.id}: ").partition("\n")[0][:300]
-            conductor.watcher.event(step, Note(f"{text}; it is tried again"))
-        return True
-
-    return may_help
-
-
-def _tasks(plan: Plan, exclusive: bool) -> dict[str, list[Step]]:
-    """What is one task of Prefect's, by its name: a stage, or the evaluations of a model."""
-    tasks: dict[str, list[Step]] = {}
-    for step in plan.due:
-        if step.exclusive == exclusive:
-            suffix = "speed" if exclusive else "evaluate"
-            tasks.setdefault(f"{step.node.measures}.{suffix}" if step.node.measures else step.id, []).append(step)
-    return tasks
-
-
-def _make(conductor: Conductor, steps: list[Step]) -> Callable[[], Any]:
-    """Makes steps one after the other, each once however often it is tried; the first failure is raised at the end."""
-    left = list(steps)
-
-    def attempt() -> Any:
-        failures = []
-        for step in list(left):
-            try:
-                conductor.make(step)
-                left.remove(step)
-            except (StageFailed, CorruptArtifact) as failure:
-                if conductor.stopped:  # it did not fail: the run was told to end
-                    return Cancelled(message="the run was stopped")
-                failures.append(failure)
-        if failures:
-            raise failures[0]
-        return None
-
-    return attempt
-
-
-class Watchers:
-    """Passes what happens on to each watcher, and remembers each step's record, and its overhead in seconds."""
-
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self.watchers = watchers
-        self.overheads: dict[str, float] = {}
-        self.records: dict[str, Record] = {}
-
-    def started(self, step: Step) -> None:
-        for watcher in self.watchers:
-            watcher.started(step)
-
-    def event(self, step: Step, event: Event) -> None:
-        for watcher in self.watchers:
-            watcher.event(step, event)
-
-    def finished(self, step: Step, record: Record, overhead: float) -> None:
-        self.overheads[step.id], self.records[step.id] = overhead, record
-        for watcher in self.watchers:
-            watcher.finished(step, record, overhead)

@@ -53,6 +53,16 @@ def status(as_json: JsonOption = False) -> None:
         print(json.dumps({kind: health.model_dump() for kind, health in services.status().items()}))
     else:
         _show_status(services)
+        _show_queue()
+
+
+def _show_queue() -> None:
+    """Whose turn it is on each cluster, and who waits: the first first."""
+    from cluster.turn import Queue
+
+    for queue in Queue.all():
+        if tickets := queue.tickets():
+            console.print(f"on {queue.directory.name}: {', '.join(map(str, tickets))}", highlight=False)
 
 
 def _show_status(services: Any) -> None:

@@ -11,8 +11,8 @@ from cluster.profile import Profile
 from cluster.ray import arrival
 from cluster.ray.jobs import NOT_SECRET, SECRET, Jobs
 from cluster.servers.services import Services
-from flows.chronicle import git_commit
 from flows.plan import Step
+from flows.provenance import git_commit
 from tasks.job import JOB_VARIABLE, payload
 
 PASSED_ON = ("AWS_", "HF_", "WINNOW_HOME", "TORCH_EXTENSIONS_DIR")  # secrets reach a job through its cluster

@@ -88,7 +88,9 @@ def run_single_rank(target: str, payload: dict, settings: dict[str, str]) -> tup
 
 
 def run_rank(config: dict[str, Any]) -> None:
-    """Runs on every rank of Ray Train, after the process group stands."""
+    """Runs on every rank of Ray Train, after the process group stands. Ray marks the lines that follow with the name."""
+    for stream in (sys.stdout, sys.stderr):
+        print(f":actor_name:rank {os.environ['RANK']}", file=stream, flush=True)
     failed, value = run_target(config["target"], config["payload"], config["settings"])
     if failed:
         raise (Mistake if value["mistake"] else TargetFailed)(value["text"])

@@ -135,7 +135,7 @@ def remembered(tmp_path_factory):
     last = runs[-1]
     last.scalars("prune", {"sparsity": 0.5})
     last.scalars(None, {"sparsity": 0.5}, "prune.")
-    last.model("prune", "prune-wanda-abc", {"winnow.address": "prune/wanda-abc"}, {"perplexity": 12.5})
+    last.model("prune", "prune-wanda-abc", "abc", {"winnow.address": "prune/wanda-abc"}, {"perplexity": 12.5})
     last.text(None, "name: tiny", "recipe.yaml")
     last.dataset("prune", "prepare", "d" * 64, "prepare/files-ddd")
     last.end("prune", "FINISHED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,13 +17,14 @@ class Ledger:
     """Tracking that keeps what it is told, by run."""
 
     def __init__(self) -> None:
+        self.origins = SimpleNamespace(run=lambda key, evaluations: None)
         self.children, self.tags, self.numbers, self.ended = {}, defaultdict(dict), defaultdict(dict), {}
 
     def child(self, id, tags, params):
         self.children[id], self.tags[id] = id, dict(tags)
 
     def tag(self, id, name, value):
-        assert id in self.children
+        assert id is None or id in self.children
         self.tags[id][name] = value
 
     def scalars(self, id, metrics, prefix=""):
@@ -46,7 +48,7 @@ def told(tmp_path):
             record = publish(chronicle.store, step, tmp_path / step.id, **{f"number{number}": float(number)})
             chronicle.finished(step, record, 0.0)
     summary = summarise(made, chronicle.records, {}, 0.0)
-    chronicle.close(summary["models"], [], "FAILED")
+    chronicle.close(summary, "FAILED")
     return made, chronicle.tracking
 
 

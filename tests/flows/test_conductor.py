@@ -45,6 +45,8 @@ class Watched:
     def event(self, step, event) -> None:
         self.seen.append((type(event).__name__.lower(), step.id))
 
+    def line(self, step, text): ...
+
     def finished(self, step, record, overhead) -> None:
         self.seen.append(("finished", step.id))
 

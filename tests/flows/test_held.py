@@ -33,7 +33,7 @@ class Chronicle:
     def finished(self, step, record, overhead):
         self._tell("finished", step)
 
-    def close(self, models, claims, status):
+    def close(self, summary, status):
         self._tell("close", status)
 
 
@@ -69,7 +69,7 @@ def test_what_could_not_be_told_is_told_in_order_when_it_answers_again(chronicle
     held.finished("a", SimpleNamespace(), 0.0)
     chronicle.away = False
     held.started("b")
-    held.close([], [], "FINISHED")
+    held.close({}, "FINISHED")
     assert chronicle.told == [
         ("started", "a"),
         ("event", "a", 1),
@@ -88,7 +88,7 @@ def test_an_end_waits_a_little_and_says_what_is_missing(chronicle, monkeypatch, 
         uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
     chronicle.away = True
     held = Held(chronicle, uri)
-    held.close([], [], "FINISHED")
+    held.close({}, "FINISHED")
     assert chronicle.told == [] and len(held.kept) == 1
     lines = capsys.readouterr().err.splitlines()
     assert any("waiting for MLflow at" in line for line in lines)

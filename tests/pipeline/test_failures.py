@@ -104,7 +104,7 @@ def test_a_damaged_artifact_fails_its_verification(home: Home, failed: Done) -> 
 
 def test_and_is_not_tried_again(home: Home, failed: Done) -> None:
     with sqlite3.connect(home.directory / "prefect" / "prefect.db") as database:
-        (attempts,) = database.execute("select run_count, state_type from task_run where name like 'prune/%'").fetchall()
+        (attempts,) = database.execute("select run_count, state_type from task_run where name = 'prune'").fetchall()
     assert attempts == (1, "FAILED")
 
 
@@ -112,11 +112,8 @@ def test_and_mlflow_says_so_too(home: Home, failed: Done) -> None:
     ledger = Ledger.of(home)
     (parent,) = ledger.parents("greedy")
     assert parent.info.status == "FAILED"
-    assert {id: run.info.status for id, run in ledger.children(parent).items()} == {
-        "prepare": "FINISHED",
-        "pretrain": "FINISHED",
-        "prune": "FAILED",
-    }
+    ended = {id: run.info.status for id, run in ledger.children(parent).items()}
+    assert ended.pop("prune") == "FAILED" and set(ended.values()) <= {"FINISHED"}  # the others may have been made before
 
 
 def test_damage_that_a_job_meets_and_damage_in_the_flow_heal_within_one_run(home: Home, failed: Done) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from cluster.profile import Profile
 from flows.here import make_here
-from flows.pipeline import Watchers
+from flows.make import Watchers
 from flows.plan import check, make_plan
 from flows.recipe import parse_recipe
 from tasks.formats.mask import Mask

@@ -1,0 +1,131 @@
+"""Makes what a plan lacks, and tells of it and of the rest: MLflow, the run's page in Prefect, the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run, task_run
+
+from cluster.profile import Profile
+from cluster.ray.events import Event
+from cluster.store.artifacts import Record
+from cluster.store.leftovers import tidy
+from cluster.store.local import Store
+from cluster.store.quarantine import warn
+from flows.announcer import Announcer
+from flows.chronicle import Chronicle, Status, tracking_uri
+from flows.conductor import Conductor, Watcher
+from flows.held import Held
+from flows.here import make_here
+from flows.messenger import Messenger
+from flows.needed import undisturbed
+from flows.page import Page
+from flows.plan import Plan, Step
+from flows.search import explore
+from flows.steps import run_tasks
+from flows.submit import Submitter
+from flows.summary import summarise
+from flows.trials import Values
+
+WATCHERS: ContextVar[Sequence[Watcher]] = ContextVar("watchers", default=())
+
+
+class Making:
+    """One run of a plan. ``plan_anew`` plans the recipe again, with further trials where it searches."""
+
+    def __init__(self, plan: Plan, store: Store, where: Profile, here: bool, plan_anew: Callable[..., Any]) -> None:
+        self.store, self.where, self.here, self.plan_anew = store, where, here, plan_anew
+        self.begun = time.time()
+        with undisturbed():  # until MLflow knows what this run stands on
+            if any(step.cached and store.done(step.artifact) is None for step in plan.steps):  # collected since
+                plan, _ = plan_anew()
+            tidy(store, Path(where.scratch))
+            for step in plan.steps:
+                if step.damaged and (line := store.quarantine(step.artifact)):
+                    warn(line)
+            self.chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
+        self.plan = plan
+        self.held = Held(self.chronicle, where.mlflow.tracking_uri or tracking_uri())
+        self.submitter = Submitter(where, flow_run.id or "")
+        self.conductor: Conductor | None = None
+        self.page = Page(plan, Messenger(flow_run.id), self._places, lambda: task_run.id) if flow_run.id else None
+        announcer = [] if here else [Announcer(plan.recipe.name)]
+        self.watcher = Watchers([self.held, *announcer, *([self.page] if self.page else []), *WATCHERS.get()])
+
+    def run(self) -> dict[str, Any]:
+        """The summary. Whatever interrupts is told before it is raised."""
+        try:
+            if self.plan.recipe.decides:
+                explore(self.plan, self._replan, self._make, self.watcher.records)
+            else:
+                self._make(self.plan)
+        except BaseException as interruption:
+            failure = " ".join(f"{type(interruption).__name__}: {interruption}".split())
+            self._close("FAILED" if isinstance(interruption, Exception) else "KILLED", failure)
+            raise
+        return self._close("FINISHED")
+
+    def _make(self, plan: Plan) -> None:
+        """Tell of what a plan has, once, and make what it lacks."""
+        self.conductor = Conductor(plan, self.store, self.submitter, self.watcher, self.where.jobs)
+        try:
+            found = [step for step in plan.steps if step.cached and step.id not in self.watcher.records]
+            for step in found:
+                self.watcher.started(step)
+                self.watcher.finished(step, step.record, 0.0)
+            if self.here:
+                make_here(plan, self.store, self.where, self.watcher)
+            elif plan.due or flow_run.id:
+                run_tasks(plan, found, self.conductor, self.where.retries, self.chronicle.page)
+        except BaseException:
+            self.conductor.stop()
+            raise
+
+    def _replan(self, trials: list[Values]) -> Plan:
+        with undisturbed():
+            more, _ = self.plan_anew(trials)
+            self.held.stand_on(more)
+        if self.page:
+            self.page.plan = self.chronicle.plan
+        return more
+
+    def _places(self, step: Step) -> dict[str, str]:
+        """Where else a step can be looked at."""
+        return {"MLflow": self.chronicle.page(step.id), "Ray job": self.conductor.job_page(step) if self.conductor else ""}
+
+    def _close(self, status: Status, failure: str = "") -> dict[str, Any]:
+        summary = summarise(self.chronicle.plan, self.watcher.records, self.watcher.overheads, self.begun)
+        if self.page:
+            self.page.close(summary, {"MLflow": self.chronicle.page(None)}, failure)
+        self.held.close(summary, status)
+        return summary
+
+
+class Watchers(Watcher):
+    """Passes what happens on to each watcher, and remembers each step's record, and its overhead in seconds."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self.watchers = watchers
+        self.overheads: dict[str, float] = {}
+        self.records: dict[str, Record] = {}
+
+    def started(self, step: Step) -> None:
+        for watcher in self.watchers:
+            watcher.started(step)
+
+    def event(self, step: Step, event: Event) -> None:
+        for watcher in self.watchers:
+            watcher.event(step, event)
+
+    def line(self, step: Step, text: str) -> None:
+        for watcher in self.watchers:
+            watcher.line(step, text)
+
+    def finished(self, step: Step, record: Record, overhead: float) -> None:
+        self.overheads[step.id], self.records[step.id] = overhead, record
+        for watcher in self.watchers:
+            watcher.finished(step, record, overhead)

@@ -1,0 +1,83 @@
+"""``winnow notify``: the Prefect server calls a webhook when a run fails or a recipe's claim does not hold.
+
+It is the server that calls, by an automation of its own, so that it also does when the process of the run is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from flows.messenger import CLAIM_FAILED, FLOW
+from flows.options import ProfileOption, console
+
+NAME = "winnow-notify"
+EVENTS = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut", CLAIM_FAILED)
+TEXT = '(flow_run.name ~ ": " ~ (event.payload.message or flow_run.state.name) ~ " " ~ (flow_run | ui_url)) | tojson'
+PAYLOAD = '{"text": {{ TEXT }}, "event": {{ event.event | tojson }}, "run": {{ flow_run.name | tojson }}}'.replace("TEXT", TEXT)
+
+
+def notify(
+    webhook: Annotated[str, typer.Option(envvar="WINNOW_WEBHOOK_URL", help="a secret: better given by the environment")] = "",
+    off: Annotated[bool, typer.Option("--off", help="call nobody any more")] = False,
+    profile: ProfileOption = "local",
+) -> None:
+    """Have Prefect call a webhook when a run fails or a claim does not hold. Takes its URL from WINNOW_WEBHOOK_URL, or asks."""
+    if not off:
+        webhook = webhook or typer.prompt("URL of the webhook", hide_input=True)
+        if not webhook.startswith(("http://", "https://")):
+            raise ValueError("WINNOW_WEBHOOK_URL should start with http:// or https://")
+    _find_server(profile)
+    from prefect.client.orchestration import get_client
+
+    with get_client(httpx_settings={"timeout": 10.0}, sync_client=True) as client:
+        for automation in client.request("POST", "/automations/filter", json={}).json():
+            if automation["name"] == NAME:
+                client.request("DELETE", f"/automations/{automation['id']}")
+        if not off:
+            client.request("POST", "/automations/", json=_automation(webhook))
+    console.print("nobody is called any more" if off else "Prefect calls the webhook when a run fails or a claim does not hold")
+
+
+def _find_server(profile: str) -> None:
+    """Settle where Prefect is: the profile's server, or the one of ``winnow up``."""
+    from cluster.profile import load_profile
+    from cluster.servers.services import Services
+
+    where = load_profile(profile)
+    services = Services()
+    if where.prefect.api_url:
+        os.environ["PREFECT_API_URL"] = where.prefect.api_url
+    else:
+        if "prefect" not in services.status():
+            raise ValueError("no Prefect server runs here: start it with winnow up, or name prefect.api_url in the profile")
+        os.environ.update(services.environment())
+    from flows.pipeline import refresh_global_settings_context
+
+    refresh_global_settings_context()
+
+
+def _automation(webhook: str) -> dict[str, Any]:
+    """The automation, beside the block that keeps the URL where Prefect keeps secrets."""
+    from prefect.blocks.webhook import Webhook
+
+    block = Webhook(url=webhook, headers={"Content-Type": "application/json"})
+    return {
+        "name": NAME,
+        "description": "calls a webhook when a run of winnow fails or a claim does not hold",
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": {**FLOW, "prefect.resource.name": "winnow*"},
+            "expect": list(EVENTS),
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [
+            {"type": "call-webhook", "block_document_id": str(block.save(NAME, overwrite=True)), "payload": PAYLOAD},
+        ],
+    }

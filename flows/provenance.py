@@ -1,0 +1,46 @@
+"""What a run was made from, and which process tells of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from flows.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK_FILE = ROOT / "infra" / "requirements.lock"
+
+
+def provenance(plan: Plan) -> dict[str, str]:
+    """What a run was made from: recipe, data set, lock file, commit."""
+    data = [step for step in plan.steps if step.node.stage.yields == "tokens"]
+    return {
+        "winnow.recipe": plan.recipe.name,
+        "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
+        "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
+        "winnow.git_commit": git_commit(),
+        "winnow.dataset": ", ".join(step.artifact.address for step in data),
+    }
+
+
+def git_commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "none"
+
+
+def this_process() -> str:
+    """host:pid:start, by which a later run tells whether this one still lives."""
+    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def process_is_alive(name: str) -> bool:
+    """False only for a process of this host that is gone; another host's cannot be judged from here."""
+    host, pid, created = name.rsplit(":", 2)
+    if host != os.uname().nodename:
+        return True
+    return psutil.pid_exists(int(pid)) and f"{psutil.Process(int(pid)).create_time():.2f}" == created
