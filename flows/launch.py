@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cluster.profile import Profile, load_profile
 from cluster.reach import check_servers
+from cluster.turn import Queue
 from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
@@ -41,8 +42,9 @@ def _launch(
         make_here(plan, store, where, display)
         return plan, None
     check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=bool(plan.due) and not here)
-    with _servers(where, console, needed=bool(plan.due) and not here):
-        return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=bool(plan.due) and not here)
+    needed = bool(plan.due) and not here
+    with Queue.of(where).place(plan.recipe.name) if needed else nullcontext(), _servers(where, console, needed):
+        return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=needed)
 
 
 @contextmanager
