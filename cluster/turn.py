@@ -10,11 +10,13 @@ import fcntl
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from cluster.lock import locked
@@ -33,6 +35,9 @@ class Ticket:
 
     def __str__(self) -> str:
         return f"{self.name} (since {datetime.fromtimestamp(self.since):%H:%M:%S})"
+
+
+PLACES: ContextVar[Mapping[Path, Ticket]] = ContextVar("places", default=MappingProxyType({}))  # of this run, by queue
 
 
 class Queue:
@@ -61,8 +66,7 @@ class Queue:
     def turn(self, name: str, most: int, tell: Callable[[str], None]) -> Iterator[bool]:
         """Wait until fewer than ``most`` are ahead, and be among them; yields whether it had to wait. ``tell`` hears for whom
         it waits each time that changes."""
-        ticket, file = self._draw(name)
-        try:
+        with self.place(name) as ticket:
             told = ""
             while len(ahead := [other for other in self.tickets() if other.number < ticket.number]) >= most:
                 if (text := f"waiting for {ahead[0]}, {len(ahead)} ahead") != told:
@@ -70,7 +74,20 @@ class Queue:
                     told = text
                 time.sleep(POLL)
             yield bool(told)
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[Ticket]:
+        """A place in the queue, drawn before there is anything to do with it, such as to start servers: whoever of the same
+        run asks for its turn meanwhile, has this one."""
+        if (drawn := PLACES.get().get(self.directory)) is not None:
+            yield drawn
+            return
+        ticket, file = self._draw(name)
+        token = PLACES.set({**PLACES.get(), self.directory: ticket})
+        try:
+            yield ticket
         finally:
+            PLACES.reset(token)
             self._path(ticket.number).unlink(missing_ok=True)
             file.close()
 

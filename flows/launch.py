@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.profile import Profile, load_profile
 from cluster.reach import check_servers
+from cluster.turn import Queue
 from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
@@ -59,7 +60,7 @@ def _launch(
         make_here(plan, store, where, display)
         return plan, None
     check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=due)
-    with _servers(where, console, needed=due):
+    with Queue.of(where).place(plan.recipe.name) if due else nullcontext(), _servers(where, console, needed=due):
         return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=due)
 
 

@@ -15,8 +15,10 @@ from flows.options import ProfileOption, console
 
 NAME = "winnow-notify"
 EVENTS = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut", CLAIM_FAILED)
-TEXT = '(flow_run.name ~ ": " ~ (event.payload.message or flow_run.state.name) ~ " " ~ (flow_run | ui_url)) | tojson'
-PAYLOAD = '{"text": {{ TEXT }}, "event": {{ event.event | tojson }}, "run": {{ flow_run.name | tojson }}}'.replace("TEXT", TEXT)
+TEXT = '(flow_run.name ~ ": " ~ (event.payload.message or flow_run.state.message or flow_run.state.name)) | tojson'
+PAYLOAD = '{"text": {{ TEXT }}, "event": {{ event.event | tojson }}, "run": "PAGE/runs/flow-run/{{ flow_run.id }}"}'.replace(
+    "TEXT", TEXT
+)
 
 
 def notify(
@@ -37,7 +39,9 @@ def notify(
             if automation["name"] == NAME:
                 client.request("DELETE", f"/automations/{automation['id']}")
         if not off:
-            client.request("POST", "/automations/", json=_automation(webhook))
+            client.request(
+                "POST", "/automations/", json=_automation(webhook, str(client.api_url).rstrip("/").removesuffix("/api"))
+            )
     console.print("nobody is called any more" if off else "Prefect calls the webhook when a run fails or a claim does not hold")
 
 
@@ -59,7 +63,7 @@ def _find_server(profile: str) -> None:
     refresh_global_settings_context()
 
 
-def _automation(webhook: str) -> dict[str, Any]:
+def _automation(webhook: str, page: str) -> dict[str, Any]:
     """The automation, beside the block that keeps the URL where Prefect keeps secrets."""
     from prefect.blocks.webhook import Webhook
 
@@ -78,6 +82,10 @@ def _automation(webhook: str) -> dict[str, Any]:
             "within": 0,
         },
         "actions": [
-            {"type": "call-webhook", "block_document_id": str(block.save(NAME, overwrite=True)), "payload": PAYLOAD},
+            {
+                "type": "call-webhook",
+                "block_document_id": str(block.save(NAME, overwrite=True)),
+                "payload": PAYLOAD.replace("PAGE", page),
+            },
         ],
     }

@@ -177,5 +177,5 @@ def test_a_failed_run_and_a_claim_that_does_not_hold_call_the_webhook(ui: Ui, fo
     while len(Told.calls) < 2 and time.monotonic() < deadline:
         time.sleep(0.3)
     claim, failure = sorted(Told.calls, key=lambda call: call["event"].startswith("prefect."))
-    assert claim["event"] == "winnow.claim.failed" and "less is more" in claim["text"] and follower in claim["text"]
-    assert failure["event"].startswith("prefect.flow-run.") and wrong in failure["text"]
+    assert claim["event"] == "winnow.claim.failed" and "less is more" in claim["text"] and follower in claim["run"]
+    assert failure["event"].startswith("prefect.flow-run.") and wrong in failure["run"] and "no-such" in failure["text"]

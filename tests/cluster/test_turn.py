@@ -58,8 +58,18 @@ def test_who_came_first_goes_first_and_each_is_told_for_whom_it_waits(queue):
 
 
 def test_as_many_go_at_once_as_the_profile_says(queue):
-    with queue.turn("a", 2, print) as first, queue.turn("b", 2, print) as second:
-        assert (first, second) == (False, False) and [ticket.name for ticket in queue.tickets()] == ["a", "b"]
+    def another() -> tuple[bool, list[str]]:
+        with queue.turn("b", 2, print) as waited:
+            return waited, [ticket.name for ticket in queue.tickets()]
+
+    with ThreadPoolExecutor(1) as pool, queue.turn("a", 2, print) as waited:
+        assert not waited and pool.submit(another).result(30) == (False, ["a", "b"])
+
+
+def test_a_place_drawn_early_is_the_one_that_gets_its_turn(queue):
+    with queue.place("early") as place, queue.turn("early", 1, print) as waited:
+        assert not waited and queue.tickets() == [place]
+    assert queue.tickets() == []
 
 
 @pytest.mark.slow
