@@ -5,7 +5,10 @@ transformers tells, which takes seconds to import, so this is asked last, and of
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flows.nodes import Node, Recipe, naming
+from tasks.data.tokenizer import Meaning
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
 from tasks.stage import members
@@ -26,12 +29,50 @@ class _Known:
         self.recipe = recipe
         self.models: dict[tuple[str, int | None], ModelFacts | None] = {}
         self.tokenizers: dict[str, int | None] = {}
+        self.read: dict[Path, Meaning | None] = {}
 
     def parties(self, node: Node) -> Parties:
         data = node.id if node.stage.yields == "tokens" else node.parents.get("data")
         others = [self._model(self.recipe.node(id)) for id in members(node.parents, node.stage.plural)]
         known = tuple(facts for facts in others if facts)
-        return Parties(self._ids(data), self._model(node), self._teacher(node), self._reference(node), known)
+        met = (self._ids(data), self._model(node), self._teacher(node), self._reference(node), known)
+        return Parties(*met, meanings=self._meanings(node, data))
+
+    def _meanings(self, node: Node, data: str | None) -> dict[str, Meaning | None]:
+        """What ids stand for to all who take part."""
+        taking = {role: self._meaning(self.recipe.node(id)) for role, id in node.parents.items() if role != "data"}
+        taught = ("teacher",) if node.stage.needs_teacher() else ()
+        outside = {role: getattr(node.stage, role, None) for role in ("model", *taught, "reference")}
+        said = {role: self._own(source) for role, source in outside.items() if source and role not in taking}
+        return {"data": self._learned(data), **taking, **said}
+
+    def _meaning(self, node: Node) -> Meaning | None:
+        """To a model, or to tokens. A model that came with no tokenizer has that of the data it was trained on first."""
+        if node.stage.yields == "tokens":
+            return self._learned(node.id)
+        source = getattr(node.stage, "model", None)
+        own = self._meaning(self.recipe.node(node.came_from)) if node.came_from else source and self._own(source)
+        return own or (self._learned(node.parents["data"]) if node.stage.distributed else None)
+
+    def _own(self, source: ModelSource) -> Meaning | None:
+        return self._in(source.checkpoint.local) if source.checkpoint and source.checkpoint.local else None
+
+    def _learned(self, data: str | None) -> Meaning | None:
+        """To tokens: by a tokenizer on this machine, or one that a stage will learn."""
+        if data is None:
+            return None
+        node = self.recipe.node(data)
+        if "tokenizer" in node.parents:
+            return self._learned(node.parents["tokenizer"])
+        if learned := node.stage.learned_from():
+            return Meaning(learned=learned)
+        directory = node.stage.tokenizer.checkpoint.local
+        return self._in(directory) if directory else None
+
+    def _in(self, directory: Path) -> Meaning | None:
+        if directory not in self.read:
+            self.read[directory] = Meaning.of(directory)
+        return self.read[directory]
 
     def _ids(self, data: str | None) -> int | None:
         """How many ids the tokenizer behind a node of tokens needs; None where it lies elsewhere."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tasks.evaluators import Evaluator
 from tasks.methods import of
-from tasks.models.facts import Parties, facts_in, ids_in
+from tasks.models.facts import Parties, facts_in, ids_in, meanings_in
 from tasks.models.source import ModelSource
 from tasks.stage import Context, Kind, Stage
 
@@ -45,8 +45,9 @@ class Evaluate(Stage):
 
     def parties(self, context: Context) -> Parties:
         reference = self._reference(context)
-        ids, model = ids_in(context.inputs["data"]), facts_in(context.inputs["model"])
-        return Parties(ids, model, reference=facts_in(reference) if reference else None)
+        data, model = context.inputs["data"], context.inputs["model"]
+        meanings = meanings_in(data=data / "tokenizer", model=model, reference=reference)
+        return Parties(ids_in(data), facts_in(model), reference=facts_in(reference) if reference else None, meanings=meanings)
 
     def check_parties(self, parties: Parties) -> None:
         parties.check()

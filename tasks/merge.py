@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tasks.mergers import Merger
 from tasks.methods import of
-from tasks.models.facts import Parties, facts_in
+from tasks.models.facts import Parties, facts_in, meanings_in
 from tasks.stage import Context, Facts, Kind, Stage, members
 
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ class Merge(Stage):
             raise ValueError("integers of different grids have no mean; merge before quantize")
 
     def parties(self, context: Context) -> Parties:
-        return Parties(others=tuple(map(facts_in, members(context.inputs, "models"))))
+        directories = members(context.inputs, "models")
+        meanings = meanings_in(**{f"models_{number}": directory for number, directory in enumerate(directories)})
+        return Parties(others=tuple(map(facts_in, directories)), meanings=meanings)
 
     def check_parties(self, parties: Parties) -> None:
+        parties.check_meanings()
         shapes = [{name: value.shape for name, value in facts.skeleton.state_dict().items()} for facts in parties.others]
         for other in shapes[1:]:
             if odd := [name for name, _ in other.items() ^ shapes[0].items()]:

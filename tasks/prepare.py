@@ -116,6 +116,18 @@ class Prepare(Stage):
                 name, needed = "corpus" if len(texts) == 1 else f"corpus.{role}", NEED[splits if least > 1 else 1]
                 raise ValueError(f"{name} is too small: {count} documents with text, {needed} {least}")
 
+    def learned_from(self) -> str:
+        """What a tokenizer that is trained here is learned from; empty where none is. Two that are learned from the same are
+        the same, whatever is held out."""
+        if not self.tokenizer.train:
+            return ""
+        parts = []
+        for task, corpus in self.corpus.parts().items():
+            texts = corpus.texts()
+            shares = [getattr(self, split) for split in SPLITS if split != "train" and split not in texts]
+            parts.append([task, type(texts["train"]).__name__, texts["train"].model_dump_json(), shares])
+        return json.dumps([self.tokenizer.train, parts])
+
     def run(self, context: Context) -> dict[str, float]:
         from tasks.data.tokenizer import load_tokenizer, train_tokenizer
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.ray.events import Event, Metrics, Note, Progress
 from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
-from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in
+from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in, meanings_in
 from tasks.models.source import ModelSource
 from tasks.workers import Worker, start_here
 
@@ -117,10 +117,8 @@ class Stage(BaseModel):
         return Parties()
 
     def check_parties(self, parties: Parties) -> None:
-        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields.
-
-        Asked when a plan is made, and again when the stage starts: a plan may not see them.
-        """
+        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields: asked
+        when a plan is made, and again when the stage starts, since a plan may not see them."""
 
     def run(self, context: Context) -> dict[str, float]:
         raise NotImplementedError
@@ -162,7 +160,9 @@ class ModelStage(Stage):
 
     def parties(self, context: Context) -> Parties:
         ids, teacher = ids_in(context.inputs["data"]), self.teacher_directory(context)
-        return Parties(ids, self.facts(context, ids), facts_in(teacher) if teacher else None)
+        begun = None if self.model and self.model.architecture else self.incoming(context)  # to a new one ids mean nothing
+        meanings = meanings_in(data=context.inputs["data"] / "tokenizer", model=begun, teacher=teacher)
+        return Parties(ids, self.facts(context, ids), teacher and facts_in(teacher), meanings=meanings)
 
     def facts(self, context: Context, ids: int) -> ModelFacts:
         """Of the model this stage starts from, whose data may hold that many token ids."""

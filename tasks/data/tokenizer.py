@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +51,46 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         raise ValueError(f"no tokenizer in {directory}: {type(error).__name__}: {reason}") from error
 
 
+def has_tokenizer(directory: Path) -> bool:
+    return (directory / "tokenizer_config.json").exists() or (directory / "tokenizer.json").exists()
+
+
 def same_tokens(first: Path, second: Path) -> bool:
     """Whether two directories hold tokenizers that give the same tokens the same ids; False where the first has none."""
-    if not (first / "tokenizer_config.json").exists() and not (first / "tokenizer.json").exists():
-        return False
-    return load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()
+    return has_tokenizer(first) and load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What ids stand for: by the tokenizer in a ``directory``, or by one that is yet to be learned, from what ``learned``
+    says."""
+
+    directory: Path | None = None
+    learned: str = ""
+
+    @classmethod
+    def of(cls, directory: Path) -> Meaning | None:
+        """That of a directory of a model or of a tokenizer; None where it has no tokenizer."""
+        return cls(directory) if has_tokenizer(directory) else None
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        assert self.directory is not None, "it is there"
+        return {id: token for token, id in load_tokenizer(self.directory).get_vocab().items()}
+
+    def clash(self, other: Meaning) -> str:
+        """How the two give ids other meanings, as far as it can be known; empty where they do not. One may know ids that the
+        other does not: tokens that were added to it."""
+        if self.learned and other.learned:
+            return "they are learned from different texts" if self.learned != other.learned else ""
+        if not (self.directory and other.directory) or self._same_file(other):
+            return ""
+        odd = (id for id in sorted(self.tokens.keys() & other.tokens.keys()) if self.tokens[id] != other.tokens[id])
+        return next((f"id {id} is {self.tokens[id]!r} and {other.tokens[id]!r}" for id in odd), "")
+
+    def _same_file(self, other: Meaning) -> bool:
+        """Whether the files show it without being understood: stages copy them."""
+        files = [directory / "tokenizer.json" for directory in (self.directory, other.directory) if directory]
+        return self.directory == other.directory or (
+            all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+        )

@@ -6,10 +6,14 @@ machine, and once more when the stage starts, of what does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tasks.data.tokenizer import Meaning
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -58,16 +62,33 @@ class ModelFacts:
         return positions(self.skeleton.config)
 
 
+_SAME_TOKENS = {
+    "model": "prepare data with the model's own: tokenizer: earlier, or tokenizer: {checkpoint: PATH}",
+    "teacher": "learn from a teacher with the model's tokenizer",
+    "reference": "compare with a model that has the model's tokenizer",
+}
+
+
 @dataclass(frozen=True)
 class Parties:
     """The models and the data of a stage, as far as known. ``ids`` is how many token ids its data may hold: the largest and
-    one; ``others`` are the models of a role that takes a list."""
+    one; ``others`` are the models of a role that takes a list; ``meanings`` says what ids stand for, to the data and to each
+    model, by role."""
 
     ids: int | None = None
     model: ModelFacts | None = None
     teacher: ModelFacts | None = None
     reference: ModelFacts | None = None
     others: tuple[ModelFacts, ...] = ()
+    meanings: Mapping[str, Meaning | None] = field(default_factory=dict)
+
+    def check_meanings(self) -> None:
+        """Raise ValueError where ids mean one token to one of them and another to another: equal counts do not tell."""
+        known = [(role, meaning) for role, meaning in self.meanings.items() if meaning]
+        for (role, meaning), (other, theirs) in combinations(known, 2):
+            if clash := meaning.clash(theirs):
+                remedy = _SAME_TOKENS.get(other, "merge models of one tokenizer")
+                raise ValueError(f"the tokenizers of {role} and {other} differ ({clash}); {remedy}")
 
     def check(self, length: int = 0) -> None:
         """Raise ValueError where they do not fit together, or not with sequences of ``length``."""
@@ -88,6 +109,7 @@ class Parties:
                     f"the {role} tells the odds of {sizes[1]} tokens, the model of {sizes[0]}; {remedy} "
                     "with the model's vocabulary"
                 )
+        self.check_meanings()
 
 
 def positions(config: PretrainedConfig) -> int | None:
@@ -132,3 +154,8 @@ def ids_in(data: Path) -> int:
     from tasks.data.tokenizer import count_ids, load_tokenizer
 
     return count_ids(load_tokenizer(data / "tokenizer"))
+
+
+def meanings_in(**directories: Path | None) -> dict[str, Meaning | None]:
+    """What ids stand for to each of these, by role: directories of models and tokenizers."""
+    return {role: Meaning.of(directory) if directory else None for role, directory in directories.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,60 @@ def test_each_model_and_tokenizer_is_looked_at_once(monkeypatch, small):
     grid = {"grid": {"method.sparsity": [0.5, 0.6, 0.7]}, "pretrain": {"method": "static", "tokens": 1000}}
     examine(recipe(tokens({"train": 300}), grid, {"prune": {"method": "wanda", "pattern": "2:4"}}, model=LLAMA))
     assert looked == [300]
+
+
+TWO = [
+    {"id": "one", **tokens({"train": 300})},
+    {"pretrain": {"tokens": 1000}},
+    {"id": "two", "prepare": {"corpus": {"hub": {**HUB["hub"], "dataset": "other/text"}}, "tokenizer": {"train": 300}}},
+    {"id": "other", "from": "two", "pretrain": {"tokens": 1000}},
+]
+LEARNED = "differ (they are learned from different texts)"
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"from": {"model": "pretrain", "data": "two"}, **PRUNE},
+            f"recipe.prune: the tokenizers of data and model {LEARNED}; prepare data with the model's own: tokenizer: earlier",
+        ),
+        (
+            {"from": {"model": "pretrain", "data": "one", "teacher": "other"}, "recover": {"tokens": 1000, **CALIBRATION}},
+            f"recipe.recover: the tokenizers of data and teacher {LEARNED}; learn from a teacher with the model's tokenizer",
+        ),
+        (
+            {"from": {"model": "pretrain", "data": "one", "reference": "other"}, "evaluate": {"method": "divergence"}},
+            f"recipe.evaluate: the tokenizers of data and reference {LEARNED}; compare with a model that has the model's",
+        ),
+    ],
+    ids=["data", "teacher", "reference"],
+)
+def test_tokenizers_of_one_size_that_are_learned_from_different_texts_are_told_apart(stage, message):
+    assert refusal(*TWO, stage, model=LLAMA).startswith(message)
+
+
+def test_tokenizers_that_are_learned_from_one_text_are_one_whatever_is_held_out():
+    def held(dataset: str) -> dict:
+        roles = {"train": HUB, "heldout": {"hub": {**HUB["hub"], "dataset": dataset}}}
+        return {"id": dataset[:1], "prepare": {"corpus": roles, "tokenizer": {"train": 300}}}
+
+    examine(recipe(held("x/y"), {"pretrain": {"tokens": 1000}}, held("z/y"), PRUNE, model=LLAMA, evaluate={}))
+    later = {"prepare": {"corpus": "stdlib", "tokenizer": "earlier"}}
+    examine(recipe(held("x/y"), {"pretrain": {"tokens": 1000}}, later, PRUNE, model=LLAMA, evaluate={}))
+
+
+def test_a_checkpoints_own_tokenizer_is_compared_with_that_of_the_data_token_by_token(tmp_path):
+    """One may know ids that the other does not."""
+    mine, other = (data_zoo.write_tokenizer(tmp_path / name) for name in ("mine", "other"))
+    zoo.save("llama", mine, layers=1, vocab_size=320)
+    examine(recipe(tokens({"checkpoint": str(other)}), PRUNE, model={"checkpoint": str(mine)}, evaluate={}))
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {token: (571 - id if id > 270 else id) for token, id in content["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    message = refusal(tokens({"checkpoint": str(other)}), PRUNE, model={"checkpoint": str(mine)})
+    assert message.startswith("recipe.prune: the tokenizers of data and model differ (id 272 is ")
+    added = json.loads((mine / "tokenizer.json").read_text())
+    added["added_tokens"].append({**added["added_tokens"][0], "id": 300, "content": "<pad>"})
+    (other / "tokenizer.json").write_text(json.dumps(added))
+    examine(recipe(tokens({"checkpoint": str(other)}), PRUNE, model={"checkpoint": str(mine)}, evaluate={}))

@@ -258,6 +258,24 @@ def test_vocabularies_and_positions_are_compared_when_a_stage_starts(shop, chain
             shop.make("evaluate", {"method": evaluator}, data=chain["prepare"], model=chain["prune"])
 
 
+def test_ids_of_another_tokenizer_are_told_when_a_stage_starts_though_there_are_as_many(shop, chain, tmp_path):
+    pattern = str(tmp_path / "*.txt")
+    for number in range(40):
+        (tmp_path / f"{number:02d}.txt").write_text(data_zoo.text(number)[::-1])
+    other = shop.data(corpus={"files": {"paths": [pattern]}})
+    pretrain = {"model": LLAMA, **TRAINING, "tokens": 512}
+    made = shop.make("pretrain", pretrain, data=other)
+    with pytest.raises(ValueError, match="^the tokenizers of data and model differ .id [0-9]+ is '.*' and '.*'.; prepare data"):
+        shop.make("recover", TRAINING, data=other, model=chain["prune"], teacher=chain["pretrain"])
+    with pytest.raises(ValueError, match="^the tokenizers of data and teacher differ .id .*; learn from a teacher with the"):
+        shop.make("recover", TRAINING, data=chain["prepare"], model=chain["prune"], teacher=made)
+    with pytest.raises(ValueError, match="^the tokenizers of data and reference differ .id .*; compare with a model that has"):
+        divergence = {"method": {"divergence": {"length": 32}}}
+        shop.make("evaluate", divergence, data=chain["prepare"], model=chain["prune"], reference=made)
+    with pytest.raises(ValueError, match="^the tokenizers of models_0 and models_1 differ .id .*; merge models of one"):
+        shop.make("merge", {}, models_0=chain["pretrain"], models_1=made)
+
+
 def test_a_tokenizer_whose_ids_have_holes_makes_data_and_a_model_with_a_row_for_each(shop, tmp_path):
     data = shop.data(tokenizer={"checkpoint": str(data_zoo.write_tokenizer(tmp_path, holes=11))})
     made = shop.make("pretrain", {"model": LLAMA, **TRAINING, "tokens": 512}, data=data)
