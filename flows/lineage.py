@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from tasks.evaluate import Evaluate
+from tasks.methods import dump
+from tasks.models.files.layout import MASKS
 from tasks.stage import members
 
 if TYPE_CHECKING:
@@ -27,17 +30,66 @@ def line(nodes: Iterable[Node], id: str | None) -> Iterator[Node]:
 
 
 def check_merged(nodes: Sequence[Node]) -> None:
-    """Raise ValueError where models are merged that were pruned apart: what one mask kills the other keeps."""
+    """Raise ValueError where models are merged that were not each trained from the same one, under the same mask."""
+    known = {node.id: node for node in nodes}
     for node in nodes:
         if node.name == "merge":
-            models = members(node.parents, node.stage.plural)
-            pruned = {next((before.id for before in line(nodes, id) if before.name == "prune"), "none"): id for id in models}
-            if len(pruned) > 1:
-                one, other = list(pruned.values())[:2]
-                raise ValueError(
-                    f"recipe.{node.id}: {one} and {other} were pruned apart, so their masks differ; gather what "
-                    "one pruned model was recovered to, as with gather: [seed]"
-                )
+            for one, other in combinations(members(node.parents, node.stage.plural), 2):
+                if said := _apart(known, one, other):
+                    raise ValueError(f"recipe.{node.id}: {said}")
+
+
+def _apart(known: Mapping[str, Node], one: str, other: str) -> str:
+    """Why two models have no mean; empty where they have, or where it cannot be known."""
+    if one == other:
+        return f"{one} is named twice; name each model once"
+    before, theirs = _before(known[one], known), _before(known[other], known)
+    for late, early, came in ((one, other, before), (other, one, theirs)):
+        if early in came:
+            return f"{late} was made from {early}; gather models that were each trained from the same one"
+    pruned = [next((each.id for each in line(known.values(), id) if each.name == "prune"), None) for id in (one, other)]
+    if pruned[0] != pruned[1]:
+        return (
+            f"{one} and {other} were pruned apart, so their masks differ; gather what one pruned model was recovered to, "
+            "as with gather: [seed]"
+        )
+    if not before & theirs:
+        return f"{one} and {other} come from no common model; gather what one model was trained to, as with gather: [seed]"
+    masks = _masks(known[one], known), _masks(known[other], known)
+    if None not in masks and masks[0] != masks[1]:
+        return (
+            f"{one} and {other} are not under one mask, since their methods do not both hold what they came with; recover "
+            "with methods that do, as masked does"
+        )
+    return ""
+
+
+def _before(node: Node, known: Mapping[str, Node]) -> set[str]:
+    """The models that a node's model came from: nodes, and the user's checkpoint it began at."""
+    parents = {node.parents["model"]} if "model" in node.parents else set(members(node.parents, node.stage.plural))
+    source = getattr(node.stage, "model", None)
+    begun = {f"checkpoint {source.describe()}"} if source and source.checkpoint and not parents else set()
+    return begun | parents | {id for parent in parents for id in _before(known[parent], known)}
+
+
+def _masks(node: Node, known: Mapping[str, Node]) -> str | None:
+    """A word for the masks of a node's model, the same where they are the same; None where that is not known."""
+    if node.name == "prune":
+        return node.id
+    source = getattr(node.stage, "model", None)
+    if node.came_from:
+        given = _masks(known[node.came_from], known)
+    elif source and source.checkpoint:
+        local = source.checkpoint.local
+        given = None if local is None else str(local) if (local / MASKS).exists() else ""
+    else:
+        given = ""
+    method = getattr(node.stage, "method", None)
+    outcome = getattr(method, "masks", "held")
+    if outcome in ("narrowed", "drawn") and given != "" or outcome == "open" or getattr(method, "sparsity", None) == 0:
+        return None  # weights that are dead already may be all that have to be
+    made = {"held": given, "dropped": "", "moved": node.id, "narrowed": node.id}
+    return made[outcome] if outcome in made else f"{dump(method)} {node.stage.seed}"
 
 
 def check_trials(nodes: Sequence[Node], search: Search | None, trials: Sequence[Trial]) -> None:

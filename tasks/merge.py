@@ -13,7 +13,12 @@ from tasks.models.facts import Parties, facts_in, meanings_in
 from tasks.stage import Context, Facts, Kind, Stage, members
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from tasks.models.files.shards import TensorFiles
 
 
 class Merge(Stage):
@@ -34,10 +39,8 @@ class Merge(Stage):
 
     def check_parties(self, parties: Parties) -> None:
         parties.check_meanings()
-        shapes = [{name: value.shape for name, value in facts.skeleton.state_dict().items()} for facts in parties.others]
-        for other in shapes[1:]:
-            if odd := [name for name, _ in other.items() ^ shapes[0].items()]:
-                raise ValueError(f"models of different shapes have no mean ({min(odd)}); gather what came from one model")
+        for other in parties.others[1:]:
+            _require_one_model(parties.others[0].skeleton, other.skeleton)
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.files.layout import INDEX, MASKS, copy_companions
@@ -46,6 +49,7 @@ class Merge(Stage):
         directories = members(context.inputs, "models")
         _require_one_mask([directory / MASKS for directory in directories])
         models = [TensorFiles(directory) for directory in directories]
+        _require_same_tensors(models)
         for file in models[0].files():  # one at a time in memory
             merged = {}
             for name in (name for name, place in models[0].places.items() if place.file == file):
@@ -59,6 +63,30 @@ class Merge(Stage):
                 (context.output / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(directories[0] / name, context.output / name)
         return {"merged_models": float(len(models))}
+
+
+UNTOLD = ("_name_or_path", "transformers_version", "use_cache")  # what a config says beside what the model computes
+
+
+def _require_one_model(one: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Raise ValueError unless two models are of the same shapes and compute the same of the same weights."""
+    shapes, theirs = ({name: value.shape for name, value in model.state_dict().items()} for model in (one, other))
+    if odd := [name for name, _ in theirs.items() ^ shapes.items()]:
+        raise ValueError(f"models of different shapes have no mean ({min(odd)}); gather what came from one model")
+    config, other_config = one.config.to_dict(), other.config.to_dict()
+    for name in sorted(config.keys() | other_config.keys()):
+        if name not in UNTOLD and config.get(name) != other_config.get(name):
+            values = f"{config.get(name)!r} and {other_config.get(name)!r}"
+            raise ValueError(f"models of different configs have no mean ({name} is {values}); gather what came from one model")
+
+
+def _require_same_tensors(models: Sequence[TensorFiles]) -> None:
+    """Raise ValueError unless all models store the same tensors in the same dtypes."""
+    first, *others = ({(name, str(files.dtype(name))) for name in files} for files in models)
+    for stored in others:
+        if odd := stored ^ first:
+            name, dtype = min(odd)
+            raise ValueError(f"models that store other tensors have no mean ({name} in {dtype}); gather what one became")
 
 
 def _require_one_mask(files: list[Path]) -> None:

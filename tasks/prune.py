@@ -101,6 +101,11 @@ class Prune(CalibratedStage):
         return getattr(self.method, "shrink", False)
 
     @property
+    def pruned_to(self) -> str | None:
+        """The pattern that its masks promise; None where it leaves none."""
+        return None if self.shrinks else str(self._pattern())
+
+    @property
     def passes(self) -> int:
         """At most: a search walks, and measures a loss, at each sparsity of its grid, and walks once more."""
         return super().passes * (1 + len(GRID)) + 1 + len(GRID) if self.sparsity == ESSENTIAL else super().passes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.train.regime import Regime, Setting
+from tasks.train.regime import Outcome, Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
@@ -14,6 +14,7 @@ class Dense(Regime):
     """Masks of the incoming model are dropped; a weight they held at zero starts from zero and learns."""
 
     paper: ClassVar[str] = "AdamW (arXiv 1711.05101) on all weights"
+    masks: ClassVar[Outcome] = "dropped"
     keeps_masks: ClassVar[bool] = False
 
     def hooks(self, setting: Setting) -> list[Hook]:

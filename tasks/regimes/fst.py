@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.train.regime import Regime, Setting
+from tasks.train.regime import Outcome, Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.models.find.linears import Linear
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class Fst(Regime):
     paper: ClassVar[str] = "FST, Accelerating Transformer Pre-training with 2:4 Sparsity (arXiv 2404.01847)"
+    masks: ClassVar[Outcome] = "open"
 
     refresh: int = Field(40, gt=0)
     """Steps between choices of the masks."""
@@ -30,6 +31,9 @@ class Fst(Regime):
     """Share of the run, at its end, that is dense; with 0 the model stays 2:4 along both sides."""
     mvue: bool = True
     """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
+
+    def promise(self) -> str:
+        return "2:4"
 
     def treats(self, linear: Linear) -> bool:
         return linear.feed_forward

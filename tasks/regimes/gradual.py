@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.train.regime import Regime, Setting
+from tasks.train.regime import Outcome, Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 class Gradual(Regime):
     paper: ClassVar[str] = "The Journey Matters (arXiv 2501.12486)"
+    masks: ClassVar[Outcome] = "narrowed"
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Sparsity at the end. In pretrain, ``iso`` is the one at which a transformed model costs what its architecture costs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.train.regime import Regime, Setting
+from tasks.train.regime import Outcome, Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.models.find.linears import Linear
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 class SSte(Regime):
     paper: ClassVar[str] = "S-STE (arXiv 2409.09099)"
+    masks: ClassVar[Outcome] = "narrowed"
 
     mvue: bool = True
     """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
+
+    def promise(self) -> str:
+        return "2:4"
 
     def treats(self, linear: Linear) -> bool:
         return linear.feed_forward

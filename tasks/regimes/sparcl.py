@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.train.regime import Setting, SparseRegime
+from tasks.train.regime import Outcome, Setting, SparseRegime
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class Sparcl(SparseRegime):
     paper: ClassVar[str] = "SparCL (arXiv 2209.09476)"
+    masks: ClassVar[Outcome] = "moved"
     keeps_masks: ClassVar[bool] = False
     needs_sequence: ClassVar[bool] = True
 

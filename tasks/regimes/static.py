@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.train.regime import Setting, SparseRegime
+from tasks.train.regime import Outcome, Setting, SparseRegime
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class Static(SparseRegime):
     paper: ClassVar[str] = "SPDF (arXiv 2303.10464)"
+    masks: ClassVar[Outcome] = "drawn"
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.masking import Masking

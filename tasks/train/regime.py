@@ -39,11 +39,18 @@ class Setting:
     data: Path | None = None
 
 
+# What comes of the masks a model came with. ``held``: they stay. ``dropped``: there are none. ``moved``: others, whatever came.
+# ``narrowed``: they stay or lose more weights, and where none came there are some. ``drawn``: so too, by the seed alone.
+# ``open``: it depends.
+Outcome = Literal["held", "dropped", "moved", "narrowed", "drawn", "open"]
+
+
 class Regime(Method):
     """Root of the regimes. The default trains every weight on cross-entropy and holds the masks it was given."""
 
     keeps_masks: ClassVar[bool] = True  # what was dead before training is dead after it
     needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
+    masks: ClassVar[Outcome] = "held"
     objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:
@@ -60,6 +67,13 @@ class Regime(Method):
 
     def check_width(self, width: int) -> None:
         """Raise ValueError where the regime cannot treat a matrix of this input width."""
+
+    def promise(self) -> str:
+        """The pattern of masks that it makes itself."""
+        return "unstructured"
+
+    def check_masks(self, pattern: str) -> None:
+        """Raise ValueError where the regime cannot keep masks of this pattern."""
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from tasks.methods import of
-from tasks.stage import Context, Facts, ModelStage
+from tasks.stage import Context, Facts, ModelStage, Stage
 from tasks.train.objective import Objective
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -95,6 +96,9 @@ class TrainStage(ModelStage):
                 "{sequence: {NAME: CORPUS, ...}}"
             )
 
+        if pattern := masks_after(facts.upstream):
+            self.method.check_masks(pattern)
+
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
 
@@ -136,6 +140,8 @@ class TrainStage(ModelStage):
             raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
         directory = self.origin(context)
         model, masks = self.initial(context, directory)
+        for mask in masks.values():
+            self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         _learn_padding(model)
         model.train()
@@ -229,6 +235,18 @@ class TrainStage(ModelStage):
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)
             origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
+
+
+def masks_after(upstream: Iterable[Stage]) -> str | None:
+    """The pattern of the masks that stages, the last first, left in a model; None where there are none or it is not known."""
+    for stage in upstream:
+        if isinstance(stage, TrainStage) and stage.method.masks in ("dropped", "open"):
+            return None
+        if isinstance(stage, TrainStage) and stage.method.masks != "held":
+            return stage.method.promise()
+        if stage.stage_name() == "prune":
+            return stage.pruned_to
+    return None
 
 
 def _learn_padding(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from tasks.data.tokens import Sampler
 from tasks.formats.mask import Mask
+from tasks.formats.pattern import parse_pattern
 from tasks.methods import build, dump, names
 from tasks.models.files.checkpoint import load_model
 from tasks.models.files.promises import require_subset
@@ -127,6 +128,42 @@ def test_masks_that_are_to_be_kept_are_kept(name, train):
         return
     require_subset(watch.masks[-1], masks)
     assert not any(weights[linear][~mask.keep].any() for linear, mask in masks.items())
+
+
+PATTERNS = ("unstructured", "unstructured:row", "2:4", "block:4", "group:4", "channel", "neuron")
+
+
+def of_every_pattern() -> dict[str, Mask]:
+    """A matrix under each pattern."""
+    linears, masks = find_linears(zoo.model("llama", layers=1)), {}
+    for (name, linear), text in zip(linears.items(), PATTERNS, strict=True):
+        score = torch.rand(linear.shape, generator=torch.Generator().manual_seed(4))
+        masks[name] = Mask.of(parse_pattern(text).keep(score, 0.5), text, 0.5)
+    return masks
+
+
+@regimes
+def test_masks_of_every_pattern_keep_their_promise_to_the_end_or_are_refused_before_the_first_step(name, train):
+    masks, regime, refused = of_every_pattern(), build("regimes", name), set()
+    for linear, mask in masks.items():
+        try:
+            regime.check_masks(mask.pattern)
+        except ValueError as error:
+            assert mask.pattern in str(error) and "\n" not in str(error)
+            refused.add(linear)
+    train(name, {linear: mask for linear, mask in masks.items() if linear not in refused})
+    assert len(refused) < len(masks)
+
+
+@regimes
+def test_what_a_regime_says_of_masks_is_what_comes_of_them(name, train):
+    """A plan tells by it whether models have one mask."""
+    regime, came = build("regimes", {name: QUICK.get(name, {})}), incoming()
+    left, made = train(name, came)[1].masks[-1], train(name)[1].masks[-1]
+    same_masks = left.keys() == came.keys() and all(torch.equal(left[linear].keep, came[linear].keep) for linear in came)
+    said = {"held": same_masks and not made, "dropped": not left and not made, "moved": not same_masks and bool(made)}
+    assert said.get(regime.masks, bool(left) and bool(made) and regime.keeps_masks)
+    assert regime.masks == "dropped" or not made or {mask.pattern for mask in made.values()} == {regime.promise()}
 
 
 @regimes

@@ -190,6 +190,76 @@ def test_what_cannot_be_wired_is_refused_in_one_line(stages, message):
     assert "\n" not in str(refused.value)
 
 
+TIED = "tie_word_embeddings"
+
+
+def forked(*grids: dict) -> list[dict]:
+    """A model pruned once and recovered along grids, gathered."""
+    return [PREPARE, PRETRAIN, PRUNE, *({**RECOVER, "grid": grid} for grid in grids), {**SOUP, "gather": True}]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            [PREPARE, PRETRAIN, PRUNE, RECOVER, {**SOUP, "from": {"models": ["recover", "recover"]}}],
+            "recover is named twice; name each model once",
+        ),
+        (
+            [PREPARE, PRETRAIN, PRUNE, RECOVER, {**SOUP, "from": ["recover", "prune"]}],
+            "recover was made from prune; gather models that were each trained from the same one",
+        ),
+        (
+            [PREPARE, {**PRETRAIN, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}],
+            "pretrain-seed0 and pretrain-seed1 come from no common model; gather what one model was trained to",
+        ),
+        (
+            [
+                PREPARE,
+                {**PRETRAIN, "grid": {"model.architecture.tie_word_embeddings": [True, False]}},
+                {**SOUP, "gather": True},
+            ],
+            "come from no common model",
+        ),
+        (forked({"method": ["masked", "dense"]}), "recover-masked and recover-dense are not under one mask, since their"),
+        (forked({"method": ["masked", "set"]}), "recover-masked and recover-set are not under one mask, since their methods"),
+    ],
+)
+def test_models_that_were_not_trained_from_one_under_one_mask_are_not_merged(stages, message):
+    with pytest.raises(ValueError, match=f"^recipe.soup: .*{message}") as refused:
+        recipe(*stages, evaluate=[])
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_drawn_by_another_seed_are_told_apart_where_none_came():
+    start = {"model": {"checkpoint": "s3://bucket/model"}}
+    twins = {"pretrain": {**PRETRAIN["pretrain"], "method": "static"}}
+    recipe(PREPARE, {**twins, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}, evaluate=[], **start)  # it may have masks
+    start = {"model": {"checkpoint": "/no/masks/here"}}
+    recipe(PREPARE, {**twins, "grid": {"learning_rate": [1e-3, 2e-3]}}, {**SOUP, "gather": True}, evaluate=[], **start)
+    with pytest.raises(ValueError, match="^recipe.soup: pretrain-seed0 and pretrain-seed1 are not under one mask"):
+        recipe(PREPARE, {**twins, "grid": {"seed": [0, 1]}}, {**SOUP, "gather": True}, evaluate=[], **start)
+
+
+def test_what_was_trained_from_one_model_under_one_mask_is_merged():
+    for grid in ({"seed": [0, 1]}, {"method": ["masked", "lora"]}, {"method": ["static", "masked"]}):
+        recipe(*forked(grid), evaluate=[])
+    recipe(PREPARE, PRETRAIN, PRUNE, {**RECOVER, "grid": {"seed": [0, 1], "method": ["dense"]}}, {**SOUP, "gather": True})
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "channel"])
+def test_what_moves_single_weights_is_refused_on_masks_of_another_pattern(pattern):
+    prune = {"prune": {"method": "wanda", "pattern": pattern, **({} if pattern == "2:4" else {"sparsity": 0.5})}}
+    moved, held = ({"recover": {"tokens": 10_000, "method": method}} for method in ("set", "masked"))
+    with pytest.raises(ValueError, match=f"^recipe.recover: set moves single weights, which breaks the pattern {pattern} of"):
+        check(recipe(PREPARE, PRETRAIN, prune, moved))
+    with pytest.raises(ValueError, match="^recipe.again: set moves single weights"):
+        check(recipe(PREPARE, PRETRAIN, prune, held, {"id": "again", **moved}))
+    check(recipe(PREPARE, PRETRAIN, {"prune": {"method": "wanda", "sparsity": 0.5}}, moved))
+    dropped = {"recover": {"tokens": 10_000, "method": "dense"}}
+    check(recipe(PREPARE, PRETRAIN, prune, dropped, {"id": "again", **moved}))
+
+
 def test_a_recipe_is_a_file_a_shipped_name_or_text(tmp_path):
     import yaml
 

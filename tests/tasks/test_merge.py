@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,6 +75,30 @@ def test_models_under_different_masks_or_of_different_shapes_are_refused_in_one_
     narrow = zoo.save("llama", tmp_path / "narrow", layers=1, intermediate_size=24)
     with pytest.raises(ValueError, match="^models of different shapes have no mean .model.layers.0.mlp.down_proj.weight."):
         merge(tmp_path / "narrow", one, narrow)
+
+
+@pytest.mark.parametrize(
+    ("field", "first", "second"),
+    [("hidden_act", "silu", "gelu"), ("tie_word_embeddings", True, False), ("rope_theta", 1e4, 1e5)],
+)
+def test_models_of_equal_shapes_and_different_configs_are_refused_in_one_line(tmp_path, field, first, second):
+    paths = [zoo.save("llama", tmp_path / str(value), layers=1, **{field: value}) for value in (first, second)]
+    with pytest.raises(
+        ValueError, match=f"^models of different configs have no mean .(rope_parameters|{field}) is .* and .*"
+    ) as e:
+        merge(tmp_path, *paths)
+    assert "\n" not in str(e.value)
+
+
+def test_models_stored_in_different_dtypes_are_refused_in_one_line(tmp_path):
+    paths = [tmp_path / "float32", tmp_path / "bfloat16"]
+    for path, dtype in zip(paths, (torch.float32, torch.bfloat16), strict=True):
+        model = zoo.model("llama", layers=1)
+        save_model(model.to(dtype).state_dict(), model.config, path)
+        config = json.loads((path / "config.json").read_text()) | {"dtype": "float32"}
+        (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="^models that store other tensors have no mean .lm_head.weight in torch"):
+        merge(tmp_path, *paths)
 
 
 @pytest.fixture(scope="module")

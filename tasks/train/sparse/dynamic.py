@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from tasks.formats.mask import Mask, Masks, pack
+from tasks.formats.pattern import Unstructured
 from tasks.formats.seeding import generator_for
 from tasks.formats.selection import keep_highest_overall
 from tasks.models.find.linears import Linear
@@ -82,7 +83,7 @@ class PruneAndGrow(Masking):
             if live < numel and (count := self.moves.count(run.step, live)):
                 kept_N.copy_(keep_highest_overall(weight_N.masked_fill(~alive_N, -1.0), numel - live + count))
                 grown_N.copy_(keep_highest_overall(score_N.masked_fill(kept_N, -1.0), numel - count))
-        self.masks[name] = Mask.of((kept | grown).cpu(), mask.pattern, mask.sparsity, mask.exempt)
+        self.masks[name] = Mask.of((kept | grown).cpu(), Unstructured(), mask.sparsity, mask.exempt)
         run.engine.hold(name, self.linears[name].stored(kept | grown))
         if not self.moves.keep_regrown:
             run.engine.restart(name, self.linears[name].stored(grown))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.train.regime import Setting, SparseRegime
+from tasks.train.regime import Outcome, Setting, SparseRegime
 
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
@@ -17,6 +17,7 @@ class DynamicRegime(SparseRegime):
     from ``fraction`` to ``final_fraction`` says how many of a matrix's live weights move."""
 
     keeps_masks: ClassVar[bool] = False
+    masks: ClassVar[Outcome] = "moved"
     grow: ClassVar[Literal["random", "gradient"]]
     keep_regrown: ClassVar[bool] = True
     at_least: ClassVar[bool] = False
@@ -29,6 +30,13 @@ class DynamicRegime(SparseRegime):
     """Steps between updates of the masks."""
     end: float = Field(0.75, gt=0, le=1)
     """Share of the run after which the masks stay."""
+
+    def check_masks(self, pattern: str) -> None:
+        if not pattern.startswith("unstructured"):
+            raise ValueError(
+                f"{self.name} moves single weights, which breaks the pattern {pattern} of the model's masks; prune "
+                "unstructured, or train with a method that holds masks, as masked does"
+            )
 
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.schedule import CosineFraction

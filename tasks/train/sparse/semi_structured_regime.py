@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.train.regime import Regime, Setting
+from tasks.train.regime import Outcome, Regime, Setting
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import NM
@@ -23,6 +23,8 @@ def treated(setting: Setting, regime: Regime) -> dict[str, Linear]:
 class NMRegime(Regime):
     """Keeps N of every M consecutive inputs. A share ``dense`` of the run comes before the first mask, and in the last
     share ``hard`` the pattern is exact whatever came before."""
+
+    masks: ClassVar[Outcome] = "narrowed"
 
     pattern: str = "2:4"
     """N:M: how many of every M consecutive inputs are kept."""
@@ -48,6 +50,9 @@ class NMRegime(Regime):
         if not isinstance(pattern, NM):
             raise ValueError(f"pattern is N:M (like 2:4) in this method, got {self.pattern}")
         return pattern
+
+    def promise(self) -> str:
+        return str(self.nm())
 
     def treats(self, linear: Linear) -> bool:
         return self.location == "all" or linear.feed_forward
