@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from tasks.evaluators import Evaluator
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, ids_in, meanings_in
-from tasks.models.source import ModelSource
+from tasks.models.source import Stored
 from tasks.stage import Context, Kind, Stage
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Evaluate(Stage):
 
     method: Annotated[Evaluator, of("evaluators")]
     """What is measured."""
-    reference: ModelSource | None = None
+    reference: Stored | None = None
     """The checkpoint to compare with; an earlier stage's model unless given."""
 
     @property

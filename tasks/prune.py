@@ -100,9 +100,7 @@ class Prune(CalibratedStage):
         """Whether what is pruned is gone from the matrices, and not masked."""
         return getattr(self.method, "shrink", False)
 
-    @property
-    def pruned_to(self) -> str | None:
-        """The pattern that its masks promise; None where it leaves none."""
+    def leaves(self, pattern: str | None) -> str | None:
         return None if self.shrinks else str(self._pattern())
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from tasks.methods import of
-from tasks.models.source import ModelSource
+from tasks.models.source import ModelSource, Stored
 from tasks.stage import Context, Kind
 from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
@@ -28,11 +28,11 @@ class Recover(TrainStage):
 
     model: ModelSource | None = None
     """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
-    teacher: ModelSource | None = None
+    teacher: Stored | None = None
     """The model to learn from where it is no earlier stage; by default the one that went into the pruning."""
     method: Annotated[Regime, of("regimes")] = Field("masked", validate_default=True)
     """How it is finetuned: a regime."""
-    learning_rate: float = 3e-4
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW."""
 
     def roles(self) -> dict[str, Kind]:

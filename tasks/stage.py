@@ -32,14 +32,11 @@ Parent = TypeVar("Parent")
 
 
 class Stage(BaseModel):
-    """Root of every stage.
-
-    ``version`` is raised when the meaning of the parameters changes. ``needs`` maps a role ("data", "model",
-    "teacher") to the kind of artifact that fills it; ``yields`` is the kind this stage makes. The role ``plural`` takes a
-    list, whose members fill the roles NAME_0, NAME_1, ... in their order. A ``distributed`` stage runs once per rank, and
+    """Root of every stage. ``version`` is raised when the meaning of the parameters changes. ``needs`` maps a role ("data",
+    "model", "teacher") to the kind of artifact that fills it; ``yields`` is the kind it makes. The role ``plural`` takes
+    a list, whose members fill the roles NAME_0, NAME_1, ... in their order. A ``distributed`` stage runs once per rank, and
     rank 0 publishes. A ``frugal`` one keeps its peak of memory low, at some price in speed; an ``exclusive`` one measures
-    time, so it runs when nothing else does.
-    """
+    time, so it runs when nothing else does."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -106,6 +103,10 @@ class Stage(BaseModel):
 
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
+
+    def leaves(self, pattern: str | None) -> str | None:
+        """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
+        return pattern
 
     def forecast(self, shape: Shape) -> dict[str, float]:
         """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and roughly

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Literal, get_origin
 
 import pytest
 
-from tasks.methods import SHELVES, load, names
-from tasks.stage import STAGES
+from tasks.methods import SHELVES, load, names, of
+from tasks.stage import STAGES, stage_class
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("flows", "tasks", "cluster", "dashboards")
@@ -309,3 +310,25 @@ def test_every_row_of_the_table_is_a_known_metric():
     from tasks.metrics import METRICS
 
     assert {name for name, _, _ in ROWS} <= METRICS.keys()
+
+
+def fields_bearers() -> list[type]:
+    """Every stage and every method, and all classes that they descend from."""
+    kinds = [stage_class(name) for name in STAGES] + [load(shelf, name) for shelf in SHELVES for name in names(shelf)]
+    return sorted(
+        {each for kind in kinds for each in kind.__mro__ if "model_fields" in vars(each) or hasattr(each, "model_fields")},
+        key=str,
+    )
+
+
+def test_a_field_with_another_default_keeps_the_bounds_of_the_field_it_stands_for():
+    """Writing a default anew drops what the parent's field says of the values that are allowed."""
+    lost = []
+    for kind in fields_bearers():
+        for parent in (each for each in kind.__mro__[1:] if hasattr(each, "model_fields")):
+            for name, field in parent.model_fields.items():
+                missing = [bound for bound in field.metadata if bound not in kind.model_fields[name].metadata]
+                narrower = get_origin(kind.model_fields[name].annotation) is Literal
+                if missing and not narrower and not any(type(bound) is of for bound in missing):
+                    lost.append(f"{kind.__name__}.{name} lacks {missing} of {parent.__name__}")
+    assert not lost

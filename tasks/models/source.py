@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from tasks.data.digests import Digests
 from tasks.data.place import Commit, Place
@@ -234,3 +234,12 @@ class ModelSource(BaseModel):
         from tasks.models.find.linears import find_linears
 
         return {name: linear.shape[-1] for name, linear in find_linears(on_meta(self.initial_config())).items()}
+
+
+def _has_weights(source: ModelSource | None) -> ModelSource | None:
+    if source and source.architecture:
+        raise ValueError("an architecture has no weights; name a checkpoint, or an earlier stage in from")
+    return source
+
+
+Stored = Annotated[ModelSource, AfterValidator(_has_weights)]  # a model that is only computed with

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from tasks.methods import of
-from tasks.stage import Context, Facts, ModelStage, Stage
+from tasks.stage import Context, Facts, ModelStage
 from tasks.train.objective import Objective
 from tasks.train.regime import Regime, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
     from tasks.train.objective import Loss
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainStage(ModelStage):
@@ -53,7 +55,7 @@ class TrainStage(ModelStage):
     """Learning rate of the last step, as a share of the peak."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moments."""
     gradient_clipping: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
@@ -96,8 +98,15 @@ class TrainStage(ModelStage):
                 "{sequence: {NAME: CORPUS, ...}}"
             )
 
-        if pattern := masks_after(facts.upstream):
+        pattern: str | None = None
+        for stage in reversed(facts.upstream):
+            pattern = stage.leaves(pattern)
+        if pattern:
             self.method.check_masks(pattern)
+
+    def leaves(self, pattern: str | None) -> str | None:
+        masks = self.method.masks
+        return pattern if masks == "held" else None if masks in ("dropped", "open") else self.method.promise()
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
@@ -132,6 +141,7 @@ class TrainStage(ModelStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
+        from tasks.models.build.building import learn_padding
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
 
@@ -143,7 +153,7 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        _learn_padding(model)
+        learn_padding(model)
         model.train()
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
@@ -235,24 +245,3 @@ class TrainStage(ModelStage):
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)
             origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
-
-
-def masks_after(upstream: Iterable[Stage]) -> str | None:
-    """The pattern of the masks that stages, the last first, left in a model; None where there are none or it is not known."""
-    for stage in upstream:
-        if isinstance(stage, TrainStage) and stage.method.masks in ("dropped", "open"):
-            return None
-        if isinstance(stage, TrainStage) and stage.method.masks != "held":
-            return stage.method.promise()
-        if stage.stage_name() == "prune":
-            return stage.pruned_to
-    return None
-
-
-def _learn_padding(model: PreTrainedModel) -> None:
-    """Let the token that pads elsewhere, often the end of text, learn like any other: nothing is padded here."""
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None

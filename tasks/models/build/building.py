@@ -48,3 +48,12 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """The modules of a config's model, without memory."""
     with torch.device("meta"):
         return builder(config).from_config(config)
+
+
+def learn_padding(model: PreTrainedModel) -> None:
+    """Let the token that pads elsewhere, often the end of text, learn like any other: nothing is padded here."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
