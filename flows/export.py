@@ -6,10 +6,12 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from tasks.models.build.surgery import surgeries_of
+from tasks.models.files.layout import MASKS
 
 
 def export_model(store: Store, record: Record, directory: Path) -> None:
@@ -32,7 +34,7 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".undone-") as scratch:
         _write(_undone(source, len(surgeries), Path(scratch)), directory)
-    (directory / "README.md").write_text(model_card(store, record, [surgery.undone for surgery in surgeries]))
+    (directory / "README.md").write_text(model_card(store, record, directory, [surgery.undone for surgery in surgeries]))
 
 
 def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
@@ -47,7 +49,7 @@ def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
 
 
 def _write(model: Path, directory: Path) -> None:
-    from tasks.models.files.layout import MASKS, NAMES, copy_companions
+    from tasks.models.files.layout import NAMES, copy_companions
     from tasks.models.files.names import write_as_on_hub
 
     write_as_on_hub(model, directory)
@@ -57,8 +59,8 @@ def _write(model: Path, directory: Path) -> None:
         shutil.copyfile(model / MASKS, directory / MASKS)
 
 
-def model_card(store: Store, record: Record, notes: list[str]) -> str:
-    """Front matter, lineage from this model back to the data, and everything measured of it."""
+def model_card(store: Store, record: Record, directory: Path, notes: list[str]) -> str:
+    """Of the model in ``directory``: front matter, lineage from this model back to the data, and everything measured of it."""
     measured = dict(record.metrics)
     for other in store.records("evaluate"):
         if other.parents.get("model") == record.key:
@@ -67,6 +69,11 @@ def model_card(store: Store, record: Record, notes: list[str]) -> str:
     chain = _lineage(store, record)
     steps = [f"`{address}`" + ("" if step else " (its record cannot be read any more)") for address, step in chain.items()]
     lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+    config = json.loads((directory / "config.json").read_text())
+    masks = (
+        f"\n`{MASKS}` holds the sparsity masks, one bit per weight; transformers does not need it."
+        * (directory / MASKS).exists()
+    )
     params = json.dumps(record.params, indent=2)
     note = "".join(f"\n{line}" for line in dict.fromkeys(notes)) + "".join(map(_blind, chain.values()))
     return f"""---
@@ -75,8 +82,7 @@ tags: [winnow, sparse]
 ---
 # {record.address}
 
-A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`.
-`masks/masks.safetensors` holds the sparsity masks, one bit per weight; transformers does not need it.{note}
+A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`{_needs(config)}.{masks}{note}
 
 ## Measured
 
@@ -94,6 +100,12 @@ A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrai
 {params}
 ```
 """
+
+
+def _needs(config: dict[str, Any]) -> str:
+    """What has to be installed beside transformers, for weights that are codes."""
+    method = config.get("quantization_config", {}).get("quant_method")
+    return f", with `{method}` installed (`pip install {method}`): its weights are quantized" if method else ""
 
 
 def _blind(step: Record | None) -> str:

@@ -50,6 +50,15 @@ class Pretrain(TrainStage):
             raise ValueError(f"{name} learns from a teacher, and pretrain has none; set {name}: {{kl: 0}}, or recover with it")
         return self
 
+    @model_validator(mode="after")
+    def _has_what_to_freeze(self) -> Pretrain:
+        if self.method.freezes and self.model.architecture:
+            raise ValueError(
+                f"{self.method.name} freezes the weights, and those of a new model are random; "
+                "choose another method, or begin at a checkpoint"
+            )
+        return self
+
     @classmethod
     def resolve(cls, fields: dict[str, Any], vocabulary: int | None, where: str) -> dict[str, Any]:
         spec = fields.get("method")

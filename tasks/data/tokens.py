@@ -128,7 +128,7 @@ def heldout_windows(
 ) -> Iterator[Batch]:
     """The held-out split's first windows of ``length`` tokens, ``batch`` at a time, at most ``tokens`` tokens in all."""
     heldout = Tokens(directory, "heldout")
-    windows = min(heldout.sequences(length), max(1, tokens // length))
+    windows = min(heldout.sequences(length), tokens // length)
     if windows == 0:
         raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
     for start in range(0, windows, batch):

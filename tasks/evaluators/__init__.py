@@ -64,6 +64,12 @@ class Evaluator(Method):
         raise NotImplementedError
 
 
+def require_window(tokens: int, length: int) -> None:
+    """Raise ValueError where there may be fewer tokens in all than one window has."""
+    if tokens < length:
+        raise ValueError(f"tokens {tokens} is less than one window of length {length}; choose at least {length}")
+
+
 class Comparison(Evaluator):
     """Root of the evaluators that hold a model against a ``reference``: what went into the first pruning or quantization it
     has been through (``dense``), or into the stage that made it (``parent``). A model that has none is not measured.

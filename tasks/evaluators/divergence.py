@@ -7,11 +7,11 @@ the likeliest next token is still the same one.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.evaluators import Candidate, Comparison
+from tasks.evaluators import Candidate, Comparison, require_window
 
 
 class Divergence(Comparison):
@@ -25,6 +25,11 @@ class Divergence(Comparison):
     """Tokens in all, at most."""
     batch: int = Field(8, gt=0)
     """Windows at a time."""
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Self:
+        require_window(self.tokens, self.length)
+        return self
 
     def check_positions(self, positions: int) -> None:
         if self.length > positions:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, require_window
 
 
 class Perplexity(Evaluator):
@@ -20,6 +20,11 @@ class Perplexity(Evaluator):
     """Tokens of held-out text at most."""
     batch: int = Field(16, gt=0)
     """Windows computed at once."""
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Self:
+        require_window(self.tokens, self.length)
+        return self
 
     def check_positions(self, positions: int) -> None:
         if self.length > positions:

@@ -16,16 +16,26 @@ from tasks.train.regime import Regime, Setting
 if TYPE_CHECKING:
     from torch import nn
 
+    from tasks.models.find.linears import Linear
     from tasks.train.engine import Engine
 
 
 class Lora(Regime):
     paper: ClassVar[str] = "LoRA (arXiv 2106.09685), inside the mask as in SPP (arXiv 2405.16057)"
 
+    freezes: ClassVar[bool] = True
+
     rank: int = Field(8, gt=0)
     """Columns of each branch's first matrix."""
     alpha: float = Field(16.0, gt=0)
     """A branch counts for alpha / rank of itself."""
+
+    def check_width(self, width: int) -> None:
+        if self.rank > width:
+            raise ValueError(f"lora.rank {self.rank} is more than a matrix of width {width} can have; choose at most {width}")
+
+    def check_linear(self, linear: Linear) -> None:
+        self.check_width(min(linear.shape[-2:]))
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         from tasks.train.branch import LowRank, attach

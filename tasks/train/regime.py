@@ -51,6 +51,7 @@ class Regime(Method):
     keeps_masks: ClassVar[bool] = True  # what was dead before training is dead after it
     needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
     masks: ClassVar[Outcome] = "held"
+    freezes: ClassVar[bool] = False  # leaves the model's own weights as they are until the end
     objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:
@@ -74,6 +75,10 @@ class Regime(Method):
 
     def check_masks(self, pattern: str) -> None:
         """Raise ValueError where the regime cannot keep masks of this pattern."""
+
+    def check_linear(self, linear: Linear) -> None:
+        """Raise ValueError where the regime cannot treat a matrix."""
+        self.check_width(linear.shape[-1])
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get

@@ -118,7 +118,7 @@ class TrainStage(ModelStage):
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):
-                    self.method.check_width(linear.shape[-1])
+                    self.method.check_linear(linear)
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 

@@ -75,6 +75,18 @@ TABLE = [
         {"evaluate": {"method": "divergence", "reference": NEW}},
         "recipe.stages[3].evaluate.reference: an architecture has no weights; name a checkpoint, or an earlier stage in from",
     ),
+    ("stages/3/recover/method", {"lora": {"rank": 100}}, "recipe.recover: lora.rank 100 is more than a matrix of width 64 can"),
+    ("stages/1/pretrain/method", "lora", "recipe.stages[1].pretrain: lora freezes the weights, and those of a new model are"),
+    (
+        "evaluate",
+        {"divergence": {"tokens": 8, "length": 32}},
+        "divergence: tokens 8 is less than one window of length 32",
+    ),
+    (
+        "evaluate",
+        {"perplexity": {"tokens": 8, "length": 32}},
+        "perplexity: tokens 8 is less than one window of length 32",
+    ),
     ("stages/3/recover/learning_rate", -1.0, "recover.learning_rate: input should be greater than 0, got -1.0"),
     ("stages/3/recover/betas", [2, 0.9], "recover.betas.0: input should be less than 1, got 2"),
     ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, pretrain, prune"),

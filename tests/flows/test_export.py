@@ -72,6 +72,20 @@ def test_the_card_tells_lineage_measures_and_parameters(made, tmp_path):
     assert json.loads(card.split("```json")[1].split("```")[0]) == chain[-1].params
 
 
+def test_the_card_speaks_of_masks_where_there_are_and_of_what_quantized_weights_need(made, tmp_path):
+    shop, (data, dense, pruned), _ = made
+    gptq = {"method": {"round_to_nearest": {"group_size": 32}}, **CALIBRATION}
+    cards = {}
+    for record in (dense, pruned, shop.make("quantize", gptq, data=data, model=pruned)):
+        out = tmp_path / record.stage
+        export_model(shop.store, record, out)
+        cards[record.stage] = (out / "README.md").read_text()
+        assert ("masks/masks.safetensors" in cards[record.stage]) == (out / "masks" / "masks.safetensors").exists()
+    assert "masks" not in cards["pretrain"] and "`masks/masks.safetensors` holds" in cards["prune"]
+    assert "compressed-tensors" not in cards["prune"]
+    assert "from_pretrained`, with `compressed-tensors` installed (`pip install compressed-tensors`)" in cards["quantize"]
+
+
 def test_neither_a_damaged_record_elsewhere_nor_a_lost_ancestor_holds_up_an_export(made, tmp_path, capsys):
     shop, (data, dense, pruned), measured = made
     fields = {"method": "magnitude", "sparsity": 0.3, **CALIBRATION}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +32,17 @@ def test_until_on_the_cluster_then_only_in_this_process_leave_nothing_to_the_who
     assert made("--until", "pretrain") == ["prepare", "pretrain", "pretrain.perplexity"]
     assert made("--only", "prune", "--here") == ["prune", "prune.perplexity"]
     assert made() == []
+
+
+def test_two_ranks_under_torchrun_train_together_and_what_is_for_one_waits_for_no_other(home: Home) -> None:
+    """Libraries that see a process group share work out among its ranks, and would wait for one that is not there."""
+    calibration = {"sequences": 16, "length": LENGTH}
+    recover = {"recover": {"tokens": 2 * 16 * LENGTH, "length": LENGTH, "batch": 16}}
+    quantize = {"quantize": {"method": {"gptq": {"scheme": "W8A8"}}, **calibration}}
+    recipe = home.recipe("ranks", pretrain("dense", 2), prune(), recover, quantize)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flows.cli"]
+    command = [*ranks, "run", str(recipe), "-p", str(home.profile), "--here"]
+    done = subprocess.run(command, env=home.environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    stages = home.winnow("run", recipe, "-p", home.profile, "--json").summary["stages"]
+    assert all(stage["cached"] for stage in stages)
