@@ -164,8 +164,6 @@ class _Graph:
         """``from``: an id, a list of ids, or {role: id}; as {role or position: id}."""
         if isinstance(origin, str):
             origin = [origin]
-        if not isinstance(origin, (list, dict)):
-            raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {origin!r}")
         if isinstance(origin, dict) and (odd := origin.keys() - kind.needs.keys()):
             raise ValueError(f"recipe.{where}.from: no role {min(odd)!r}; choose one of {', '.join(kind.needs) or 'none'}")
         if isinstance(origin, dict) and isinstance(listed := origin.get(kind.plural), list):
