@@ -5,7 +5,23 @@ The form is checked before anything follows a branch, the rest once the stage is
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tasks.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from flows.nodes import Node
+    from flows.sweep import Entry
+    from tasks.stage import Stage
+
+REMEDY = {
+    "tokenizer": "put the prepare stage that trains it before this one",
+    "data": "put a prepare stage before it",
+    "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
+    "teacher": "name it with from: {model: ..., teacher: ...}, or minimise cross-entropy (objective: cross_entropy)",
+    "reference": "name it with from: {model: ..., reference: ...}",
+}
 
 
 def check_origin(stated: Any, where: str) -> None:
@@ -14,3 +30,30 @@ def check_origin(stated: Any, where: str) -> None:
     ids = [id for one in listed for id in (one if isinstance(stated, dict) and isinstance(one, list) else [one])]
     if not isinstance(stated, (str, list, dict)) or any(isinstance(id, (list, dict)) for id in ids):
         raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {stated!r}")
+
+
+def check_used(stage: Stage, own: Mapping[str, Any], stated: Mapping[str, str], path: str) -> None:
+    """Raise ValueError where a role is filled that the stage takes nothing from, or filled twice. ``own`` are the fields as
+    they were written, ``stated`` says who fills what."""
+    for role in stage.needs:
+        field = isinstance(getattr(stage, role, None), ModelSource)  # some roles may be filled by a checkpoint
+        needed = role in (stage.model_copy(update={role: None}) if field else stage).roles() or role == stage.plural
+        places = [place for place, there in ((f"from.{role}", role in stated), (role, field and role in own)) if there]
+        if places and not needed:
+            used = getattr(stage, "minimised", getattr(stage, "method", stage))
+            what = getattr(used, "name", stage.stage_name())
+            raise ValueError(f"{path}: {places[0]} is used for nothing, as {what} needs no {role}; leave it out")
+        if len(places) > 1:
+            raise ValueError(f"{path}: {places[0]} and the field {role} both say what the {role} is; leave one of them out")
+
+
+def check_together(made: Entry, path: str, members: Iterable[Node]) -> None:
+    """Raise ValueError where a list of models, taken together for each branch of some, has others that stand on no branch."""
+    members = list(members)
+    axes = {axis for node in members for axis in node.branch} & made.branch.keys()
+    for node in members:
+        if made.document.get("gather", False) is False and (missing := axes - node.branch.keys()):
+            raise ValueError(
+                f"{path}: each branch of {', '.join(sorted(missing))} would be taken with the same {node.id}; "
+                "put gather: true to take all together, or name the branches"
+            )
