@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.lineage import check_measured, check_merged, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.override import Setting, changed
-from flows.roles import REMEDY, check_together, check_used
+from flows.roles import REMEDY, an_entry, check_together, check_used
 from flows.sweep import RESERVED, Entry, Sweep
 from flows.trials import Search, Values
 from tasks.data.place import reading
@@ -49,7 +49,7 @@ class Header(BaseModel):
     """Where the model comes from: an architecture or a checkpoint."""
     evaluate: Annotated[tuple[Evaluator, ...], list_of("evaluators")] = ()
     """The evaluators that measure every model: names, or ``{NAME: {field: value}}``."""
-    stages: list[dict[str, Any]] = Field(min_length=1)
+    stages: list[Annotated[dict[str, Any], BeforeValidator(an_entry)]] = Field(min_length=1)
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
     """What its models should show."""

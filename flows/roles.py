@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.models.source import ModelSource
+from tasks.stage import STAGES
 
 if TYPE_CHECKING:
     from flows.nodes import Node
@@ -24,6 +25,14 @@ REMEDY = {
 }
 
 
+def an_entry(stated: Any) -> Any:
+    """What stands in ``stages``, if it has the form of a stage."""
+    if not isinstance(stated, dict):
+        choices = ", ".join(STAGES)
+        raise ValueError(f"a stage is written {{NAME: {{FIELD: value}}}}, got {stated!r}; choose one of {choices}")
+    return stated
+
+
 def check_origin(stated: Any, where: str) -> None:
     """Raise ValueError unless a ``from`` is an id, a list of ids, or ``{role: id}``, where a role may take a list."""
     listed = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated]
@@ -33,8 +42,12 @@ def check_origin(stated: Any, where: str) -> None:
 
 
 def check_used(stage: Stage, own: Mapping[str, Any], stated: Mapping[str, str], path: str) -> None:
-    """Raise ValueError where a role is filled that the stage takes nothing from, or filled twice. ``own`` are the fields as
-    they were written, ``stated`` says who fills what."""
+    """Raise ValueError where a role is filled that the stage takes nothing from, or anything is said twice. ``own`` are the
+    fields as they were written, ``stated`` says who fills what."""
+    try:
+        stage.check_written()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     for role in stage.needs:
         field = isinstance(getattr(stage, role, None), ModelSource)  # some roles may be filled by a checkpoint
         needed = role in (stage.model_copy(update={role: None}) if field else stage).roles() or role == stage.plural
