@@ -19,6 +19,7 @@ from flows.lazy import make_lazy
 from flows.notify import notify
 from flows.options import (
     ArtifactArgument,
+    Commands,
     JsonOption,
     OnlyOption,
     ProfileOption,
@@ -37,7 +38,7 @@ from flows.shelves import methods
 from flows.triggers import trigger
 from flows.upkeep import discard, notes, verify
 
-app = typer.Typer(
+app = Commands(
     name="winnow",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
