@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from flows.roles import check_origin
 from flows.trials import Search, Trials
 
 CASE = "case"
@@ -168,6 +167,14 @@ def _fields(axes: Iterable[tuple[str, Any]], where: str) -> list[tuple[str, Any]
             raise ValueError(f"{where}.{CASE}: {{label: {{field: value}}}} is needed, got {value!r}")
         fields += value.items() if axis == CASE else [(axis, value)]
     return sorted(fields, key=lambda field: str(field[0]).count("."))
+
+
+def check_origin(stated: Any, where: str) -> None:
+    """Raise ValueError unless a ``from`` is an id, a list of ids, or ``{role: id}``, where a role may take a list."""
+    listed = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated]
+    ids = [id for one in listed for id in (one if isinstance(stated, dict) and isinstance(one, list) else [one])]
+    if not isinstance(stated, (str, list, dict)) or any(isinstance(id, (list, dict)) for id in ids):
+        raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {stated!r}")
 
 
 def _ids(stated: Any) -> Iterator[Any]:

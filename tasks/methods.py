@@ -105,7 +105,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"
-    if first["type"] in ("dict_type", "model_type"):
+    if message.startswith("Input should be a valid dictionary"):
         message = "fields by name are needed, {FIELD: value}"
     return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
 

@@ -84,8 +84,7 @@ class Stage(BaseModel):
         return self.model_dump(mode="json", exclude_none=True, context=AS_WRITTEN)
 
     def check_written(self) -> None:
-        """Raise ValueError where fields that a recipe gives say one thing twice. Asked of a recipe alone: to a job all fields
-        are given."""
+        """Raise ValueError where fields that a recipe gives say one thing twice; to a job every field is given."""
 
     def inspect(self) -> None:
         """Raise ValueError at what plain reading of outside files shows to be wrong; nothing heavy is imported."""
@@ -121,10 +120,8 @@ class Stage(BaseModel):
         return Parties()
 
     def check_parties(self, parties: Parties) -> None:
-        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields.
-
-        Asked when a plan is made, and again when the stage starts: a plan may not see them.
-        """
+        """Raise ValueError where the models and the tokenizer, as far as known, fit neither each other nor the fields. Asked
+        when a plan is made, which may not see them, and again when the stage starts."""
 
     def run(self, context: Context) -> dict[str, float]:
         raise NotImplementedError
