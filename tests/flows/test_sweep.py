@@ -98,13 +98,13 @@ def test_a_methods_field_is_set_whichever_method_it_is():
 
 
 def test_so_are_fields_of_objectives_and_of_methods_within_methods():
-    stage = {"recover": {"objective": "distillation", "method": {"gradual": {"allocator": "erk"}}}}
+    stage = {"recover": {"objective": "distillation", "method": {"static": {"allocator": "erk"}}}}
     made = expand(
-        {**stage, "grid": {"objective.temperature": [3], "method.allocator.power": [2], "method.gradual.sparsity": [0.5]}}
+        {**stage, "grid": {"objective.temperature": [3], "method.allocator.power": [2], "method.static.sparsity": [0.5]}}
     )
     assert made[0].document["recover"] == {
         "objective": {"distillation": {"temperature": 3}},
-        "method": {"gradual": {"allocator": {"erk": {"power": 2}}, "sparsity": 0.5}},
+        "method": {"static": {"allocator": {"erk": {"power": 2}}, "sparsity": 0.5}},
     }
 
 
