@@ -13,15 +13,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def alone() -> Iterator[None]:
-    from compressed_tensors.offload import dispatch
     from compressed_tensors.offload.utils import as_single_threaded
+
+    _without_bars()
+    with as_single_threaded():
+        yield
+
+
+def _without_bars() -> None:
+    """For good, as models that are loaded here are unpacked at their first forward pass, whenever that is."""
+    from compressed_tensors.offload import dispatch
     from compressed_tensors.quantization.lifecycle import apply
-    from compressed_tensors.utils import patch_attr
     from tqdm import tqdm
 
     class Silent(tqdm):
         def __init__(self, *args: object, **fields: object) -> None:
             super().__init__(*args, **{**fields, "disable": True})
 
-    with as_single_threaded(), patch_attr(apply, "tqdm", Silent), patch_attr(dispatch, "tqdm", Silent):
-        yield
+    for module in (apply, dispatch):
+        vars(module)["tqdm"] = Silent
