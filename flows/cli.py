@@ -19,6 +19,7 @@ from flows.lazy import make_lazy
 from flows.notify import notify
 from flows.options import (
     ArtifactArgument,
+    Commands,
     JsonOption,
     OnlyOption,
     ProfileOption,
@@ -37,7 +38,7 @@ from flows.shelves import methods
 from flows.triggers import trigger
 from flows.upkeep import discard, notes, verify
 
-app = typer.Typer(
+app = Commands(
     name="winnow",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -121,11 +122,19 @@ def run(
 
 def _show(summary: dict[str, Any], plan: Any) -> None:
     from flows.display import claims_table, models_table
+    from flows.measured import evaluations_table, without_row
     from flows.ranking import ranking_table
 
     if not plan.due:
         console.print("everything is done already; nothing ran", highlight=False)
-    console.print(models_table(summary["models"], summary["unigram_perplexity"], console.width))
+    if summary["models"]:
+        console.print(models_table(summary["models"], summary["unigram_perplexity"], console.width))
+    elif summary["unigram_perplexity"]:
+        console.print(f"no model yet; a unigram model scores perplexity {summary['unigram_perplexity']:.1f}", highlight=False)
+    if summary["evaluations"]:
+        console.print(evaluations_table(summary["evaluations"]))
+    if more := without_row(summary["stages"]):
+        console.print(f"measured too, in --json: {', '.join(more)}", style="dim", highlight=False)
     if summary["ranking"]:
         console.print(ranking_table(summary["ranking"]))
     if summary["claims"]:

@@ -74,7 +74,9 @@ class Display(Watcher):
             return
         if self.animated:
             self.bars[step.id] = self.progress.add_task(step.id, total=None, rate="", note="starting")
-        elif not step.node.measures:
+            return
+        self.lines[step.id] = time.monotonic()  # what is done within that time needs no line
+        if not step.node.measures:
             self.say(f"{step.id}: starting")
 
     def event(self, step: Step, event: events.Event) -> None:
@@ -212,6 +214,7 @@ def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cell(value: float | None, form: str) -> str:
+    """A number for people; nothing where there is none."""
     if value is None:
         return ""
     if form == "bytes":

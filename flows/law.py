@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.options import JsonOption, ProfileOption, console, store_of
+from flows.options import Commands, JsonOption, ProfileOption, console, store_of
 
 if TYPE_CHECKING:
     from flows.evidence import LawFile
     from tasks.train.scaling.budget import Outlook
 
-app = typer.Typer(no_args_is_help=True, help="Fit the scaling law of sparse pretraining to finished runs, and plan by it.")
+app = Commands(no_args_is_help=True, help="Fit the scaling law of sparse pretraining to finished runs, and plan by it.")
 
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="draw it into this image file")]
 IMAGES = (".png", ".pdf", ".svg", ".jpg")

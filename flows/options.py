@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from cluster.store.local import Store
@@ -16,6 +17,25 @@ if TYPE_CHECKING:
 PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")  # what variables that name one local path end in
 OURS = ("WINNOW_", "HF_", "AWS_", "RAY_AUTH_", "TORCH_EXTENSIONS_")  # and begin with, where servers or jobs read them
 LOG_WIDTH = 140  # characters of a line where no terminal sets a bound
+
+
+class _Once(TyperCommand):
+    """A command that refuses an option given twice where one value is taken; click would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in given:
+            valued = not getattr(option, "is_flag", True) and not option.multiple  # of an argument nothing is known
+            if valued and given.count(option) > 1:
+                raise ValueError(f"{option.opts[0]} is given twice, and takes one value; give it once")
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of such commands."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        return super().command(*args, **{"cls": _Once, **kwargs})
 
 
 def _console(stream: TextIO, stderr: bool) -> Console:

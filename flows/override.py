@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from cluster.documents import parse_yaml
-from flows.sweep import CASE, RESERVED, step
+from flows.sweep import CASE, NAMED, RESERVED, step
 from tasks.methods import SHELF, names
 from tasks.stage import STAGES, stage_class
 
@@ -67,18 +67,22 @@ def _set(document: dict[str, Any], setting: Setting) -> None:
 
 
 def _put(place: dict[str, Any], way: list[str], value: Any, fields: dict[str, Any]) -> None:
-    """Walk the path and set the value. ``method.FIELD`` is a field of whichever method it is; ``method.NAME.FIELD`` makes it
-    that method."""
-    shelf = fields.get("method", {}).get(SHELF)
-    if shelf and len(way) > 1 and way[0] == "method":
-        method = step(place, "method")
-        if len(way) > 2 and way[1] in names(shelf) and way[1] not in method:
-            method.clear()
-        if way[1] not in method and method:
-            way = ["method", next(iter(method)), *way[1:]]
+    """Walk the path and set the value. ``method.FIELD`` is a field of whichever method it is (``objective.FIELD`` and the like
+    too); ``method.NAME.FIELD`` makes it that method."""
+    kind = fields.get(way[0], {})
+    shelf = next((one[SHELF] for one in (kind, *kind.get("anyOf", ())) if SHELF in one), None)
+    if shelf and len(way) > 2 and way[1] in names(shelf) and way[1] not in step(place, way[0]):
+        place[way[0]].clear()
     *before, last = way
-    for part in before:
+    for part, following in zip(before, way[1:], strict=True):
         place = step(place, part)
+        if (
+            part in NAMED
+            and following not in place
+            and len(place) == 1
+            and isinstance(inner := next(iter(place.values())), dict)
+        ):
+            place = inner
     place[last] = copy.deepcopy(value)
 
 

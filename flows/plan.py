@@ -153,11 +153,14 @@ def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store
     upstream = [parent for parent in node.parents.values() if not steps[parent].cached]
     if upstream:
         return f"after {', '.join(dict.fromkeys(upstream))}"
-    found = nearest(artifact, store.records(artifact.stage))
+    alike = (
+        record for record in store.records(artifact.stage) if node.stage.yields != "metrics" or record.label == artifact.label
+    )
+    found = nearest(artifact, alike)  # another evaluator's record says nothing of this one
     if not found:
         return "never run"
     record, fields = found
-    return f"{', '.join(fields)} differs from {record.address}"
+    return f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'} from {record.address}"
 
 
 def check(recipe: Recipe) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.lineage import check_measured, check_merged, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.override import Setting, changed
+from flows.roles import REMEDY, an_entry, check_together, check_used
 from flows.sweep import RESERVED, Entry, Sweep
 from flows.trials import Search, Values
 from tasks.data.place import reading
@@ -48,7 +49,7 @@ class Header(BaseModel):
     """Where the model comes from: an architecture or a checkpoint."""
     evaluate: Annotated[tuple[Evaluator, ...], list_of("evaluators")] = ()
     """The evaluators that measure every model: names, or ``{NAME: {field: value}}``."""
-    stages: list[dict[str, Any]] = Field(min_length=1)
+    stages: list[Annotated[dict[str, Any], BeforeValidator(an_entry)]] = Field(min_length=1)
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
     """What its models should show."""
@@ -154,7 +155,9 @@ class _Graph:
         stage = validate(kind, kind.resolve(fields, size, path), path, reading(self.folder))
         self.ancestry[id] = tuple(dict.fromkeys(stated.values()))
         stage, reference = referring(self.nodes, stage, stated.get("model") or self._nearest(stated.values(), "model"))
+        check_used(stage, own, stated, path)
         parents = self._parents(id, stage, {"reference": reference, **stated} if reference else stated, path)
+        check_together(made, path, [node for node in self.nodes if node.id in members(parents, stage.plural)])
         self.nodes.append(Node(id, stage, parents, branch=made.branch, base=made.base))
         self.previous = (id,)
         if stage.yields == "model":
@@ -164,8 +167,6 @@ class _Graph:
         """``from``: an id, a list of ids, or {role: id}; as {role or position: id}."""
         if isinstance(origin, str):
             origin = [origin]
-        if not isinstance(origin, (list, dict)):
-            raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {origin!r}")
         if isinstance(origin, dict) and (odd := origin.keys() - kind.needs.keys()):
             raise ValueError(f"recipe.{where}.from: no role {min(odd)!r}; choose one of {', '.join(kind.needs) or 'none'}")
         if isinstance(origin, dict) and isinstance(listed := origin.get(kind.plural), list):
@@ -200,13 +201,13 @@ class _Graph:
                 continue
             if role == "model" and role not in stated and (source := getattr(stage, "model", None)):
                 if source.checkpoint is None:
-                    raise ValueError(f"{path}: an architecture has no weights; {_REMEDY[role]}")
+                    raise ValueError(f"{path}: an architecture has no weights; {REMEDY[role]}")
                 continue
             found = stated.get(role)
             if found is None and role != "reference":  # that was looked for already
                 found = self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind)
             if found is None:
-                raise ValueError(f"{path}: no {role} ({kind}) upstream; {_REMEDY[role]}")
+                raise ValueError(f"{path}: no {role} ({kind}) upstream; {REMEDY[role]}")
             if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:
                 raise ValueError(f"{path}: {role} needs {kind}, and {found} makes {made}")
             parents[role] = found
@@ -238,12 +239,3 @@ class _Graph:
             raise ValueError("recipe.evaluate: no tokens upstream; put a prepare stage first")
         for stage, parents in evaluations(self.nodes, self.header.evaluate, self.header.seed, id, data):
             self.nodes.append(Node(f"{id}.{stage.method.name}", stage, parents, measures=id))
-
-
-_REMEDY = {
-    "tokenizer": "put the prepare stage that trains it before this one",
-    "data": "put a prepare stage before it",
-    "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
-    "teacher": "name it with from: {model: ..., teacher: ...}, or minimise cross-entropy (objective: cross_entropy)",
-    "reference": "name it with from: {model: ..., reference: ...}",
-}

@@ -56,7 +56,12 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
         "about": about,
         **dict(_patterns(kind)),
         "fields": {
-            field: {"takes": _takes(info), "default": _default(info), "help": info.description}
+            field: {
+                "takes": _takes(info),
+                "required": info.is_required(),
+                "default": _default(info),
+                "help": info.description,
+            }
             for field, info in kind.model_fields.items()
         },
     }
@@ -97,5 +102,10 @@ def _show(method: dict[str, Any]) -> None:
         console.print(f"\npatterns: {', '.join(method['patterns'])}", highlight=False)
     table = Table("field", "takes", "default", "help")
     for field, told in method["fields"].items():
-        table.add_row(field, told["takes"], str(told["default"]), " ".join((told["help"] or "").split()))
+        table.add_row(
+            field,
+            told["takes"],
+            "required" if told["required"] else str(told["default"]),
+            " ".join((told["help"] or "").split()),
+        )
     console.print(table if method["fields"] else "\nno fields")

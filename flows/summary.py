@@ -13,8 +13,8 @@ from flows.ranking import ranking
 
 
 def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str, float], begun: float) -> dict[str, Any]:
-    """``stages`` and ``models`` with their numbers, the ``ranking`` of branches, the verdict on each claim;
-    ``overhead_seconds`` is wall time with no stage inside its own run.
+    """``stages`` and ``models`` with their numbers, the ``evaluations`` that the recipe lists as stages, the ``ranking`` of
+    branches, the verdict on each claim; ``overhead_seconds`` is wall time with no stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
@@ -30,6 +30,7 @@ def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str,
         "unigram_perplexity": unigram[0] if unigram else None,
         "stages": stages,
         "models": models,
+        "evaluations": [_evaluation(step, records[step.id]) for step in plan.steps if _listed(step) and step.id in records],
         "ranking": ranking(plan.recipe, models),
         "claims": [claim.judge(models) for claim in plan.recipe.claims if len(models) == sum(1 for _ in plan.recipe.models())],
     }
@@ -69,3 +70,16 @@ def _model(plan: Plan, step: Step, records: Mapping[str, Record]) -> dict[str, A
     record = records[step.id]
     place = {"stage": step.id, "base": step.node.base, "branch": step.node.branch}
     return {**place, "address": record.address, "key": record.key, "seconds": record.seconds, **measured}
+
+
+def _listed(step: Step) -> bool:
+    return step.node.stage.yields == "metrics" and step.node.measures is None
+
+
+def _evaluation(step: Step, record: Record) -> dict[str, Any]:
+    """An evaluation that is a stage of the recipe. Its numbers stand by themselves: with other fields, or against another
+    model, they mean something else than those of the recipe's own evaluators."""
+    source = getattr(step.node.stage, "reference", None)
+    against = step.node.parents.get("reference") or (source.describe() if source else None)
+    place = {"stage": step.id, "method": step.node.stage.label, "model": step.node.came_from, "reference": against}
+    return {**place, "metrics": record.metrics}

@@ -10,9 +10,10 @@
         case: {wide: {length: 256, batch: 16}, narrow: {length: 64, batch: 64}}
 
 An axis is a field of the stage by its dotted path, with a list of values or values by label; ``method.FIELD`` means the
-field of whichever method it is, and ``model...`` edits the recipe's model for this stage. The axis ``case`` sets several
-fields at once. A later entry follows every branch of what it comes from, and may split further. One that gathers takes
-branches together, all of them or those that differ in some axes only (``search``, beside ``grid``: ``flows/trials.py``):
+field of whichever method it is (``objective.FIELD``, ``method.allocator.FIELD`` likewise), and ``model...`` edits the
+recipe's model for this stage. The axis ``case`` sets several fields at once. A later entry follows every branch of what it
+comes from, and may split further. One that gathers takes branches together, all of them or those that differ in some axes
+only (``search``, beside ``grid``: ``flows/trials.py``):
 
     - merge: {}
       gather: [seed]
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -34,6 +35,7 @@ from flows.trials import Search, Trials
 CASE = "case"
 Branch = dict[str, str]  # axis -> label
 RESERVED = ("id", "from", "grid", "search", "gather")
+NAMED = ("method", "objective", "allocator", "initial", "pruner", "transform")  # fields written NAME or {NAME: {FIELD: ...}}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Sweep:
     def expand(self, document: dict[str, Any], where: str) -> Iterator[Entry]:
         names = [key for key in document if key not in RESERVED]
         base = str(document.get("id", names[0] if len(names) == 1 else ""))
+        check_origin(document.get("from", self.previous), where)
         combinations = list(self._combinations(document.get("grid"), f"recipe.{where}.grid"))
         origins = [str(id) for id in _ids(document.get("from", self.previous))]
         self.trials.read(document.get("search"), base, origins, f"recipe.{where}.search")
@@ -72,7 +75,7 @@ class Sweep:
                     continue
                 entry = copy.deepcopy(plain)
                 fields = [*((axis, value) for axis, _, value in chosen), *drawn.items()]
-                for axis, value in sorted(fields, key=lambda field: field[0].count(".")) if drawn else fields:  # method first
+                for axis, value in _fields(fields, f"recipe.{where}.grid"):
                     self._set(entry, names, axis, value, f"recipe.{where}.grid")
                 entry |= {"id": id} if whole else {}
                 entry |= {"from": origin} if (whole or gathers) and origin else {}
@@ -87,7 +90,7 @@ class Sweep:
             raise ValueError(f"{where}: {{field: [values]}} is needed, got {grid!r}")
         return product(
             *(
-                [(axis, label, value) for label, value in _labelled(axis, values, f"{where}.{axis}")]
+                [(axis, label, value) for label, value in _labelled(str(axis), values, f"{where}.{axis}")]
                 for axis, values in grid.items()
             )
         )
@@ -95,8 +98,6 @@ class Sweep:
     def _origins(self, document: dict[str, Any]) -> list[tuple[Any, Branch]]:
         """(what ``from`` becomes, the branch it stands on) for every branch of what an entry comes from."""
         stated = document.get("from", self.previous)
-        if not isinstance(stated, (str, list, dict)):
-            return [(stated, {})]  # for the graph to refuse
         ids = list(_ids(stated))
         splits = [self.branches.get(str(id)) or [(str(id), {})] for id in ids]
         leading = max(splits, key=len, default=[("", {})])
@@ -139,21 +140,41 @@ class Sweep:
         return [(list(dict.fromkeys(id for split in left for id in _all_along(branch, split))), branch) for branch in shared]
 
     def _set(self, entry: dict[str, Any], names: list[str], axis: str, value: Any, where: str) -> None:
-        if axis == CASE:
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}.{CASE}: {{label: {{field: value}}}} is needed, got {value!r}")
-            for path, inner in value.items():
-                self._set(entry, names, path, inner, where)
-            return
-        place = entry[names[0]] = entry[names[0]] or {}
+        if not isinstance(axis, str) or not all(axis.split(".")):
+            raise ValueError(f"{where}: {axis!r} is no field; an axis is a field of the stage, as seed or method.sparsity")
+        if len(names) != 1 or not isinstance(place := entry[names[0]] or {}, dict):
+            return  # for the graph to refuse
+        entry[names[0]] = place
         if axis.startswith("model.") and "model" not in place and self.model is not None:
             place["model"] = copy.deepcopy(self.model)
         *way, last = axis.split(".")
-        for part in way:
+        for part, following in zip(way, axis.split(".")[1:], strict=True):
             place = step(place, part)
-        if way and way[-1] == "method" and last not in place:
-            place = next(iter(place.values()))
+            if part in NAMED and following not in place:
+                if not place and following == last:
+                    raise ValueError(f"{where}.{axis}: name the {part} first, as in {names[0]}: {{{part}: NAME}}")
+                place = next(iter(place.values()), place)
+            if not isinstance(place, dict):
+                raise ValueError(f"{where}.{axis}: {part} has no fields, got {place!r}")
         place[last] = copy.deepcopy(value)
+
+
+def _fields(axes: Iterable[tuple[str, Any]], where: str) -> list[tuple[str, Any]]:
+    """What axes set, field by field: a method before its fields, whichever the recipe names first."""
+    fields: list[tuple[str, Any]] = []
+    for axis, value in axes:
+        if axis == CASE and not isinstance(value, dict):
+            raise ValueError(f"{where}.{CASE}: {{label: {{field: value}}}} is needed, got {value!r}")
+        fields += value.items() if axis == CASE else [(axis, value)]
+    return sorted(fields, key=lambda field: str(field[0]).count("."))
+
+
+def check_origin(stated: Any, where: str) -> None:
+    """Raise ValueError unless a ``from`` is an id, a list of ids, or ``{role: id}``, where a role may take a list."""
+    listed = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated]
+    ids = [id for one in listed for id in (one if isinstance(stated, dict) and isinstance(one, list) else [one])]
+    if not isinstance(stated, (str, list, dict)) or any(isinstance(id, (list, dict)) for id in ids):
+        raise ValueError(f"recipe.{where}.from: an id, a list of ids, or {{role: id}} is needed, got {stated!r}")
 
 
 def _ids(stated: Any) -> Iterator[Any]:
@@ -170,7 +191,7 @@ def step(place: dict[str, Any], part: str) -> dict[str, Any]:
     inner = place.get(part)
     if isinstance(inner, str):
         inner = {inner: {}}
-    elif isinstance(inner, dict) and part == "method":
+    elif isinstance(inner, dict) and part in NAMED:
         inner = {name: fields or {} for name, fields in inner.items()}
     place[part] = inner if isinstance(inner, dict) else {}
     return place[part]

@@ -126,6 +126,7 @@ def _made_from(store: Store, address: str) -> Iterator[str]:
 def agrees(question: str) -> bool:
     errors.print(question, end="", soft_wrap=True, highlight=False, markup=False)
     if not (answer := sys.stdin.readline()):
+        errors.print()  # the line of the question
         raise ValueError("nobody is there to answer; give --yes to go on without being asked")
     return answer.strip().lower() in ("y", "yes")
 

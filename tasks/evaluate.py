@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Evaluate(Stage):
-    """``reference`` is set by the recipe where the reference is a user's checkpoint and not an earlier stage."""
+    """Measures one model with one evaluator, some against a reference model."""
 
     version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "reference": "model"}
@@ -23,7 +23,7 @@ class Evaluate(Stage):
 
     method: Annotated[Evaluator, of("evaluators")]
     """What is measured."""
-    reference: Stored | None = None
+    reference: Stored | None = None  # set by the recipe where what it came from is a user's checkpoint
     """The checkpoint to compare with; an earlier stage's model unless given."""
 
     @property

@@ -94,22 +94,25 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """The first complaint of a validation error as one line: ``where.field: what (got value)``."""
     # A misspelt field comes before the one that is missing for it.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    path = ".".join([where, *(str(part) for part in first["loc"])])
+    path = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owner: Any = model
         for part in first["loc"][:-1]:
-            owner = _owner(getattr(owner, "model_fields", {}).get(part))
+            known = getattr(owner, "model_fields", {})
+            owner = _owner(known[part]) if part in known else owner  # of a list or mapping its members
         fields = getattr(owner, "model_fields", {})
         return f"{path}: no such field; " + (f"choose one of {', '.join(fields)}" if fields else "there are none")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"
+    if message.startswith("Input should be a valid dictionary"):
+        message = "fields by name are needed, {FIELD: value}"
     return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
 
 
-def _owner(field: FieldInfo | None) -> Any:
+def _owner(field: FieldInfo) -> Any:
     """The class of a field's value, where it has fields of its own."""
-    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    kinds = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 

@@ -75,16 +75,13 @@ class Prepare(Stage):
     calibration: float = Field(0.05, gt=0, lt=0.5)
     """Share of the training documents to calibrate on, where the corpus names no calibration text."""
 
-    @model_validator(mode="after")
-    def _shares_count(self) -> Prepare:
-        fields = type(self).model_fields
+    def check_written(self) -> None:
         for part in self.corpus.parts().values():
             for split in part.texts():
-                if split != "train" and getattr(self, split) != fields[split].default:
+                if split != "train" and split in self.model_fields_set:
                     raise ValueError(
                         f"{split} is a share of the training text, and the corpus names a {split} text; leave one of them out"
                     )
-        return self
 
     @property
     def label(self) -> str:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class Pretrain(TrainStage):
-    """``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more.
+    """Trains a model under a regime, from random weights or a user's checkpoint.
+
+    ``tokens`` is the compute budget in dense-equivalent tokens; a sparse regime turns what it saves into more.
 
     A transform of the model sets sizes, the regime the sparsity. ``sparsity: iso`` asks for the one at which the transformed
     model costs what its architecture costs dense; a number must be that one.

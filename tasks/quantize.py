@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Quantize(CalibratedStage):
-    """The walk leaves a dequantized model in scratch; its export is the artifact."""
+    """Fewer bits per weight under the mask, stored as serving engines read them."""
 
     version: ClassVar[int] = 2
 
@@ -51,7 +51,7 @@ class Quantize(CalibratedStage):
         from tasks.models.files.checkpoint import load_extras
         from tasks.models.files.quantized import export_compressed
 
-        solved = context.scratch / "dequantized"
+        solved = context.scratch / "dequantized"  # its export is the artifact
         report = self.walk(context, solved)
         found = export_compressed(solved, load_extras(solved), self.method.scheme_of, context.output)
         return {**report, "export_logits_error": found["logits_difference"]}

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Recover(TrainStage):
-    """``teacher`` is set by the recipe where the teacher is a user's checkpoint and not an earlier stage."""
+    """Finetunes a pruned model under its mask, by default distilling from the model that went into the pruning."""
 
     version: ClassVar[int] = 2
     needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
 
     model: ModelSource | None = None
     """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
-    teacher: Stored | None = None
+    teacher: Stored | None = None  # set by the recipe where the pruning began at a user's checkpoint
     """The model to learn from where it is no earlier stage; by default the one that went into the pruning."""
     method: Annotated[Regime, of("regimes")] = Field("masked", validate_default=True)
     """How it is finetuned: a regime."""

@@ -80,6 +80,9 @@ class Stage(BaseModel):
         """The fields as they enter the key: paths as they were written."""
         return self.model_dump(mode="json", exclude_none=True, context=AS_WRITTEN)
 
+    def check_written(self) -> None:
+        """Raise ValueError where fields that a recipe gives say one thing twice; to a job every field is given."""
+
     def inspect(self) -> None:
         """Raise ValueError at what plain reading of outside files shows to be wrong; nothing heavy is imported."""
 

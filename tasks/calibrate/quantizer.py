@@ -8,7 +8,8 @@ Shapes: O = output features, I = input features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,11 +77,15 @@ class Quantizer(BlockMethod):
         """What is to become of one linear."""
         from tasks.models.files.schemes import integers
 
+        spec = self._spec_of(linear)
+        return self._read(spec) if spec else integers(self.bits, self.group_size, self.symmetric)
+
+    def _spec_of(self, linear: Linear) -> Spec | None:
+        """The preset that was named for one linear."""
         parts = [part for part in self.schemes if f".{part}." in f".{linear.name}."]
         if any(self.schemes[part] != self.schemes[parts[0]] for part in parts):
             raise ValueError(f"schemes: {linear.name} is in {' and in '.join(parts)}, which differ; name parts apart")
-        spec = self.schemes[parts[0]] if parts else self.scheme
-        return self._read(spec) if spec else integers(self.bits, self.group_size, self.symmetric)
+        return self.schemes[parts[0]] if parts else self.scheme
 
     def grid_of(self, linear: Linear) -> Grid | None:
         """The values that the weights of one linear may take; None where they stay as they are."""
@@ -100,17 +105,21 @@ class Quantizer(BlockMethod):
         try:
             self.suit(scheme)
         except ValueError as error:
-            name = spec if isinstance(spec, str) else next(iter(spec))
+            name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+            changed = " and ".join(f"{field} {value}" for field, value in fields.items())
+            remedy = f"leave {' and '.join(fields)} out, or " if fields and self._makes(name) else ""
             raise ValueError(
-                f"{self.name} cannot make {name}: {error}; choose one of {', '.join(filter(self._makes, presets()))}"
+                f"{self.name} cannot make {name}{f' with {changed}' if fields else ''}: {error}; "
+                f"{remedy}choose one of {', '.join(filter(self._makes, presets()))}"
             ) from None
         return scheme
 
     def _makes(self, name: str) -> bool:
-        from tasks.models.files.schemes import read_scheme
+        from tasks.models.files.schemes import read_scheme, require_readable
 
         try:
             self.suit(read_scheme(name))
+            require_readable(read_scheme(name))
         except ValueError:
             return False
         return True
@@ -118,21 +127,39 @@ class Quantizer(BlockMethod):
     def check_width(self, width: int) -> None:
         """Raise ValueError when no grid fits an input width, as far as one is the same for all matrices."""
         if not self.schemes and not self.scheme and self.group_size and width % self.group_size:
-            raise ValueError(f"group_size {self.group_size} does not divide the input width {width}")
+            raise ValueError(
+                f"group_size {self.group_size} does not divide the input width {width}; "
+                f"write group_size: {_fitting(self.group_size, [width]) or 'null, for a scale per row'}"
+            )
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         for part in self.schemes:
             if not any(f".{part}." in f".{name}." for name in linears):
-                raise ValueError(f"schemes: no matrix has {part!r} as a part of its name; choose from {next(iter(linears))}")
+                raise ValueError(
+                    f"schemes: no matrix has {part!r} as a part of its name; choose one of {', '.join(_parts(linears))}"
+                )
         grids = {name: self.grid_of(linear) for name, linear in linears.items()}
         if not any(grids.values()):
             raise ValueError("scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out")
         for name, grid in grids.items():
+            if grid is None:
+                continue
             try:
-                if grid:
-                    grid.check(linears[name].shape[-1])
+                grid.check(linears[name].shape[-1])
             except ValueError as error:
-                raise ValueError(f"{error} ({name})") from None
+                size = _fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
+                raise ValueError(f"{error} ({name}); write {self._grouped(linears[name], size)}") from None
+
+    def _grouped(self, linear: Linear, size: int | None) -> str:
+        """How groups of a size (None: a scale per row) are written for the matrices of one linear's scheme."""
+        spec = self._spec_of(linear)
+        if spec is None:
+            return f"group_size: {size or 'null, for a scale per row'}"
+        name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+        groups = {"group_size": size} if size else {"strategy": "channel", "group_size": "null"}
+        written = f"{{{name}: {{{', '.join(f'{field}: {value}' for field, value in {**fields, **groups}.items())}}}}}"
+        parts = [part for part, its in self.schemes.items() if its == spec]
+        return f"scheme: {written}" if spec == self.scheme else f"schemes: {{{parts[0]}: {written}}}"
 
     def solve_linear(
         self,
@@ -155,3 +182,16 @@ class Quantizer(BlockMethod):
             return self.solve_linear(view.matrices[name], view.statistics.get(name), grids[name], view.keep.get(name))
 
         return view.each(solve_one, grids)
+
+
+def _fitting(size: int | None, widths: Iterable[int]) -> int | None:
+    """The largest groups that divide groups of this size and all widths; None where those are single columns."""
+    fitting = gcd(size or 0, *widths)
+    return fitting if fitting > 1 else None
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """The parts of names that tell them apart, numbers left out."""
+    parts = [name.split(".") for name in names]
+    shared = set.intersection(*map(set, parts))
+    return list(dict.fromkeys(part for each in parts for part in each if part not in shared and not part.isdigit()))

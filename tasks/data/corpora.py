@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJs
 from tasks.data.corpus import SPLITS, Corpus, Files, Hub, Split, Stdlib
 from tasks.data.digests import Digests
 from tasks.data.documents import Document, digest
-from tasks.methods import named, short
+from tasks.methods import named, short, validate
 
 AnyCorpus = Annotated[
     Corpus,
@@ -123,7 +123,10 @@ def build_corpus(spec: Any, context: Any = None) -> Corpus:
             "{train: CORPUS, calibration: CORPUS, heldout: CORPUS}"
         )
     ((name, values),) = fields.items()
-    return CORPORA[name].model_validate(values or {}, context=context)
+    try:
+        return validate(CORPORA[name], values or {}, name, context)
+    except ValueError as error:  # of a sequence a recipe leaves the name of the one field out
+        raise ValueError(str(error).replace("sequence.tasks", "sequence", 1)) from None
 
 
 def dump_corpus(corpus: Corpus, context: Any = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.methods import of
 from tasks.stage import Context, Facts, ModelStage
@@ -60,16 +60,13 @@ class TrainStage(ModelStage):
     gradient_clipping: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
 
-    @model_validator(mode="after")
-    def _one_objective(self) -> TrainStage:
-        kind = type(self.method)
-        said = [name for name in kind.objective_fields if getattr(self.method, name) != kind.model_fields[name].default]
+    def check_written(self) -> None:
+        said = [name for name in self.method.objective_fields if name in self.method.model_fields_set]
         if self.objective and said:
             raise ValueError(
                 f"objective {self.objective.name} and {self.method.name}.{said[0]} both say what is minimised; "
                 "leave one of them out"
             )
-        return self
 
     @property
     def minimised(self) -> Objective:

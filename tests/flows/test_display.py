@@ -5,7 +5,10 @@ import sys
 
 from rich.console import Console
 
+from cluster.ray.events import Progress
+from cluster.store.local import LocalStore
 from flows.display import Display
+from tests.flows.recipes import plan
 
 
 def on_terminal() -> Display:
@@ -28,3 +31,14 @@ def test_there_are_no_bars_in_a_file_under_a_tracer_and_where_nothing_is_shown(m
     assert not Display(Console(file=io.StringIO(), force_terminal=True), quiet=True).animated
     monkeypatch.setattr(sys, "gettrace", lambda: print)
     assert not on_terminal().animated
+
+
+def test_in_a_file_a_line_tells_what_takes_long_and_nothing_of_what_does_not(tmp_path, monkeypatch):
+    step, now = plan(LocalStore(tmp_path / "store")).by_id["prepare"], [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    display = Display(Console(file=io.StringIO()))
+    display.started(step)
+    display.event(step, Progress(1, 0, "documents"))
+    now[0] += 20
+    display.event(step, Progress(900, 0, "documents"))
+    assert display.console.file.getvalue().split("\n")[:2] == ["prepare: starting", "prepare: 900 documents"]

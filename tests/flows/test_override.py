@@ -40,6 +40,14 @@ def keys(recipe, store) -> dict[str, str]:
         (["quantize.method.bits=3"], {4: {"quantize": {"method": {"gptq": {"group_size": 64, "bits": 3}}}}}),
         (["recover.learning_rate=1e-4"], {3: {"recover": {"tokens": 10_000, "learning_rate": 1e-4}}}),
         (["pretrain.tokens=1", "pretrain.tokens=20_000"], {1: {"pretrain": {"method": "dense", "tokens": 20_000}}}),
+        (
+            ["recover.objective=distillation", "recover.objective.temperature=3"],
+            {3: {"recover": {"tokens": 10_000, "objective": {"distillation": {"temperature": 3}}}}},
+        ),
+        (
+            ["pretrain.method=static", "pretrain.method.allocator=erk", "pretrain.method.allocator.power=2"],
+            {1: {"pretrain": {"method": {"static": {"allocator": {"erk": {"power": 2}}}}, "tokens": 10_000}}},
+        ),
         (["seed=3"], {"seed": 3}),
         (
             ["model.architecture.hidden_size=96"],

@@ -144,7 +144,14 @@ def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, 
         publish(store, step, tmp_path / step.id)
     record = plan(store).by_id["pretrain"].record
     changed = plan(store, *edited(1, learning_rate=0.5, batch=16))
-    assert changed.by_id["pretrain"].reason == f"params.batch, params.learning_rate differs from {record.address}"
+    assert changed.by_id["pretrain"].reason == f"params.batch, params.learning_rate differ from {record.address}"
+
+
+def test_an_evaluator_never_run_is_not_compared_with_another(store, tmp_path):
+    first = {"evaluate": {"size": {}}}
+    for id in ("prepare", "pretrain", "pretrain.size"):
+        publish(store, plan(store, **first).by_id[id], tmp_path / id)
+    assert plan(store, evaluate=["perplexity"]).by_id["pretrain.perplexity"].reason == "never run"
 
 
 def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures_time(store, tmp_path, monkeypatch):

@@ -89,6 +89,65 @@ def test_a_stage_of_several_models_takes_a_gathered_grid_a_list_or_a_named_list_
     assert parents(*again)["recover2"] == {"data": "prepare", "model": "prune2", "teacher": "soup"}
 
 
+def test_a_soup_of_branches_with_what_stands_on_none_is_asked_to_say_so():
+    plain = {"id": "plain", "from": "prune", **RECOVER}
+    both = ["recover", "plain"]
+    for origin in (both, {"models": both}):
+        with pytest.raises(
+            ValueError, match=r"^recipe.stages\[5\].merge: each branch of seed would be taken with the same plain; "
+        ):
+            recipe(PREPARE, PRETRAIN, PRUNE, RECOVERED, plain, {**SOUP, "from": origin})
+    chain, all_three = [PREPARE, PRETRAIN, PRUNE, RECOVERED, plain], ["recover-seed0", "recover-seed1", "plain"]
+    for entry in ({"from": both, "gather": True}, {"from": all_three}):
+        assert list(parents(*chain, {**SOUP, **entry})["soup"].values()) == all_three
+    twice = [
+        PREPARE,
+        PRETRAIN,
+        PRUNE,
+        RECOVERED,
+        {"id": "again", "from": "prune", **RECOVERED},
+        {**SOUP, "from": ["recover", "again"]},
+    ]
+    assert parents(*twice)["soup-seed1"] == {"models_0": "recover-seed1", "models_1": "again-seed1"}
+
+
+CE, CHECKPOINT = {"tokens": 10, "objective": "cross_entropy"}, {"checkpoint": "/some/model"}
+HELD = {"id": "held", "evaluate": {"method": "perplexity"}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (
+            {"from": {"model": "prune", "teacher": "pretrain"}, "recover": CE},
+            "from.teacher is used for nothing, as cross_entropy",
+        ),
+        ({"recover": {**CE, "teacher": CHECKPOINT}}, "recover: teacher is used for nothing, as cross_entropy needs no teacher"),
+        ({"recover": {"tokens": 10, "method": "static", "teacher": CHECKPOINT}}, "teacher is used for nothing"),
+        (
+            {"from": {"model": "prune", "teacher": "pretrain"}, "recover": {"tokens": 10, "teacher": CHECKPOINT}},
+            "from.teacher and the field teacher both say what the teacher is; leave one of them out",
+        ),
+        ({"from": {"model": "prune", "reference": "pretrain"}, **HELD}, "from.reference is used for nothing, as perplexity"),
+        (
+            {"evaluate": {"method": "size", "reference": CHECKPOINT}},
+            "evaluate: reference is used for nothing, as size needs no",
+        ),
+        (
+            {"from": {"model": "prune"}, "quantize": {"method": "gptq", "model": CHECKPOINT}},
+            "from.model and the field model both say what the model is",
+        ),
+        (
+            {"id": "p", "from": {"tokenizer": "prepare"}, **PREPARE},
+            "from.tokenizer is used for nothing, as prepare needs no tokenizer",
+        ),
+    ],
+)
+def test_a_role_that_is_filled_for_nothing_or_twice_is_refused(entry, complaint):
+    with pytest.raises(ValueError, match=rf"^recipe.stages\[3\].*{complaint}"):
+        recipe(PREPARE, PRETRAIN, PRUNE, entry)
+
+
 def test_a_soup_is_compared_with_what_its_models_came_from():
     found = recipe(PREPARE, PRETRAIN, PRUNE, RECOVERED, {**SOUP, "gather": True}, evaluate={"divergence": {}})
     assert found.node("soup.divergence").parents == {"model": "soup", "data": "prepare", "reference": "pretrain"}

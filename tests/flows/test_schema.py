@@ -18,7 +18,7 @@ from flows.recipe import load_recipe
 from flows.schema import profile_schema, recipe_schema, stage_schema
 from flows.sweep import RESERVED
 from tasks.methods import SHELVES, build, dump, load, names
-from tasks.stage import STAGES
+from tasks.stage import STAGES, stage_class
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "flows" / "recipes").rglob("*.yaml"))
@@ -147,3 +147,8 @@ def test_the_command_prints_it_within_three_seconds_of_work_and_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.monotonic() - began < 10  # three on a machine that does nothing else
     assert json.loads(done.stdout) == recipe_schema() and done.stderr.split() == ["_Lazy", "False"]
+
+
+def test_what_is_said_of_a_stage_tells_what_it_does_and_not_how():
+    verbs = {stage_class(name): stage_schema(name).get("description", "Prepare") for name in STAGES}
+    assert not [kind for kind, text in verbs.items() if text.startswith("``") or "scratch" in text.partition("\n")[0]]

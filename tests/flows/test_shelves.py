@@ -22,7 +22,12 @@ def test_every_method_of_every_shelf_is_told(capsys):
 def test_one_method_tells_its_fields_bounds_choices_defaults_and_patterns(capsys):
     (dsnot,) = told(capsys, "dsnot")
     assert dsnot["patterns"] == ["unstructured", "N:M"] and dsnot["fields"]["cycles"]["takes"] == "float, > 0, <= 1"
-    assert dsnot["fields"]["initial"] == {"takes": "pruner", "default": "wanda", "help": "The pruner whose mask is refined."}
+    assert dsnot["fields"]["initial"] == {
+        "takes": "pruner",
+        "required": False,
+        "default": "wanda",
+        "help": "The pruner whose mask is refined.",
+    }
     pruner, allocator = told(capsys, "cfsp")
     assert pruner["fields"]["criterion"]["takes"] == "weights | activation | magnitude | random"
     (sharpness,) = allocator["fields"].values()
@@ -38,3 +43,10 @@ def test_the_text_holds_what_the_method_does(capsys):
     methods("heads")
     text = capsys.readouterr().out
     assert "take whole attention heads" in text and "patterns: channel" in text and "no fields" in text
+
+
+def test_a_field_without_a_default_is_shown_as_required(capsys):
+    assert all(field["required"] for field in told(capsys, "narrow")[0]["fields"].values())
+    methods("narrow")
+    text = capsys.readouterr().out
+    assert "required" in text and "None" not in text

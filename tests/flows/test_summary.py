@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
 
 from cluster.store.artifacts import Record
 from cluster.store.local import LocalStore
+from flows.measured import evaluations_table, without_row
 from flows.summary import summarise
-from tests.flows.recipes import plan, publish
+from tests.flows.recipes import BASE, plan, publish
 
 BEGUN = 1_700_000_000.0
 
@@ -90,3 +93,24 @@ def test_a_model_is_its_stages_numbers_and_its_evaluations(tmp_path):
     stages = {stage["id"]: stage for stage in summary["stages"]}
     assert stages["prune"]["overhead_seconds"] == 0.5 and not stages["recover"]["done"] and stages["recover"]["metrics"] == {}
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_an_evaluation_that_is_a_stage_is_told_apart_and_shown(tmp_path):
+    listed = {"id": "apart", "from": {"model": "prune", "reference": "pretrain"}, "evaluate": {"method": "divergence"}}
+    made = plan(LocalStore(tmp_path / "store"), *BASE["stages"][:3], listed)
+    records = {"apart": record(made.by_id["apart"], 5, 1, reference_kl=0.25, odd_number=7.0)}
+    summary = summarise(made, records, {}, BEGUN)
+    assert summary["evaluations"] == [
+        {
+            "stage": "apart",
+            "method": "divergence",
+            "model": "prune",
+            "reference": "pretrain",
+            "metrics": {"reference_kl": 0.25, "odd_number": 7.0},
+        }
+    ]
+    shown = Console(file=io.StringIO(), width=100)
+    shown.print(evaluations_table(summary["evaluations"]))
+    text = shown.file.getvalue()
+    assert all(word in text for word in ("apart", "divergence", "prune", "pretrain", "KL to reference 0.25", "odd_number 7"))
+    assert without_row(summary["stages"]) == ["odd_number"]

@@ -2,7 +2,10 @@
 
 import pytest
 
-from flows.sweep import Sweep
+from flows.sweep import NAMED, Sweep
+from tasks.methods import SHELVES, load, names, of
+from tasks.models.source import ModelSource
+from tasks.stage import STAGES, stage_class
 from tests.flows.recipes import recipe
 
 HUB = {"hub": {"dataset": "d", "revision": 40 * "a", "documents_at_most": 5}}
@@ -94,6 +97,36 @@ def test_a_methods_field_is_set_whichever_method_it_is():
     ]
 
 
+def test_so_are_fields_of_objectives_and_of_methods_within_methods():
+    stage = {"recover": {"objective": "distillation", "method": {"static": {"allocator": "erk"}}}}
+    made = expand(
+        {**stage, "grid": {"objective.temperature": [3], "method.allocator.power": [2], "method.static.sparsity": [0.5]}}
+    )
+    assert made[0].document["recover"] == {
+        "objective": {"distillation": {"temperature": 3}},
+        "method": {"static": {"allocator": {"erk": {"power": 2}}, "sparsity": 0.5}},
+    }
+
+
+def test_every_field_that_holds_a_method_is_one_whose_fields_a_grid_sets():
+    fields = [stage_class(name).model_fields for name in STAGES]
+    fields += [load(shelf, name).model_fields for shelf in SHELVES if shelf != "surgeries" for name in names(shelf)]
+    held = {
+        name
+        for each in [*fields, ModelSource.model_fields]
+        for name, info in each.items()
+        if any(isinstance(m, of) for m in info.metadata)
+    }
+    assert held == set(NAMED)
+
+
+def test_a_method_is_set_before_its_fields_whichever_comes_first_in_the_grid():
+    grid = {"method.sparsity": [0.9], "case": {"a": {"method.interval": 5, "method": "rigl"}}}
+    assert expand({"pretrain": {}, "grid": grid})[0].document["pretrain"] == {
+        "method": {"rigl": {"sparsity": 0.9, "interval": 5}}
+    }
+
+
 def test_in_a_recipe_branches_share_what_comes_before_them():
     made = recipe(
         PREPARE,
@@ -113,6 +146,15 @@ def test_in_a_recipe_branches_share_what_comes_before_them():
         ({"seed": []}, "a list of values"),
         ({"seed": [1, 1]}, "'seed1' stands for two values"),
         ({"corpus": [["x"]]}, "is no label; give values by label"),
+        ({"method.rank": [1, 2]}, r"stages\[0\].grid.method.rank: name the method first, as in pretrain: {method: NAME}$"),
+        (
+            {"case": {"a": {"objective.ce": 1}}},
+            r"grid.objective.ce: name the objective first, as in pretrain: {objective: NAME}$",
+        ),
+        ({"method.": [1]}, r"stages\[0\].grid: 'method.' is no field; an axis is a field of the stage, as seed or method.sp"),
+        ({"": [1]}, "grid: '' is no field"),
+        ({3: ["a"]}, "grid: 3 is no field"),
+        ({"method": [{"rigl": 5}], "method.sparsity": [0.5]}, "grid.method.sparsity: method has no fields, got 5"),
         ({"case": {"a": 1}}, r"recipe.stages\[0\].grid.case: {label: {field: value}} is needed, got 1"),
     ],
 )
@@ -138,3 +180,19 @@ def test_what_cannot_be_gathered_is_refused_in_one_line(entry, message):
 def test_a_field_that_a_grid_invents_is_refused_like_any_other():
     with pytest.raises(ValueError, match=r"recipe.stages\[1\].pretrain.tokns: no such field"):
         recipe(PREPARE, {"pretrain": {"method": "dense", "tokens": 10}, "grid": {"tokns": [1]}})
+
+
+@pytest.mark.parametrize(
+    "origin", [[["prune"]], {"model": {"x": "prune"}}, [{"model": "prune"}], {"models": {"a": "prune"}}, 3, None]
+)
+@pytest.mark.parametrize("more", [{}, {"gather": True}])
+def test_an_origin_of_no_known_form_is_refused_in_one_line(origin, more):
+    with pytest.raises(ValueError, match=r"^recipe.stages\[2\].from: an id, a list of ids, or {role: id} is needed, got "):
+        expand(*SWEPT, {"merge": {}, "from": origin, **more})
+
+
+@pytest.mark.parametrize("entry", [{"id": "x"}, {"prune": {}, "recover": {}}, {"prune": "wanda"}])
+def test_an_entry_that_is_no_stage_is_refused_as_well_with_a_grid(entry):
+    for more in ({}, {"grid": {"seed": [1]}}):
+        with pytest.raises(ValueError, match="name exactly one stage|fields are needed, got 'wanda'"):
+            recipe(PREPARE, {**entry, **more})

@@ -8,6 +8,7 @@ under the names of the model's own parameters, because masks are filed under tho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 
 from tasks.formats.mask import Masks, save_masks
 from tasks.models.build.surgery import surgeries_of
+from tasks.models.files.alone import alone
 from tasks.models.files.intake import check_config, check_weights
 from tasks.models.files.layout import EXTRAS, MASKS
 from tasks.models.files.shards import TensorFiles
@@ -51,9 +53,11 @@ def load_model(directory: Path, dtype: Any = None, device: str = "cpu") -> PreTr
 
     validate(Path(directory))
     logging.disable_progress_bar()  # stages tell their own progress
-    model, found = builder(AutoConfig.from_pretrained(directory, trust_remote_code=False)).from_pretrained(
-        directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with alone() if getattr(config, "quantization_config", None) else nullcontext():
+        model, found = builder(config).from_pretrained(
+            directory, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
     for problem in ("missing_keys", "mismatched_keys"):
         if found[problem]:
             raise ValueError(f"{directory} does not fit its config: {problem} {sorted(map(str, found[problem]))[:3]}")

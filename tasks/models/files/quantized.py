@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tasks.models.files.alone import alone
 from tasks.models.files.checkpoint import load_model, save_weights, skeleton
 from tasks.models.files.layout import MASKS, copy_companions
 from tasks.models.files.packable import require_packable
@@ -138,7 +139,8 @@ def _write(
     # Readers take a module's first target, so that of every Linear comes last.
     groups = sorted(scheme.config_groups.values(), key=lambda group: group.targets == ["Linear"])
     scheme.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
-    compressor.compress_model(model)
+    with alone():
+        compressor.compress_model(model)
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
     made = {name: value for name, value in state.items() if name in schemes or name not in files}
     made = {name: value.to(dtype) if value.dtype == torch.float32 else value for name, value in made.items()}

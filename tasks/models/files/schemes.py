@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Spec = str | dict[str, dict[str, Any]]  # NAME, or {NAME: {field of its weights: value}}
+FIELDS = ("num_bits", "type", "symmetric", "group_size", "strategy")  # of weights, that a grid is made by
+GROUPS = "groups are {strategy: group, group_size: N}, a scale per row is {strategy: channel, group_size: null}"
 NO_ASYMMETRIC = "compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric"
 
 
@@ -45,9 +47,15 @@ def read_scheme(spec: Spec) -> QuantizationScheme:
     if name not in presets():
         raise ValueError(f"no scheme {name!r} in compressed-tensors; choose one of {', '.join(presets())}")
     scheme = preset_name_to_scheme(name, [])
+    if fields and scheme.weights is None:
+        raise ValueError(f"{name} leaves weights as they are, so it has no fields; leave {', '.join(map(str, fields))} out")
+    if odd := [field for field in fields if field not in FIELDS]:
+        raise ValueError(f"{name}.{odd[0]}: no such field; choose one of {', '.join(FIELDS)}")
     if fields:
-        known = scheme.weights.model_dump() if scheme.weights else {}
-        scheme.weights = validate(QuantizationArgs, {**known, **fields}, name)
+        try:
+            scheme.weights = validate(QuantizationArgs, {**scheme.weights.model_dump(), **fields}, name)
+        except ValueError as error:
+            raise ValueError(f"{error}; {GROUPS}" if fields.keys() & {"strategy", "group_size"} else str(error)) from None
     return scheme
 
 

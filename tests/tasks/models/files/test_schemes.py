@@ -12,6 +12,7 @@ from tasks.methods import build, dump
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.promises import check_masks
 from tasks.models.files.quantized import StoredWeights, export_compressed, inputs_quantized
+from tasks.models.files.schemes import require_readable
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -112,15 +113,43 @@ def test_what_was_written_before_schemes_is_written_the_same():
         ),
         ({"scheme": "MXFP8A16"}, "^gptq cannot make MXFP8A16: its scales are rounded to torch.uint8; choose one of "),
         ({"scheme": {"W4A16": {"group": 64}}}, "^W4A16.group: no such field; choose one of num_bits, type, "),
-        ({"scheme": {"W8A8": {"group_size": 64}}}, "^W8A8: group_size requires strategy to be set to 'group'$"),
+        (
+            {"scheme": {"W8A8": {"group_size": 64}}},
+            "^W8A8: group_size requires strategy to be set to 'group'; groups are {strategy: group, ",
+        ),
         ({"scheme": "UNQUANTIZED"}, "^scheme UNQUANTIZED leaves every matrix as it is; name another, or leave the stage out$"),
         (
             {"scheme": "W4A16"},
-            r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\)$",
+            r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\); "
+            r"write scheme: {W4A16: {group_size: 16}}$",
+        ),
+        ({"group_size": 5}, r"q_proj.weight\); write group_size: null, for a scale per row$"),
+        (
+            {"schemes": {"q_proj": {"W4A16": {"num_bits": 3, "group_size": 24}}}, "group_size": 8},
+            r"q_proj.weight\); write schemes: {q_proj: {W4A16: {num_bits: 3, group_size: 8}}}$",
+        ),
+        (
+            {"schemes": {"q_proj": {"W4A16": {"group_size": 7}}}, "group_size": 8},
+            r"write schemes: {q_proj: {W4A16: {group_size: null, strategy: channel}}}$",
+        ),
+        ({"scheme": {"W4A16": {"strategy": "channel"}}}, r"is {strategy: channel, group_size: null}$"),
+        (
+            {"scheme": {"W4A16": {"observer": "nope"}}},
+            "^W4A16.observer: no such field; choose one of num_bits, type, symmetric, ",
+        ),
+        ({"scheme": {"UNQUANTIZED": {"num_bits": 4}}}, "^UNQUANTIZED leaves weights as they are, so .*; leave num_bits out$"),
+        (
+            {"scheme": {"FP8_DYNAMIC": {"num_bits": 4}}},
+            "^gptq cannot make FP8_DYNAMIC with num_bits 4: its weights are 4-bit floats; leave num_bits out, or choose one",
+        ),
+        (
+            {"scheme": {"W4A16": {"type": "float"}}},
+            "^gptq cannot make W4A16 with type float: its .*; leave type out, or choose",
         ),
         (
             {"schemes": {"downproj": "W8A8"}, "group_size": 8},
-            "^schemes: no matrix has 'downproj' as a part of its name; choose from model.layers.0.self_attn.q_proj.weight$",
+            "^schemes: no matrix has 'downproj' as a part of its name; choose one of "
+            "self_attn, q_proj, k_proj, v_proj, o_proj, mlp, gate_proj, up_proj, down_proj$",
         ),
         (
             {"schemes": {"down_proj": "W8A8", "layers.0": "FP8_DYNAMIC"}, "group_size": 8},
@@ -132,6 +161,15 @@ def test_what_cannot_be_made_is_refused_in_one_line_before_any_work(fields, matc
     resident = ResidentBlocks(zoo.model("llama"))
     with pytest.raises(ValueError, match=match):
         walk(resident, zoo.batches(), build("quantizers", {"gptq": fields}))
+
+
+def test_what_is_proposed_instead_can_be_made_and_read():
+    for spec in ("FP8", {"W4A16": {"type": "float"}}):
+        with pytest.raises(ValueError) as refused:
+            build("quantizers", {"gptq": {"scheme": spec}}).named_schemes()
+        for name in str(refused.value).rpartition("choose one of ")[2].split(", "):
+            for scheme in build("quantizers", {"gptq": {"scheme": name}}).named_schemes():
+                require_readable(scheme)
 
 
 @pytest.mark.parametrize(
