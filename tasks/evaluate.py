@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from tasks.context import Context
 from tasks.evaluators import Evaluator
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, ids_in, meanings_in
 from tasks.models.source import Stored
-from tasks.stage import Context, Kind, Stage
+from tasks.stage import Kind, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,13 +25,14 @@ from cluster.store.artifacts import Artifact, CorruptArtifact
 from cluster.store.leftovers import tidy
 from cluster.store.owners import owned
 from cluster.store.url import open_store
+from tasks.context import Context
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
 from tasks.machine import FRUGAL, by_itself, execution_of, make_engine, start_workers
 from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
-from tasks.stage import REPORT, Context, ModelStage, Stage, stage_class
+from tasks.stage import REPORT, ModelStage, Stage, stage_class
 
 JOB_VARIABLE = "WINNOW_JOB"
 Payload = dict[str, Any]

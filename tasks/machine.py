@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tasks.stage import Execution
+from tasks.context import Execution
 from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from tasks.context import Context
 from tasks.mergers import Merger
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, meanings_in
-from tasks.stage import Context, Facts, Kind, Stage, members
+from tasks.stage import Facts, Kind, Stage, members
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

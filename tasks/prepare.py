@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.context import Context
 from tasks.data.corpora import AnyCorpus, Roles
 from tasks.data.corpus import SPLITS, Split
 from tasks.data.digests import Digests
@@ -20,7 +21,7 @@ from tasks.data.documents import Document
 from tasks.methods import short
 from tasks.models.files.intake import check_tokenizer
 from tasks.models.source import Checkpoint
-from tasks.stage import Context, Kind, Stage
+from tasks.stage import Kind, Stage
 
 LEAST_DOCUMENTS = 20  # so that every split gets one at the default shares
 NEED = {1: "it needs", 2: "two splits need", 3: "three splits need"}

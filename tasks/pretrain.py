@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from tasks.context import Context
 from tasks.methods import of, validate
 from tasks.models.facts import ModelFacts, facts_of
 from tasks.models.source import ModelSource
 from tasks.refusal import refused
-from tasks.stage import Context, Facts, Kind
+from tasks.stage import Facts, Kind
 from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
 

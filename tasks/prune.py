@@ -11,9 +11,10 @@ from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, fiel
 from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.calibrate.essential import GRID, Trials, folder_of
 from tasks.calibrate.method import Pruner
+from tasks.context import Context
 from tasks.methods import build, dump, of, seeded
 from tasks.models.allocation import Allocator
-from tasks.stage import REPORT, Context, Facts
+from tasks.stage import REPORT, Facts
 
 if TYPE_CHECKING:
     from tasks.calibrate.report import WalkReport

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.calibrate.quantizer import Quantizer
+from tasks.context import Context
 from tasks.methods import of
 from tasks.models.files.schemes import NO_ASYMMETRIC, require_readable
-from tasks.stage import Context, Facts
+from tasks.stage import Facts
 
 if TYPE_CHECKING:
     from tasks.models.facts import Parties

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from tasks.context import Context
 from tasks.methods import of
 from tasks.models.source import ModelSource, Stored
-from tasks.stage import Context, Kind
+from tasks.stage import Kind
 from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
 

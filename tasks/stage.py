@@ -6,7 +6,7 @@ its output directory and returns scalars; ``tasks.job`` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.ray.events import Event, Metrics, Note, Progress
+from tasks.context import Context
 from tasks.data.digests import Digests
 from tasks.data.place import AS_WRITTEN
 from tasks.models.facts import ModelFacts, Parties, facts_in, ids_in, meanings_in
 from tasks.models.source import ModelSource
-from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
-    from tasks.train.engine import MakeEngine
 
 STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
@@ -195,49 +193,6 @@ class Facts:
     tasks: int = 1
     upstream: tuple[Stage, ...] = ()
     heads: int | None = None
-
-
-@dataclass
-class Context:
-    """The surroundings of one run of a stage. ``execution`` comes from the profile: it may change speed, never results.
-    ``start_workers`` makes an object of a target (``module:Class``) per payload, each on a worker where there is a cluster."""
-
-    inputs: dict[str, Path]
-    output: Path
-    scratch: Path
-    execution: Execution
-    report: Callable[[Event], None] = lambda event: None
-    make_engine: MakeEngine | None = None
-    start_workers: Callable[[str, list[dict[str, object]]], list[Worker]] = start_here
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
-        self.report(Metrics(step, metrics))
-
-    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        self.report(Progress(done, total, unit, note))
-
-    def note(self, text: str) -> None:
-        """A line that people must see."""
-        self.report(Note(text))
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the machine at hand runs a stage: the part of a profile that reaches the tasks."""
-
-    rank: int = 0
-    ranks: int = 1
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    engine: Literal["torch", "deepspeed"] = "torch"
-    zero: int = 0
-    threads: int | None = None
-    micro_batch: int | None = None
-    checkpoint_every_seconds: float = 60.0
-    attempt: int = 0
-    workers: int = 1  # share out the calibration sequences
-    activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
 
 
 def members(parents: Mapping[str, Parent], role: str) -> list[Parent]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from tasks.calibrate.method import BlockMethod
+from tasks.context import Context
 from tasks.methods import dump
-from tasks.stage import REPORT, Context, ModelStage
+from tasks.stage import REPORT, ModelStage
 from tasks.workers import Worker
 
 if TYPE_CHECKING:

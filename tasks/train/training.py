@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from tasks.context import Context
 from tasks.methods import of
-from tasks.stage import Context, Facts, ModelStage
+from tasks.stage import Facts, ModelStage
 from tasks.train.objective import Objective
 from tasks.train.regime import Regime, Setting
 

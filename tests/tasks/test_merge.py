@@ -13,10 +13,11 @@ from flows.here import make_here
 from flows.make import Watchers
 from flows.plan import check, make_plan
 from flows.recipe import parse_recipe
+from tasks.context import Context, Execution
 from tasks.formats.mask import Mask
 from tasks.models.files.checkpoint import save_model
 from tasks.models.files.layout import MASKS
-from tasks.stage import Context, Execution, stage_class
+from tasks.stage import stage_class
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from cluster.ray.events import Event, Failed, Metrics, Note, parse_event
 from cluster.store.artifacts import CorruptArtifact
 from tasks.calibrate.essential import Trials
+from tasks.context import Context, Execution
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import load_model, save_model
@@ -23,7 +24,6 @@ from tasks.models.files.layout import MASKS
 from tasks.models.files.promises import check_masks, require_subset
 from tasks.prune import Prune
 from tasks.recover import Recover
-from tasks.stage import Context, Execution
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop

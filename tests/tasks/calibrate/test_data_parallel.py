@@ -13,6 +13,7 @@ from tasks.calibrate.data_parallel import deal, merge
 from tasks.calibrate.observe import Hessian, InputNorms
 from tasks.calibrate.walk import walk
 from tasks.calibrate.worker import CalibrationWorker
+from tasks.context import Context, Execution
 from tasks.formats.mask import load_masks
 from tasks.machine import start_workers
 from tasks.methods import build, dump
@@ -20,7 +21,6 @@ from tasks.models.files.checkpoint import load_model
 from tasks.models.files.layout import MASKS
 from tasks.models.stream.blocks import BlockStream
 from tasks.prune import Prune
-from tasks.stage import Context, Execution
 from tasks.workers import LocalWorker, start_here
 from tests.tasks import models_zoo as zoo
 

@@ -9,13 +9,13 @@ import pytest
 
 from cluster.ray.events import Note
 from flows.recipe import parse_recipe
+from tasks.context import Context, Execution
 from tasks.data.corpora import build_corpus
 from tasks.data.corpus import split_of
 from tasks.data.tokenizer import load_tokenizer
 from tasks.data.tokens import Tokens, calibration_batches, heldout_documents
 from tasks.prepare import Prepare, unigram_perplexity
 from tasks.prune import Prune
-from tasks.stage import Context, Execution
 from tests.tasks import data_zoo, models_zoo
 from tests.tasks.workshop import Workshop
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.context import Context, Execution
 from tasks.data.tokenizer import train_tokenizer
 from tasks.formats.mask import Mask, load_masks
 from tasks.machine import make_engine
@@ -17,7 +18,6 @@ from tasks.models.files.layout import MASKS
 from tasks.models.find.linears import find_linears
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
-from tasks.stage import Context, Execution
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 

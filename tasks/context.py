@@ -1,0 +1,57 @@
+"""Where one run of a stage stands: its folders, the machine at hand, and whom it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cluster.ray.events import Event, Metrics, Note, Progress
+from tasks.workers import Worker, start_here
+
+if TYPE_CHECKING:
+    from tasks.train.engine import MakeEngine
+
+
+@dataclass
+class Context:
+    """The surroundings of one run of a stage. ``execution`` comes from the profile: it may change speed, never results.
+    ``start_workers`` makes an object of a target (``module:Class``) per payload, each on a worker where there is a cluster."""
+
+    inputs: dict[str, Path]
+    output: Path
+    scratch: Path
+    execution: Execution
+    report: Callable[[Event], None] = lambda event: None
+    make_engine: MakeEngine | None = None
+    start_workers: Callable[[str, list[dict[str, object]]], list[Worker]] = start_here
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""
+        self.report(Metrics(step, metrics))
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        self.report(Progress(done, total, unit, note))
+
+    def note(self, text: str) -> None:
+        """A line that people must see."""
+        self.report(Note(text))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the machine at hand runs a stage: the part of a profile that reaches the tasks."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero: int = 0
+    threads: int | None = None
+    micro_batch: int | None = None
+    checkpoint_every_seconds: float = 60.0
+    attempt: int = 0
+    workers: int = 1  # share out the calibration sequences
+    activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
