@@ -65,12 +65,12 @@ def test_a_field_of_one_evaluator_changes_the_keys_of_that_one_alone(store):
 
 
 def test_the_key_of_a_gathered_stage_covers_its_parents_in_order(store):
-    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1, 2]}}
 
     def soup(*origins: str) -> str:
         return keys(plan(store, *BASE["stages"][:3], grid, {"from": list(origins), "merge": {}}))["merge"]
 
-    assert len({soup("r-seed0", "r-seed1"), soup("r-seed1", "r-seed0"), soup("r-seed0", "prune")}) == 3
+    assert len({soup("r-seed0", "r-seed1"), soup("r-seed1", "r-seed0"), soup("r-seed0", "r-seed2")}) == 3
 
 
 def test_the_name_of_a_recipe_and_the_ids_of_stages_are_no_part_of_a_key(store):
@@ -186,7 +186,7 @@ def test_the_forecast_is_what_training_then_counts():
 
 
 def test_a_merged_model_takes_the_disk_of_one_that_goes_into_it():
-    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1]}}
+    grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1, 2]}}
     made = recipe(*BASE["stages"][:3], grid, {"merge": {}, "gather": True})
     one, merged = (forecast(made, made.node(id)) for id in ("r-seed0", "merge"))
     assert merged == {"disk_bytes": one["disk_bytes"]}
