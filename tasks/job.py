@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from cluster.store.url import open_store
 from tasks.context import Context
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
-from tasks.machine import FRUGAL, by_itself, execution_of, make_engine, start_workers
+from tasks.machine import FRUGAL, execution_of, make_engine, start_workers
 from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
@@ -110,7 +109,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     stage.verify(planned, digests)
     stage.check_parties(stage.parties(context))
     started = time.monotonic()
-    with Peak(execution.device) as peak, nullcontext() if stage.distributed else by_itself():
+    with Peak(execution.device) as peak:
         metrics = stage.run(context)
     seconds = time.monotonic() - started
     if execution.rank:

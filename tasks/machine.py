@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.context import Execution
@@ -51,23 +50,6 @@ def make_engine(execution: Execution, model: Module, optimizer: Optimizer, clipp
     if execution.ranks > 1:
         raise ValueError(f"engine torch runs on one rank, not on {execution.ranks}; choose engine deepspeed")
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """For a stage that one rank runs while the others wait: libraries that share work out where they see a process group,
-    made by a stage before it, see none, and do not wait for ranks that never come."""
-    from torch import distributed
-
-    world = distributed.group.WORLD if distributed.is_available() else None
-    if world is None:
-        yield
-        return
-    distributed.group.WORLD = None
-    try:
-        yield
-    finally:
-        distributed.group.WORLD = world
 
 
 def start_workers(resources: Mapping[str, Any], target: str, payloads: list[dict[str, object]]) -> list[Worker]:

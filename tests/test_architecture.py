@@ -285,7 +285,7 @@ def test_no_file_is_named_after_nothing():
 
 def test_stages_are_verbs_and_every_file_has_a_thesis():
     singles = {Path(path).stem for path in sources("tasks") if path.count("/") == 1}
-    machinery = "stage methods job machine metrics history provenance refusal workers"
+    machinery = "stage context methods job machine metrics history provenance refusal workers"
     assert singles == {*STAGES, "__init__", *machinery.split()}
     assert not [path for path in sources() if (ROOT / path).read_text().strip() and not ast.get_docstring(tree(path))]
 
