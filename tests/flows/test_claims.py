@@ -54,7 +54,7 @@ def test_one_seed_is_never_clear():
     [
         ({"stage": "nosuch", "order": ["a", "b"]}, r"recipe.claims\[0\].stage: no stage 'nosuch' makes a model; choose"),
         ({"stage": "pretrain", "order": ["dense", "rigl"]}, r"recipe.claims\[0\].order: no group 'rigl'; choose some of dense"),
-        ({"stage": "pretrain", "order": ["dense"]}, "recipe.claims.0.order"),
+        ({"stage": "pretrain", "order": ["dense"]}, r"recipe.claims\[0\].order"),
         ({"stage": "pretrain", "order": ["dense", "dense"], "metric": "x"}, r"recipe.claims\[0\].metric: no metric 'x'"),
     ],
 )

@@ -340,7 +340,7 @@ def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table
     assert "unseen matrices" in table.export_text()
     fields = {**TRAINING, "tokens": 256, "method": "static"}
     recovered = shop.make("recover", fields, data=chain["prepare"], model=pruned)
-    assert f"reached 8 matrices (experts) in `{pruned.address}`" in model_card(shop.store, recovered, [])
+    assert f"reached 8 matrices (experts) in `{pruned.address}`" in model_card(shop.store, recovered, tmp_path, [])
 
 
 def test_a_share_that_a_pattern_cannot_give_is_told_and_one_that_takes_nothing_is_refused(shop, chain, users, capsys):

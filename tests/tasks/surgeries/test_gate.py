@@ -117,7 +117,7 @@ def test_training_keeps_buffers_trains_parameters_and_export_refuses(tmp_path):
     [
         ([{"gatee": {}}], "surgeries: no method 'gatee' in tasks.surgeries; choose one of gate, narrow, transform"),
         ([{"narrow": {"width": [3]}}], "surgeries: narrow.width: no such field; choose one of widths"),
-        ([{"narrow": {"widths": [0, 8]}}], "surgeries: narrow.widths.0: input should be greater than 0, got 0"),
+        ([{"narrow": {"widths": [0, 8]}}], "surgeries: narrow.widths[0]: input should be greater than 0, got 0"),
         ([{"narrow": {"widths": [8, 8, 8]}}], "narrow gives 3 widths for 2 blocks"),
         ([{"narrow": {"widths": [8, 64]}}], "narrow gives block 1 64 channels, and it has 48"),
         ([{"transform": {"by": "wide"}}], "surgeries: transform.by: wide changes sizes in the config and no modules"),
