@@ -70,8 +70,7 @@ class Held(Watcher):
                 if away:
                     self._look()  # quicker than its client where there is nobody
                 while self.kept:
-                    self.kept[0]()
-                    self.kept.popleft()
+                    self._tell_first()
             except ConnectionError as error:
                 self.tried = time.monotonic()
                 if not away:
@@ -80,6 +79,15 @@ class Held(Watcher):
             if away:
                 warn(f"MLflow at {self.uri} answers again, and knows all")
             self.tried = 0.0
+
+    def _tell_first(self) -> None:
+        """What fails for another reason than that MLflow is away, such as damage, is not told again."""
+        call = self.kept.popleft()
+        try:
+            call()
+        except ConnectionError:
+            self.kept.appendleft(call)
+            raise
 
     def _look(self) -> None:
         try:

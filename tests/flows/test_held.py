@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.store.artifacts import CorruptArtifact
 from flows import held as module
 from flows.held import Held
 
@@ -93,3 +94,12 @@ def test_an_end_waits_a_little_and_says_what_is_missing(chronicle, monkeypatch, 
     lines = capsys.readouterr().err.splitlines()
     assert any("waiting for MLflow at" in line for line in lines)
     assert lines[-1].endswith("the same command tells it from what is made, and makes nothing again")
+
+
+def test_what_fails_for_another_reason_is_raised_once_and_what_follows_is_told(chronicle, server, monkeypatch):
+    held, damaged = Held(chronicle, server), CorruptArtifact("prune/wanda-0", "it was damaged")
+    monkeypatch.setattr(chronicle, "finished", lambda *_: (_ for _ in ()).throw(damaged))
+    with pytest.raises(CorruptArtifact):
+        held.finished("a", SimpleNamespace(), 0.0)
+    held.close({}, "FAILED")
+    assert chronicle.told == [("close", "FAILED")]
