@@ -26,7 +26,7 @@ QUIET = (
     "--disable-sync",
     "--window-size=1400,1800",
 )
-PATIENCE = 30.0
+PATIENCE = 120.0  # seconds: a loaded machine is slow, and a page that works is not waited for
 
 
 class Browser:

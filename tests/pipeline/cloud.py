@@ -33,7 +33,7 @@ RAY = {
 ONE_CORE = {"default": {"cpus": 1}, "evaluate": {"cpus": 0.5, "threads": 1}}
 
 
-def until(what: str, true: Callable[[], object], seconds: float = 120) -> None:
+def until(what: str, true: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
@@ -168,7 +168,7 @@ except OSError: print('[]')"""
         until("MLflow", lambda: self.answers(f"{self.tracking}/health"))
         until("Prefect", lambda: self.answers(f"{self.prefect}/api/health"))
         until("workers", lambda: sum(self.nodes().values(), []).count("ALIVE") == 3)
-        out, _ = self.winnow("doctor", "-p", self.profile(), "--json").communicate(timeout=120)
+        out, _ = self.winnow("doctor", "-p", self.profile(), "--json").communicate(timeout=300)
         (self.root / "doctor.json").write_text(out)
         found = {finding["check"]: finding for finding in json.loads(out)}
         assert all(found[check]["ok"] for check in ("ray.address", "prefect.api_url", "mlflow.tracking_uri", "store")), found
