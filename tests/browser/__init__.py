@@ -93,7 +93,8 @@ class Browser:
     def choose(self, value: str, *names: str) -> None:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.field(*names))
         self.field(*names).click()
-        self.press(value)
+        entry = f"//*[@role='option' or @role='menuitem'][normalize-space(.)='{value}']"  # other fields may say the same
+        self.until(lambda: self._click(entry), f"a choice {value}")
 
     def add(self, value: str, name: str) -> None:
         """One more item of a list."""
