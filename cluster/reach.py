@@ -39,9 +39,13 @@ def check_servers(profile: Profile, tracking: str, jobs: bool) -> None:
         if get_json(f"{known.address}/api/version", known.headers, DEADLINE) is None:
             raise ConnectionError(f"ray.address {known.address} is no dashboard of Ray: it knows no /api/version")
     if jobs and (api := profile.prefect.api_url):
-        status = _status("prefect.api_url", api, f"{api.rstrip('/')}/health")
-        if status == 404:
-            raise ConnectionError(f"prefect.api_url {api} is no API of Prefect: it knows no /health; most end with /api")
+        check_prefect(api)
+
+
+def check_prefect(api: str) -> None:
+    """The same for a Prefect server."""
+    if _status("prefect.api_url", api, f"{api.rstrip('/')}/health") == 404:
+        raise ConnectionError(f"prefect.api_url {api} is no API of Prefect: it knows no /health; most end with /api")
 
 
 def check_tracking(uri: str) -> None:

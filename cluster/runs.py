@@ -6,16 +6,13 @@ knows what must not go. Runs deleted in MLflow need nothing any more, and still 
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cluster.reach import Plain, check_tracking, plainly
-from cluster.tracking import EXPERIMENT, SETTINGS
+from cluster.tracking import EXPERIMENT, connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -45,16 +42,8 @@ class Runs:
     """The runs of one MLflow."""
 
     def __init__(self, uri: str) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
-            logging.getLogger(talker).setLevel(logging.WARNING)
-        check_tracking(uri)
-        with plainly(uri):
-            self.client: Any = Plain(MlflowClient(tracking_uri=uri), uri)
-            found = self.client.get_experiment_by_name(EXPERIMENT)
+        self.client = connect(uri)
+        found = self.client.get_experiment_by_name(EXPERIMENT)
         self.uri, self.experiment = uri, found.experiment_id if found else None
 
     def standing(self) -> Standing:

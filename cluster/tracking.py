@@ -35,6 +35,18 @@ SETTINGS = {
 }
 
 
+def connect(uri: str) -> Any:
+    """A client of the MLflow at ``uri`` and of its model registry, asked first whether it is there; it fails in one line."""
+    os.environ.update(SETTINGS | dict(os.environ))
+    from mlflow import MlflowClient
+
+    for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    check_tracking(uri)
+    with plainly(uri):
+        return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+
 @dataclass
 class Tracking:
     """One flow run in MLflow."""
@@ -52,16 +64,9 @@ class Tracking:
     @classmethod
     def start(cls, uri: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracking:
         """Open the parent run."""
-        os.environ.update(SETTINGS | dict(os.environ))
-        from mlflow import MlflowClient
-
-        for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
-            logging.getLogger(talker).setLevel(logging.WARNING)
-        check_tracking(uri)
         # Two runs at once must not both set up a new database.
-        setting_up = locked(home() / "locks" / "mlflow", "another run, which sets up MLflow")
-        with setting_up, plainly(uri):
-            client = Plain(MlflowClient(tracking_uri=uri), uri)
+        with locked(home() / "locks" / "mlflow", "another run, which sets up MLflow"):
+            client = connect(uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
             else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.connection import prefect_server
 from flows.options import OnlyOption, ProfileOption, SetOption, UntilOption, console
 
 
@@ -45,7 +43,7 @@ def deploy(
     entries = [validate(Entry, {"recipe": recipe, **own}, "deploy") for recipe in recipes or []]
     whole = not recipes and not remove
     wanted = everything(source) if whole else registrations(entries)
-    with _server(profile) as client:
+    with prefect_server(profile) as client:
         from flows import deployments
 
         for gone in remove or []:
@@ -59,26 +57,3 @@ def deploy(
         console.print(f"deployed {one.name}{when}", highlight=False)
     for name in gone:
         console.print(f"removed {name}", highlight=False)
-
-
-@contextmanager
-def _server(profile: str) -> Iterator[object]:
-    """A client of the profile's Prefect server, or of this home's."""
-    from cluster.profile import load_profile
-    from cluster.reach import check_servers
-    from cluster.servers.services import Services
-
-    where, services = load_profile(profile), Services()
-    if api := where.prefect.api_url:
-        check_servers(where.model_copy(update={"ray": type(where.ray)()}), "", jobs=True)
-        os.environ["PREFECT_API_URL"] = api
-    elif services.state is None or "prefect" not in services.state.servers:
-        raise ValueError(
-            "no Prefect server runs in this home; start it with winnow up, or name one in the profile (prefect.api_url)"
-        )
-    else:
-        os.environ.update(services.environment())
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        yield client

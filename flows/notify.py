@@ -5,11 +5,11 @@ It is the server that calls, by an automation of its own, so that it also does w
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
 
+from flows.connection import prefect_server
 from flows.messenger import CLAIM_FAILED, FLOW
 from flows.options import ProfileOption, console
 
@@ -31,10 +31,7 @@ def notify(
         webhook = webhook or typer.prompt("URL of the webhook", hide_input=True)
         if not webhook.startswith(("http://", "https://")):
             raise ValueError("WINNOW_WEBHOOK_URL should start with http:// or https://")
-    _find_server(profile)
-    from prefect.client.orchestration import get_client
-
-    with get_client(httpx_settings={"timeout": 10.0}, sync_client=True) as client:
+    with prefect_server(profile) as client:
         for automation in client.request("POST", "/automations/filter", json={}).json():
             if automation["name"] == NAME:
                 client.request("DELETE", f"/automations/{automation['id']}")
@@ -43,24 +40,6 @@ def notify(
                 "POST", "/automations/", json=_automation(webhook, str(client.api_url).rstrip("/").removesuffix("/api"))
             )
     console.print("nobody is called any more" if off else "Prefect calls the webhook when a run fails or a claim does not hold")
-
-
-def _find_server(profile: str) -> None:
-    """Settle where Prefect is: the profile's server, or the one of ``winnow up``."""
-    from cluster.profile import load_profile
-    from cluster.servers.services import Services
-
-    where = load_profile(profile)
-    services = Services()
-    if where.prefect.api_url:
-        os.environ["PREFECT_API_URL"] = where.prefect.api_url
-    else:
-        if "prefect" not in services.status():
-            raise ValueError("no Prefect server runs here: start it with winnow up, or name prefect.api_url in the profile")
-        os.environ.update(services.environment())
-    from flows.pipeline import refresh_global_settings_context
-
-    refresh_global_settings_context()
 
 
 def _automation(webhook: str, page: str) -> dict[str, Any]:

@@ -8,14 +8,12 @@ with its own parameters; where its recipe has the same pretraining, that is foun
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from flows.connection import prefect_server
 from flows.messenger import PUBLISHED
 from flows.options import ProfileOption, console
 
@@ -33,7 +31,7 @@ def trigger(
     if on not in STAGES:
         raise ValueError(f"--on {on}: no such kind of stage; choose one of {', '.join(STAGES)}")
     name = f"winnow: {deployment} on {on}" + (f" of {recipe}" if recipe else "")
-    with _server(profile) as client:
+    with prefect_server(profile) as client:
         there = client.read_automations_by_name(name)
         if remove:
             if not there:
@@ -69,22 +67,3 @@ def _deployment(client: Any, name: str) -> uuid.UUID:
             f"trigger: no deployment {name!r} on the server; choose one of {', '.join(sorted(known)) or 'none yet'}"
         )
     return known[name]
-
-
-@contextmanager
-def _server(profile: str) -> Iterator[Any]:
-    """A client of the profile's Prefect server, or of this home's."""
-    from cluster.profile import load_profile
-    from cluster.servers.services import Services
-
-    services = Services()
-    if api := load_profile(profile).prefect.api_url:
-        os.environ["PREFECT_API_URL"] = api
-    elif services.state is None or "prefect" not in services.state.servers:
-        raise ValueError("no Prefect server runs in this home; start it with winnow up, or name prefect.api_url in the profile")
-    else:
-        os.environ.update(services.environment())
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        yield client

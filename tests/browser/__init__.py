@@ -57,7 +57,8 @@ class Browser:
                 pass
             time.sleep(0.2)
         self.picture("timeout")
-        raise AssertionError(f"not {what} after {seconds:.0f} s; the page is in {PICTURES / 'timeout.png'}")
+        page = " ".join(self.text().split())
+        raise AssertionError(f"not {what} after {seconds:.0f} s; {PICTURES / 'timeout.png'} has the page, which says: {page}")
 
     def find(self, path: str, seconds: float = PATIENCE) -> WebElement:
         return self.until(lambda: next((one for one in self._all(path) if one.is_displayed()), None), path, seconds)
@@ -70,6 +71,12 @@ class Browser:
         roles = "self::button or @role='menuitem' or @role='option' or @role='tab'"
         path = f"{inside}//*[{roles}][normalize-space(.)='{text}']"
         self.until(lambda: self._click(path), f"a button {text}")
+
+    def submit(self, text: str) -> None:
+        """Press the button that ends a dialog, and see the dialog gone."""
+        path = f"//*[@role='dialog']//button[normalize-space(.)='{text}']"
+        self.until(lambda: self._click(path), f"a button {text}")
+        self.until(lambda: not self._all(path), f"done by {text}")
 
     def _click(self, path: str) -> bool:
         found = [one for one in self._all(path) if one.is_displayed() and one.is_enabled()]
@@ -85,10 +92,17 @@ class Browser:
         return self.find(f"//*[@id='{label.get_attribute('for')}']")
 
     def fill(self, value: object, *names: str) -> None:
+        """Type a value, again where the page was drawn anew under it, and look at it for a moment, as a person does."""
+        self.until(lambda: self._typed(str(value), names), f"{value} in {'.'.join(names)}")
+
+    def _typed(self, value: str, names: tuple[str, ...]) -> bool:
         entry = self.field(*names)
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
-        entry.send_keys(Keys.CONTROL, "a")
-        entry.send_keys(str(value))
+        if entry.get_attribute("value") != value:
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
+            entry.send_keys(Keys.CONTROL, "a")
+            entry.send_keys(value)
+        time.sleep(0.5)
+        return self.field(*names).get_attribute("value") == value
 
     def choose(self, value: str, *names: str) -> None:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.field(*names))

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from cluster.servers.services import Services
 from cluster.store.local import LocalStore
+from flows.schedules import MADE, MARKED
 from tests.browser import CHROMIUM, DRIVER, Browser
 from tests.pipeline import Home, made_home, pretrain, prune
 from tests.pipeline.test_standing import Ui
@@ -131,6 +132,9 @@ def test_a_mistake_ends_a_run_with_one_line(home: Home, ui: Ui, browser: Browser
     wrong = {"": submitted(browser, ui, page, before)}
     for name, parameters in {
         "recipe nosuch: no such file": {"recipe": "nosuch"},
+        "recipe.stages[0].prepare.corpus: files.paths[0]: texts is relative": {
+            "recipe": yaml.safe_dump({"name": "tiny", "stages": [RELATIVE]})
+        },
         "no profile 'nosuch'; choose one of cluster, local": {"profile": "nosuch"},
     }.items():
         asked = {"parameters": parameters, "enforce_parameter_schema": False}
@@ -152,8 +156,10 @@ def schedule(ui: Ui, browser: Browser, page: str) -> str:
     browser.press("Cron")
     browser.fill(12, "prune", "sequences")
     browser.picture("schedule")
-    browser.press("Save")
-    (made,) = browser.until(lambda: [one for one in _schedules(ui) if one["parameters"] == GIVEN and one["slug"]], "kept")
+    browser.submit("Save")
+    (made,) = browser.until(lambda: [one for one in _schedules(ui) if one["slug"] != MADE], "made")
+    assert made["parameters"] == GIVEN, made
+    browser.until(lambda: any(str(one["slug"]).startswith(MARKED) for one in _schedules(ui)), "marked")
     for active in (False, True):
         browser.toggle("Every minute")
         browser.until(lambda active=active: _is(ui, made["id"], active, GIVEN), f"active: {active}, its parameters as before")
@@ -161,6 +167,7 @@ def schedule(ui: Ui, browser: Browser, page: str) -> str:
     return made["id"]
 
 
+RELATIVE = "{name: tiny, stages: [{prepare: {corpus: {files: {paths: [texts]}}, tokenizer: {train: 512}}}]}"
 GIVEN = {"fields": {"prune": {"sequences": 12}}}
 
 

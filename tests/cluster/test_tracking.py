@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.reach import artifact_location
+from cluster.registry import promote
 from cluster.tracking import BATCH, EXPERIMENT, Tracking, flatten
 
 
@@ -179,3 +180,16 @@ def test_a_model_is_logged_with_its_evaluation(remembered):
 def test_artifacts_are_found_beside_the_database(remembered):
     assert [found.name for found in remembered.root.rglob("recipe.yaml")] == ["recipe.yaml"]
     assert (remembered.root / "mlflow-artifacts").is_dir()
+
+
+@pytest.mark.slow
+def test_a_promoted_model_is_one_version_whoever_asks_and_no_other_mlflow_is_touched(remembered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MLflow would make a database of its own if it went by its defaults
+    ask = (f"sqlite:///{remembered.root}/mlflow.db", "prune/wanda-abc", "abc", "winnow")
+    assert [promote(*ask, "champion"), promote(*ask, "champion"), promote(*ask, "shadow")] == [1, 1, 1]
+    version = remembered.client.get_model_version_by_alias("winnow", "champion")
+    (model,) = remembered.client.search_logged_models([remembered.run.experiment])
+    assert version.source == f"models:/{model.model_id}" and version.tags["winnow.address"] == "prune/wanda-abc"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="^prune/wanda-def: MLflow knows no such model"):
+        promote(ask[0], "prune/wanda-def", "def", "winnow", "champion")

@@ -106,16 +106,6 @@ def test_a_recipe_that_comes_as_text_or_through_a_server_names_absolute_paths(st
         assert field in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.slow
-def test_a_server_refuses_what_the_same_recipe_means_to_a_terminal(folder, monkeypatch):
-    from flows.pipeline import pipeline
-
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "places", "stages": [TEXT]}))
-    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "as Prefect sets it in a run that was triggered")
-    with pytest.raises(ValueError, match="is relative, and a recipe that comes as text or through a server"):
-        pipeline.fn(str(folder / "recipe.yaml"), "local")
-
-
 def test_branches_on_one_checkpoint_read_its_weights_once(folder, monkeypatch):
     zoo.save("llama", folder / "model", vocab_size=300)
     read, real = [], hashlib.file_digest

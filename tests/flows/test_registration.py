@@ -80,4 +80,4 @@ def test_a_recipe_with_relative_paths_is_refused(tmp_path):
 def test_without_a_server_the_command_says_how_to_get_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
     assert winnow("deploy", "quickstart") == 2
-    assert "no Prefect server runs in this home; start it with winnow up" in capsys.readouterr().err
+    assert "no Prefect runs here: start it with winnow up" in capsys.readouterr().err

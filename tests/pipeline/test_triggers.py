@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient
 
 from cluster.servers.services import Services
 from tests.pipeline import Home, made_home, pretrain, prune
@@ -29,9 +28,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         home.directory.mkdir(exist_ok=True)
         (home.directory / "deployments.yaml").write_text(yaml.safe_dump({"deployments": [listed]}))
         Services(home.directory).start(mode="up")
-        for name, value in Services(home.directory).environment().items():
-            patch.setenv(name, value)
         yield home
+
+
+def client() -> SyncPrefectClient:
+    """Of the server as it is now: settings that this process read before would name another."""
+    server = Services().server("prefect")
+    return SyncPrefectClient(server.url, auth_string=server.token)
 
 
 def test_what_one_run_pretrains_starts_the_deployment_and_a_restart_forgets_nothing(home: Home) -> None:
@@ -52,19 +55,18 @@ def test_what_one_run_pretrains_starts_the_deployment_and_a_restart_forgets_noth
     assert len(triggered()) == 1  # neither its own run nor the one that found all cached started it again
     Services(home.directory).stop()
     Services(home.directory).start(["prefect"], mode="up")
-    os.environ.update(Services(home.directory).environment())
-    with get_client(sync_client=True) as client:
-        (automation,) = client.read_automations_by_name("winnow: compress on pretrain")
+    with client() as prefect:
+        (automation,) = prefect.read_automations_by_name("winnow: compress on pretrain")
     assert automation.enabled
 
 
 def deployments() -> list[Any]:
-    with get_client(sync_client=True) as client:
-        return [one for one in client.read_deployments() if one.name == "compress"]
+    with client() as prefect:
+        return [one for one in prefect.read_deployments() if one.name == "compress"]
 
 
 def triggered() -> list[Any]:
     """Runs of the deployment: nobody else asks for one."""
-    with get_client(sync_client=True) as client:
+    with client() as prefect:
         known = {one.id for one in deployments()}
-        return [run for run in client.read_flow_runs() if run.deployment_id in known]
+        return [run for run in prefect.read_flow_runs() if run.deployment_id in known]
