@@ -35,6 +35,11 @@ SETTINGS = {
 }
 
 
+def tracking_uri() -> str:
+    """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+
+
 def connect(uri: str) -> Any:
     """A client of the MLflow at ``uri`` and of its model registry, asked first whether it is there; it fails in one line."""
     os.environ.update(SETTINGS | dict(os.environ))

@@ -8,18 +8,17 @@ that was deleted), the stage is told from its artifact (record and history).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from cluster.origins import CACHED, EVALUATE, KEY
-from cluster.profile import Profile, home
+from cluster.profile import Profile
 from cluster.ray.events import Event, Metrics
 from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
-from cluster.tracking import Tracking
+from cluster.tracking import Tracking, tracking_uri
 from flows.lazy import hidden
 from flows.plan import Plan, Step
 from flows.provenance import process_is_alive, provenance, this_process
@@ -50,6 +49,7 @@ class Chronicle:
     def __init__(self, plan: Plan, store: Store, tracking: Tracking, uri: str = "") -> None:
         self.plan, self.store, self.tracking, self.uri = plan, store, tracking, uri
         self.records: dict[str, Record] = {}
+        self.failures: set[str] = set()
         self.linked: dict[str, Mapping[str, str]] = {}  # stages told by an earlier run: the tags of that run as it was found
 
     @classmethod
@@ -150,6 +150,10 @@ class Chronicle:
         self.tracking.figures(step.id, self._figures(step, record, history))
         self.tracking.end(step.id, "FINISHED")
 
+    def failed(self, step: Step, error: Exception) -> None:
+        self.failures.add(_owner(step))
+        self.tracking.tag(_owner(step), "mlflow.note.content", str(error))
+
     def close(self, summary: Mapping[str, Any], status: Status) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, the whole run's seconds and
         memory, and the verdicts on claims."""
@@ -203,7 +207,7 @@ class Chronicle:
         got = {step.node.measures for step, _ in self._finished() if step.node.measures and not self._known(step)}
         for id in self.tracking.children:
             if id in missing and id not in self.linked:
-                self.tracking.end(id, status)
+                self.tracking.end(id, "FAILED" if id in self.failures else status)
             elif id in got - missing and id in self.linked:
                 self.tracking.end(id, "FINISHED")
 
@@ -241,8 +245,3 @@ def _numbers(model: Mapping[str, Any]) -> dict[str, float]:
 def _owner(step: Step) -> str:
     """The id of the run that tells of a step."""
     return step.node.measures or step.id
-
-
-def tracking_uri() -> str:
-    """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"

@@ -137,6 +137,8 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
         console.print(f"measured too, in --json: {', '.join(more)}", style="dim", highlight=False)
     if summary["ranking"]:
         console.print(ranking_table(summary["ranking"]))
+    for id, reason in summary["failed"].items():
+        console.print(f"failed, as the same command would try again: {id}: {reason.removeprefix(f'{id}: ')}", highlight=False)
     if summary["claims"]:
         console.print(claims_table(summary["claims"]))
     console.print(

@@ -64,6 +64,36 @@ class Watcher:
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         """A step's artifact is there; ``overhead`` are the seconds outside its own run."""
 
+    def failed(self, step: Step, error: Exception) -> None:
+        """A step of a trial failed, which ends its trials and not the run."""
+
+
+class Spared:
+    """What failed of a search's trials, which the others need not know: a learning rate at which training diverges is what a
+    search is there to find. A cluster or a store that is away, and what is damaged, end the run as ever."""
+
+    def __init__(self, plan: Plan, watcher: Watcher) -> None:
+        self.plan, self.watcher = plan, watcher
+        self.causes: dict[str, Exception] = {}  # by step, of all that cannot be made now
+
+    def lost(self, step: Step) -> bool:
+        """Whether a step lacks what failed. Raises that failure where the step is on no trial."""
+        cause = next((self.causes[id] for id in step.node.parents.values() if id in self.causes), None)
+        if cause is None:
+            return False
+        if step.id not in self.plan.on_trials:
+            raise cause
+        self.causes[step.id] = cause
+        return True
+
+    def failed(self, step: Step, error: Exception) -> None:
+        """Tell of a failure, or raise it where it is not a trial's own."""
+        everybodys = isinstance(error, (CorruptArtifact, OSError)) or isinstance(error.__cause__, OSError)
+        if step.id not in self.plan.on_trials or everybodys or getattr(error, "aside", ""):
+            raise error
+        self.causes[step.id] = error
+        self.watcher.failed(step, error)
+
 
 @dataclass
 class Group:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -26,7 +26,19 @@ from prefect.settings import PREFECT_WORKER_PREFETCH_SECONDS, PREFECT_WORKER_QUE
 from prefect.workers.process import ProcessWorker
 
 from cluster.profile import CHECKOUT, home
-from flows.registration import OWNED, POOL, TAG, Registration, everything, home_file, listed
+from flows.registration import (
+    OWNED,
+    POOL,
+    RECIPE_TAG,
+    SET,
+    TAG,
+    Entry,
+    Registration,
+    everything,
+    home_file,
+    listed,
+    registration,
+)
 from flows.schedules import MADE, Keeper
 
 LOG = get_logger(__name__)
@@ -60,6 +72,30 @@ def make_pool(client: SyncPrefectClient) -> None:
         client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
 
 
+def kept(client: SyncPrefectClient, entry: Entry, said: Collection[str]) -> Entry:
+    """The entry of a command, with what an earlier command said of this deployment and this one does not: a recipe that is
+    deployed again goes on by its schedule."""
+    new = registration(entry)
+    found = next((one for one in ours(client) if one.name == new.name), None)
+    if found is None:
+        return entry
+    if (tag := next(tag for tag in new.tags if tag.startswith(RECIPE_TAG))) not in found.tags:
+        raise ValueError(
+            f"deployment {new.name} runs another recipe than {tag.removeprefix(RECIPE_TAG)}, and what counts on it would not "
+            "know; give this one another --name, or --remove that one first"
+        )
+    options: dict[str, Any] = {name: found.parameters.get(name) for name in ("profile", "only", "until")}
+    options["set"] = tuple(tag.removeprefix(SET) for tag in found.tags if tag.startswith(SET))
+    if mine := [one.schedule for one in found.schedules if one.slug == MADE]:
+        options |= {"schedule": mine[0].cron, "timezone": mine[0].timezone}
+    parts = {"only", "until"}  # one excludes the other
+    known = said | parts if parts & set(said) else said
+    made = entry.model_copy(update={name: value for name, value in options.items() if value and name not in known})
+    if "timezone" in said and not made.schedule:
+        raise ValueError(f"deploy: --timezone is of a schedule, and {new.name} has none; give --schedule")
+    return made
+
+
 def apply(
     client: SyncPrefectClient,
     wanted: Sequence[Registration],
@@ -67,18 +103,24 @@ def apply(
     pull: Sequence[dict[str, Any]],
     prune: bool = False,
 ) -> list[str]:
-    """Make or update these deployments; with ``prune`` remove those that an earlier file had. Returns what was removed."""
+    """Make or update these deployments. With ``prune`` they are all that a file lists: those that an earlier file had are
+    removed, and what a command made meanwhile under one of their names is left to it. Returns what was removed."""
     try:
         client.read_work_pool(pool)
     except ObjectNotFound:
         raise ValueError(
             f"no work pool {pool!r} on this server; make it with prefect work-pool create, or name another"
         ) from None
+    there = list(ours(client)) if prune else []
+    commanded = {found.name for found in there if LISTED not in found.tags}
     for one in wanted:
-        _apply(client, one, pool, pull, listed=prune)
-    gone = [
-        found for found in ours(client) if prune and LISTED in found.tags and found.name not in {one.name for one in wanted}
-    ]
+        if one.name in commanded:
+            LOG.warning(
+                "deployment %s: winnow deploy made it, so the file's is not; winnow deploy --remove gives it up", one.name
+            )
+        else:
+            _apply(client, one, pool, pull, listed=prune)
+    gone = [found for found in there if LISTED in found.tags and found.name not in {one.name for one in wanted}]
     for found in gone:
         client.delete_deployment(found.id)
     return [found.name for found in gone]

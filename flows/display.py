@@ -102,6 +102,11 @@ class Display(Watcher):
         told = "cached" if step.cached else f"done in {record.seconds:.1f} s (+ {overhead:.1f} s around it)"
         self.say(f"{step.id}: {told}  {record.address}")
 
+    def failed(self, step: Step, error: Exception) -> None:
+        if step.id in self.bars:
+            self.progress.remove_task(self.bars.pop(step.id))
+        self.say(f"{step.id}: failed; the search goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
+
     def _rate(self, id: str, event: events.Progress) -> str:
         """Units per second since the stage's first event, by the stage's own clock."""
         start, done = self.rates.setdefault(id, (event.timestamp, event.done))

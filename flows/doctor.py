@@ -101,7 +101,7 @@ def _profile(name: str) -> list[Finding]:
     """That it can be read, and each service it names."""
     from cluster.probe import questions
     from cluster.profile import load_profile
-    from flows.chronicle import tracking_uri
+    from cluster.tracking import tracking_uri
     from flows.plan import RESOURCED
 
     try:

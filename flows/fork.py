@@ -16,7 +16,7 @@ from cluster.documents import parse_yaml
 from cluster.profile import home, load_profile
 from cluster.runs import Runs
 from cluster.store.durable import write
-from flows.chronicle import tracking_uri
+from cluster.tracking import tracking_uri
 from flows.nodes import Recipe
 from flows.options import errors, store_of
 from flows.override import changed, parse_settings
@@ -27,10 +27,10 @@ from flows.recipe import parse_recipe
 
 def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile: str) -> Path:
     """The file of the new recipe; what it reuses is said on stderr."""
-    if not settings:
-        raise ValueError(f"fork: nothing would differ; give --set {at}.FIELD=VALUE")
     runs = Runs(load_profile(profile).mlflow.tracking_uri or tracking_uri())
     found = runs.find(run)
+    if not settings:
+        raise ValueError(f"fork: nothing would differ; give --set {at}.FIELD=VALUE")
     text = runs.recipe(found)
     document = parse_yaml(text, f"recipe of run {run}")
     old = document["name"]

@@ -74,7 +74,7 @@ def unpin(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
 
 def _survey(where: Profile, store: Store, recipes: list[str]) -> Survey:
     from cluster.runs import DIGITS, Runs
-    from flows.chronicle import tracking_uri
+    from cluster.tracking import tracking_uri
     from flows.needed import survey
     from flows.plan import make_plan
     from flows.recipe import load_recipe

@@ -42,6 +42,9 @@ class Held(Watcher):
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         self._tell(lambda: self.chronicle.finished(step, record, overhead))
 
+    def failed(self, step: Step, error: Exception) -> None:
+        self._tell(lambda: self.chronicle.failed(step, error))
+
     def stand_on(self, plan: Plan) -> None:
         self.chronicle.stand_on(plan)
         self._tell(self.chronicle.name_needed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.lock import locked
 from cluster.profile import Profile
 from cluster.store.local import Store
-from flows.conductor import Watcher
+from flows.conductor import Spared, Watcher
 from flows.plan import Plan
 from flows.submit import Submitter
 
@@ -21,15 +21,24 @@ def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> N
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    spared = Spared(plan, watcher)
     for step in plan.due:
+        if spared.lost(step):
+            continue
         begun = time.monotonic()
         watcher.started(step)
         if rank == 0 or step.node.stage.distributed:
             # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
             lock = Path(profile.scratch) / "locks" / step.artifact.key
-            with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
-                produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
-                lock.unlink(missing_ok=True)  # who waits for it finds the artifact
+            try:
+                with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
+                    produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
+                    lock.unlink(missing_ok=True)  # who waits for it finds the artifact
+            except Exception as error:
+                if not alone:  # the other ranks may be well, and would wait
+                    raise
+                spared.failed(step, error)
+                continue
         while (record := store.done(step.artifact)) is None:
             time.sleep(0.2)
         watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from cluster.profile import Profile, load_profile
 from cluster.reach import check_servers
+from cluster.tracking import tracking_uri
 from cluster.turn import Queue
-from flows.chronicle import tracking_uri
 from flows.conductor import heal
 from flows.display import Display
 from flows.ending import OUTCOME, Outcome, Terminated, ends_once

@@ -16,8 +16,9 @@ from cluster.store.artifacts import Record
 from cluster.store.leftovers import tidy
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
+from cluster.tracking import tracking_uri
 from flows.announcer import Announcer
-from flows.chronicle import Chronicle, Status, tracking_uri
+from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, Watcher
 from flows.held import Held
 from flows.here import make_here
@@ -25,7 +26,7 @@ from flows.messenger import Messenger
 from flows.needed import undisturbed
 from flows.page import Page
 from flows.plan import Plan, Step
-from flows.search import explore
+from flows.search import explore, survivors
 from flows.steps import run_tasks
 from flows.submit import Submitter
 from flows.summary import summarise
@@ -60,9 +61,11 @@ class Making:
         """The summary. Whatever interrupts is told before it is raised."""
         try:
             if self.plan.recipe.decides:
-                explore(self.plan, self._replan, self._make, self.watcher.records)
+                explore(self.plan, self._replan, self._make, self.watcher.records, self.watcher.failures)
             else:
                 self._make(self.plan)
+            if self.watcher.failures and not survivors(self.chronicle.plan, self.watcher.failures):
+                raise next(iter(self.watcher.failures.values()))
         except BaseException as interruption:
             failure = " ".join(f"{type(interruption).__name__}: {interruption}".split())
             self._close("FAILED" if isinstance(interruption, Exception) else "KILLED", failure)
@@ -98,7 +101,8 @@ class Making:
         return {"MLflow": self.chronicle.page(step.id), "Ray job": self.conductor.job_page(step) if self.conductor else ""}
 
     def _close(self, status: Status, failure: str = "") -> dict[str, Any]:
-        summary = summarise(self.chronicle.plan, self.watcher.records, self.watcher.overheads, self.begun)
+        watcher = self.watcher
+        summary = summarise(self.chronicle.plan, watcher.records, watcher.overheads, self.begun, watcher.failures)
         if self.page:
             self.page.close(summary, {"MLflow": self.chronicle.page(None)}, failure)
         self.held.close(summary, status)
@@ -112,6 +116,7 @@ class Watchers(Watcher):
         self.watchers = watchers
         self.overheads: dict[str, float] = {}
         self.records: dict[str, Record] = {}
+        self.failures: dict[str, Exception] = {}
 
     def started(self, step: Step) -> None:
         for watcher in self.watchers:
@@ -129,3 +134,8 @@ class Watchers(Watcher):
         self.overheads[step.id], self.records[step.id] = overhead, record
         for watcher in self.watchers:
             watcher.finished(step, record, overhead)
+
+    def failed(self, step: Step, error: Exception) -> None:
+        self.failures[step.id] = error
+        for watcher in self.watchers:
+            watcher.failed(step, error)

@@ -5,6 +5,7 @@ It is the server that calls, by an automation of its own, so that it also does w
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,8 @@ def notify(
 ) -> None:
     """Have Prefect call a webhook when a run fails or a claim does not hold. Takes its URL from WINNOW_WEBHOOK_URL, or asks."""
     if not off:
+        if not webhook and not sys.stdin.isatty():
+            raise ValueError("notify: nobody is there to ask for the webhook; set WINNOW_WEBHOOK_URL")
         webhook = webhook or typer.prompt("URL of the webhook", hide_input=True)
         if not webhook.startswith(("http://", "https://")):
             raise ValueError("WINNOW_WEBHOOK_URL should start with http:// or https://")

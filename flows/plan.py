@@ -66,6 +66,12 @@ class Plan:
     def due(self) -> list[Step]:
         return [step for step in self.steps if not step.cached]
 
+    @cached_property
+    def on_trials(self) -> frozenset[str]:
+        """Steps that belong to a search's trials alone: where one fails, its trials do, and not the run."""
+        stages = {id for trial in self.recipe.trials for id in trial.nodes}
+        return frozenset(step.id for step in self.steps if (step.node.measures or step.id) in stages)
+
     def jobs(self) -> list[list[Step]]:
         """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model. Those that want
         the machine for themselves share jobs of their own, which come last."""

@@ -30,7 +30,7 @@ def promote(
 def register(artifact: str, alias: str, name: str, profile: str) -> dict[str, Any]:
     from cluster import registry
     from cluster.profile import load_profile
-    from flows.chronicle import tracking_uri
+    from cluster.tracking import tracking_uri
     from tasks.stage import STAGES, stage_class
 
     for what, given in (("alias", alias), ("name", name)):

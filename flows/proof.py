@@ -43,8 +43,8 @@ def claims(
 
 
 def _write_page(path: Path) -> None:
+    from cluster.tracking import tracking_uri
     from dashboards.claims import page, read
-    from flows.chronicle import tracking_uri
 
     path.write_text(page(read(tracking_uri())))
     errors.print(f"page: {path}", highlight=False)

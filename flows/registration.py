@@ -6,6 +6,7 @@ it; what a run may change is in the deployment's form. ``flows.deployments`` tal
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from flows.recipe import NAME, parse_recipe, read_recipe
 SHIPPED = CHECKOUT / "infra" / "deployments.yaml"
 TAG, RECIPE_TAG = "winnow", "recipe:"  # on every deployment; which recipe it may run
 OWNED = "deployed:"  # and its name: a copy that someone makes of it in the UI has another one, and is theirs
+SET = "set:"  # and a field of the recipe that the deployment changes
 PIPELINE, PROMOTION = "flows.pipeline.pipeline", "flows.served.promotion"
 HOW = (
     "Press **Run**, change what should differ, and submit: a form left alone runs the recipe as it is. `overrides` take any "
@@ -60,8 +62,8 @@ class Entry(_Section):
     @field_validator("schedule")
     @classmethod
     def _cron(cls, value: str | None) -> str | None:
-        if value is not None and (len(value.split()) != 5 or not all(set(part) <= CRON for part in value.split())):
-            raise ValueError("should be a cron line of five fields, such as '0 3 * * *'")
+        if value is not None and (len(value.split()) != 5 or not _fires(value)):
+            raise ValueError("should be a cron line of five fields that comes due at some time, such as '0 3 * * *'")
         return value
 
     @field_validator("timezone")
@@ -74,7 +76,14 @@ class Entry(_Section):
         return value
 
 
-CRON = frozenset("0123456789*/,-LW#?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+def _fires(cron: str) -> bool:
+    """Whether a cron line ever does, by the server's own reckoning."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    try:
+        return bool(asyncio.run(CronSchedule(cron=cron, timezone="UTC").get_dates(1)))
+    except ValueError:  # no cron line, or one of a day that never comes
+        return False
 
 
 class Listing(_Section):
@@ -156,7 +165,7 @@ def registration(entry: Entry, folder: Path | None = None) -> Registration:
         about,
         {"recipe": text, "profile": profile, "overrides": [], **fixed},
         form(document, profile, fixed),
-        [TAG, f"{RECIPE_TAG}{recipe.name}", f"{OWNED}{name}"],
+        [TAG, f"{RECIPE_TAG}{recipe.name}", f"{OWNED}{name}", *(f"{SET}{setting}" for setting in entry.set)],
         hashlib.sha256(text.encode()).hexdigest()[:12],
         entry.schedule,
         entry.timezone,

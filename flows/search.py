@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,15 @@ from flows.trials import Axis, Search, Trial, Values, draw
 Records = Mapping[str, Record]
 
 
-def explore(first: Plan, replan: Callable[[list[Values]], Plan], make: Callable[[Plan], None], records: Records) -> None:
-    """Run trials in batches. ``replan`` is the plan of these trials, ``make`` makes what a plan lacks, and ``records`` are
-    those of all steps that were made."""
+def explore(
+    first: Plan,
+    replan: Callable[[list[Values]], Plan],
+    make: Callable[[Plan], None],
+    records: Records,
+    failures: Collection[str] = (),
+) -> None:
+    """Run trials in batches. ``replan`` is the plan of these trials, ``make`` makes what a plan lacks, ``records`` are those of
+    all steps that were made, and ``failures`` are the steps of trials that failed."""
     search, space = first.recipe.search, first.recipe.space
     study, drawn, going = study_of(search), [], {}
     while len(drawn) < search.count:
@@ -38,13 +44,17 @@ def explore(first: Plan, replan: Callable[[list[Values]], Plan], make: Callable[
         for place, rung in enumerate(rungs if search.stop else rungs[-1:], start=1 if search.stop else len(rungs)):
             whole = len(drawn) == search.count and place == len(rungs)
             make(narrowed(plan, going.keys(), rungs[:place], whole, records))
+            well = {trial.number for trial in survivors(plan, failures)}
+            for number in sorted(batch.keys() & going.keys() - well):
+                study.tell(batch[number], state=_ended("FAIL"))
+                del going[number], batch[number]
             for number in sorted(batch.keys() & going.keys()):
                 came_to = value_of(plan, plan.recipe.trials[number], rung, search.objective, records)
                 if place == len(rungs):
                     study.tell(batch[number], came_to)
                     del batch[number]
                 elif stops(batch[number], came_to, place):
-                    study.tell(batch[number], state=_pruned())
+                    study.tell(batch[number], state=_ended("PRUNED"))
                     del going[number], batch[number]
 
 
@@ -118,10 +128,10 @@ def _value(axis: Axis, plain: Any) -> Any:
     return axis.choices[plain] if axis.choices else axis.settled(plain)
 
 
-def _pruned() -> Any:
+def _ended(how: str) -> Any:
     from optuna.trial import TrialState
 
-    return TrialState.PRUNED
+    return TrialState[how]
 
 
 def stops(asked: Any, came_to: float, place: int) -> bool:
@@ -148,6 +158,12 @@ def narrowed(plan: Plan, numbers: Iterable[int], rungs: Sequence[str], whole: bo
     kept = {node.id for node in part.nodes}
     steps = (replace(step, record=records.get(step.id, step.record)) for step in plan.steps if step.id in kept)
     return replace(plan, recipe=part, steps=tuple(steps))
+
+
+def survivors(plan: Plan, failures: Collection[str]) -> list[Trial]:
+    """The trials of which nothing failed."""
+    failed = {plan.by_id[id].node.measures or id for id in failures if id in plan.by_id}
+    return [trial for trial in plan.recipe.trials if failed.isdisjoint(trial.nodes)]
 
 
 def value_of(plan: Plan, trial: Trial, rung: str, objective: str, records: Records) -> float:

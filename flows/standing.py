@@ -38,7 +38,11 @@ def down(
         return
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if wait:
-        drain(services, say)
+        try:
+            drain(services, say)
+        except KeyboardInterrupt:
+            say("what runs goes on, and nothing new begins, by no schedule either; winnow up takes that back")
+            raise typer.Exit(130) from None
     close(services, say)
     services.stop()
     console.print("stopped")

@@ -14,13 +14,14 @@ from prefect.states import Cancelled, Completed
 
 from cluster.ray.events import Note
 from cluster.store.artifacts import CorruptArtifact
-from flows.conductor import Conductor, StageFailed
+from flows.conductor import Conductor, Spared, StageFailed
 from flows.plan import Plan, Step
 
 
 def run_tasks(plan: Plan, found: Collection[Step], conductor: Conductor, retries: int, page: Callable[[str], str]) -> None:
     """Submit every step that is due, and those that were ``found``, as tasks and wait for all, those that want the machine
-    for themselves last; the first failure is raised at the end. ``page`` is where MLflow shows the run of a stage."""
+    for themselves last; the first failure is raised at the end, unless it is a trial's own. ``page`` is where MLflow shows the
+    run of a stage."""
     futures: dict[str, Any] = {}
     for exclusive in (False, True):
         for step in plan.steps:
@@ -30,8 +31,13 @@ def run_tasks(plan: Plan, found: Collection[Step], conductor: Conductor, retries
                 futures[step.id] = _task(conductor, step, work, retries).submit(wait_for=upstream)
         for future in futures.values():
             future.wait()
-    for future in futures.values():
-        future.result()
+    spared = Spared(plan, conductor.watcher)
+    for id, future in futures.items():
+        if not spared.lost(plan.by_id[id]):
+            try:
+                future.result()
+            except StageFailed as failure:
+                spared.failed(plan.by_id[id], failure)
 
 
 def _task(conductor: Conductor, step: Step, work: Callable[[], Any], retries: int) -> Task[Any, Any]:

@@ -12,9 +12,16 @@ from flows.plan import Plan, Step
 from flows.ranking import ranking
 
 
-def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str, float], begun: float) -> dict[str, Any]:
+def summarise(
+    plan: Plan,
+    records: Mapping[str, Record],
+    overheads: Mapping[str, float],
+    begun: float,
+    failures: Mapping[str, Exception] | None = None,
+) -> dict[str, Any]:
     """``stages`` and ``models`` with their numbers, the ``evaluations`` that the recipe lists as stages, the ``ranking`` of
-    branches, the verdict on each claim; ``overhead_seconds`` is wall time with no stage inside its own run.
+    branches, what ``failed`` of a search's trials, the verdict on each claim; ``overhead_seconds`` is wall time with no stage
+    inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
@@ -32,6 +39,7 @@ def summarise(plan: Plan, records: Mapping[str, Record], overheads: Mapping[str,
         "models": models,
         "evaluations": [_evaluation(step, records[step.id]) for step in plan.steps if _listed(step) and step.id in records],
         "ranking": ranking(plan.recipe, models),
+        "failed": {id: str(error) for id, error in (failures or {}).items()},
         "claims": [claim.judge(models) for claim in plan.recipe.claims if len(models) == sum(1 for _ in plan.recipe.models())],
     }
 

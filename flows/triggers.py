@@ -61,9 +61,11 @@ def _automation(name: str, id: uuid.UUID, deployment: str, stage: str, recipe: s
 
 
 def _deployment(client: Any, name: str) -> uuid.UUID:
-    known = {one.name: one.id for one in client.read_deployments()}
+    from flows.deployments import ours
+
+    known = {one.name: one.id for one in ours(client)}
     if name not in known:
         raise ValueError(
-            f"trigger: no deployment {name!r} on the server; choose one of {', '.join(sorted(known)) or 'none yet'}"
+            f"trigger: no deployment {name!r} of Winnow's on the server; choose one of {', '.join(sorted(known)) or 'none yet'}"
         )
     return known[name]

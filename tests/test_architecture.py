@@ -52,6 +52,8 @@ LIBRARIES = {  # where a library may be imported: path prefixes
         "flows/messenger.py",
         "flows/announcer.py",
         "flows/notify.py",
+        "flows/connection.py",
+        "flows/registration.py",
     ),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),

@@ -91,9 +91,12 @@ class Jobs:
                 if info is None:
                     return self._client.submit_job(submission_id=job, **request)
             except (RuntimeError, OSError) as error:
-                young = isinstance(error, Away) or "No available agent" in str(error) or "Failed to connect" in str(error)
+                gone = _unanswered(error)
+                young = gone or any(words in str(error) for words in ("No available agent", "Failed to connect"))
                 if young and time.monotonic() < deadline:
                     time.sleep(1)  # a cluster that has just died is started again, and answers before it can take a job
+                elif gone and not isinstance(error, Away):
+                    raise Away(f"Ray at {self.address} does not answer: {type(error).__name__}") from error
                 elif isinstance(error, OSError) or self.info(job) is None:  # not refused for its name: a real error
                     raise
                 continue  # another submitter was faster
@@ -166,6 +169,14 @@ def without(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def _unanswered(error: Exception) -> bool:
+    """Whether nobody answered, or not to the end: by our own requests, or by those of Ray's client."""
+    from requests import ConnectionError as Unreached
+    from requests import Timeout
+
+    return isinstance(error, (Away, Unreached, Timeout))
 
 
 def _driver_resources(resources: Mapping[str, float]) -> dict[str, float]:

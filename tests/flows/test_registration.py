@@ -29,7 +29,8 @@ def test_a_recipe_is_found_beside_the_file_that_names_it_and_its_settings_are_in
     made = registration(Entry(recipe="mine.yaml", set=("prune.pattern=unstructured", "prune.sparsity=0.6")), recipe.parent)
     assert yaml.safe_load(made.parameters["recipe"])["stages"][2]["prune"]["sparsity"] == 0.6
     assert made.form["properties"]["fields"]["properties"]["prune"]["properties"]["sparsity"]["default"] == 0.6
-    assert (made.name, made.tags) == ("tiny", ["winnow", "recipe:tiny", "deployed:tiny"])
+    settings = ["set:prune.pattern=unstructured", "set:prune.sparsity=0.6"]
+    assert (made.name, made.tags) == ("tiny", ["winnow", "recipe:tiny", "deployed:tiny", *settings])
 
 
 def test_a_part_of_a_recipe_is_a_deployment_whose_form_asks_for_no_other():
@@ -49,6 +50,9 @@ def test_the_menu_of_profiles_has_those_there_are():
         ({"recipe": "nosuch"}, "recipe nosuch: no such file"),
         ({"recipe": "quickstart", "profile": "nosuch"}, "no profile 'nosuch'"),
         ({"recipe": "quickstart", "schedule": "daily"}, "should be a cron line of five fields"),
+        ({"recipe": "quickstart", "schedule": "0 3 31 2 *"}, "should be a cron line of five fields that comes due"),
+        ({"recipe": "quickstart", "schedule": "61 2 * * *"}, "should be a cron line of five fields"),
+        ({"recipe": "quickstart", "schedule": "0 3 * * *,"}, "should be a cron line of five fields"),
         ({"recipe": "quickstart", "schedule": "0 3 * * *", "timezone": "Mars"}, "should be a time zone"),
         ({"recipe": "quickstart", "set": ["prune.sparsty=1"]}, "prune.sparsty: no such field"),
         ({"recipe": "quickstart", "until": "nosuch"}, "no stage 'nosuch' in recipe quickstart"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
 from cluster.store.local import LocalStore
+from flows.conductor import Spared
 from flows.plan import Plan, make_plan
 from flows.ranking import ranking
 from flows.recipe import parse_recipe
-from flows.search import explore, left
+from flows.search import explore, left, survivors
 from flows.summary import summarise
 from tests.flows.recipes import BASE, publish, recipe
 
@@ -91,6 +95,38 @@ def test_the_estimator_looks_where_it_was_good(tmp_path):
     bench.run()
     values = bench.values()
     assert sum(values[12:]) < sum(values[:12]) and min(values) < 0.2
+
+
+def test_a_trial_that_fails_is_told_as_failed_and_the_others_go_on(tmp_path):
+    bench, failures = Bench(tmp_path, trials=8, sampler="tpe"), {}
+    spared = []
+
+    def make(plan):
+        spared.append(Spared(plan, SimpleNamespace(failed=lambda step, error: failures.update({step.id: error}))))
+        for step in plan.steps:
+            if step.id in ("recover-trial2", "recover-trial6"):
+                spared[-1].failed(step, ValueError("the gradient norm is nan at step 1"))
+            elif not spared[-1].lost(step):
+                Bench.make(bench, replace(plan, steps=(step,)))
+
+    explore(bench.plan(), bench.plan, make, bench.records, failures)
+    made = set(bench.made)
+    assert (
+        failures.keys() == {"recover-trial2", "recover-trial6"} and {"prune-trial2", "prune-trial7", "quantize-trial7"} <= made
+    )
+    assert not {"quantize-trial2", "quantize-trial6"} & made
+    plan = bench.plans[-1]
+    assert [trial.number for trial in survivors(plan, failures)] == [0, 1, 3, 4, 5, 7]
+    summary = summarise(plan, bench.records, {}, 0.0, failures)
+    assert summary["failed"]["recover-trial6"] == "the gradient norm is nan at step 1" and summary["ranking"]["rows"]
+
+
+def test_what_is_everybodys_ends_a_search(tmp_path):
+    plan = Bench(tmp_path, trials=2).plan()
+    spared = Spared(plan, SimpleNamespace(failed=None))
+    for id, error in (("pretrain", ValueError("nan")), ("prune-trial0", OSError("no space left on device"))):
+        with pytest.raises(type(error), match=str(error)):
+            spared.failed(plan.by_id[id], error)
 
 
 @pytest.mark.parametrize("stop", ["median", "halving"])

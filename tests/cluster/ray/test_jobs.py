@@ -8,8 +8,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import ray
 
 from cluster.ray import follower
+from cluster.ray.follower import Away
 from cluster.ray.jobs import Jobs
 from cluster.ray.lines import parse_line
 from cluster.servers.services import Services
@@ -55,6 +57,34 @@ def test_secrets_do_not_travel_in_a_job():
 def test_a_key_is_a_plain_word(key):
     with pytest.raises(ValueError, match="should be letters"):
         Jobs("http://127.0.0.1:1").submit(key, "true")
+
+
+def test_an_answer_that_breaks_off_is_waited_for_and_then_told_as_a_cluster_that_is_away(monkeypatch):
+    asked = []
+
+    class Dying(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path == "/api/version"
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            if known:
+                self.wfile.write(json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": ""}).encode())
+
+        def do_POST(self):
+            asked.append(self.path)
+            self.close_connection = True  # as a raylet that was killed does
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dying)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("cluster.ray.jobs.AGENT_SECONDS", 1.5)
+    address = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(Away, match=f"^Ray at {address} does not answer: ConnectionError$"):
+        Jobs(address, local=True).submit("key", ["true"])
+    server.shutdown()
+    assert len(asked) > 1
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
