@@ -67,6 +67,10 @@ class Runs:
             raise ValueError(f"no run {name!r} in MLflow at {self.uri}; give the id of one, or its name: {names}")
         return found[0]
 
+    def stood_on(self, run: Run) -> Set[str]:
+        """Keys, as addresses have them, of the artifacts that a run stands on."""
+        return _keys(run.data.tags)
+
     def recipe(self, run: Run) -> str:
         """The text of the recipe that a run was made from."""
         with tempfile.TemporaryDirectory() as directory:

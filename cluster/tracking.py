@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from cluster.lock import locked
 from cluster.origins import KEY, Origins
@@ -38,6 +39,18 @@ SETTINGS = {
 def tracking_uri() -> str:
     """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+
+
+def tracker(uri: str) -> str:
+    """Which MLflow it is: that of a home is one, whether its server is up or its file is written to."""
+    if uri.startswith("sqlite:") or urlsplit(uri).hostname in ("127.0.0.1", "localhost"):
+        return f"{os.uname().nodename}:{home()}"
+    return without_login(uri)
+
+
+def without_login(uri: str) -> str:
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.hostname else uri
 
 
 def connect(uri: str) -> Any:

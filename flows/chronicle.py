@@ -18,7 +18,7 @@ from cluster.ray.events import Event, Metrics
 from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
-from cluster.tracking import Tracking, tracking_uri
+from cluster.tracking import Tracking, tracker, tracking_uri
 from flows.lazy import hidden
 from flows.plan import Plan, Step
 from flows.provenance import process_is_alive, provenance, this_process
@@ -60,6 +60,7 @@ class Chronicle:
         needs = needing(step.artifact.key for step in plan.steps)
         cached = {CACHED: str(not plan.due).lower()}
         tags = {**provenance(plan), **tags, **needs, **cached, "winnow.process": this_process()}
+        store.note_tracker(tracker(uri))
         tracking = Tracking.start(uri, plan.recipe.name, tags, params)
         tracking.close_abandoned(process_is_alive)
         tracking.text(None, plan.recipe.text, "recipe.yaml")

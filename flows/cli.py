@@ -187,6 +187,7 @@ def fork(
     """Branch off an earlier run at a stage: the recipe of that run with other fields from there on, run or planned."""
     from flows.fork import forked
 
+    profile = str(Path(profile).resolve()) if Path(profile).is_file() else profile  # what follows is done where that run was
     path = str(forked(source, at, settings or [], name, profile))
     if only_plan:
         show_plan(path, profile, as_json)

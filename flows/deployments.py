@@ -12,6 +12,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -39,7 +40,7 @@ from flows.registration import (
     listed,
     registration,
 )
-from flows.schedules import MADE, Keeper
+from flows.schedules import MADE, Keeper, skip_missed
 
 LOG = get_logger(__name__)
 SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
@@ -54,6 +55,7 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         make_pool(client)
         apply(client, everything(file), listing.pool, listing.pull, prune=True)
+        skip_missed(client, datetime.now(UTC))
     threading.Thread(target=Keeper(home() / "schedules.json").watch, args=(SECONDS,), daemon=True).start()
     with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: SECONDS, PREFECT_WORKER_PREFETCH_SECONDS: 0}):
         worker = ProcessWorker(work_pool_name=POOL, name=f"winnow-{os.uname().nodename}", limit=MOST)
@@ -64,7 +66,9 @@ def make_pool(client: SyncPrefectClient) -> None:
     """The pool of this home: its runs are processes of this interpreter, in this checkout."""
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
-    variables["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
+    # What a run prints goes to a file: in a pipe to this process it would die of the first word after this process does.
+    engine = f"exec {shlex.quote(sys.executable)} -m prefect.engine >>{shlex.quote(str(home() / 'logs' / 'runs.log'))} 2>&1"
+    variables["command"]["default"] = shlex.join(["/bin/sh", "-c", engine])
     variables["working_dir"]["default"] = str(CHECKOUT)
     try:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))

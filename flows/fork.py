@@ -6,7 +6,8 @@ What comes out is an ordinary recipe, kept in this home, which says what it was 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from cluster.documents import parse_yaml
 from cluster.profile import home, load_profile
-from cluster.runs import Runs
+from cluster.runs import DIGITS, Runs
 from cluster.store.durable import write
 from cluster.tracking import tracking_uri
 from flows.nodes import Recipe
@@ -22,6 +23,7 @@ from flows.options import errors, store_of
 from flows.override import changed, parse_settings
 from flows.part import Part, chosen
 from flows.plan import Plan, make_plan
+from flows.provenance import FOLDER
 from flows.recipe import parse_recipe
 
 
@@ -31,7 +33,10 @@ def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile
     found = runs.find(run)
     if not settings:
         raise ValueError(f"fork: nothing would differ; give --set {at}.FIELD=VALUE")
-    text = runs.recipe(found)
+    text, folder = runs.recipe(found), Path(found.data.tags.get(FOLDER) or Path.cwd())
+    if not folder.is_dir():
+        raise ValueError(f"fork: run {run} was made in {folder}, which is not here; fork it where its files are")
+    os.chdir(folder)  # where its relative paths begin
     document = parse_yaml(text, f"recipe of run {run}")
     old = document["name"]
     made: dict[str, Any] = changed(document, parse_settings(settings))
@@ -40,7 +45,7 @@ def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile
     store, written = store_of(profile), yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
     before = make_plan(parse_recipe(document, text, Path.cwd()), store)
     after = make_plan(parse_recipe(made, written, Path.cwd()), store)
-    _check(before, after, at)
+    _check(before, after, at, runs.stood_on(found))
     reused = [step.id for step in after.steps if step.cached]
     due = [step.id for step in after.due if not step.node.measures]
     errors.print(f"reused: {', '.join(reused) or 'nothing'}", soft_wrap=True, highlight=False)
@@ -52,13 +57,19 @@ def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile
     return path
 
 
-def _check(before: Plan, after: Plan, at: str) -> None:
-    """Raise ValueError where something differs that does not come from the stage of the fork."""
+def _check(before: Plan, after: Plan, at: str, stood_on: Set[str]) -> None:
+    """Raise ValueError where something differs that does not come from the stage of the fork: by a setting, or because it is
+    not now what the run stood on."""
     down = _downstream(after.recipe, set(chosen(after.recipe, Part(until=at))))
     for step in after.steps:
         was = before.by_id.get(step.id)
         if step.id not in down and (was is None or was.artifact.key != step.artifact.key):
             raise ValueError(f"--set changes {step.id}, which does not come from {at}; fork --at {step.node.base or step.id}")
+        if stood_on and step.id not in down and step.artifact.key[:DIGITS] not in stood_on:
+            raise ValueError(
+                f"fork: {step.id} is not what the run stood on any more: a file it reads was changed, added or taken away, or "
+                "Winnow makes it otherwise now; run the recipe itself to make all of it anew"
+            )
 
 
 def _downstream(recipe: Recipe, ids: set[str]) -> set[str]:

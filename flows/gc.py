@@ -26,19 +26,22 @@ def gc(
     recipes: Annotated[list[str] | None, typer.Argument(help="recipes to keep all artifacts of: paths, or names")] = None,
     profile: ProfileOption = "local",
     yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False,
-    strangers: Annotated[bool, typer.Option("--strangers", help="also what no run of this MLflow ever named")] = False,
+    strangers: Annotated[
+        bool, typer.Option("--strangers", help="also what this MLflow knows nothing of, and others may")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what no run, registered model, pin or named recipe needs, what dead processes left, and what is kept aside, each
     with its bytes; remove it when told to. Without a terminal it only looks, unless --yes is given."""
     from cluster.lock import locked
     from cluster.profile import home, load_profile
+    from cluster.tracking import tracking_uri
 
     where, store = load_profile(profile), store_of(profile)
     found = _survey(where, store, recipes or [])
     going = [item for item in found.items if strangers or not item.strange]
     if not as_json:
-        _show(found, going, store)
+        _show(found, going, store, where.mlflow.tracking_uri or tracking_uri())
     remove = yes or (not as_json and bool(going) and sys.stdin.isatty() and agrees(f"remove {_sum(going)} for good? [y/N] "))
     if remove and going:
         with locked(home() / "locks" / "gc"):
@@ -74,15 +77,18 @@ def unpin(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
 
 def _survey(where: Profile, store: Store, recipes: list[str]) -> Survey:
     from cluster.runs import DIGITS, Runs
-    from cluster.tracking import tracking_uri
+    from cluster.tracking import tracker, tracking_uri
     from flows.needed import survey
     from flows.plan import make_plan
     from flows.recipe import load_recipe
 
     plans = [make_plan(load_recipe(recipe), store) for recipe in recipes]
     keys = {step.artifact.key[:DIGITS] for plan in plans for step in plan.steps}
-    standing = Runs(where.mlflow.tracking_uri or tracking_uri()).standing()
-    return survey(store, Path(where.scratch), standing, keys)
+    uri = where.mlflow.tracking_uri or tracking_uri()
+    others = set(store.trackers()) - {tracker(uri)}
+    if others:
+        errors.print(f"runs of other MLflows stand on this store too: {', '.join(sorted(others))}", soft_wrap=True)
+    return survey(store, Path(where.scratch), Runs(uri).standing(), keys, bool(others))
 
 
 def _remove(item: Item, store: Store) -> None:
@@ -98,7 +104,8 @@ def _remove(item: Item, store: Store) -> None:
         reap(Path(item.place), remove=True)
 
 
-def _show(found: Survey, going: list[Item], store: Store) -> None:
+def _show(found: Survey, going: list[Item], store: Store, uri: str) -> None:
+    from cluster.tracking import without_login
     from flows.display import size
 
     table = Table(caption_justify="left")
@@ -109,9 +116,13 @@ def _show(found: Survey, going: list[Item], store: Store) -> None:
     if going:
         console.print(table)
     kept = f"{found.kept} artifacts, {size(found.kept_bytes)}, are needed"
-    console.print(f"{store.url}: {kept}; {_sum(going) if going else 'nothing'} can go", soft_wrap=True, highlight=False)
+    console.print(
+        f"{store.url}: by MLflow at {without_login(uri)} {kept}; {_sum(going) if going else 'nothing'} can go",
+        soft_wrap=True,
+        highlight=False,
+    )
     if rest := [item for item in found.items if item not in going]:
-        errors.print(f"{_sum(rest)} no run of this MLflow ever named, so it may be others'; --strangers includes it")
+        errors.print(f"{_sum(rest)} may be others'; --strangers includes it")
 
 
 def _told(found: Survey, going: list[Item], store: Store, removed: bool) -> dict[str, Any]:

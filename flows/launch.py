@@ -59,9 +59,19 @@ def _launch(
     if here and int(os.environ.get("RANK", 0)):
         make_here(plan, store, where, display)
         return plan, None
+    _check_home()
     check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=due)
     with Queue.of(where).place(plan.recipe.name) if due else nullcontext(), _servers(where, console, needed=due):
         return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=due)
+
+
+def _check_home() -> None:
+    """Raise ConnectionError where all that ``winnow up`` started has died, as after a reboot: nobody starts it again."""
+    from cluster.servers.services import Services
+
+    services = Services()
+    if services.mode == "up" and not any(server.process.alive for server in services.state.servers.values()):
+        raise ConnectionError("the servers of this home have died; winnow up starts them again, winnow down goes on without")
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Needed is what a run that MLflow lists stands on, whatever became of the run, what a registered model is, what is pinned,
 what a recipe that was named stands on, and all that those were made from. Delete a run in MLflow, and what it alone stood
-on is needed no longer. What no run of this MLflow ever named may be another home's: it is told apart.
+on is needed no longer. What no run of this MLflow ever named may be another home's: it is told apart, as is every artifact
+of a store that other MLflows' runs stand on too.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def undisturbed() -> AbstractContextManager[None]:
     return locked(home() / "locks" / "gc", shared=True)
 
 
-def survey(store: Store, scratch: Path, standing: Standing, keys: Iterable[str]) -> Survey:
-    """Everything in a store and a scratch, judged. ``keys`` are needed beside what MLflow says."""
+def survey(store: Store, scratch: Path, standing: Standing, keys: Iterable[str], others: bool = False) -> Survey:
+    """Everything in a store and a scratch, judged. ``keys`` are needed beside what MLflow says. With ``others``, whose runs
+    stand on this store too and are not known here, every artifact may be theirs."""
     records = {address: store.sound(address) for address in store.addresses()}
     parents = {address[-DIGITS:]: record.parent_addresses for address, record in records.items() if record}
     needed = _closed({*standing.needed, *keys, *(pin[-DIGITS:] for pin in store.pins())}, parents)
@@ -58,7 +60,7 @@ def survey(store: Store, scratch: Path, standing: Standing, keys: Iterable[str])
             kept += 1
             kept_bytes += _bytes(record)
         else:
-            items.append(_item("artifact", address, _bytes(record), known))
+            items.append(_item("artifact", address, _bytes(record), frozenset() if others else known))
     items += _scratch(store, scratch, needed, known)
     items += [Item("aside", place, store.forget(place), "was damaged and is kept aside") for place in store.aside()]
     items += [Item("leftover", place, size, "a publisher that died left it") for place, size in store.leftovers().items()]
@@ -79,7 +81,7 @@ def _scratch(store: Store, scratch: Path, needed: set[str], known: frozenset[str
 def _item(kind: Kind, place: str, size: int, known: frozenset[str]) -> Item:
     if place[-DIGITS:] in known:
         return Item(kind, place, size, "only runs deleted in MLflow stood on it")
-    return Item(kind, place, size, "no run of this MLflow ever named it", strange=True)
+    return Item(kind, place, size, "no run of this MLflow names it, but others may", strange=True)
 
 
 def _closed(keys: set[str], parents: Mapping[str, Mapping[str, str]]) -> set[str]:

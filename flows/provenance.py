@@ -15,11 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "infra" / "requirements.lock"
 
 
+FOLDER = "winnow.folder"  # in which relative paths of the recipe begin
+
+
 def provenance(plan: Plan) -> dict[str, str]:
     """What a run was made from: recipe, data set, lock file, commit."""
     data = [step for step in plan.steps if step.node.stage.yields == "tokens"]
     return {
         "winnow.recipe": plan.recipe.name,
+        FOLDER: str(Path.cwd()),
         "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
         "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
         "winnow.git_commit": git_commit(),

@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.logging import get_logger
+from prefect.states import Cancelled
 
 from cluster.servers.embedded import write_private
 from flows.recipe import read_recipe
@@ -84,6 +94,43 @@ def check_run(deployment: DeploymentResponse, run: FlowRun) -> None:
         raise ValueError(
             f"deployment {deployment.name}: its schedule lost its parameters (pausing in the UI does that); set them again"
         )
+
+
+class Skipped(Exception):
+    """A run that is not wanted any more."""
+
+
+def check_alone(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Raise Skipped where an earlier run of the deployment's schedules goes on: runs that take longer would pile up."""
+    if not run.auto_scheduled:
+        return
+    for other in _runs(client, [StateType.RUNNING, StateType.PENDING], run.deployment_id):
+        if other.auto_scheduled and other.id != run.id and _due(other) < _due(run):
+            raise Skipped(f"skipped: the run before, {other.name}, goes on")
+
+
+def skip_missed(client: SyncPrefectClient, now: datetime) -> None:
+    """Of the runs that schedules wanted while nobody served them, make up for the last of each deployment alone."""
+    for deployment in _deployments(client):
+        missed = [run for run in _runs(client, [StateType.SCHEDULED], deployment.id) if run.auto_scheduled and _due(run) < now]
+        for run in sorted(missed, key=_due)[:-1]:
+            skipped = Cancelled(name="Skipped", message="skipped: it came due while nobody served it")
+            client.set_flow_run_state(run.id, skipped, force=True)
+
+
+def _due(run: FlowRun) -> datetime:
+    return run.expected_start_time or run.created
+
+
+def _runs(client: SyncPrefectClient, states: list[StateType], deployment: UUID | None) -> list[FlowRun]:
+    found: list[FlowRun] = []
+    of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    in_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
+    while page := client.read_flow_runs(
+        flow_run_filter=in_state, deployment_filter=of_deployment, limit=PAGE, offset=len(found)
+    ):
+        found += page
+    return found
 
 
 def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:

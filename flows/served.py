@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
-from prefect.states import Failed
+from prefect.states import Cancelled, Failed
 
 from cluster.store.artifacts import CorruptArtifact
 from flows.conductor import StageFailed
@@ -20,7 +20,7 @@ from flows.form import changes
 from flows.override import Setting, parse_settings
 from flows.promotion import register
 from flows.recipe import read_recipe
-from flows.schedules import check_run
+from flows.schedules import Skipped, check_alone, check_run
 from tasks.refusal import refused
 
 Made = TypeVar("Made")
@@ -29,7 +29,9 @@ Made = TypeVar("Made")
 def asked(recipe: str, fields: Mapping[str, Any], overrides: Sequence[str]) -> list[Setting]:
     """The settings of a deployment's run, after the check that it is one the deployment may make."""
     with get_client(sync_client=True) as client:
-        check_run(client.read_deployment(deployment.id), client.read_flow_run(flow_run.id))
+        run = client.read_flow_run(flow_run.id)
+        check_run(client.read_deployment(deployment.id), run)
+        check_alone(client, run)
     return [*changes(read_recipe(recipe)[0], fields), *parse_settings(overrides)]
 
 
@@ -37,6 +39,9 @@ def plainly(attempt: Callable[[], Made]) -> Made | Any:
     """What the attempt returns, or the state of a run that failed for a reason that one line says."""
     try:
         return attempt()
+    except Skipped as reason:
+        get_run_logger().info("%s", reason)
+        return Cancelled(name="Skipped", message=str(reason))
     except Exception as error:
         if not (isinstance(error, (StageFailed, CorruptArtifact, OSError)) or refused(error)):
             raise

@@ -131,7 +131,7 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
 
 
 LAUNCHES = {"ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
-PROBES = {"ray": "/api/jobs/", "prefect": "/admin/version", "mlflow": "/health"}
+PROBES = {"ray": "/api/v0/nodes?limit=100&timeout=4", "prefect": "/admin/version", "mlflow": "/health"}
 
 
 def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
@@ -142,7 +142,8 @@ def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
     request = urllib.request.Request(server.url + path, headers=headers(kind, server.token))
     strangers = (OSError, ValueError, http.client.HTTPException)  # the last where what answers there speaks no HTTP
     with suppress(*strangers), _DIRECT.open(request, timeout=timeout) as answer:
-        return answer.status == 200
+        # Ray's dashboard answers long before its node is there, without which no job can be taken.
+        return answer.status == 200 and (kind != "ray" or b'"ALIVE"' in answer.read())
     return False
 
 
@@ -169,6 +170,7 @@ def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, s
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_API_URL": servers["prefect"].url,
             "PREFECT_API_AUTH_STRING": servers["prefect"].token,
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",  # as the server wants it, whatever the user's own settings say
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         }
     mlflow = servers.get("mlflow")

@@ -30,6 +30,7 @@ from cluster.servers.state import DEPLOYMENTS, Health, Mode, State, read_state, 
 EMBEDDED = ("ray", "prefect")
 STANDING = ("ray", "prefect", "mlflow", "deployments", "supervisor")
 PATIENCE = 120.0  # seconds a server may take to answer: a cold disk, a busy machine
+SLOW_RAY = "timed out during startup"  # Ray gives its node 30 s, too few where all servers start on a busy machine
 PORT_TRIES = 3  # a port that was free may be gone a moment later
 
 
@@ -193,16 +194,18 @@ class Services:
         return process
 
     def _await(self, started: dict[str, subprocess.Popen]) -> None:
-        waiting, deadline, lost = dict(started), time.monotonic() + PATIENCE, []
+        waiting, deadline, lost, slowly = dict(started), time.monotonic() + PATIENCE, [], set()
         while waiting:
             for kind, process in list(waiting.items()):
                 server = self.state.servers[kind]
                 if process.poll() is not None:
                     _end([server])  # or what is left of it holds the ports
                     clashed = [port for port in server.ports.values() if taken(port)]
-                    if not clashed or len(lost) >= PORT_TRIES:
+                    slow = SLOW_RAY in last_lines(server.log) and kind not in slowly
+                    if not (clashed or slow) or len(lost) >= PORT_TRIES:
                         raise ServerFailed(_told(kind, f"ended with {process.returncode} while starting", server))
                     lost += clashed
+                    slowly |= {kind} if slow else set()
                     waiting[kind] = self.spawn(kind, lost)
                 elif servers.healthy(kind, server):
                     del waiting[kind]

@@ -29,15 +29,15 @@ from cluster.store.artifacts import (
     read_record,
 )
 from cluster.store.files import RECORD_NAME, copy, file_sizes, install, problems, sha256_of, temporary_beside
+from cluster.store.marks import Marks
 from cluster.store.owners import reap, size_of, temporaries
 from cluster.store.quarantine import FOLDER, Healing, place_for, warn
 
-PINS = ".pins"
 SETTLED_NANOSECONDS = 2_000_000_000
 NO_RECORD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # something lies there, but no record
 
 
-class Store(Healing, Protocol):
+class Store(Healing, Marks, Protocol):
     """The contract. `find` and `records` come for free with `addresses` and `record`."""
 
     url: str
@@ -77,13 +77,6 @@ class Store(Healing, Protocol):
 
     def forget(self, place: str, remove: bool = False) -> int:
         """Bytes of one of those, removed if so wished."""
-
-    def pins(self) -> list[str]:
-        """Addresses that somebody wants kept, whatever needs them."""
-
-    def pin(self, address: str) -> None: ...
-
-    def unpin(self, address: str) -> None: ...
 
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         """Bytes of what dead publishers left, by place; removed if so wished. Nothing of a living one."""
@@ -196,16 +189,17 @@ class LocalStore(Store):
             path.with_name(f"{path.name}.txt").unlink(missing_ok=True)
         return size
 
-    def pins(self) -> list[str]:
-        return sorted(path.relative_to(self.root / PINS).as_posix() for path in self.root.glob(f"{PINS}/*/*"))
+    def marks(self, kind: str) -> list[str]:
+        found = (self.root / kind).rglob("*")
+        return sorted(path.relative_to(self.root / kind).as_posix() for path in found if path.is_file())
 
-    def pin(self, address: str) -> None:
-        place = self.root / PINS / address_of(address)
+    def mark(self, kind: str, name: str) -> None:
+        place = self.root / kind / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
 
-    def unpin(self, address: str) -> None:
-        (self.root / PINS / address_of(address)).unlink(missing_ok=True)
+    def unmark(self, kind: str, name: str) -> None:
+        (self.root / kind / name).unlink(missing_ok=True)
 
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         found = ((str(folder), reap(folder, remove)) for folder in temporaries(self.root))

@@ -33,7 +33,7 @@ from cluster.store.artifacts import (
 )
 from cluster.store.bucket import READERS, Bucket
 from cluster.store.files import RECORD_NAME, compare, file_sizes, install, sha256_of, temporary_beside
-from cluster.store.local import PINS, LocalStore, Store
+from cluster.store.local import LocalStore, Store
 from cluster.store.owners import SILENT_SECONDS
 from cluster.store.quarantine import FOLDER, place_for, warn
 
@@ -151,14 +151,14 @@ class S3Store(Store):
             self.bucket.delete(key)
         return sum(sizes.values())
 
-    def pins(self) -> list[str]:
-        return sorted(key.removeprefix(f"{PINS}/") for key in self.bucket.sizes(f"{PINS}/"))
+    def marks(self, kind: str) -> list[str]:
+        return sorted(key.removeprefix(f"{kind}/") for key in self.bucket.sizes(f"{kind}/"))
 
-    def pin(self, address: str) -> None:
-        self.bucket.put(f"{PINS}/{address_of(address)}", b"")
+    def mark(self, kind: str, name: str) -> None:
+        self.bucket.put(f"{kind}/{name}", b"")
 
-    def unpin(self, address: str) -> None:
-        self.bucket.delete(f"{PINS}/{address_of(address)}")
+    def unmark(self, kind: str, name: str) -> None:
+        self.bucket.delete(f"{kind}/{name}")
 
     def leftovers(self, remove: bool = False) -> dict[str, int]:
         """Parts and objects that no record names, where nothing was written for a day: no publisher is as slow."""

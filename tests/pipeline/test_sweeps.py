@@ -61,6 +61,10 @@ def test_a_fork_makes_what_differs_and_reuses_the_rest(home: Home, swept) -> Non
     assert all(stage["cached"] for stage in run(home, "chain", DENSE, {"prune": {**PRUNE, "sparsity": 0.05}})["stages"])
     before = ran(home)
     arguments = ("fork", "chain", "--at", "prune", "--set", "prune.sparsity=0.65", "-p", home.profile, "--json", "--plan")
+    text = home.corpus.read_text()
+    home.corpus.write_text(text + '{"text": "another text"}\n')
+    assert "fork: prepare is not what the run stood on any more" in home.winnow(*arguments, code=2).err
+    home.corpus.write_text(text)
     looked = home.winnow(*arguments)
     assert "reused: prepare, pretrain\n" in looked.err and "to make: prune\n" in looked.err and ran(home) == before
     (path,) = (home.directory / "forks").glob("chain-fork-*.yaml")
@@ -84,3 +88,17 @@ def test_a_search_stops_what_is_dominated_ranks_the_rest_and_is_found_done_by_th
     again = run(home, "search", DENSE, searched, recover, **header)
     assert ran(home) == before and again["ranking"] == summary["ranking"]
     assert len(Ledger.of(home).parents("search")) == 2  # one for each run
+
+
+def test_a_trial_at_which_training_diverges_fails_alone(home: Home, swept) -> None:
+    recover = {"tokens": 4 * 16 * LENGTH, "length": LENGTH, "batch": 16}
+    trials = [{"recover.learning_rate": rate} for rate in (1e-3, 1e30, 2e-3)]
+    searched = {"recover": recover, "search": {"learning_rate": [1e-3, 1e30, 2e-3]}}
+    header = {"search": {"trials": trials}, "evaluate": {"perplexity": {"length": LENGTH, "tokens": 1024}}}
+    summary = run(home, "diverges", DENSE, {"prune": {**PRUNE, "sparsity": 0.05}}, searched, **header)
+    assert list(summary["failed"]) == ["recover-trial1"] and "nan" in summary["failed"]["recover-trial1"]
+    assert {row["stage"] for row in summary["ranking"]["rows"]} == {"recover-trial0", "recover-trial2"}
+    ledger = Ledger.of(home)
+    (parent,) = ledger.parents("diverges")
+    status = {name: child.info.status for name, child in ledger.children(parent).items()}
+    assert parent.info.status == status["recover-trial2"] == "FINISHED" and status["recover-trial1"] == "FAILED"

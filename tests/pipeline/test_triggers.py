@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 
 from cluster.servers.services import Services
+from flows.schedules import skip_missed
 from tests.pipeline import Home, made_home, pretrain, prune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -86,3 +89,18 @@ def triggered() -> list[Any]:
     with client() as prefect:
         known = {one.id for one in deployments()}
         return [run for run in prefect.read_flow_runs() if run.deployment_id in known]
+
+
+def test_of_the_runs_that_a_schedule_missed_the_last_is_made_up_for(home: Home) -> None:
+    now = datetime.now(UTC)
+    with client() as prefect:
+        prefect.create_work_pool(WorkPoolCreate(name="unworked", type="process"))
+        home.winnow("deploy", home.recipe("hourly", DENSE), "--pool", "unworked", "--schedule", "0 * * * *")
+        id = prefect.read_deployment_by_name("winnow/hourly").id
+        past = {"start_time": f"{now - timedelta(hours=4):%Y-%m-%dT%H:%M:%SZ}", "end_time": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+        prefect.request("POST", "/deployments/{id}/schedule", path_params={"id": id}, json=past)
+        skip_missed(prefect, now)
+        runs = [run for run in prefect.read_flow_runs() if run.deployment_id == id and run.expected_start_time < now]
+        runs.sort(key=lambda run: run.expected_start_time)
+        *skipped, last = runs
+        assert skipped and {run.state.name for run in skipped} == {"Skipped"} and last.state.is_scheduled()
