@@ -7,7 +7,6 @@ that was deleted), the stage is told from its artifact (record and history).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking, tracking_uri
 from flows.lazy import hidden
+from flows.pictures import SPARSITY, of_model, of_stage
 from flows.plan import Plan, Step
 from flows.provenance import process_is_alive, provenance, this_process
 from tasks.history import HISTORY, read_history
@@ -38,7 +38,6 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
-SPARSITY = f"{REPORT}/sparsity.json"
 MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -145,9 +144,10 @@ class Chronicle:
         if step.node.measures:
             seconds = {f"evaluate.{step.node.stage.label}.seconds": record.seconds}
             self.tracking.scalars(step.node.measures, {**record.metrics, **seconds})
+            self.tracking.figures(step.node.measures, of_model(step.node.measures, record, self._read))
             return
         self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
-        self.tracking.figures(step.id, self._figures(step, record, history))
+        self.tracking.figures(step.id, of_stage(step, record, history, self._read))
         self.tracking.end(step.id, "FINISHED")
 
     def failed(self, step: Step, error: Exception) -> None:
@@ -219,15 +219,6 @@ class Chronicle:
 
     def _read(self, record: Record, name: str) -> str:
         return (self.store.take(record) / name).read_text() if name in record.files else ""
-
-    def _figures(self, step: Step, record: Record, history: list[Metrics]) -> Iterator[tuple[str, Any]]:
-        from dashboards.figures import sparsity_heat_map, training_curves
-
-        rows = [event.metrics for event in history if "loss" in event.metrics]
-        if rows:
-            yield "training_curves", training_curves(rows, step.id)
-        if sparsities := json.loads(self._read(record, SPARSITY) or "{}"):
-            yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
 
 
 def evaluation_tags(step: Step) -> dict[str, str]:

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from tasks.evaluate import Evaluate
+from tasks.evaluators import Contrast
 from tasks.methods import dump
 from tasks.models.files.layout import MASKS
 from tasks.stage import members
@@ -134,7 +135,11 @@ def evaluations(
     out for a model that has no reference."""
     for method in sorted(methods, key=lambda method: method.exclusive):
         stage, found = referring(nodes, Evaluate(method=method, seed=seed), model)
-        parents = {"model": model, "data": data, **({"reference": found} if found else {})}
+        if isinstance(method, Contrast):
+            listed = any(other.name == method.compares for other in methods)
+            parents = {"ours": f"{model}.{method.compares}", "theirs": f"{found}.{method.compares}"} if found and listed else {}
+        else:
+            parents = {"model": model, "data": data, **({"reference": found} if found else {})}
         if parents.keys() == stage.roles().keys():
             yield stage, parents
 
@@ -144,6 +149,8 @@ def check_measured(nodes: Sequence[Node], methods: Sequence[Method]) -> None:
     measured = {node.stage.method.name for node in nodes if node.measures}
     for method in methods:
         if method.name not in measured and any(node.stage.yields == "model" for node in nodes):
+            if isinstance(method, Contrast) and all(other.name != method.compares for other in methods):
+                raise ValueError(f"recipe.evaluate: {method.name} compares what {method.compares} reports; list that too")
             raise ValueError(
                 f"recipe.evaluate: {method.name} compares a model with the {method.reference} one that it came "
                 "from, and no model of this recipe has one; leave it out"

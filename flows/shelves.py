@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -76,7 +77,8 @@ def _patterns(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
 def _takes(info: FieldInfo) -> str:
     if get_origin(info.annotation) is Literal:
         return " | ".join(map(str, get_args(info.annotation)))
-    kind = getattr(info.annotation, "__name__", str(info.annotation)).lower()
+    parts = get_args(info.annotation) if isinstance(info.annotation, UnionType) else [info.annotation]
+    kind = " | ".join(getattr(part, "__name__", str(part)).lower().replace("nonetype", "none") for part in parts)
     bounds = [
         f"{sign} {value}"
         for limit in info.metadata

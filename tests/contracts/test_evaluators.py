@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.store.canonical import canonical_json
+from tasks.data.place import reading
 from tasks.evaluate import Evaluate
-from tasks.evaluators import Candidate
+from tasks.evaluators import Candidate, Contrast
 from tasks.methods import build, dump, names
 from tasks.metrics import METRICS
 from tasks.models.files.checkpoint import save_model
@@ -21,13 +25,23 @@ QUICK = {
     "perplexity": {"length": 16, "tokens": 64},
     "divergence": {"length": 16, "tokens": 64},
     "speed": {"prompt": 8, "new": 2, "repeats": 1},
+    "runtime": {"contexts": [8], "new": 2, "repeats": 1, "columns": [1], "rounds": 1, "block": 2, "group": 2},
     "multiple_choice": {"items": 4, "choices": 2},
+    "atlas": {"length": 16, "tokens": 32},
+    "tasks": {"files": {"choice": "choice.jsonl"}},
+    "llm_kick": {"factoid": "asked.jsonl", "open_book": "asked.jsonl", "batch": 2},
+    "faithfulness": {"files": {"asked": "asked.jsonl"}, "new": 8},
+    "activation_sparsity": {"percents": [1, 10], "sequences": 4, "length": 16, "tokens": 64},
+}
+FILES = {  # in the folder that the paths of QUICK begin in
+    "choice.jsonl": [{"query": "The mill", "choices": [" falls", " weighs"], "gold": number % 2} for number in range(4)],
+    "asked.jsonl": [{"question": "What falls?", "answer": "chaff", "evidence": "The chaff falls."} for _ in range(3)],
 }
 evaluators = pytest.mark.parametrize("name", SHELF)
 
 
-def quick(name):
-    return build("evaluators", {name: QUICK.get(name, {})})
+def quick(name, folder):
+    return build("evaluators", {name: QUICK.get(name, {})}, context=reading(folder))
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +55,38 @@ def folder(tmp_path_factory):
         save_model(model.state_dict(), model.config, root / kind)
     data_zoo.write_tokenizer(root / "data" / "tokenizer")
     data_zoo.write_heldout(root / "data", [data_zoo.text(number) for number in range(8)])
-    data_zoo.write_tokens(root / "data", "heldout", np.random.default_rng(0).integers(0, zoo.VOCABULARY, 200))
+    for split in ("heldout", "calibration"):
+        data_zoo.write_tokens(root / "data", split, np.random.default_rng(0).integers(0, zoo.VOCABULARY, 200))
+    for file, rows in FILES.items():
+        (root / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
 def candidate(name, folder) -> Candidate:
     """The model, with the other as its reference where one is asked for."""
     reference = Candidate(folder / "reference", folder / "data")
-    return Candidate(folder / "model", folder / "data", reference=reference if quick(name).needs_reference else None)
+    return Candidate(folder / "model", folder / "data", reference=reference if quick(name, folder).needs_reference else None)
+
+
+def measure(method, measured: Candidate, folder) -> dict[str, float]:
+    if not isinstance(method, Contrast):
+        return method.measure(measured)
+    with tempfile.TemporaryDirectory() as reports:
+        for number, each in enumerate((measured, measured.reference)):
+            each.report = Path(reports, str(number))
+            quick(method.compares, folder).measure(each)
+        return method.contrast(Path(reports, "0"), Path(reports, "1"))
 
 
 @pytest.fixture(scope="module")
 def numbers(folder):
-    return {name: quick(name).measure(candidate(name, folder)) for name in SHELF}
+    return {name: measure(quick(name, folder), candidate(name, folder), folder) for name in SHELF}
 
 
 @evaluators
 def test_its_numbers_are_finite_and_in_the_vocabulary(name, numbers):
-    assert numbers[name] and numbers[name].keys() <= METRICS.keys() and all(map(math.isfinite, numbers[name].values()))
+    known = {metric.partition(".")[0] for metric in numbers[name]}
+    assert known and known <= METRICS.keys() and all(map(math.isfinite, numbers[name].values()))
 
 
 def test_no_two_evaluators_give_a_number_the_same_name(numbers):
@@ -73,17 +101,19 @@ def test_measured_again_the_numbers_are_the_same_and_the_model_and_the_files_as_
 
     files, measured = stored(), candidate(name, folder)
     before = {key: value.clone() for key, value in measured.model.state_dict().items()}
-    again = quick(name).measure(measured)
-    assert again.keys() == numbers[name].keys() and (quick(name).exclusive or again == numbers[name])
+    again = measure(quick(name, folder), measured, folder)
+    assert again.keys() == numbers[name].keys() and (quick(name, folder).exclusive or again == numbers[name])
     assert stored() == files and not measured.model.training
     assert all(value.equal(before[key]) for key, value in measured.model.state_dict().items())
 
 
 @evaluators
-def test_its_key_has_its_name_and_every_field_and_no_word_for_the_reference(name):
-    method = quick(name)
+def test_its_key_has_its_name_and_every_field_and_no_word_for_the_reference(name, folder):
+    method = quick(name, folder)
     assert build("evaluators", dump(method)) == method and method.paper
     told = Evaluate(method=method).parameters()["method"]
     assert told.keys() == {name} and told[name].keys() == type(method).model_fields.keys() - {"reference"}
     assert canonical_json(told) and Evaluate(method=method).label == name
-    assert ("reference" in Evaluate(method=method).roles()) == method.needs_reference
+    roles = {"ours", "theirs"} if isinstance(method, Contrast) else {"data", "model"}
+    roles |= {"reference"} if method.needs_reference and not isinstance(method, Contrast) else set()
+    assert Evaluate(method=method).roles().keys() == roles
