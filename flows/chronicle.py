@@ -38,6 +38,7 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
+GATES = "winnow.gates"  # the tag that says what models came to by the gates of their recipe
 MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -156,10 +157,11 @@ class Chronicle:
 
     def close(self, summary: Mapping[str, Any], status: Status) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, the whole run's seconds and
-        memory, and the verdicts on claims."""
+        memory, and the verdicts on claims and gates."""
         from dashboards.claims import write
         from dashboards.figures import groups_figure, quality_against_bytes
         from flows.claims import groups_of
+        from flows.gates import tags as gate_tags
 
         models = summary["models"]
         scalars = {name: summary[name] for name in ("seconds", "overhead_seconds")}
@@ -180,6 +182,10 @@ class Chronicle:
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), model["key"], tags, _numbers(model))
         if summary["claims"]:
             write(self.tracking, summary["claims"])
+        for id, verdict in gate_tags(models):
+            self.tracking.tag(None, ".".join(filter(None, (GATES, id))), verdict)
+            if id and id not in self.linked:  # that run's own recipe may require something else
+                self.tracking.tag(id, GATES, verdict)
         self._end_stages(status)
         self.tracking.tag(None, "mlflow.note.content", self.description(summary))
         self.tracking.end(None, status)

@@ -6,7 +6,7 @@ directions of the metrics stand in ``tasks.metrics.METRICS``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,12 +65,18 @@ class Candidate:
 class Evaluator(Method):
     """Root of the evaluators. An ``exclusive`` one runs when nothing else does: it measures time, or needs other reports."""
 
+    metrics: ClassVar[tuple[str, ...]] = ()  # what it measures, by the names in METRICS
     exclusive: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
     def sources(self) -> dict[str, Source]:
         """The outside content that the fields only point at, by name; it enters the key of an evaluation."""
         return {}
+
+    def parts(self) -> Sequence[str] | None:
+        """What its metrics are told of (tasks, texts): the part of a name after the dot, empty for the plain name. None where
+        only the measurement tells."""
+        return ("",)
 
     def check_positions(self, positions: int) -> None:
         """Raise ValueError where this measures on sequences longer than a model's positions allow."""
@@ -80,6 +86,11 @@ class Evaluator(Method):
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         raise NotImplementedError
+
+
+def with_errors(*metrics: str) -> tuple[str, ...]:
+    """The same metrics, each with its standard error."""
+    return tuple(name for metric in metrics for name in (metric, f"{metric}_stderr"))
 
 
 def require_window(tokens: int, length: int) -> None:

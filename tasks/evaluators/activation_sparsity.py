@@ -28,6 +28,12 @@ class ActivationSparsity(Evaluator):
     """CETT-PPL-p %. Each number under its p (``activation_sparsity.p1``), that of the first p also by its plain name."""
 
     paper: ClassVar[str] = "Sparsing Law (arXiv 2411.02335)"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "activation_sparsity",
+        "activation_error",
+        "activation_perplexity_ratio",
+        "activation_zeros",
+    )
 
     percents: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     """Rises of perplexity that are allowed, in percent."""
@@ -43,6 +49,9 @@ class ActivationSparsity(Evaluator):
     """Sequences computed at once."""
     seed: int = 0
     """Seed of the draw of calibration sequences."""
+
+    def parts(self) -> list[str]:
+        return ["", *([] if self.error is not None else map(_label, self.percents))]
 
     def check_positions(self, positions: int) -> None:
         if self.length > positions:
@@ -100,7 +109,7 @@ class ActivationSparsity(Evaluator):
         for number, percent in enumerate(sorted(set(self.percents))):
             candidate.progress(number, len(set(self.percents)), "searches")
             found[percent] = last_within(rise, percent / 100, known) / STEPS
-        return {f"p{percent:g}".replace(".", "_"): found[percent] for percent in self.percents}
+        return {_label(percent): found[percent] for percent in self.percents}
 
     def _loss(self, candidate: Candidate, batches: list[Batch]) -> float:
         from tasks.models.scoring import summed_loss
@@ -109,6 +118,10 @@ class ActivationSparsity(Evaluator):
         if not math.isfinite(total):
             raise ValueError(f"the model is broken: its loss is {total}")
         return total / sum(batch.predicted for batch in batches)
+
+
+def _label(percent: float) -> str:
+    return f"p{percent:g}".replace(".", "_")
 
 
 def _silent(counts: list[list[int]]) -> float:

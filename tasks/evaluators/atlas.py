@@ -32,6 +32,15 @@ class Atlas(Evaluator):
     on held-out text, those of fused experts are not."""
 
     paper: ClassVar[str] = "effective rank: Roy and Vetterli, EUSIPCO 2007"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "effective_rank",
+        "lowest_effective_rank",
+        "least_zeros",
+        "most_zeros",
+        "broken_matrices",
+        "weight_kurtosis",
+        "input_outlier",
+    )
 
     length: int = Field(256, ge=2)
     """Tokens of a window."""

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from tasks.data.digests import Source
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, with_errors
 from tasks.harness.forms import task_name
 from tasks.harness.suites import OpenBook
 
@@ -24,6 +24,7 @@ class Faithfulness(Evaluator):
     """``recall`` and ``k_precision`` under each file's name, with the mean over files by their plain names."""
 
     paper: ClassVar[str] = "Evaluating Correctness and Faithfulness of Instruction-Following Models (arXiv 2307.16877)"
+    metrics: ClassVar[tuple[str, ...]] = with_errors("recall", "k_precision")
 
     files: dict[Annotated[str, AfterValidator(task_name)], OpenBook] = Field(min_length=1)
     """Files of questions by name: JSON lines of question, answer, aliases and evidence, the text to answer from; or rows of
@@ -39,6 +40,9 @@ class Faithfulness(Evaluator):
     batch: int = Field(16, gt=0)
     """Questions computed at once."""
 
+    def parts(self) -> list[str]:
+        return ["", *self.files]
+
     def sources(self) -> dict[str, Source]:
         return {f"faithfulness {name}": file for name, file in self.files.items()}
 
@@ -48,7 +52,7 @@ class Faithfulness(Evaluator):
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.harness.kick import faithful, in_chat, opened
-        from tasks.harness.score import make_task, score
+        from tasks.harness.score import make_task, means, score
 
         found: dict[str, float] = {}
         items = {}
@@ -61,8 +65,4 @@ class Faithfulness(Evaluator):
             found |= scored.figures(name)
             items[name] = scored.answers
         candidate.keep(ITEMS, json.dumps(items))
-        means = {
-            metric: sum(found[f"{metric}.{name}"] for name in self.files) / len(self.files)
-            for metric in ("recall", "k_precision")
-        }
-        return found | means
+        return found | means(found, "recall", "k_precision")

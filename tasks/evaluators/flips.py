@@ -18,10 +18,15 @@ class Flips(Contrast):
     """Shares of a task's questions: answered rightly by the reference and wrongly now, the other way round, and both."""
 
     paper: ClassVar[str] = "Accuracy Is Not All You Need (arXiv 2407.09141)"
+    metrics: ClassVar[tuple[str, ...]] = ("flips", "right_to_wrong", "wrong_to_right")
     compares: ClassVar[str] = "tasks"
+
+    def parts(self) -> None:
+        """The tasks are those of the other evaluator."""
 
     def contrast(self, ours: Path, theirs: Path) -> dict[str, float]:
         from tasks.evaluators.tasks import ITEMS
+        from tasks.harness.score import means
 
         answers, truths = (json.loads((folder / ITEMS).read_text()) for folder in (ours, theirs))
         found: dict[str, float] = {}
@@ -32,7 +37,4 @@ class Flips(Contrast):
             pairs = [(bool(new[metric]), bool(old[metric])) for new, old in zip(answers[task], truths[task], strict=True)]
             lost, won = (sum(pair == change for pair in pairs) / len(pairs) for change in ((False, True), (True, False)))
             found |= {f"flips.{task}": lost + won, f"right_to_wrong.{task}": lost, f"wrong_to_right.{task}": won}
-        tasks = [metric.partition(".")[2] for metric in found if metric.startswith("flips.")]
-        for label in ("flips", "right_to_wrong", "wrong_to_right"):
-            found[label] = sum(found[f"{label}.{task}"] for task in tasks) / len(tasks)
-        return found
+        return found | means(found, *self.metrics)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from tasks.data.digests import Source
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, with_errors
 from tasks.harness.suites import Exam, OpenBook, Questions, Stories, Suite
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class LlmKick(Evaluator):
     ``rouge1``, ``rouge2`` and ``rouge_l`` of ``kick_summaries``."""
 
     paper: ClassVar[str] = "LLM-KICK (arXiv 2310.01382)"
+    metrics: ClassVar[tuple[str, ...]] = with_errors(
+        "accuracy", "containment", "exact_match", "f1", "rouge1", "rouge2", "rouge_l"
+    )
 
     factoid: Questions | None = None
     """Questions about facts: JSON lines of question, answer, aliases; or a JSON file of FreebaseQA."""
@@ -62,6 +65,9 @@ class LlmKick(Evaluator):
 
     def _given(self) -> dict[str, Suite]:
         return {part: suite for part in PARTS if (suite := getattr(self, part)) is not None}
+
+    def parts(self) -> list[str]:
+        return [f"kick_{part}" for part in self._given()]
 
     def sources(self) -> dict[str, Source]:
         return {f"llm_kick.{part}": suite for part, suite in self._given().items()}

@@ -21,6 +21,7 @@ class MultipleChoice(Evaluator):
     """A question is what a held-out document goes on with: its true next line among lines of others."""
 
     paper: ClassVar[str] = "lm-evaluation-harness (doi 10.5281/zenodo.10256836)"
+    metrics: ClassVar[tuple[str, ...]] = ("task_accuracy", "task_accuracy_stderr", "task_accuracy_normalised", "task_chance")
 
     items: int = Field(200, gt=0)
     """Number of questions."""

@@ -33,6 +33,7 @@ class Perplexity(Evaluator):
     """Of the held-out split, and of every one of ``texts`` under its name: ``perplexity.wikitext2``."""
 
     paper: ClassVar[str] = "protocol of SparseGPT and Wanda (arXiv 2301.00774, 2306.11695)"
+    metrics: ClassVar[tuple[str, ...]] = ("heldout_loss", "perplexity", "perplexity_low", "perplexity_high", "bits_per_byte")
 
     length: int = Field(512, ge=2)
     """Tokens per window; the first of each is read and not predicted."""
@@ -50,6 +51,9 @@ class Perplexity(Evaluator):
         if self.stride is not None and self.stride > self.length:
             raise ValueError(f"stride {self.stride} is more than length {self.length}: the text between windows is never read")
         return self
+
+    def parts(self) -> list[str]:
+        return ["", *self.texts]
 
     def sources(self) -> dict[str, Source]:
         return {f"text {name}": text for name, text in self.texts.items()}

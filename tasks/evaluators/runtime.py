@@ -28,6 +28,15 @@ class Runtime(Evaluator):
     does hits all alike. ``break_even_sparsity`` of 1 says that a form was never faster."""
 
     paper: ClassVar[str] = "wall-clock measurement"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "prefill_speed",
+        "decode_speed",
+        "time_to_first_token",
+        "runtime_peak_memory_bytes",
+        "break_even_sparsity",
+        "own_speedup",
+        "kernel_error",
+    )
     exclusive: ClassVar[bool] = True
 
     batches: tuple[Count, ...] = Field((1, 8), min_length=1)
@@ -57,6 +66,9 @@ class Runtime(Evaluator):
             if len(set(values := getattr(self, name))) < len(values):
                 raise ValueError(f"{name} has a value twice; give each once")
         return self
+
+    def parts(self) -> None:
+        """Forms of matrices, which a machine may lack."""
 
     def check_positions(self, positions: int) -> None:
         if max(max(self.contexts), min(self.contexts) + self.new) > positions:

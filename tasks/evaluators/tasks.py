@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tasks.data.digests import Source
 from tasks.data.place import Place
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, with_errors
 from tasks.harness.forms import TaskFile, task_name
 
 MEANS = ("accuracy", "accuracy_normalised", "exact_match", "f1")
@@ -24,6 +24,7 @@ class Tasks(Evaluator):
     """Each metric under the task's name (``accuracy.arc_easy``, with ``accuracy_stderr.arc_easy``), and the mean over tasks."""
 
     paper: ClassVar[str] = "lm-evaluation-harness (doi 10.5281/zenodo.10256836)"
+    metrics: ClassVar[tuple[str, ...]] = with_errors(*MEANS)
 
     files: dict[Annotated[str, AfterValidator(task_name)], TaskFile] = {}
     """Files of questions by the task's name: a path, or ``{path: PATH, shots: 5}``. Their lines have the keys query, choices,
@@ -47,11 +48,15 @@ class Tasks(Evaluator):
             raise ValueError(f"{min(twice)} is both a file and a name of lm-eval's; give one of them another name")
         return self
 
+    def parts(self) -> list[str] | None:
+        """lm-eval's names may stand for several tasks."""
+        return None if self.names else ["", *self.files]
+
     def sources(self) -> dict[str, Source]:
         return {f"task {name}": file for name, file in self.files.items()}
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
-        from tasks.harness.score import make_task, score
+        from tasks.harness.score import make_task, means, score
 
         made = []
         for name, file in self.files.items():
@@ -74,13 +79,4 @@ class Tasks(Evaluator):
         for name, one in scored.items():
             found |= one.figures(name)
         candidate.keep(ITEMS, json.dumps({name: one.items for name, one in scored.items()}))
-        return found | self._means(found)
-
-    def _means(self, found: dict[str, float]) -> dict[str, float]:
-        """The mean of each metric over the tasks that have it."""
-        means = {}
-        for label in MEANS:
-            values = [value for metric, value in found.items() if metric.partition(".")[0] == label]
-            if values:
-                means[label] = sum(values) / len(values)
-        return means
+        return found | means(found, *MEANS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,20 @@ class Scored:
                 if metric in self.errors:
                     found[f"{label}_stderr.{name}"] = self.errors[metric]
         return found
+
+
+def means(figures: Mapping[str, float], *labels: str) -> dict[str, float]:
+    """The mean of each metric over the tasks that have it; with its standard error where each of them has one, as of samples
+    that were drawn apart."""
+    found: dict[str, float] = {}
+    for label in labels:
+        tasks = [name.partition(".")[2] for name in figures if name.startswith(f"{label}.")]
+        errors = [figures[name] for task in tasks if (name := f"{label}_stderr.{task}") in figures]
+        if tasks:
+            found[label] = sum(figures[f"{label}.{task}"] for task in tasks) / len(tasks)
+        if tasks and len(errors) == len(tasks):
+            found[f"{label}_stderr"] = math.hypot(*errors) / len(tasks)
+    return found
 
 
 def make_task(
