@@ -118,6 +118,8 @@ class Display(Watcher):
 ROWS = (
     ("perplexity", "perplexity", "{:.2f}"),
     ("task_accuracy", "task accuracy", "{:.1%}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("flips", "flipped answers", "{:.1%}"),
     ("reference_kl", "KL to reference", "{:.3g}"),
     ("reference_flips", "flipped tokens", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),

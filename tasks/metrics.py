@@ -43,7 +43,7 @@ METRICS: dict[str, Metric] = {
     "k_precision": Metric("share", "higher", "words said that stand in the text to answer from"),
     "k_precision_stderr": Metric("share", "lower", "standard error of it"),
     "reference_kl": Metric("nats/token", "lower", "KL divergence from the reference model's next token, mean"),
-    "reference_flips": Metric("share", "lower", "tokens after which another one is likeliest than in the reference model"),
+    "reference_flips": Metric("share", "lower", "tokens whose likeliest next one differs: 1 less top-1 agreement"),
     "flips": Metric("share", "lower", "answers that changed between right and wrong from the reference model's"),
     "right_to_wrong": Metric("share", "lower", "answers of the reference model that were right and are wrong now"),
     "wrong_to_right": Metric("share", "higher", "answers of the reference model that were wrong and are right now"),

@@ -1,8 +1,9 @@
-"""KL divergence and flips against a reference model: averages such as accuracy and perplexity hide answers that change both
+"""KL divergence and top-1 agreement with a reference model: averages such as accuracy and perplexity hide what changes both
 ways.
 
 On held-out text, token by token: the Kullback-Leibler divergence of the reference's next token from the model's, and whether
-the likeliest next token is still the same one.
+the likeliest next token is still the same one (``reference_flips`` is 1 less that agreement). Which answers of a task changed,
+the evaluator ``flips`` tells.
 """
 
 from __future__ import annotations

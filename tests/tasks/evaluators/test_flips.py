@@ -40,5 +40,11 @@ def test_reports_of_different_questions_are_not_compared(tmp_path):
         build("evaluators", "flips").contrast(ours, theirs)
 
 
+def test_where_no_answer_is_right_or_wrong_there_is_nothing_to_flip(tmp_path):
+    same = report(tmp_path / "same", wikitext=answers("word_perplexity", 20))
+    with pytest.raises(ValueError, match="no answer of wikitext is right or wrong"):
+        build("evaluators", "flips").contrast(same, same)
+
+
 def test_it_takes_two_reports_and_no_model():
     assert Evaluate(method="flips").roles() == {"ours": "metrics", "theirs": "metrics"}

@@ -1,4 +1,16 @@
-"""What LLM-KICK's tasks ask and how they are scored, with a test for each fault that its scorers have."""
+"""What LLM-KICK's tasks ask and how they are scored, with a test for each fault that its published scripts have:
+
+- an alias in the question counts: test_an_alias_in_the_question_counts_for_nothing
+- one question more is run than is divided by: test_as_many_questions_are_scored_as_are_divided_by (test_llm_kick.py)
+- questions come from the split for training: test_an_exam_asks_what_is_in_test_and_shows_what_is_in_dev (test_suites.py); of
+  other files it is the user who names them
+- an empty answer is found in every right one: test_nothing_said_is_wrong, test_nothing_said_is_wrong_by_every_score
+  (test_answers.py), test_a_model_that_says_nothing_is_wrong_though_its_prompts_hold_the_answer (test_llm_kick.py)
+- a letter is looked for at the end: test_a_letter_is_found_whatever_stands_around_it
+- a sparsity beside N:M is ignored: tests/flows/test_bad_input.py refuses one that contradicts it
+- the dense model is decoded otherwise, answers are sampled: test_decoding_is_greedy_for_every_form, and the contract that
+  numbers measured again are the same (tests/contracts/test_evaluators.py)
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def exam(folder) -> Exam:
     return suite(Exam, folder)
 
 
-def test_an_exam_has_the_examples_of_its_subject_with_each_question(tmp_path):
+def test_an_exam_asks_what_is_in_test_and_shows_what_is_in_dev(tmp_path):
     rows = exam(tmp_path).rows()
     assert [row["subject"] for row in rows] == ["high school physics", "law"]
     assert rows[0]["question"] == 'A "quoted" one' and rows[0]["choices"] == ["w", "x", "y", "z"] and rows[0]["letter"] == "D"
