@@ -145,13 +145,15 @@ def windows(
     Where windows overlap, a token is predicted once, with as much before it as the window has. The tail of a shard that
     fills no window is left out. ``name`` is what an error calls the text.
     """
-    count = text.sequences(length) if stride == length else len(_starts(text, length, stride))
+    starts = [] if stride == length else _starts(text, length, stride)
+    count = len(starts) or text.sequences(length)
     count = min(count, count if tokens is None else tokens // stride)
     if count == 0:
         raise ValueError(f"corpus is too small: {name} has less than one window of {length} tokens")
     for start in range(0, count, batch):
         numbers = range(start, min(start + batch, count))
-        yield text.batch(numbers, length) if stride == length else _overlapping(text, numbers, length, stride)
+        chosen = starts[numbers.start : numbers.stop]
+        yield _overlapping(text, chosen, length, stride) if chosen else text.batch(numbers, length)
         progress(start + len(numbers), count, "windows")
 
 
@@ -160,15 +162,14 @@ def _starts(text: Packed, length: int, stride: int) -> list[tuple[int, int]]:
     return [(number, start) for number, shard in enumerate(text.shards) for start in range(0, len(shard) - length + 1, stride)]
 
 
-def _overlapping(text: Packed, numbers: range, length: int, stride: int) -> Batch:
+def _overlapping(text: Packed, starts: list[tuple[int, int]], length: int, stride: int) -> Batch:
     import torch
 
     from tasks.data.batch import IGNORED, Batch
 
-    chosen = _starts(text, length, stride)[numbers.start : numbers.stop]
-    rows = np.stack([text.shards[shard][start : start + length].astype(np.int64) for shard, start in chosen])
+    rows = np.stack([text.shards[shard][start : start + length].astype(np.int64) for shard, start in starts])
     labels = rows.copy()
-    for row, (_, start) in zip(labels, chosen, strict=True):
+    for row, (_, start) in zip(labels, starts, strict=True):
         row[: length - stride if start else 0] = IGNORED
     return Batch(torch.from_numpy(rows), torch.from_numpy(labels))
 

@@ -6,13 +6,14 @@ directions of the metrics stand in ``tasks.metrics.METRICS``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tasks.data.digests import Source
 from tasks.methods import Method
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.models.facts import ModelFacts
+
+
+ITEMS = "items.json"  # in a report: what every question scored, by task
+
+
+def _part(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"{name!r} is no name of a task or text; use lower-case letters, digits and _")
+    return name
+
+
+Part = Annotated[str, AfterValidator(_part)]  # what metrics are told of: a name after the dot
 
 
 @dataclass

@@ -8,16 +8,13 @@ it. Compression may cost one and not the other.
 from __future__ import annotations
 
 import json
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tasks.data.digests import Source
-from tasks.evaluators import Candidate, Evaluator, with_errors
-from tasks.harness.forms import task_name
+from tasks.evaluators import ITEMS, Candidate, Evaluator, Part, with_errors
 from tasks.harness.suites import OpenBook
-
-ITEMS = "items.json"
 
 
 class Faithfulness(Evaluator):
@@ -26,7 +23,7 @@ class Faithfulness(Evaluator):
     paper: ClassVar[str] = "Evaluating Correctness and Faithfulness of Instruction-Following Models (arXiv 2307.16877)"
     metrics: ClassVar[tuple[str, ...]] = with_errors("recall", "k_precision")
 
-    files: dict[Annotated[str, AfterValidator(task_name)], OpenBook] = Field(min_length=1)
+    files: dict[Part, OpenBook] = Field(min_length=1)
     """Files of questions by name: JSON lines of question, answer, aliases and evidence, the text to answer from; or rows of
     TriviaQA with their pages."""
     evidence: int = Field(3072, gt=0)

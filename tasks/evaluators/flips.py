@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
-from tasks.evaluators import Contrast
+from tasks.evaluators import ITEMS, Contrast
 
 RIGHT = ("acc", "exact_match")  # what says whether an answer is right
 
@@ -25,7 +25,6 @@ class Flips(Contrast):
         """The tasks are those of the other evaluator."""
 
     def contrast(self, ours: Path, theirs: Path) -> dict[str, float]:
-        from tasks.evaluators.tasks import ITEMS
         from tasks.harness.score import means
 
         answers, truths = (json.loads((folder / ITEMS).read_text()) for folder in (ours, theirs))

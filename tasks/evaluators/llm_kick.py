@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from tasks.data.digests import Source
-from tasks.evaluators import Candidate, Evaluator, with_errors
+from tasks.evaluators import ITEMS, Candidate, Evaluator, with_errors
 from tasks.harness.suites import Exam, OpenBook, Questions, Stories, Suite
 
 if TYPE_CHECKING:
     from tasks.harness.forms import Form, Row
 
 PARTS = ("factoid", "multiple_choice", "closed_book", "open_book", "summaries")
-ITEMS, SUBJECTS = "items.json", "subjects.json"  # what was said to every question and what it scored; scores of subjects
+SUBJECTS = "subjects.json"  # in a report: scores by subject
 EXAM_TOKENS = 2048  # of an exam's prompt, as the paper has it
 FRAME = 64  # tokens around a story
 

@@ -7,26 +7,19 @@ the perplexities of texts made of windows drawn anew from these (bootstrap): dif
 from __future__ import annotations
 
 import math
-import re
 import sys
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tasks.data.digests import Source
 from tasks.data.texts import Text
-from tasks.evaluators import Candidate, Evaluator, require_window
+from tasks.evaluators import Candidate, Evaluator, Part, require_window
 
 if TYPE_CHECKING:
     from tasks.data.tokens import Packed
 
 DRAWS = 1000  # of the bootstrap
-
-
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"{name!r} is no name of a text; use lower-case letters, digits and _")
-    return name
 
 
 class Perplexity(Evaluator):
@@ -43,7 +36,7 @@ class Perplexity(Evaluator):
     """Predicted tokens of a text at most; null is all of it."""
     batch: int = Field(16, gt=0)
     """Windows computed at once."""
-    texts: dict[Annotated[str, AfterValidator(_name)], Text] = {}
+    texts: dict[Part, Text] = {}
     """Other texts by name, each a corpus, or ``{corpus: CORPUS, join: "\\n\\n"}`` for one text of its joined documents."""
 
     @model_validator(mode="after")

@@ -7,17 +7,16 @@ decoding says it. Generated answers are matched with all accepted ones, as exact
 from __future__ import annotations
 
 import json
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tasks.data.digests import Source
 from tasks.data.place import Place
-from tasks.evaluators import Candidate, Evaluator, with_errors
-from tasks.harness.forms import TaskFile, task_name
+from tasks.evaluators import ITEMS, Candidate, Evaluator, Part, with_errors
+from tasks.harness.forms import TaskFile
 
 MEANS = ("accuracy", "accuracy_normalised", "exact_match", "f1")
-ITEMS = "items.json"  # what every question scored, by task
 
 
 class Tasks(Evaluator):
@@ -26,7 +25,7 @@ class Tasks(Evaluator):
     paper: ClassVar[str] = "lm-evaluation-harness (doi 10.5281/zenodo.10256836)"
     metrics: ClassVar[tuple[str, ...]] = with_errors(*MEANS)
 
-    files: dict[Annotated[str, AfterValidator(task_name)], TaskFile] = {}
+    files: dict[Part, TaskFile] = {}
     """Files of questions by the task's name: a path, or ``{path: PATH, shots: 5}``. Their lines have the keys query, choices,
     gold; or context_options, continuation, gold; or context, continuation; or context, answer, aliases."""
     names: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ Which form a file has, its first line says by its keys; every line must have tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +20,6 @@ from tasks.methods import short
 
 Row = dict[str, Any]
 UNTIL, NEW_TOKENS = "\n", 32  # where a generated answer ends
-
-
-def task_name(name: str) -> str:
-    """What a task may be called, since its metrics are."""
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"{name!r} is no name of a task; use lower-case letters, digits and _")
-    return name
 
 
 @dataclass(frozen=True)

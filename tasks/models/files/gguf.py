@@ -19,8 +19,9 @@ def check_gguf(file: Path) -> None:
 
 def convert_gguf(file: Path, directory: Path) -> None:
     """The model and its tokenizer as a Hugging Face directory in bfloat16, which appears when it is whole. Its config keeps
-    what the weights were dequantized from (``dequantized_from``)."""
+    what the weights were dequantized from, a file and its types of numbers (``dequantized_from``)."""
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tasks.models.files.checkpoint import save_model
@@ -36,7 +37,8 @@ def convert_gguf(file: Path, directory: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.bfloat16
-    config.dequantized_from = file.name
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+    config.dequantized_from = f"{file.name}: {', '.join(sorted(kinds))}"
     save_model(
         {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}, config, half, tokenizer=tokenizer
     )

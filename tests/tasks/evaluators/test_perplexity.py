@@ -133,7 +133,7 @@ def test_a_text_of_joined_documents_scores_what_a_script_of_the_papers_does(tmp_
 @pytest.mark.parametrize(
     "texts, complaint",
     [
-        ({"Wiki 2": "x.txt"}, "is no name of a text"),
+        ({"Wiki 2": "x.txt"}, "is no name of a task or text"),
         ({"w": {"train": "x.txt"}}, "one text is needed"),
         ({"w": {"corpus": "x.txt", "joined": "x"}}, "joined: no such field"),
         ({"w": "nothing"}, "no corpus 'nothing'"),
