@@ -202,7 +202,7 @@ def _check_metric(metric: str, evaluators: Sequence[Evaluator], where: str) -> N
     if able:
         raise ValueError(f"{where}: {able[0].name} measures no {metric}; choose one of {_listed(name, names)}")
     known = ", ".join(dict.fromkeys([OF_EVERY_MODEL, *(each for method in evaluators for each in method.metrics)]))
-    raise ValueError(f"{where}: no evaluator of this recipe measures {metric}; choose one of {known}, or list another one")
+    raise ValueError(f"{where}: no evaluator of this recipe measures {metric}; list one that does, or choose one of {known}")
 
 
 def _listed(name: str, parts: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
         "method": name,
         "paper": kind.paper,
         "about": about,
-        **dict(_patterns(kind)),
+        **dict(_told(kind)),
         "fields": {
             field: {
                 "takes": _takes(info),
@@ -68,10 +68,11 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
     }
 
 
-def _patterns(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
-    """The patterns of sparsity that a pruner can keep."""
-    if hasattr(kind, "patterns"):
-        yield "patterns", list(kind.patterns)
+def _told(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
+    """The patterns of sparsity that a pruner can keep, the metrics that an evaluator measures."""
+    for name in ("patterns", "metrics"):
+        if hasattr(kind, name):
+            yield name, list(getattr(kind, name))
 
 
 def _takes(info: FieldInfo) -> str:
@@ -100,8 +101,9 @@ def _show(method: dict[str, Any]) -> None:
     console.print(f"[bold]{method['method']}[/bold] ({method['shelf']}): {method['paper']}", highlight=False)
     for text in method["about"]:
         console.print(f"\n{text}", markup=False, highlight=False)
-    if "patterns" in method:
-        console.print(f"\npatterns: {', '.join(method['patterns'])}", highlight=False)
+    for name in ("patterns", "metrics"):
+        if name in method:
+            console.print(f"\n{name}: {', '.join(method[name])}", highlight=False)
     table = Table("field", "takes", "default", "help")
     for field, told in method["fields"].items():
         table.add_row(

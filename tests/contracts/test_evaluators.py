@@ -32,7 +32,7 @@ QUICK = {
     "atlas": {"length": 16, "tokens": 32},
     "tasks": {"files": {"choice": "choice.jsonl"}},
     "llm_kick": {"factoid": "asked.jsonl", "closed_book": "asked.jsonl", "open_book": "asked.jsonl", "batch": 2},
-    "faithfulness": {"files": {"asked": "asked.jsonl"}, "new": 8},
+    "faithfulness": {"files": {"asked": "asked.jsonl"}, "new": 32},
     "activation_sparsity": {"percents": [1, 10], "sequences": 4, "length": 16, "tokens": 64},
 }
 FILES = {  # in the folder that the paths of QUICK begin in

@@ -37,18 +37,19 @@ def loglikelihood(candidate, context: str, continuation: str) -> tuple[float, bo
     return told_TV.gather(1, said[:, None]).sum().item(), bool((told_TV.argmax(-1) == said).all())
 
 
-CHOICES = [" falls", " is carried to the old mill", " weighs", " it"]
+CHOICES = [" zq", " is carried to the farmer", " weighs xyz", " The farmer falls into the basket"]
 
 
 def test_the_likeliest_choice_is_the_answer_and_normalised_the_likeliest_per_character(candidate):
-    contexts = [data_zoo.text(number)[:40] for number in range(4)]
-    found = scored(candidate, CHOICE, [{"query": context, "choices": CHOICES, "gold": 1} for context in contexts])
-    for context, item in zip(contexts, found.items, strict=True):
-        sums = [loglikelihood(candidate, context, choice)[0] for choice in CHOICES]
-        likeliest = max(range(4), key=sums.__getitem__)
-        per_character = max(range(4), key=lambda index: sums[index] / len(CHOICES[index]))
-        assert item == {"acc": float(likeliest == 1), "acc_norm": float(per_character == 1)}
-    assert {item["acc"] for item in found.items} != {item["acc_norm"] for item in found.items}  # the long one, per character
+    rows = [{"query": data_zoo.text(3)[:40], "choices": CHOICES, "gold": gold} for gold in range(4)]
+    sums = [loglikelihood(candidate, rows[0]["query"], choice)[0] for choice in CHOICES]
+    likeliest = max(range(4), key=sums.__getitem__)
+    per_character = max(range(4), key=lambda index: sums[index] / len(CHOICES[index]))
+    assert likeliest != per_character
+    found = scored(candidate, CHOICE, rows)
+    expected = [{"acc": float(gold == likeliest), "acc_norm": float(gold == per_character)} for gold in range(4)]
+    assert found.items == expected and found.metrics == {"acc": 0.25, "acc_norm": 0.25}
+    assert found.errors["acc"] == pytest.approx(math.sqrt(0.25 * 0.75 / 3))
 
 
 def test_of_two_contexts_the_one_counts_that_makes_what_follows_likelier(candidate):
