@@ -125,7 +125,7 @@ class Page(Watcher):
         self.messenger.show(self._key("summary"), "markdown", text, "the whole run")
         if failed := [f"{claim['says']}: {claim['verdict']}" for claim in summary["claims"] if not claim["holds"]]:
             self.messenger.emit(CLAIM_FAILED, "; ".join(failed))
-        if failing := failures(summary["models"]):
+        if not failure and (failing := failures(summary["models"])):
             self.messenger.emit(GATE_FAILED, "; ".join(failing))
         self.messenger.close()
 
