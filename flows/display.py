@@ -16,7 +16,7 @@ from rich.table import Table
 from cluster.ray import events
 from cluster.store.artifacts import Record
 from flows.conductor import Watcher
-from flows.gates import FAILED, PASSED, UNKNOWN, by_gate, verdict
+from flows.gates import UNKNOWN, by_gate, coloured, verdict
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
@@ -139,7 +139,6 @@ PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), 
 
 
 MOST_COLUMNS = 6
-COLOURS = {PASSED: "green", FAILED: "red", UNKNOWN: "yellow"}  # of what a gate comes to
 
 
 def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, width: int) -> Table:
@@ -158,7 +157,7 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, wid
         if any(cells):
             table.add_row(title, *cells)
     for gate, words in by_gate(models):
-        table.add_row(f"[dim]require[/dim] {gate}", *map(_coloured, words))
+        table.add_row(f"[dim]require[/dim] {gate}", *map(coloured, words))
     return table
 
 
@@ -170,7 +169,7 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     table = Table(caption_justify="left")
     table.add_column("", no_wrap=True)
     if any("gates" in model for model in models):
-        columns.append([_coloured(verdict(model.get("gates", ()))) for model in models])
+        columns.append([coloured(verdict(model.get("gates", ()))) for model in models])
         table.add_column("require", no_wrap=True)
         room -= len(UNKNOWN) + 3
     for name, title, form in ROWS:
@@ -194,10 +193,6 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     ]
     table.caption = "\n".join(filter(None, lines))
     return table
-
-
-def _coloured(verdict: str) -> str:
-    return f"[{COLOURS[verdict]}]{verdict}[/]" if verdict else ""
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:

@@ -27,6 +27,7 @@ SHORT = {"pattern": "pattern_holds >= 1"}
 EXAMPLE = "perplexity <= 1.05 * dense"
 EXAMPLES = f'"{EXAMPLE}", "flips <= 2 %", "accuracy >= dense - stderr", pattern'
 PASSED, FAILED, UNKNOWN = "passes", "fails", "not measured"
+COLOURS = {PASSED: "green", FAILED: "red", UNKNOWN: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ def verdict(verdicts: Verdicts) -> str:
     """A word for all gates of a model; none where it is not judged."""
     found = [one["passes"] for one in verdicts]
     return FAILED if False in found else PASSED if True in found else UNKNOWN if found else ""
+
+
+def coloured(word: str) -> str:
+    """For a table on a terminal."""
+    return f"[{COLOURS[word]}]{word}[/]" if word else ""
 
 
 def failed(verdicts: Verdicts) -> str:
