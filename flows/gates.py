@@ -109,7 +109,7 @@ def coloured(word: str) -> str:
 def failed(verdicts: Verdicts) -> str:
     """The gates that a model fails, with its numbers."""
     found = [one for one in verdicts if one["passes"] is False]
-    return "; ".join(f"{one['gate']} ({one['value']:.4g}, and the limit is {one['limit']:.4g})" for one in found)
+    return "; ".join(f"{one['gate']} ({one['value']:.6g}, and the limit is {one['limit']:.6g})" for one in found)
 
 
 def told(verdicts: Verdicts) -> str:
@@ -130,7 +130,8 @@ def tags(models: Models) -> Iterator[tuple[str | None, str]]:
     for id, verdicts in found.items():
         yield id, told(verdicts)
     if found:
-        yield None, verdict([one for verdicts in found.values() for one in verdicts])
+        word = verdict([one for verdicts in found.values() for one in verdicts])
+        yield None, UNKNOWN if word == PASSED and failures(models) else word
 
 
 def failures(models: Models) -> list[str]:

@@ -165,6 +165,7 @@ def test_what_fails_is_told_with_its_gate_everywhere(tmp_path):
 def test_a_gate_that_no_model_has_the_numbers_for_is_not_passed(tmp_path):
     run = Judged(tmp_path, "reference_kl <= 0.1", "bytes <= 60")
     assert failures(run.models) == ["no model has the numbers for reference_kl <= 0.1"] and "not measured" in run.table
+    assert run.tags[None]["winnow.gates"] == "not measured" and run.tags["quantize"]["winnow.gates"] == "passes"
     assert failures(Judged(tmp_path / "more", "reference_kl <= 0.1", reference_kl=0.05).models) == []
 
 
