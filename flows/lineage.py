@@ -153,9 +153,10 @@ def check_measured(nodes: Sequence[Node], methods: Sequence[Method]) -> None:
         if method.name not in measured and any(node.stage.yields == "model" for node in nodes):
             if isinstance(method, Contrast) and all(other.name != method.compares for other in methods):
                 raise ValueError(f"recipe.evaluate: {method.name} compares what {method.compares} reports; list that too")
+            loaded = ", or put load: {} before the stage that takes a checkpoint" if isinstance(method, Contrast) else ""
             raise ValueError(
                 f"recipe.evaluate: {method.name} compares a model with the {method.reference} one that it came "
-                "from, and no model of this recipe has one; leave it out"
+                f"from, and no model of this recipe has one; leave it out{loaded}"
             )
 
 
