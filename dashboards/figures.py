@@ -57,12 +57,13 @@ def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
     return figure
 
 
-def sparsity_heat_map(sparsities: Mapping[str, float], title: str) -> Figure:
-    """Rows are the kinds of matrices, columns the decoder blocks; numbers in the cells are percent."""
+def heat_map(shares: Mapping[str, float], title: str) -> Figure:
+    """A share of every matrix, by its name. Rows are the kinds of matrices, columns the decoder blocks; numbers in the cells
+    are percent."""
     cells: dict[tuple[str, int], float] = {}
-    for name, sparsity in sparsities.items():
+    for name, share in shares.items():
         if found := re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name):
-            cells[found[2], int(found[1])] = sparsity
+            cells[found[2], int(found[1])] = share
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = sorted({block for _, block in cells})
     figure, axes = _axes(2.2 + 0.55 * max(4, len(blocks)), 1.2 + 0.35 * max(2, len(kinds)))
@@ -76,7 +77,7 @@ def sparsity_heat_map(sparsities: Mapping[str, float], title: str) -> Figure:
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
-    axes.set(xlabel="decoder block", title=f"{title}: sparsity (%)")
+    axes.set(xlabel="decoder block", title=title)
     return figure
 
 

@@ -7,7 +7,6 @@ that was deleted), the stage is told from its artifact (record and history).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
 from flows.lazy import hidden
+from flows.pictures import SPARSITY, of_model, of_stage
 from flows.plan import Plan, Step
 from flows.provenance import process_is_alive, provenance, this_process
 from tasks.history import HISTORY, read_history
@@ -38,7 +38,7 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
-SPARSITY = f"{REPORT}/sparsity.json"
+GATES = "winnow.gates"  # the tag that says what models came to by the gates of their recipe
 MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -146,9 +146,10 @@ class Chronicle:
         if step.node.measures:
             seconds = {f"evaluate.{step.node.stage.label}.seconds": record.seconds}
             self.tracking.scalars(step.node.measures, {**record.metrics, **seconds})
+            self.tracking.figures(step.node.measures, of_model(step.node.measures, record, self._read))
             return
         self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
-        self.tracking.figures(step.id, self._figures(step, record, history))
+        self.tracking.figures(step.id, of_stage(step, record, history, self._read))
         self.tracking.end(step.id, "FINISHED")
 
     def failed(self, step: Step, error: Exception) -> None:
@@ -157,10 +158,11 @@ class Chronicle:
 
     def close(self, summary: Mapping[str, Any], status: Status) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, the whole run's seconds and
-        memory, and the verdicts on claims."""
+        memory, and the verdicts on claims and gates."""
         from dashboards.claims import write
         from dashboards.figures import groups_figure, quality_against_bytes
         from flows.claims import groups_of
+        from flows.gates import tags as gate_tags
 
         models = summary["models"]
         scalars = {name: summary[name] for name in ("seconds", "overhead_seconds")}
@@ -181,6 +183,10 @@ class Chronicle:
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), model["key"], tags, _numbers(model))
         if summary["claims"]:
             write(self.tracking, summary["claims"])
+        for id, verdict in gate_tags(models):
+            self.tracking.tag(None, ".".join(filter(None, (GATES, id))), verdict)
+            if id and id not in self.linked:  # that run's own recipe may require something else
+                self.tracking.tag(id, GATES, verdict)
         self._end_stages(status)
         self.tracking.tag(None, "mlflow.note.content", self.description(summary))
         self.tracking.end(None, status)
@@ -220,15 +226,6 @@ class Chronicle:
 
     def _read(self, record: Record, name: str) -> str:
         return (self.store.take(record) / name).read_text() if name in record.files else ""
-
-    def _figures(self, step: Step, record: Record, history: list[Metrics]) -> Iterator[tuple[str, Any]]:
-        from dashboards.figures import sparsity_heat_map, training_curves
-
-        rows = [event.metrics for event in history if "loss" in event.metrics]
-        if rows:
-            yield "training_curves", training_curves(rows, step.id)
-        if sparsities := json.loads(self._read(record, SPARSITY) or "{}"):
-            yield "sparsity_by_layer", sparsity_heat_map(sparsities, step.id)
 
 
 def evaluation_tags(step: Step) -> dict[str, str]:

@@ -25,6 +25,7 @@ from flows.options import (
     ProfileOption,
     RecipeArgument,
     SetOption,
+    StrictOption,
     UntilOption,
     console,
     errors,
@@ -108,16 +109,21 @@ def run(
     only: OnlyOption = None,
     until: UntilOption = None,
     settings: SetOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Run a recipe: make what is not there yet, then show what each stage did to quality, size and speed."""
+    from flows.gates import failures
     from flows.launch import launch
     from flows.part import Part
 
-    plan, summary = launch(recipe, profile, errors, as_json, here, Part(only, until), settings or [])
+    plan, summary = launch(recipe, profile, errors, as_json, here, Part(only, until), settings or [], strict)
     if summary and as_json:
         print(json.dumps(summary))
     elif summary:
         _show(summary, plan)
+    if strict and summary and (failing := failures(summary["models"])):
+        errors.print(f"winnow: {'; '.join(failing)}", style="red", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(1)
 
 
 def _show(summary: dict[str, Any], plan: Any) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from cluster.ray import events
 from cluster.store.artifacts import Record
 from flows.conductor import Watcher
+from flows.gates import UNKNOWN, by_gate, coloured, verdict
 from flows.plan import Plan, Step
 
 LINE_SECONDS = 15.0
@@ -117,6 +118,8 @@ class Display(Watcher):
 ROWS = (
     ("perplexity", "perplexity", "{:.2f}"),
     ("task_accuracy", "task accuracy", "{:.1%}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("flips", "flipped answers", "{:.1%}"),
     ("reference_kl", "KL to reference", "{:.3g}"),
     ("reference_flips", "flipped tokens", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),
@@ -153,6 +156,8 @@ def models_table(models: Sequence[Mapping[str, Any]], unigram: float | None, wid
         cells = [cell(model.get(name), form) for model in models]
         if any(cells):
             table.add_row(title, *cells)
+    for gate, words in by_gate(models):
+        table.add_row(f"[dim]require[/dim] {gate}", *map(coloured, words))
     return table
 
 
@@ -163,6 +168,10 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     columns, alike, hidden = [stages], [], []
     table = Table(caption_justify="left")
     table.add_column("", no_wrap=True)
+    if any("gates" in model for model in models):
+        columns.append([coloured(verdict(model.get("gates", ()))) for model in models])
+        table.add_column("require", no_wrap=True)
+        room -= len(UNKNOWN) + 3
     for name, title, form in ROWS:
         cells = [cell(model.get(name), form) for model in models]
         told = set(filter(None, cells))

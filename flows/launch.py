@@ -34,21 +34,32 @@ QUIET = {  # the display tells it better, and of a Prefect that died the watch
 
 
 def launch(
-    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part = WHOLE, overrides: Sequence[str] = ()
+    recipe: str,
+    profile: str,
+    console: Console,
+    quiet: bool,
+    here: bool,
+    part: Part = WHOLE,
+    overrides: Sequence[str] = (),
+    strict: bool = False,
 ) -> tuple[Plan, Summary | None]:
-    """The plan as it was before, and the summary after; no summary on ranks that only help."""
+    """The plan as it was before, and the summary after; no summary on ranks that only help. ``strict`` refuses a recipe that
+    requires nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun ends its ranks itself
-        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
+        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides, strict))
     with ends_once(calmly=not here):
-        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides))
+        return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides, strict))
 
 
 def _launch(
-    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part, overrides: Sequence[str]
+    recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part, overrides: Sequence[str], strict: bool
 ) -> tuple[Plan, Summary | None]:
     where = load_profile(profile)
     settings = parse_settings(overrides)
     plan, store = prepare(recipe, where, part=part, settings=settings)
+    if strict and not plan.recipe.require:
+        what = "all models of the recipe are there" if part != WHOLE else 'the recipe says require: ["perplexity <= 30"]'
+        raise ValueError(f"--strict: nothing is required of what this run makes; gates are judged where {what}")
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
     if plan.recipe.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:

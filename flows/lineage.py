@@ -7,11 +7,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from tasks.evaluate import Evaluate
+from tasks.evaluators import Contrast, Evaluator
 from tasks.methods import dump
 from tasks.models.files.layout import MASKS
 from tasks.stage import members
 
 if TYPE_CHECKING:
+    from flows.gates import Gate
     from flows.nodes import Node
     from flows.trials import Search, Trial
     from tasks.methods import Method
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.stage import Stage
 
 COMPRESS = ("prune", "quantize")
+OF_EVERY_MODEL = "sparsity"  # which no evaluator measures: whoever makes a model tells it
 
 
 def line(nodes: Iterable[Node], id: str | None) -> Iterator[Node]:
@@ -134,7 +137,11 @@ def evaluations(
     out for a model that has no reference."""
     for method in sorted(methods, key=lambda method: method.exclusive):
         stage, found = referring(nodes, Evaluate(method=method, seed=seed), model)
-        parents = {"model": model, "data": data, **({"reference": found} if found else {})}
+        if isinstance(method, Contrast):
+            listed = any(other.name == method.compares for other in methods)
+            parents = {"ours": f"{model}.{method.compares}", "theirs": f"{found}.{method.compares}"} if found and listed else {}
+        else:
+            parents = {"model": model, "data": data, **({"reference": found} if found else {})}
         if parents.keys() == stage.roles().keys():
             yield stage, parents
 
@@ -144,7 +151,60 @@ def check_measured(nodes: Sequence[Node], methods: Sequence[Method]) -> None:
     measured = {node.stage.method.name for node in nodes if node.measures}
     for method in methods:
         if method.name not in measured and any(node.stage.yields == "model" for node in nodes):
+            if isinstance(method, Contrast) and all(other.name != method.compares for other in methods):
+                raise ValueError(f"recipe.evaluate: {method.name} compares what {method.compares} reports; list that too")
+            loaded = ", or put load: {} before the stage that takes a checkpoint" if isinstance(method, Contrast) else ""
             raise ValueError(
                 f"recipe.evaluate: {method.name} compares a model with the {method.reference} one that it came "
-                "from, and no model of this recipe has one; leave it out"
+                f"from, and no model of this recipe has one; leave it out{loaded}"
             )
+
+
+def against(nodes: Sequence[Node]) -> dict[str, dict[str, str | ModelSource | None]]:
+    """The models that gates judge, those that no other is made from, each with what ``dense`` and ``parent`` mean of it."""
+    models = [node for node in nodes if node.stage.yields == "model"]
+    passed = {id for node in models for id in (node.came_from, *members(node.parents, node.stage.plural))}
+    return {
+        node.id: {which: reference(nodes, node.id, which) for which in ("dense", "parent")}
+        for node in models
+        if node.id not in passed
+    }
+
+
+def check_required(nodes: Sequence[Node], gates: Sequence[Gate], evaluators: Sequence[Evaluator]) -> None:
+    """Raise ValueError at a gate that no model could be judged by: nothing measures it, or there is nothing to compare with."""
+    judged = against(nodes)
+    for number, gate in enumerate(gates):
+        where = f"recipe.require[{number}]: {gate.text!r}"
+        if not judged:
+            raise ValueError(f"{where}: no stage makes a model; leave it out")
+        for metric in filter(None, (gate.metric, gate.error)):
+            _check_metric(metric, evaluators, where)
+        if gate.reference is None:
+            continue
+        found = {id: references[gate.reference] for id, references in judged.items()}
+        if not any(found.values()):
+            raise ValueError(f"{where}: no model that it judges ({', '.join(found)}) has a {gate.reference} one; leave it out")
+        for id, source in found.items():
+            if source and not isinstance(source, str):
+                raise ValueError(
+                    f"{where}: the {gate.reference} model of {id} is {source.describe()}, which this recipe does not measure; "
+                    "put load: {} before the stage that takes it"
+                )
+
+
+def _check_metric(metric: str, evaluators: Sequence[Evaluator], where: str) -> None:
+    """Raise ValueError where no evaluator measures it; of what only its data or lm-eval can name, any name may be meant."""
+    name, _, part = metric.partition(".")
+    able = [method for method in evaluators if name in method.metrics]
+    names = {known: None for method in able for known in method.parts() or (part,)}
+    if metric == OF_EVERY_MODEL or part in names:
+        return
+    if able:
+        raise ValueError(f"{where}: {able[0].name} measures no {metric}; choose one of {_listed(name, names)}")
+    known = ", ".join(dict.fromkeys([OF_EVERY_MODEL, *(each for method in evaluators for each in method.metrics)]))
+    raise ValueError(f"{where}: no evaluator of this recipe measures {metric}; list one that does, or choose one of {known}")
+
+
+def _listed(name: str, parts: Iterable[str]) -> str:
+    return ", ".join(f"{name}.{part}" if part else name for part in parts)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.display import ROWS, cell
+from flows.gates import told as told_of
 
 Numbers = Mapping[str, Any]
 Links = Mapping[str, str]
@@ -50,6 +51,7 @@ def run_page(summary: Mapping[str, Any], places: Mapping[str, Links], of_run: Li
 
 def _models(models: Sequence[Numbers]) -> str:
     columns = [(title, [_unbroken(cell(model.get(row), form)) for model in models]) for row, title, form in ROWS]
+    columns.append(("require", [told_of(model.get("gates", ())) for model in models]))
     told = [(title, cells) for title, cells in columns if any(cells)]
     names = [f"**{model['stage']}**" for model in models]
     return (

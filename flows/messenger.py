@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 LOG = logging.getLogger(__name__)
 PUBLISHED = "winnow.artifact.published"  # an event of an artifact that a flow made
 CLAIM_FAILED = "winnow.claim.failed"  # an event of a run whose claim does not hold
+GATE_FAILED = "winnow.gate.failed"  # an event of a run with a model that does not reach what its recipe requires
 FLOW = {"prefect.resource.role": "flow", "prefect.resource.name": "winnow"}
 EVERY = 1.0  # seconds between two looks at what there is to send
 AWAY = 10.0  # seconds until a server that did not answer is asked again

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flows.claims import Claim
+from flows.gates import Gate
 from flows.sweep import Branch
 from flows.trials import Axis, Search, Trial
 from tasks.refusal import refused
@@ -44,6 +45,7 @@ class Recipe:
     nodes: tuple[Node, ...]
     text: str
     claims: tuple[Claim, ...] = ()
+    require: tuple[Gate, ...] = ()
     search: Search | None = None
     space: dict[str, Axis] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()

@@ -1,4 +1,4 @@
-"""``winnow notify``: the Prefect server calls a webhook when a run fails or a recipe's claim does not hold.
+"""``winnow notify``: the Prefect server calls a webhook when a run fails, or a claim or a gate of its recipe.
 
 It is the server that calls, by an automation of its own, so that it also does when the process of the run is gone.
 """
@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from flows.connection import prefect_server
-from flows.messenger import CLAIM_FAILED, FLOW
+from flows.messenger import CLAIM_FAILED, FLOW, GATE_FAILED
 from flows.options import ProfileOption, console
 
 NAME = "winnow-notify"
-EVENTS = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut", CLAIM_FAILED)
+WHEN = "when a run of winnow fails, or a claim or a gate of its recipe"
+EVENTS = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut", CLAIM_FAILED, GATE_FAILED)
 TEXT = '(flow_run.name ~ ": " ~ (event.payload.message or flow_run.state.message or flow_run.state.name)) | tojson'
 PAYLOAD = '{"text": {{ TEXT }}, "event": {{ event.event | tojson }}, "run": "PAGE/runs/flow-run/{{ flow_run.id }}"}'.replace(
     "TEXT", TEXT
@@ -27,7 +28,8 @@ def notify(
     off: Annotated[bool, typer.Option("--off", help="call nobody any more")] = False,
     profile: ProfileOption = "local",
 ) -> None:
-    """Have Prefect call a webhook when a run fails or a claim does not hold. Takes its URL from WINNOW_WEBHOOK_URL, or asks."""
+    """Have Prefect call a webhook when a run fails, or a claim or gate of its recipe. Takes its URL from WINNOW_WEBHOOK_URL, or
+    asks."""
     if not off:
         if not webhook and not sys.stdin.isatty():
             raise ValueError("notify: nobody is there to ask for the webhook; set WINNOW_WEBHOOK_URL")
@@ -42,7 +44,7 @@ def notify(
             client.request(
                 "POST", "/automations/", json=_automation(webhook, str(client.api_url).rstrip("/").removesuffix("/api"))
             )
-    console.print("nobody is called any more" if off else "Prefect calls the webhook when a run fails or a claim does not hold")
+    console.print("nobody is called any more" if off else f"Prefect calls the webhook {WHEN}")
 
 
 def _automation(webhook: str, page: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _automation(webhook: str, page: str) -> dict[str, Any]:
     block = Webhook(url=webhook, headers={"Content-Type": "application/json"})
     return {
         "name": NAME,
-        "description": "calls a webhook when a run of winnow fails or a claim does not hold",
+        "description": f"calls a webhook {WHEN}",
         "trigger": {
             "type": "event",
             "posture": "Reactive",

@@ -70,6 +70,9 @@ SetOption = Annotated[
         "--set", metavar="STAGE.FIELD=VALUE", help="a field of the recipe, such as prune.sparsity=0.6; may be repeated"
     ),
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="exit code 1 where a model does not reach what the recipe requires")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
 

@@ -15,7 +15,7 @@ from flows.sweep import CASE, NAMED, RESERVED, step
 from tasks.methods import SHELF, names
 from tasks.stage import STAGES, stage_class
 
-EDITABLE = ("seed", "model", "evaluate", "search")  # of a recipe's header
+EDITABLE = ("seed", "model", "evaluate", "require", "search")  # of a recipe's header
 
 
 class Setting(NamedTuple):

@@ -19,8 +19,9 @@ from cluster.ray.events import Event, Metrics, Note, Progress
 from cluster.redaction import Redaction
 from cluster.store.artifacts import Record
 from flows.conductor import Watcher
+from flows.gates import failures
 from flows.markdown import run_page, stage_page
-from flows.messenger import CLAIM_FAILED, Messenger
+from flows.messenger import CLAIM_FAILED, GATE_FAILED, Messenger
 from flows.plan import Plan, Step
 
 LOG = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ class Page(Watcher):
         self.messenger.show(self._key("summary"), "markdown", text, "the whole run")
         if failed := [f"{claim['says']}: {claim['verdict']}" for claim in summary["claims"] if not claim["holds"]]:
             self.messenger.emit(CLAIM_FAILED, "; ".join(failed))
+        if not failure and (failing := failures(summary["models"])):
+            self.messenger.emit(GATE_FAILED, "; ".join(failing))
         self.messenger.close()
 
     def _result(self, step: Step) -> None:

@@ -40,15 +40,15 @@ def chosen(recipe: Recipe, part: Part) -> frozenset[str]:
 
 
 def up_to(recipe: Recipe, ids: Set[str]) -> Recipe:
-    """The nodes of these ids, all that feed them, and the evaluations of the models among those. A recipe's claims stay where
-    all of its models do."""
+    """The nodes of these ids, all that feed them, and the evaluations of the models among those. A recipe's claims and gates
+    stay where all of its models do."""
     kept = set(ids)
     for node in reversed(recipe.nodes):  # parents come before what they feed
         if node.id in kept or node.measures in kept:
             kept |= {node.id, *node.parents.values()}
     nodes = tuple(node for node in recipe.nodes if node.id in kept or node.measures in kept)
     part = replace(recipe, nodes=nodes)
-    return part if len(list(part.models())) == len(list(recipe.models())) else replace(part, claims=())
+    return part if len(list(part.models())) == len(list(recipe.models())) else replace(part, claims=(), require=())
 
 
 def _bases(nodes: list[Node]) -> str:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
-from flows.lineage import check_measured, check_merged, check_trials, evaluations, referring
+from flows.gates import Required
+from flows.lineage import check_measured, check_merged, check_required, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.override import Setting, changed
 from flows.roles import REMEDY, an_entry, check_together, check_used
@@ -53,6 +54,8 @@ class Header(BaseModel):
     """What is computed, in order; each takes the nearest earlier stage that yields what it needs."""
     claims: tuple[Claim, ...] = ()
     """What its models should show."""
+    require: tuple[Required, ...] = ()
+    """What the models must reach that no other is made from, such as ``perplexity <= 1.05 * dense``."""
     search: Search | None = None
     """How the fields are drawn that stages name under ``search``, and how branches are judged."""
 
@@ -96,13 +99,13 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None, trials: l
             graph.add(entry)
     check_measured(graph.nodes, header.evaluate)
     check_merged(graph.nodes)
+    check_required(graph.nodes, header.require, header.evaluate)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
     drawn = sweep.trials.finished()
     check_trials(graph.nodes, header.search, drawn)
-    return Recipe(
-        header.name, header.description, tuple(graph.nodes), text, header.claims, header.search, sweep.trials.space, drawn
-    )
+    told = (header.name, header.description, tuple(graph.nodes), text, header.claims, header.require)
+    return Recipe(*told, header.search, sweep.trials.space, drawn)
 
 
 def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -54,7 +55,7 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
         "method": name,
         "paper": kind.paper,
         "about": about,
-        **dict(_patterns(kind)),
+        **dict(_told(kind)),
         "fields": {
             field: {
                 "takes": _takes(info),
@@ -67,16 +68,18 @@ def _describe(shelf: str, name: str) -> dict[str, Any]:
     }
 
 
-def _patterns(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
-    """The patterns of sparsity that a pruner can keep."""
-    if hasattr(kind, "patterns"):
-        yield "patterns", list(kind.patterns)
+def _told(kind: type[Method]) -> Iterator[tuple[str, list[str]]]:
+    """The patterns of sparsity that a pruner can keep, the metrics that an evaluator measures."""
+    for name in ("patterns", "metrics"):
+        if hasattr(kind, name):
+            yield name, list(getattr(kind, name))
 
 
 def _takes(info: FieldInfo) -> str:
     if get_origin(info.annotation) is Literal:
         return " | ".join(map(str, get_args(info.annotation)))
-    kind = getattr(info.annotation, "__name__", str(info.annotation)).lower()
+    parts = get_args(info.annotation) if isinstance(info.annotation, UnionType) else [info.annotation]
+    kind = " | ".join(getattr(part, "__name__", str(part)).lower().replace("nonetype", "none") for part in parts)
     bounds = [
         f"{sign} {value}"
         for limit in info.metadata
@@ -98,8 +101,9 @@ def _show(method: dict[str, Any]) -> None:
     console.print(f"[bold]{method['method']}[/bold] ({method['shelf']}): {method['paper']}", highlight=False)
     for text in method["about"]:
         console.print(f"\n{text}", markup=False, highlight=False)
-    if "patterns" in method:
-        console.print(f"\npatterns: {', '.join(method['patterns'])}", highlight=False)
+    for name in ("patterns", "metrics"):
+        if name in method:
+            console.print(f"\n{name}: {', '.join(method[name])}", highlight=False)
     table = Table("field", "takes", "default", "help")
     for field, told in method["fields"].items():
         table.add_row(

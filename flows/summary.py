@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from cluster.store.artifacts import Record
+from flows.gates import judged
+from flows.lineage import against
 from flows.plan import Plan, Step
 from flows.ranking import ranking
 
@@ -20,13 +22,14 @@ def summarise(
     failures: Mapping[str, Exception] | None = None,
 ) -> dict[str, Any]:
     """``stages`` and ``models`` with their numbers, the ``evaluations`` that the recipe lists as stages, the ``ranking`` of
-    branches, what ``failed`` of a search's trials, the verdict on each claim; ``overhead_seconds`` is wall time with no stage
-    inside its own run.
+    branches, what ``failed`` of a search's trials, the verdict on each claim, those on gates with the models that they judge;
+    ``overhead_seconds`` is wall time with no stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.
     """
     stages = [_stage(step, records.get(step.id), overheads.get(step.id)) for step in plan.steps]
     models = [_model(plan, step, records) for step in plan.steps if step.node.stage.yields == "model" and step.id in records]
+    judged(plan.recipe.require, models, against(plan.recipe.nodes))
     now = time.time()
     made = [records[step.id] for step in plan.steps if step.id in records and not step.cached]
     unigram = [record.metrics["unigram_perplexity"] for record in records.values() if "unigram_perplexity" in record.metrics]

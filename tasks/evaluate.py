@@ -1,15 +1,18 @@
-"""Evaluate: measure one model with one evaluator, on held-out text, some against a reference model."""
+"""Evaluate: measure one model with one evaluator, on held-out text, some against a reference model.
+
+``ours`` and ``theirs`` are evaluations by one evaluator, of a model and of its reference, that a third compares.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tasks.context import Context
-from tasks.evaluators import Evaluator
+from tasks.evaluators import Contrast, Evaluator
 from tasks.methods import of
 from tasks.models.facts import Parties, facts_in, ids_in, meanings_in
 from tasks.models.source import Stored
-from tasks.stage import Kind, Stage
+from tasks.stage import REPORT, Kind, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +21,14 @@ if TYPE_CHECKING:
 class Evaluate(Stage):
     """Measures one model with one evaluator, some against a reference model."""
 
-    version: ClassVar[int] = 2
-    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "reference": "model"}
+    version: ClassVar[int] = 3
+    needs: ClassVar[dict[str, Kind]] = {
+        "data": "tokens",
+        "model": "model",
+        "reference": "model",
+        "ours": "metrics",
+        "theirs": "metrics",
+    }
     yields: ClassVar[Kind] = "metrics"
 
     method: Annotated[Evaluator, of("evaluators")]
@@ -32,19 +41,23 @@ class Evaluate(Stage):
         return self.method.exclusive
 
     def roles(self) -> dict[str, Kind]:
-        roles = dict(self.needs)
+        if isinstance(self.method, Contrast):
+            return {role: self.needs[role] for role in ("ours", "theirs")}
+        roles = {role: self.needs[role] for role in ("data", "model", "reference")}
         if not self.method.needs_reference or self.reference:
             del roles["reference"]
         return roles
 
     def sources(self) -> dict[str, Any]:
-        return {"reference": self.reference} if self.reference else {}
+        return ({"reference": self.reference} if self.reference else {}) | self.method.sources()
 
     def inspect(self) -> None:
         if self.reference:
             self.reference.inspect(quantized=True)
 
     def parties(self, context: Context) -> Parties:
+        if isinstance(self.method, Contrast):
+            return Parties()
         reference = self._reference(context)
         data, model = context.inputs["data"], context.inputs["model"]
         meanings = meanings_in(data=data / "tokenizer", model=model, reference=reference)
@@ -55,6 +68,8 @@ class Evaluate(Stage):
         for facts in (parties.model, parties.reference):
             if facts and facts.positions:
                 self.method.check_positions(facts.positions)
+        if parties.model:
+            self.method.check_model(parties.model)
 
     def _reference(self, context: Context) -> Path | None:
         return self.reference.checkpoint.fetch(context.scratch) if self.reference else context.inputs.get("reference")
@@ -62,7 +77,11 @@ class Evaluate(Stage):
     def run(self, context: Context) -> dict[str, float]:
         from tasks.evaluators import Candidate
 
+        if isinstance(self.method, Contrast):
+            return self.method.contrast(*(context.inputs[role] / REPORT for role in ("ours", "theirs")))
         data, device = context.inputs["data"], context.execution.device
         reference = self._reference(context)
         against = Candidate(reference, data, device) if reference else None
-        return self.method.measure(Candidate(context.inputs["model"], data, device, context.progress, against))
+        return self.method.measure(
+            Candidate(context.inputs["model"], data, device, context.progress, against, context.output / REPORT)
+        )

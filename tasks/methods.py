@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, overload
 
 from annotated_types import GroupedMetadata
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -59,26 +68,27 @@ def load(shelf: str, name: str) -> type[Method]:
 
 
 @overload
-def build(shelf: str, spec: object) -> Method: ...
+def build(shelf: str, spec: object, *, context: Any = None) -> Method: ...
 
 
 @overload
-def build(shelf: str, spec: object, root: type[Root]) -> Root: ...
+def build(shelf: str, spec: object, root: type[Root], context: Any = None) -> Root: ...
 
 
-def build(shelf: str, spec: object, root: type[Method] = Method) -> Method:
-    """A method from ``name`` or ``{name: {field: value}}``; ``root`` is the root class of the shelf."""
-    method = spec if isinstance(spec, Method) else _read(shelf, {spec: {}} if isinstance(spec, str) else spec)
+def build(shelf: str, spec: object, root: type[Method] = Method, context: Any = None) -> Method:
+    """A method from ``name`` or ``{name: {field: value}}``; ``root`` is the root class of the shelf, ``context`` for the
+    validators of its fields."""
+    method = spec if isinstance(spec, Method) else _read(shelf, {spec: {}} if isinstance(spec, str) else spec, context)
     if not isinstance(method, root):
         raise ValueError(f"{method.name} is no {root.__name__.lower()}; choose one of {', '.join(names(shelf))}")
     return method
 
 
-def _read(shelf: str, spec: object) -> Method:
+def _read(shelf: str, spec: object, context: Any) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
     ((name, fields),) = spec.items()
-    return validate(load(shelf, str(name)), fields or {}, str(name))
+    return validate(load(shelf, str(name)), fields or {}, str(name), context)
 
 
 def validate(model: type[Model], fields: Any, where: str, context: Any = None) -> Model:
@@ -124,9 +134,9 @@ def seeded(method: Root, seed: int) -> Root:
     return method.model_copy(update=changes) if changes else method
 
 
-def dump(method: Method) -> dict[str, Any]:
+def dump(method: Method, context: Any = None) -> dict[str, Any]:
     """``{name: fields}``: two methods with equal fields still differ."""
-    return {method.name: method.model_dump(mode="json")}
+    return {method.name: method.model_dump(mode="json", context=context)}
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,11 @@ class of(GroupedMetadata):
         schema = {"anyOf": [shelf, {"type": "null"}]} if self.optional else shelf
         return iter((BeforeValidator(self._read), PlainSerializer(self._write), WithJsonSchema(schema)))
 
-    def _read(self, spec: object) -> Method | None:
-        return None if spec is None and self.optional else build(self.shelf, spec)
+    def _read(self, spec: object, info: ValidationInfo) -> Method | None:
+        return None if spec is None and self.optional else build(self.shelf, spec, context=info.context)
 
-    def _write(self, method: Method | None) -> dict[str, Any] | None:
-        return None if method is None else dump(method)
+    def _write(self, method: Method | None, info: SerializationInfo) -> dict[str, Any] | None:
+        return None if method is None else dump(method, info.context)
 
 
 @dataclass(frozen=True)
@@ -159,12 +169,12 @@ class list_of(GroupedMetadata):
     def __iter__(self) -> Iterator[object]:
         return iter((BeforeValidator(self._read), WithJsonSchema(several(self.shelf))))
 
-    def _read(self, specs: object) -> tuple[Method, ...]:
+    def _read(self, specs: object, info: ValidationInfo) -> tuple[Method, ...]:
         if isinstance(specs, dict):
             specs = [{name: fields} for name, fields in specs.items()]
         if not isinstance(specs, (list, tuple)):
             raise ValueError(f"a list of names, or of {{NAME: {{field: value}}}}, is needed, got {specs!r}")
-        methods = tuple(build(self.shelf, spec) for spec in specs)
+        methods = tuple(build(self.shelf, spec, context=info.context) for spec in specs)
         listed = [method.name for method in methods]
         if twice := [name for name in listed if listed.count(name) > 1]:
             raise ValueError(f"{twice[0]} is listed twice; list each of tasks.{self.shelf} once")

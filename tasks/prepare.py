@@ -19,8 +19,8 @@ from tasks.data.corpus import SPLITS, Split
 from tasks.data.digests import Digests
 from tasks.data.documents import Document
 from tasks.methods import short
+from tasks.models.checkpoint import Checkpoint
 from tasks.models.files.intake import check_tokenizer
-from tasks.models.source import Checkpoint
 from tasks.stage import Kind, Stage
 
 LEAST_DOCUMENTS = 20  # so that every split gets one at the default shares
@@ -95,8 +95,10 @@ class Prepare(Stage):
         return {"corpus": self.corpus} | ({"tokenizer": self.tokenizer.checkpoint} if self.tokenizer.checkpoint else {})
 
     def inspect(self) -> None:
-        if self.tokenizer.checkpoint and (directory := self.tokenizer.checkpoint.local):
-            check_tokenizer(directory)
+        if (checkpoint := self.tokenizer.checkpoint) and checkpoint.local:
+            check_tokenizer(checkpoint.local)
+        elif checkpoint:
+            checkpoint.inspect()
 
     def fingerprints(self, digests: Digests | None = None) -> dict[str, Any]:
         fingerprints = super().fingerprints(digests)

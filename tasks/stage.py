@@ -23,7 +23,7 @@ from tasks.models.source import ModelSource
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
 
-STAGES = ("prepare", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
+STAGES = ("prepare", "load", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
 REPORT = "report"  # the folder of an artifact for what people read: curves, per-layer tables
 Parent = TypeVar("Parent")

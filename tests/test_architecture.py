@@ -55,7 +55,7 @@ LIBRARIES = {  # where a library may be imported: path prefixes
         "flows/connection.py",
         "flows/registration.py",
     ),
-    "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/pretrain.py"),
+    "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/harness/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),
     "optuna": ("flows/search.py",),
     "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
@@ -73,7 +73,7 @@ MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydant
     "surgeries": ("tasks.models.build", "tasks.models.find.linears", "tasks.models.find.structure", "tasks.methods"),
     "objectives": ("tasks.train", "tasks.methods"),
     "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation"),
-    "evaluators": ("tasks.evaluators", "tasks.data", "tasks.models", "lm_eval", "datasets", "numpy", "yaml"),
+    "evaluators": ("tasks.evaluators", "tasks.data", "tasks.harness", "tasks.models", "numpy"),
 }
 CONTRACTS = (  # what a contributor implements: typed to the end, so that an editor completes it and the checker checks it
     "tasks/calibrate/method.py",

@@ -34,7 +34,12 @@ class Batch:
     @property
     def predicted(self) -> int:
         """How many tokens are to be predicted."""
-        return self.following.numel() if self.labels is None else int((self.following != IGNORED).sum())
+        return self.following.numel() if self.labels is None else int(self.predicted_each.sum())
+
+    @property
+    def predicted_each(self) -> torch.Tensor:
+        """How many of each sequence: int64 [B]."""
+        return (self.following != IGNORED).sum(1)
 
     def mean(self, values_BT: torch.Tensor) -> torch.Tensor:
         """The mean of ``values_BT``, one of each following token, over those of each sequence that count: float [B]."""

@@ -14,12 +14,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 DIGESTS = "digests"  # the folder of a home where they are kept
 SETTLED = 2 * 10**9  # ns: a file system's clock may tick as slowly as this
 WORTH_KEEPING = 1 << 20  # bytes: smaller files are read as fast as what is kept of them
 
 Stamp = list[int]
+
+
+class Source(Protocol):
+    """Outside content that a field points at."""
+
+    def fingerprint(self, digests: Digests | None = None) -> str | None:
+        """Digest of the content; None where there is none. Raises ValueError where it cannot be read."""
+
+    def describe(self) -> str:
+        """What an error calls it."""
 
 
 class Digests:

@@ -67,31 +67,35 @@ def parse(path: str, content: bytes | None, field: str, nulls: Nulls = "refuse")
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _parse_parquet(path, field, nulls)
-        return
-    lines = _lines(path, unpacked(path, content))
-    if kind == ".txt":
+    elif kind == ".txt":
+        lines = _lines(f"corpus file {path}", unpacked(path, content))
         yield Document(path, decode(b"".join(lines), path).removeprefix(MARK).replace("\r\n", "\n"))
-        return
-    start = 0
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row = _row(f"{path}, line {number}", line, start)
+    else:
+        for number, row in read_rows(path, "corpus file", content):
             if (text := _text(f"{path}, line {number}", row, field, nulls)) is not None:
                 yield Document(f"{path}:{number}", text)
+
+
+def read_rows(path: str, called: str, content: bytes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a file of JSON lines, packed or not; ``called`` is what an error calls the file."""
+    start = 0
+    for number, line in enumerate(_lines(f"{called} {path}", unpacked(path, content)), 1):
+        if line.strip():
+            yield number, _row(f"{called} {path}, line {number}", line, start)
         start += len(line)
 
 
-def _lines(path: str, stream: BinaryIO) -> Iterator[bytes]:
+def _lines(where: str, stream: BinaryIO) -> Iterator[bytes]:
     """Lines end with a line feed alone: JSON strings and texts may hold what else breaks lines."""
     with stream:
         try:
             first = stream.readline()
             if first.startswith(POINTER):
-                raise ValueError(f"corpus file {path}: is a git-lfs pointer, not the file itself; fetch it with git lfs pull")
+                raise ValueError(f"{where}: is a git-lfs pointer, not the file itself; fetch it with git lfs pull")
             yield first
             yield from stream
         except (OSError, EOFError, LZMAError) as error:
-            raise ValueError(f"corpus file {path}: damaged or not packed as its name says ({error})") from None
+            raise ValueError(f"{where}: damaged or not packed as its name says ({error})") from None
 
 
 def _row(where: str, line: bytes, start: int) -> dict[str, Any]:
@@ -99,13 +103,13 @@ def _row(where: str, line: bytes, start: int) -> dict[str, Any]:
         text = line.decode("utf-8")
         text = text if start else text.removeprefix(MARK)
     except UnicodeDecodeError as error:
-        raise ValueError(f"corpus file {where}: not UTF-8 (byte {start + error.start} of the file){_likely(line)}") from None
+        raise ValueError(f"{where}: not UTF-8 (byte {start + error.start} of the file){_likely(line)}") from None
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON; numbers without end; brackets without end
-        raise ValueError(f"corpus file {where}: malformed JSON ({getattr(error, 'msg', error)})") from None
+        raise ValueError(f"{where}: malformed JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
-        raise ValueError(f"corpus file {where}: a JSON object is needed in each line, got {row!r:.60}")
+        raise ValueError(f"{where}: a JSON object is needed in each line, got {row!r:.60}")
     return row
 
 

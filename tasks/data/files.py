@@ -30,34 +30,34 @@ def filesystem_of(path: str) -> tuple[Any, str]:
         raise ValueError(f"corpus file {path}: no S3 address ({error}); write s3://BUCKET/KEY") from None
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, called: str = "corpus file") -> list[str]:
     """The files a path or glob names, sorted; ValueError when there are none. A file or folder that has a wildcard in its
-    name counts first."""
+    name counts first. ``called`` is what an error calls them."""
     if not pattern.startswith("s3://"):
         if os.path.lexists(pattern):
-            return [_regular(pattern)]
+            return [_regular(pattern, called)]
         found = sorted(path for path in glob.glob(_escaped(pattern), recursive=True) if Path(path).is_file())
     elif not re.fullmatch(r"s3://[^/]+/.+", pattern):
-        raise ValueError(f"corpus file {pattern}: no S3 address; write s3://BUCKET/KEY")
+        raise ValueError(f"{called} {pattern}: no S3 address; write s3://BUCKET/KEY")
     else:
         names, root = _listing(pattern)
         found = [pattern] if pattern in names else sorted(fnmatch.filter(names, glob.escape(root) + pattern[len(root) :]))
     if not found:
-        raise ValueError(f"corpus file {pattern}: does not exist")
+        raise ValueError(f"{called} {pattern}: does not exist")
     for path in found:
         if re.search("[\ud800-\udfff]", path):  # how Python spells bytes of a name that are no text
-            raise ValueError(f"corpus file {path!a}: its name is no valid UTF-8; rename it")
+            raise ValueError(f"{called} {path!a}: its name is no valid UTF-8; rename it")
     return found
 
 
-def _regular(path: str) -> str:
+def _regular(path: str, called: str) -> str:
     if os.path.isdir(path):
-        raise ValueError(f"corpus file {path}: is a folder; write which of its files, like {path.rstrip('/')}/**/*.jsonl")
+        raise ValueError(f"{called} {path}: is a folder; write which of its files, like {path.rstrip('/')}/**/*.jsonl")
     if not os.path.isfile(path):
         raise ValueError(
-            f"corpus file {path}: is no regular file"
+            f"{called} {path}: is no regular file"
             if os.path.exists(path)
-            else f"corpus file {path}: is a link to {os.readlink(path)}, which does not exist"
+            else f"{called} {path}: is a link to {os.readlink(path)}, which does not exist"
         )
     return path
 

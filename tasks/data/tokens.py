@@ -49,17 +49,10 @@ class TokenWriter:
             self.pending, self.waiting, self.shards = [], 0, self.shards + 1
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """All tokens of one split, memory-mapped; sequences are cut inside a shard, its tail dropped."""
+class Packed:
+    """Token ids in shards; sequences are cut inside a shard, its tail dropped."""
 
-    directory: Path
-    split: str
-
-    @cached_property
-    def shards(self) -> list[np.ndarray]:
-        files = sorted(self.directory.glob(f"{self.split}-*.npy"))
-        return [np.load(file, mmap_mode="r") for file in files]
+    shards: list[np.ndarray]
 
     @property
     def total(self) -> int:
@@ -85,6 +78,19 @@ class Tokens:
         from tasks.data.batch import Batch
 
         return Batch(torch.from_numpy(np.stack([self.sequence(int(index), length) for index in indices])))
+
+
+@dataclass(frozen=True)
+class Tokens(Packed):
+    """All tokens of one split, memory-mapped."""
+
+    directory: Path
+    split: str
+
+    @cached_property
+    def shards(self) -> list[np.ndarray]:
+        files = sorted(self.directory.glob(f"{self.split}-*.npy"))
+        return [np.load(file, mmap_mode="r") for file in files]
 
 
 @dataclass(frozen=True)
@@ -123,18 +129,49 @@ class Sampler:
         return self.tokens.batch(self.numbers(step)[rank * local : (rank + 1) * local], self.length)
 
 
-def heldout_windows(
-    directory: Path, length: int, tokens: int, batch: int, progress: Callable[[int, int, str], None]
-) -> Iterator[Batch]:
+Progress = Callable[[int, int, str], None]
+
+
+def heldout_windows(directory: Path, length: int, tokens: int, batch: int, progress: Progress) -> Iterator[Batch]:
     """The held-out split's first windows of ``length`` tokens, ``batch`` at a time, at most ``tokens`` tokens in all."""
-    heldout = Tokens(directory, "heldout")
-    windows = min(heldout.sequences(length), tokens // length)
-    if windows == 0:
-        raise ValueError(f"corpus is too small: the held-out split has less than one window of {length} tokens")
-    for start in range(0, windows, batch):
-        numbers = range(start, min(start + batch, windows))
-        yield heldout.batch(numbers, length)
-        progress(start + len(numbers), windows, "windows")
+    yield from windows(Tokens(directory, "heldout"), "the held-out split", length, length, tokens, batch, progress)
+
+
+def windows(
+    text: Packed, name: str, length: int, stride: int, tokens: int | None, batch: int, progress: Progress
+) -> Iterator[Batch]:
+    """Windows of ``length`` tokens that begin ``stride`` tokens apart, ``batch`` at a time; at most ``tokens`` steps in all.
+
+    Where windows overlap, a token is predicted once, with as much before it as the window has. The tail of a shard that
+    fills no window is left out. ``name`` is what an error calls the text.
+    """
+    starts = [] if stride == length else _starts(text, length, stride)
+    count = len(starts) or text.sequences(length)
+    count = min(count, count if tokens is None else tokens // stride)
+    if count == 0:
+        raise ValueError(f"corpus is too small: {name} has less than one window of {length} tokens")
+    for start in range(0, count, batch):
+        numbers = range(start, min(start + batch, count))
+        chosen = starts[numbers.start : numbers.stop]
+        yield _overlapping(text, chosen, length, stride) if chosen else text.batch(numbers, length)
+        progress(start + len(numbers), count, "windows")
+
+
+def _starts(text: Packed, length: int, stride: int) -> list[tuple[int, int]]:
+    """(shard, place in it) of every window."""
+    return [(number, start) for number, shard in enumerate(text.shards) for start in range(0, len(shard) - length + 1, stride)]
+
+
+def _overlapping(text: Packed, starts: list[tuple[int, int]], length: int, stride: int) -> Batch:
+    import torch
+
+    from tasks.data.batch import IGNORED, Batch
+
+    rows = np.stack([text.shards[shard][start : start + length].astype(np.int64) for shard, start in starts])
+    labels = rows.copy()
+    for row, (_, start) in zip(labels, starts, strict=True):
+        row[: length - stride if start else 0] = IGNORED
+    return Batch(torch.from_numpy(rows), torch.from_numpy(labels))
 
 
 def heldout_documents(directory: Path) -> Iterator[dict[str, str]]:

@@ -1,8 +1,9 @@
-"""KL divergence and flips against a reference model: averages such as accuracy and perplexity hide answers that change both
+"""KL divergence and top-1 agreement with a reference model: averages such as accuracy and perplexity hide what changes both
 ways.
 
 On held-out text, token by token: the Kullback-Leibler divergence of the reference's next token from the model's, and whether
-the likeliest next token is still the same one.
+the likeliest next token is still the same one (``reference_flips`` is 1 less that agreement). Which answers of a task changed,
+the evaluator ``flips`` tells.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Divergence(Comparison):
     """Windows of ``length`` tokens, at most ``tokens`` tokens in all, against the ``dense`` or the ``parent`` model."""
 
     paper: ClassVar[str] = "Accuracy Is Not All You Need (arXiv 2407.09141)"
+    metrics: ClassVar[tuple[str, ...]] = ("reference_kl", "reference_flips")
 
     length: int = Field(512, ge=2)
     """Tokens of a window."""

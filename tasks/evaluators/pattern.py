@@ -14,6 +14,7 @@ class Pattern(Evaluator):
     """Share of stored zeros in the prunable matrices, and the share of N:M groups (or of matrices) that keep the pattern."""
 
     paper: ClassVar[str] = "counted on the files"
+    metrics: ClassVar[tuple[str, ...]] = ("zero_weights", "pattern_holds")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks

@@ -11,6 +11,7 @@ class Size(Evaluator):
     """Bytes of the weight files and of the masks, parameters (live and in all), average bits per parameter."""
 
     paper: ClassVar[str] = "counted on the files"
+    metrics: ClassVar[tuple[str, ...]] = ("bytes", "mask_bytes", "parameters", "live_parameters", "bits_per_parameter")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks

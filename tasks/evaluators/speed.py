@@ -18,6 +18,7 @@ class Speed(Evaluator):
     """Prefill of a prompt, then greedy decoding with a KV cache; medians."""
 
     paper: ClassVar[str] = "wall-clock measurement"
+    metrics: ClassVar[tuple[str, ...]] = ("prefill_tokens_per_second", "decode_tokens_per_second")
     exclusive: ClassVar[bool] = True
 
     prompt: int = Field(256, gt=0)

@@ -23,14 +23,23 @@ HELD = 1 << 25  # logits held at once
 SCORED = 1 << 22  # of them scored at once, in float32
 
 
-@torch.no_grad()
 def summed_loss(model: nn.Module, batch: Batch, forward: Callable[..., Any] | None = None) -> float:
     """Cross-entropy in nats of each next token that counts given its prefix, summed over the batch. ``forward`` is what to
     call where it is not the model itself, but an engine around it."""
-    total = torch.zeros((), dtype=torch.float64, device=batch.tokens.device)
+    return float(summed_losses(model, batch, forward).sum())
+
+
+@torch.no_grad()
+def summed_losses(model: nn.Module, batch: Batch, forward: Callable[..., Any] | None = None) -> torch.Tensor:
+    """The same of each sequence: float64 [B]."""
+    losses_B: list[torch.Tensor] = []
     for rows, start, logits_BTV in logits_of(model, batch, forward):
-        total += _score(logits_BTV, rows.following[:, start:])
-    return float(total)
+        found_B = _score(logits_BTV, rows.following[:, start:])
+        if start:  # more tokens of the sequences that came last
+            losses_B[-1] += found_B
+        else:
+            losses_B.append(found_B)
+    return torch.cat(losses_B)
 
 
 def logits_of(
@@ -48,15 +57,15 @@ def logits_of(
 
 
 def _score(logits_BTV: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
-    """The loss of the next tokens that there are logits for; the last logits of a sequence have none. What is ignored
-    costs nothing."""
+    """The loss of the next tokens that there are logits for, summed over each sequence: float64 [B]. The last logits of a
+    sequence have none. What is ignored costs nothing."""
     count, step = min(logits_BTV.shape[1], next_BT.shape[1]), max(1, SCORED // logits_BTV.shape[-1])
-    total = torch.zeros((), dtype=torch.float64, device=next_BT.device)
-    for logits_TV, next_T in zip(logits_BTV[:, :count], next_BT[:, :count], strict=True):
+    total_B = torch.zeros(len(next_BT), dtype=torch.float64, device=next_BT.device)
+    for row, (logits_TV, next_T) in enumerate(zip(logits_BTV[:, :count], next_BT[:, :count], strict=True)):
         for piece_TV, scored_T in zip(logits_TV.split(step), next_T.split(step), strict=True):
             losses_T = functional.cross_entropy(piece_TV.float(), scored_T, ignore_index=IGNORED, reduction="none")
-            total += losses_T.sum(dtype=torch.float64)
-    return total
+            total_B[row] += losses_T.sum(dtype=torch.float64)
+    return total_B
 
 
 def _stand_in(model: nn.Module, tokens_BT: torch.Tensor) -> tuple[nn.Module, Any] | None:

@@ -9,9 +9,9 @@ import pytest
 from dashboards.figures import (
     fit_errors,
     groups_figure,
+    heat_map,
     loss_over_sparsity,
     quality_against_bytes,
-    sparsity_heat_map,
     training_curves,
 )
 
@@ -45,11 +45,11 @@ NAMES = [  # of llama, gpt2 and fused experts
 
 @pytest.mark.parametrize(("name", "kind"), NAMES)
 def test_the_heat_map_has_a_column_a_block_in_order_and_a_row_a_kind(name, kind):
-    figure = sparsity_heat_map({name.format(block): 0.1 * block for block in (10, 2, 0)}, "prune")
+    figure = heat_map({name.format(block): 0.1 * block for block in (10, 2, 0)}, "prune: sparsity (%)")
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10"]
     assert [label.get_text() for label in axes.get_yticklabels()] == [kind]
-    assert axes.images[0].get_array().tolist() == [[0, pytest.approx(0.2), 1]]
+    assert axes.images[0].get_array().tolist() == [[0, pytest.approx(0.2), 1]] and axes.get_title() == "prune: sparsity (%)"
     assert [text.get_text() for text in axes.texts] == ["0", "20", "100"] and drawn(figure)
 
 

@@ -19,6 +19,7 @@ class Ledger:
     def __init__(self) -> None:
         self.origins = SimpleNamespace(run=lambda key, evaluations: None)
         self.children, self.tags, self.numbers, self.ended = {}, defaultdict(dict), defaultdict(dict), {}
+        self.drawn = defaultdict(list)
 
     def child(self, id, tags, params):
         self.children[id], self.tags[id] = id, dict(tags)
@@ -29,6 +30,9 @@ class Ledger:
 
     def scalars(self, id, metrics, prefix=""):
         self.numbers[id] |= {prefix + name: value for name, value in metrics.items()}
+
+    def figures(self, id, figures):
+        self.drawn[id] += [(name, figure.axes[0].get_title()) for name, figure in figures]
 
     def end(self, id, status):
         self.ended[id] = status
@@ -74,3 +78,16 @@ def test_an_evaluation_that_is_there_opens_the_run_of_a_model_that_is_made_again
         chronicle.finished(made.by_id[id], publish(chronicle.store, made.by_id[id], tmp_path / id, found=1.0), 0.0)
     assert set(chronicle.tracking.children) == {"prepare", "pretrain"}
     assert chronicle.tracking.tags["pretrain"].keys() >= {"winnow.address", "winnow.evaluate.size"}
+
+
+def test_a_map_of_a_model_is_drawn_in_the_models_run(tmp_path):
+    made = plan(LocalStore(tmp_path / "store"), *BASE["stages"][:2], evaluate=["atlas"])
+    chronicle = Chronicle(made, LocalStore(tmp_path / "store"), Ledger())
+    rows = ["matrix,zeros,effective_rank", "h.0.up.weight,0.5,0.9", "h.1.up.weight,0.25,0.8", "h.1.experts.up[3],1,0"]
+    (tmp_path / "pretrain.atlas" / "report").mkdir(parents=True)
+    (tmp_path / "pretrain.atlas" / "report" / "atlas.csv").write_text("\n".join(rows) + "\n")
+    for step in made.steps:
+        chronicle.started(step)
+        chronicle.finished(step, publish(chronicle.store, step, tmp_path / step.id), 0.0)
+    titles = [("zeros_by_layer", "pretrain: zeros (%)"), ("effective_rank_by_layer", "pretrain: effective rank (%)")]
+    assert chronicle.tracking.drawn["pretrain"] == titles

@@ -67,6 +67,21 @@ def test_a_comparison_that_no_model_has_a_reference_for_is_refused():
         recipe(PREPARE, PRETRAIN, evaluate=["size", "divergence"])
 
 
+def test_a_contrast_takes_what_another_evaluator_reports_of_a_model_and_of_its_reference(tmp_path):
+    (tmp_path / "copa.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    asked = {"tasks": {"files": {"copa": str(tmp_path / "copa.jsonl")}}}
+    found = recipe(PREPARE, PRETRAIN, PRUNE, RECOVER, evaluate={**asked, "flips": {}})
+    assert [node.id for node in found.nodes if node.id.endswith(".flips")] == ["prune.flips", "recover.flips"]
+    assert found.node("recover.flips").parents == {"ours": "recover.tasks", "theirs": "pretrain.tasks"}
+    assert found.node("recover.flips").stage.exclusive  # in the end, when both reports are there
+    with pytest.raises(ValueError, match="^recipe.evaluate: flips compares what tasks reports; list that too$"):
+        recipe(PREPARE, PRETRAIN, PRUNE, evaluate=["flips"])
+    with pytest.raises(ValueError, match="no model of this recipe has one; leave it out, or put load: {} before the stage"):
+        recipe(PREPARE, PRUNE, model={"checkpoint": "/some/model"}, evaluate={**asked, "flips": {}})
+    loaded = recipe(PREPARE, {"load": {}}, PRUNE, model={"checkpoint": "/some/model"}, evaluate={**asked, "flips": {}})
+    assert loaded.node("prune.flips").parents["theirs"] == "load.tasks"
+
+
 def test_a_listed_evaluation_names_its_reference_itself():
     other = {"id": "other", "from": "prepare", **PRETRAIN}
     listed = {"from": {"model": "prune", "reference": "other"}, "evaluate": {"method": "divergence"}}

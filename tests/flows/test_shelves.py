@@ -45,6 +45,10 @@ def test_the_text_holds_what_the_method_does(capsys):
     assert "take whole attention heads" in text and "patterns: channel" in text and "no fields" in text
 
 
+def test_an_evaluator_tells_what_it_measures(capsys):
+    assert told(capsys, "divergence")[0]["metrics"] == ["reference_kl", "reference_flips"]
+
+
 def test_a_field_without_a_default_is_shown_as_required(capsys):
     assert all(field["required"] for field in told(capsys, "narrow")[0]["fields"].values())
     methods("narrow")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pipeline import LENGTH, Home, made_home, pretrain, prune
+from tests.pipeline import LENGTH, Home, Ledger, made_home, pretrain, prune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,6 +32,19 @@ def test_until_on_the_cluster_then_only_in_this_process_leave_nothing_to_the_who
     assert made("--until", "pretrain") == ["prepare", "pretrain", "pretrain.perplexity"]
     assert made("--only", "prune", "--here") == ["prune", "prune.perplexity"]
     assert made() == []
+
+
+def test_strictly_a_model_that_misses_a_gate_is_exit_code_1_and_its_numbers_are_told_all_the_same(home: Home) -> None:
+    recipe = home.recipe("gates", pretrain("dense", 4), prune(), evaluate={"perplexity": {"length": LENGTH, "tokens": 1024}})
+    run = ("run", recipe, "-p", home.profile, "--here", "--strict", "--json", "--set")
+    missed = home.winnow(*run, 'require=["perplexity <= 0.5 * dense", "sparsity >= 0.4"]', code=1)
+    line = missed.err.splitlines()[-1]
+    assert line.startswith("winnow: prune fails perplexity <= 0.5 * dense (") and "sparsity" not in line
+    assert [gate["passes"] for gate in missed.summary["models"][-1]["gates"]] == [False, True]
+    passed = home.winnow(*run, 'require=["perplexity <= 2 * dense"]')
+    assert "winnow:" not in passed.err and all(stage["cached"] for stage in passed.summary["stages"])
+    tags = [run.data.tags["winnow.gates.prune"].partition(":")[0] for run in Ledger.of(home).parents("gates")]
+    assert tags == ["fails", "passes"]
 
 
 def test_two_ranks_under_torchrun_train_together_and_what_is_for_one_waits_for_no_other(home: Home) -> None:

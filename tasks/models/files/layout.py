@@ -7,6 +7,7 @@ is not lost.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -48,6 +49,16 @@ def copy_companions(source: Path, output: Path, skip: Collection[str] = ()) -> N
             target = output / file.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
+
+
+def copy_model(source: Path, output: Path) -> None:
+    """Copy a model with all that belongs to it: weights, masks, extras, and what travels beside them."""
+    weights = set(json.loads((source / INDEX).read_text())["weight_map"].values()) if (source / INDEX).exists() else {SINGLE}
+    for name in (*sorted(weights), INDEX, MASKS, EXTRAS):
+        if (source / name).exists():
+            (output / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, output / name)
+    copy_companions(source, output)
 
 
 def tokenizer_files(directory: Path) -> set[str]:

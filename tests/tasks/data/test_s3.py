@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from tasks.data.corpus import Files
-from tasks.models.source import Checkpoint
+from tasks.models.checkpoint import Checkpoint
 
 
 @pytest.fixture(params=["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])

@@ -31,8 +31,8 @@ def data(tmp_path_factory):
 
 def test_each_question_continues_a_document_with_its_true_next_line(data):
     for item in evaluator(items=100).make_items(data):
-        assert any(item["context"] + item["choices"][item["answer"]] in text for text in TEXTS)
-        assert len(item["context"]) == 240 and item["context"].endswith("\n")
+        assert any(item["query"] + item["choices"][item["gold"]] in text for text in TEXTS)
+        assert len(item["query"]) == 240 and item["query"].endswith("\n")
         assert len(item["choices"]) == len(set(item["choices"])) == 4
 
 
@@ -43,14 +43,14 @@ def test_wrong_lines_are_about_as_long_as_the_true_one(data):
 
 
 def test_answers_are_balanced_so_that_guessing_scores_the_chance(data):
-    counts = Counter(item["answer"] for item in evaluator(items=400).make_items(data))
+    counts = Counter(item["gold"] for item in evaluator(items=400).make_items(data))
     assert set(counts) == {0, 1, 2, 3} and all(70 <= count <= 130 for count in counts.values())
 
 
 def test_the_same_seed_asks_the_same_questions_and_no_place_is_asked_twice(data):
     items = evaluator(items=100).make_items(data)
     assert items == evaluator(items=100).make_items(data) != evaluator(items=100, seed=1).make_items(data)
-    assert len({(item["context"], item["choices"][item["answer"]]) for item in items}) == 100
+    assert len({(item["query"], item["choices"][item["gold"]]) for item in items}) == 100
 
 
 def test_too_few_lines_are_refused(tmp_path):
@@ -68,12 +68,12 @@ def test_lm_eval_scores_what_the_likelihoods_say(data, tmp_path):
     for item in evaluator(items=30).make_items(data):
         scores = []
         for choice in item["choices"]:
-            context = tokenizer(item["context"], add_special_tokens=False).input_ids
-            whole = tokenizer(item["context"] + choice, add_special_tokens=False).input_ids
+            context = tokenizer(item["query"], add_special_tokens=False).input_ids
+            whole = tokenizer(item["query"] + choice, add_special_tokens=False).input_ids
             with torch.no_grad():
                 log_TV = torch.log_softmax(candidate.model(torch.tensor([whole])).logits[0], -1)
             scores.append(sum(log_TV[place - 1, whole[place]].item() for place in range(len(context), len(whole))))
-        right.append(scores.index(max(scores)) == item["answer"])
+        right.append(scores.index(max(scores)) == item["gold"])
     found = evaluator(items=30).measure(candidate)
     assert found["task_accuracy"] == pytest.approx(sum(right) / 30) and found["task_chance"] == 0.25
     assert found.keys() <= METRICS.keys() and found["task_accuracy_stderr"] > 0

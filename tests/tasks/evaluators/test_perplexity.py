@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ def candidate(tmp_path, tokens: int = 45, uniform: bool = False, **overrides) ->
         model.lm_head.weight.data.zero_()
     save_model(model.state_dict(), model.config, tmp_path / "model")
     data_zoo.write_tokens(tmp_path / "data", "heldout", np.random.default_rng(0).integers(0, zoo.VOCABULARY, tokens))
+    data_zoo.write_heldout(tmp_path / "data", [80 * "a"])
     return Candidate(tmp_path / "model", tmp_path / "data")
 
 
@@ -79,3 +81,65 @@ def test_a_loss_beyond_all_numbers_is_told_in_one_line(tmp_path):
     measured.model.lm_head.weight.data.mul_(1e6)
     with pytest.raises(ValueError, match="^the model is broken: a held-out loss of .* has no finite perplexity$"):
         perplexity(length=8).measure(measured)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 5, 10])
+def test_where_windows_overlap_each_token_is_predicted_once_with_the_text_before_it(stride, tmp_path):
+    measured = candidate(tmp_path)
+    tokens, losses = torch.from_numpy(np.load(tmp_path / "data" / "heldout-00000.npy").astype(int)), []
+    for start in range(0, 45 - 10 + 1, stride):
+        with torch.no_grad():
+            log_TV = measured.model(tokens[None, start : start + 10]).logits[0].log_softmax(-1)
+        fresh = range(1, 10) if start == 0 or stride == 10 else range(10 - stride, 10)
+        losses += [-log_TV[place - 1, tokens[start + place]].item() for place in fresh]
+    found = perplexity(length=10, stride=stride, batch=3).measure(measured)
+    assert found["heldout_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    with pytest.raises(ValueError, match="stride 11 is more than length 10"):
+        perplexity(length=10, stride=11)
+
+
+def test_bits_per_byte_and_the_interval_by_hand(tmp_path):
+    found = perplexity(length=8).measure(candidate(tmp_path, uniform=True))
+    # 45 tokens, one an end of text, stand for 80 bytes
+    assert found["bits_per_byte"] == pytest.approx(math.log2(zoo.VOCABULARY) * 44 / 80, rel=1e-5)
+    assert found["perplexity_low"] == pytest.approx(found["perplexity_high"], rel=1e-4)  # all windows lose the same
+    spread = perplexity(length=8).measure(candidate(tmp_path / "other"))
+    assert spread["perplexity_low"] < spread["perplexity"] < spread["perplexity_high"]
+
+
+def test_a_text_of_joined_documents_scores_what_a_script_of_the_papers_does(tmp_path):
+    measured = candidate(tmp_path, vocab_size=300)
+    data_zoo.write_tokenizer(tmp_path / "data" / "tokenizer")
+    documents = [data_zoo.text(number) for number in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    ids = torch.tensor(measured.tokenizer("\n\n".join(documents)).input_ids)
+    blocks = ids[: len(ids) // 16 * 16].view(-1, 16)
+    with torch.no_grad():
+        expected = measured.model(blocks, labels=blocks).loss.item()
+    texts = {"papers": {"corpus": str(tmp_path / "rows.jsonl"), "join": "\n\n"}, "rows": str(tmp_path / "rows.jsonl")}
+    method = perplexity(length=16, tokens=None, texts=texts)
+    found = method.measure(measured)
+    assert found["perplexity.papers"] == pytest.approx(math.exp(expected), rel=1e-4)
+    size = len("\n\n".join(documents).encode())
+    assert found["bits_per_byte.papers"] == pytest.approx(expected / math.log(2) * len(ids) / size, rel=1e-4)
+    assert found["perplexity.rows"] != found["perplexity.papers"]  # an end of text after each
+    assert method.sources().keys() == {"text papers", "text rows"}
+    with pytest.raises(ValueError, match="text rows has less than one window of 100000 tokens"):
+        perplexity(length=10**5, texts={"rows": texts["rows"]})._judge(
+            measured, method.texts["rows"].encode(measured.tokenizer), "text rows", 1
+        )
+
+
+@pytest.mark.parametrize(
+    "texts, complaint",
+    [
+        ({"Wiki 2": "x.txt"}, "is no name of a task or text"),
+        ({"w": {"train": "x.txt"}}, "one text is needed"),
+        ({"w": {"corpus": "x.txt", "joined": "x"}}, "joined: no such field"),
+        ({"w": "nothing"}, "no corpus 'nothing'"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_in_one_line(texts, complaint):
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        perplexity(texts=texts)
+    assert "\n" not in str(refusal.value)

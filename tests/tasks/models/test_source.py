@@ -7,7 +7,8 @@ import shutil
 import pytest
 from pydantic import ValidationError
 
-from tasks.models.source import Architecture, Checkpoint, ModelSource
+from tasks.models.checkpoint import Checkpoint
+from tasks.models.source import Architecture, ModelSource
 from tests.tasks import models_zoo as zoo
 
 
