@@ -21,11 +21,11 @@ quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
 
 test: install lint browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 test-fast: install lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 # Debian's Chromium, by which tests/browser drive Prefect's UI
 browser:

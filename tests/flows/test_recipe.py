@@ -10,6 +10,8 @@ from flows.plan import check
 from flows.recipe import load_recipe
 from tasks.methods import names
 from tests.flows.recipes import BASE, HUB, recipe
+from tests.tasks import data_zoo
+from tests.tasks import models_zoo as zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 PREPARE, PRETRAIN, PRUNE, RECOVER, QUANTIZE = BASE["stages"]
@@ -355,5 +357,9 @@ def test_the_iso_sparsity_of_a_transform_is_a_number_in_the_fields(name):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "flows" / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_accepted(path):
+def test_every_shipped_recipe_is_accepted(path, tmp_path, monkeypatch):
+    data_zoo.write_tokenizer(tmp_path / "build" / "smollm2")  # what ``make real-model`` makes, in small
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048}
+    zoo.save("llama", tmp_path / "build" / "smollm2", **sizes)
+    monkeypatch.chdir(tmp_path)
     check(load_recipe(str(path)))
