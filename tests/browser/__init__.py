@@ -115,9 +115,18 @@ class Browser:
         self.press("Add item", inside=_group(name))
         self.find(f"({_group(name)}//textarea)[last()]").send_keys(value)
 
-    def toggle(self, schedule: str) -> None:
-        """The switch of the schedule that is described like this."""
-        self.until(lambda: self._click(f"//*[@role='switch'][@aria-label='toggle {schedule}']"), f"a switch of {schedule}")
+    def switch(self, schedule: str, on: bool) -> None:
+        """Put the switch of the schedule that is described like this; again where a page drawn anew has swallowed the click."""
+        path = f"//*[@role='switch'][@aria-label='toggle {schedule}']"
+
+        def put() -> bool:
+            if self.find(path).get_attribute("aria-checked") == str(on).lower():
+                return True
+            self._click(path)
+            time.sleep(3)
+            return False
+
+        self.until(put, f"a switch of {schedule} that is {'on' if on else 'off'}")
 
     def text(self) -> str:
         return self.driver.find_element(By.TAG_NAME, "body").text
