@@ -62,7 +62,7 @@ def test_a_fork_makes_what_differs_and_reuses_the_rest(home: Home, swept) -> Non
     before = ran(home)
     arguments = ("fork", "chain", "--at", "prune", "--set", "prune.sparsity=0.65", "-p", home.profile, "--json", "--plan")
     text = home.corpus.read_text()
-    home.corpus.write_text(text + '{"text": "another text"}\n')
+    home.corpus.write_text(text + '\n{"text": "another text"}')
     assert "fork: prepare is not what the run stood on any more" in home.winnow(*arguments, code=2).err
     home.corpus.write_text(text)
     looked = home.winnow(*arguments)
