@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_origin
 
@@ -336,3 +337,18 @@ def test_a_field_with_another_default_keeps_the_bounds_of_the_field_it_stands_fo
                 if missing and not narrower and not any(type(bound) is of for bound in missing):
                     lost.append(f"{kind.__name__}.{name} lacks {missing} of {parent.__name__}")
     assert not lost
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "bench").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_bench_imports_is_there(path):
+    """Nothing runs the benches but people, and they import in functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in (
+            "flows",
+            "tasks",
+            "cluster",
+            "dashboards",
+        ):
+            module = import_module(node.module)
+            absent = [one.name for one in node.names if not hasattr(module, one.name)]
+            assert not [name for name in absent if find_spec(f"{node.module}.{name}") is None], node.module

@@ -64,12 +64,12 @@ def walk_once(layers: int, width: int) -> None:
 def prune(source: Path, batches: list) -> Path:
     from tasks.calibrate.walk import walk
     from tasks.methods import build
-    from tasks.models.stream.activations import Room
+    from tasks.models.stream.activations import MemoryBudget
     from tasks.models.stream.blocks import BlockStream
 
     output = source.with_name(f"{source.name}-out")
-    room = Room(BUDGET, source.with_name(f"{source.name}-activations"))
-    walk(BlockStream(source, output), batches, build("pruners", "wanda"), sparsity=0.5, room=room)
+    memory = MemoryBudget(BUDGET, source.with_name(f"{source.name}-activations"))
+    walk(BlockStream(source, output), batches, build("pruners", "wanda"), sparsity=0.5, memory=memory)
     return output
 
 
