@@ -343,12 +343,7 @@ def test_a_field_with_another_default_keeps_the_bounds_of_the_field_it_stands_fo
 def test_what_a_bench_imports_is_there(path):
     """Nothing runs the benches but people, and they import in functions."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in (
-            "flows",
-            "tasks",
-            "cluster",
-            "dashboards",
-        ):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(OURS):
             module = import_module(node.module)
             absent = [one.name for one in node.names if not hasattr(module, one.name)]
             assert not [name for name in absent if find_spec(f"{node.module}.{name}") is None], node.module
