@@ -11,13 +11,12 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -32,7 +31,6 @@ from flows.registration import (
     POOL,
     RECIPE_TAG,
     SET,
-    TAG,
     Entry,
     Registration,
     everything,
@@ -40,11 +38,10 @@ from flows.registration import (
     listed,
     registration,
 )
-from flows.schedules import MADE, Keeper, skip_missed
+from flows.schedules import MADE, Keeper, skip_missed, tagged
 
 LOG = get_logger(__name__)
 SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
-PAGE = 200
 MOST = 16  # runs with a process of their own; whose turn it is among them is decided in cluster/turn.py
 
 
@@ -115,7 +112,7 @@ def apply(
         raise ValueError(
             f"no work pool {pool!r} on this server; make it with prefect work-pool create, or name another"
         ) from None
-    there = list(ours(client)) if prune else []
+    there = ours(client) if prune else []
     commanded = {found.name for found in there if LISTED not in found.tags}
     for one in wanted:
         if one.name in commanded:
@@ -133,13 +130,9 @@ def apply(
 LISTED = "listed"  # the tag of what a file has; what a command made stays until it is removed by one
 
 
-def ours(client: SyncPrefectClient) -> Iterable[DeploymentResponse]:
+def ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """The deployments that Winnow made."""
-    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-    offset = 0
-    while page := client.read_deployments(deployment_filter=tagged, limit=PAGE, offset=offset):
-        yield from (found for found in page if f"{OWNED}{found.name}" in found.tags)
-        offset += PAGE
+    return [found for found in tagged(client) if f"{OWNED}{found.name}" in found.tags]
 
 
 def remove(client: SyncPrefectClient, name: str) -> None:

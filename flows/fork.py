@@ -43,8 +43,8 @@ def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile
     made["name"] = name or f"{old.removesuffix('-fork')}-fork"
     made["description"] = f"Forked from run {found.info.run_id} of {old} at {at}: {', '.join(settings)}."
     store, written = store_of(profile), yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
-    before = make_plan(parse_recipe(document, text, Path.cwd()), store)
-    after = make_plan(parse_recipe(made, written, Path.cwd()), store)
+    before = make_plan(parse_recipe(document, text, folder), store)
+    after = make_plan(parse_recipe(made, written, folder), store)
     _check(before, after, at, runs.stood_on(found))
     reused = [step.id for step in after.steps if step.cached]
     due = [step.id for step in after.due if not step.node.measures]

@@ -61,7 +61,7 @@ class Keeper:
     def look(self, client: SyncPrefectClient) -> None:
         """One look at the schedules of all deployments."""
         seen: dict[str, dict[str, Any]] = {}
-        for deployment in _deployments(client):
+        for deployment in tagged(client):
             for schedule in deployment.schedules:
                 id, own = str(schedule.id), schedule.parameters
                 if not own and (lost := self.known.get(id)):
@@ -111,7 +111,7 @@ def check_alone(client: SyncPrefectClient, run: FlowRun) -> None:
 
 def skip_missed(client: SyncPrefectClient, now: datetime) -> None:
     """Of the runs that schedules wanted while nobody served them, make up for the last of each deployment alone."""
-    for deployment in _deployments(client):
+    for deployment in tagged(client):
         missed = [run for run in _runs(client, [StateType.SCHEDULED], deployment.id) if run.auto_scheduled and _due(run) < now]
         for run in sorted(missed, key=_due)[:-1]:
             skipped = Cancelled(name="Skipped", message="skipped: it came due while nobody served it")
@@ -133,8 +133,9 @@ def _runs(client: SyncPrefectClient, states: list[StateType], deployment: UUID |
     return found
 
 
-def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    tagged, found = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), []
-    while page := client.read_deployments(deployment_filter=tagged, limit=PAGE, offset=len(found)):
+def tagged(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """The deployments that have our tag, copies that somebody made in the UI among them."""
+    ours, found = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), []
+    while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(found)):
         found += page
     return found
