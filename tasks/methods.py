@@ -34,10 +34,12 @@ SHELVES = ("transforms", "surgeries", "regimes", "objectives", "pruners", "alloc
 
 
 class Method(BaseModel):
-    """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from. The string below a field is
-    its help text, in ``winnow methods`` and in the schema of recipes."""
+    """Root of every method: frozen hyper-parameters. ``paper`` is where the algorithm comes from; ``version`` is counted up
+    when the same fields come to another result, and is part of the key from 2 on. The string below a field is its help text,
+    in ``winnow methods`` and in the schema of recipes."""
 
     paper: ClassVar[str] = ""
+    version: ClassVar[int] = 1
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -88,7 +90,12 @@ def _read(shelf: str, spec: object, context: Any) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
     ((name, fields),) = spec.items()
-    return validate(load(shelf, str(name)), fields or {}, str(name), context)
+    method, fields = load(shelf, str(name)), fields or {}
+    if method.version > 1 and isinstance(fields, dict) and "version" in fields:  # as ``dump`` wrote it
+        fields = dict(fields)
+        if (given := fields.pop("version")) != method.version:
+            raise ValueError(f"{name}.version: this is version {method.version} of it, got {given!r}; leave it out")
+    return validate(method, fields, str(name), context)
 
 
 def validate(model: type[Model], fields: Any, where: str, context: Any = None) -> Model:
@@ -135,8 +142,9 @@ def seeded(method: Root, seed: int) -> Root:
 
 
 def dump(method: Method, context: Any = None) -> dict[str, Any]:
-    """``{name: fields}``: two methods with equal fields still differ."""
-    return {method.name: method.model_dump(mode="json", context=context)}
+    """``{name: fields}``: two methods with equal fields still differ, and so do two versions of one."""
+    version = {"version": method.version} if method.version > 1 else {}
+    return {method.name: method.model_dump(mode="json", context=context) | version}
 
 
 @dataclass(frozen=True)

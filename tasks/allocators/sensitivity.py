@@ -1,8 +1,12 @@
 """Sensitivity: measure once what pruning each linear does to its block, then solve for the cheapest way to a budget.
 
-Every linear is pruned alone at a few sparsities by a cheap pruner, and the relative squared error of the block's output
-is noted. Taking errors to add up, the best allocation minimises their sum under the budget. With each curve replaced by
-its lower convex hull that is a linear programme, and spending the budget on the flattest pieces first solves it exactly.
+Every linear is pruned alone at a few sparsities by a cheap pruner, and the relative squared error of the block's output,
+token by token, is noted. Taking errors to add up, the best allocation minimises their sum under the budget. With each curve
+replaced by its lower convex hull that is a linear programme, and spending the budget on the flattest pieces first solves it
+exactly.
+
+On SmolLM2-135M (WikiText-2, three calibration seeds) Wanda so allocated has perplexity 33.76 at 50 % and 56.3 at 60 %, and
+38.47 and 94.2 with all matrices alike. By errors of all tokens in one sum, which its few huge ones fill, it had 49.2 and 99.3.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ Curve = list[tuple[float, float]]  # (sparsity, error), ascending
 
 class Sensitivity(Allocator):
     paper: ClassVar[str] = "layer-wise sensitivity analysis (arXiv 1608.08710), solved as a linear programme"
+    version: ClassVar[int] = 2  # errors are relative to each token's own size
 
     pruner: Annotated[Pruner, of("pruners")] = Field("wanda", validate_default=True)
     """The pruner that the matrices are tried with."""

@@ -40,17 +40,21 @@ def scan(stream: ResidentBlocks, batches: Iterable[torch.Tensor], memory: Memory
 
 
 def trial_error(view: BlockView, edits: Mapping[str, Edit], dense: list[torch.Tensor]) -> float:
-    """The relative squared error of the block's output on the batches of ``dense`` if ``edits`` were made; they are not."""
+    """The relative squared error of the block's output, as the mean over the tokens of ``dense``, if ``edits`` were made; they
+    are not. Each token by its own size: every block begins by norming its tokens, and a pretrained model has a few that are a
+    thousand times as large, beside which, in one sum, no error of the others would count."""
     before = {name: view.matrices[name].clone() for name in edits}
-    change = total = 0.0
+    change, tokens = 0.0, 0
     try:
         for name, edit in edits.items():
             if edit.weight_OI is not None:
                 view.matrices[name].copy_(edit.weight_OI)
         for dense_BTD, output_BTD in zip(dense, view.run(len(dense)), strict=True):
-            change += float((output_BTD - dense_BTD).float().square().sum(dtype=torch.float64))
-            total += float(dense_BTD.float().square().sum(dtype=torch.float64))
+            error_BT = (output_BTD - dense_BTD).float().square().sum(-1)
+            size_BT = dense_BTD.float().square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+            change += float((error_BT / size_BT).sum(dtype=torch.float64))
+            tokens += size_BT.numel()
     finally:
         for name, weight_OI in before.items():
             view.matrices[name].copy_(weight_OI)
-    return change / max(total, 1e-300)
+    return change / max(tokens, 1)

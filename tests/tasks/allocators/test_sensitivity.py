@@ -1,14 +1,16 @@
 """Sensitivity: curves are measured, the programme is solved exactly, and the outcome beats an even share."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tasks.allocators.sensitivity import _hull, cheapest
-from tasks.calibrate.scan import scan
+from tasks.calibrate.method import Edit
+from tasks.calibrate.scan import scan, trial_error
 from tasks.calibrate.walk import walk
-from tasks.methods import build
+from tasks.methods import build, dump
 from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 
@@ -77,3 +79,20 @@ def test_beyond_the_highest_level_the_budget_is_met_and_no_linear_is_favoured_by
 def test_only_a_pruner_of_single_matrices_can_measure():
     with pytest.raises(ValueError, match="cfsp cannot keep pattern unstructured"):
         build("allocators", {"sensitivity": {"pruner": "cfsp"}})
+
+
+def test_a_huge_token_does_not_hide_what_is_lost_of_the_others():
+    # Half of two tokens is lost; in one sum over both the error would be 1 in a million.
+    tokens_BTD, eye = torch.tensor([[[1000.0, 0.0], [0.0, 1.0]]]), torch.eye(2)
+    view = SimpleNamespace(matrices={"weight": eye}, run=lambda batches: [tokens_BTD @ eye.T])
+    edits = {"weight": Edit(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))}
+    assert trial_error(view, edits, [tokens_BTD]) == pytest.approx(0.5)
+    assert torch.equal(eye, torch.eye(2))
+
+
+def test_a_version_is_part_of_what_is_written_and_another_is_refused():
+    written = dump(build("allocators", "sensitivity"))
+    assert written["sensitivity"]["version"] == 2 and build("allocators", written) == build("allocators", "sensitivity")
+    with pytest.raises(ValueError, match=r"sensitivity.version: this is version 2 of it, got 1"):
+        build("allocators", {"sensitivity": {"version": 1}})
+    assert "version" not in dump(build("allocators", "owl"))["owl"]
