@@ -72,9 +72,20 @@ def read_law(path: Path) -> LawFile:
 
 def gather(names: Sequence[str], store: Store) -> dict[str, TrainingRun]:
     """The runs that addresses and recipes name, with what they measured."""
-    records = {record.key: record for name in names for record in _finished(name, store)}
-    losses = _losses(records, store)
+    records = _records(names, store)
+    losses = _measured(records, store, "heldout_loss", "perplexity")
     return {record.address: _run(record, losses[record.key]) for record in records.values()}
+
+
+def activation(names: Sequence[str], store: Store) -> dict[str, tuple[float, float]]:
+    """Tokens seen, and the share of neurons in use, of the runs that addresses and recipes name."""
+    records = _records(names, store)
+    silent = _measured(records, store, "activation_sparsity", "activation_sparsity")
+    return {record.address: (_of(record, "training_tokens"), 1 - silent[record.key]) for record in records.values()}
+
+
+def _records(names: Sequence[str], store: Store) -> dict[str, Record]:
+    return {record.key: record for name in names for record in _finished(name, store)}
 
 
 def _finished(name: str, store: Store) -> Iterable[Record]:
@@ -89,28 +100,30 @@ def _finished(name: str, store: Store) -> Iterable[Record]:
     return [step.record for step in steps]
 
 
-def _losses(records: Mapping[str, Record], store: Store) -> dict[str, float]:
-    """Held-out loss by the key of the model, all by one measurement: the same evaluator on the same text."""
+def _measured(records: Mapping[str, Record], store: Store, metric: str, evaluator: str) -> dict[str, float]:
+    """A metric by the key of the model, all by one measurement: the same evaluator on the same text."""
     measurements: dict[str, dict[str, float]] = {}
     for evaluation in store.records("evaluate"):
         model, method = evaluation.parents.get("model"), evaluation.params.get("method")  # an older Winnow wrote none
-        if model in records and method and "heldout_loss" in evaluation.metrics:
+        if model in records and method and metric in evaluation.metrics:
             how = canonical_json([method, evaluation.parents["data"]])
-            measurements.setdefault(how, {})[model] = evaluation.metrics["heldout_loss"]
+            measurements.setdefault(how, {})[model] = evaluation.metrics[metric]
     for key, record in records.items():
-        if not any(key in losses for losses in measurements.values()):
-            raise ValueError(f"{record.address} has no heldout_loss; put perplexity into evaluate of its recipe")
-    shared = [how for how, losses in measurements.items() if len(losses) == len(records)]
+        if not any(key in measured for measured in measurements.values()):
+            raise ValueError(f"{record.address} has no {metric}; put {evaluator} into evaluate of its recipe")
+    shared = [how for how, measured in measurements.items() if len(measured) == len(records)]
     if records and not shared:
-        raise ValueError("the runs were measured differently; evaluate them all with one perplexity on one prepared corpus")
+        raise ValueError(f"the runs were measured differently; evaluate them all with one {evaluator} on one prepared corpus")
     return measurements[min(shared)] if shared else {}
 
 
+def _of(record: Record, metric: str) -> float:
+    if metric not in record.metrics:
+        raise ValueError(f"{record.address} does not tell its {metric}: an older Winnow made it; run it anew")
+    return record.metrics[metric]
+
+
 def _run(record: Record, loss: float) -> TrainingRun:
-    metrics = record.metrics
-    needed = ("prunable_parameters", "average_parameters", "sparsity", "training_tokens")
-    if missing := [name for name in needed if name not in metrics]:
-        raise ValueError(f"{record.address} does not tell its {missing[0]}: an older Winnow made it; run it anew")
-    initial = metrics["prunable_parameters"]
-    final = initial * (1 - metrics["sparsity"])
-    return TrainingRun(initial, metrics["average_parameters"], final, metrics["training_tokens"], loss)
+    initial = _of(record, "prunable_parameters")
+    final = initial * (1 - _of(record, "sparsity"))
+    return TrainingRun(initial, _of(record, "average_parameters"), final, _of(record, "training_tokens"), loss)

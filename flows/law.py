@@ -1,4 +1,4 @@
-"""``winnow law``: fit the scaling law of sparse pretraining to finished runs, and plan a run by it."""
+"""``winnow law``: fit the laws of sparse pretraining and of activation to finished runs, and plan a run by the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flows.evidence import LawFile
     from tasks.train.scaling.budget import Outlook
 
-app = Commands(no_args_is_help=True, help="Fit the scaling law of sparse pretraining to finished runs, and plan by it.")
+app = Commands(no_args_is_help=True, help="Fit laws of sparse pretraining to finished runs, and plan by them.")
 
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="draw it into this image file")]
 IMAGES = (".png", ".pdf", ".svg", ".jpg")
@@ -76,6 +76,32 @@ def plan(
     for line in beyond:
         console.print(f"extrapolated: {line}", highlight=False, style="yellow", soft_wrap=True)
     console.print(ASSUMPTION, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def activation(
+    runs: Annotated[list[str], typer.Argument(help="addresses of pretrain artifacts, or recipes all of whose runs are done")],
+    profile: ProfileOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Fit how the share of neurons in use changes with tokens, and say what it comes to: runs of one model over more and more
+    tokens, each with ``activation_sparsity`` at one ``error``."""
+    from flows.evidence import activation as measured
+    from tasks.train.scaling.activation import fit as fit_activation
+
+    found = measured(runs, store_of(profile))
+    law = fit_activation(*zip(*found.values(), strict=True))
+    if as_json:
+        print(json.dumps({"law": asdict(law), "runs": found}))
+        return
+    table = Table(caption=f"mean error {law.mean_absolute_error:.3%} of the neurons", caption_justify="left")
+    for title in ("tokens", "in use", "by the law"):
+        table.add_column(title, justify="right")
+    for tokens, ratio in sorted(found.values()):
+        table.add_row(f"{tokens:,.0f}", f"{ratio:.2%}", f"{float(law.ratio(tokens)):.2%}")
+    console.print(table)
+    told = f"the share of neurons in use {law.trend} with tokens, to {law.limit:.2%}"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _check_plot(path: Path | None) -> None:

@@ -12,6 +12,7 @@ from cluster.store.local import LocalStore
 from flows.evidence import gather, read_law
 from flows.plan import make_plan
 from flows.recipe import load_recipe
+from tasks.train.scaling.activation import ActivationLaw
 from tasks.train.scaling.law import ScalingLaw
 from tests.flows.command import winnow
 from tests.flows.recipes import BASE, HUB, publish
@@ -181,3 +182,24 @@ def test_an_impossible_budget_is_refused(law, sweep, tmp_path, capsys):
     assert "max-sparsity 1 is not in [0, 1)" in complaint(capsys, *PLAN, "--max-sparsity", "1")
     assert "flops 100 buys" in complaint(capsys, "law", "plan", "--flops", "100", "--final-params", "1e6")
     assert "'--flops'" in complaint(capsys, "law", "plan", "--final-params", "1e6")
+
+
+def test_the_law_of_activation_is_fitted_to_runs_over_more_and_more_tokens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    truth, budgets = ActivationLaw("falls", 0.07, (0.08, 0.7, -3.4), 0.0), [10**9 * step for step in range(2, 42, 4)]
+    stages = [PREPARE, *(stage("dense", tokens) for tokens in budgets)]
+    recipe = {**BASE, "name": "curve", "evaluate": {"activation_sparsity": {"error": 0.2}}, "stages": stages}
+    (tmp_path / "curve.yaml").write_text(yaml.safe_dump(recipe))
+    store = LocalStore(tmp_path / "home" / "store")
+    assert "is not finished" in complaint(capsys, "law", "activation", "curve.yaml")
+    for step in make_plan(load_recipe("curve.yaml"), store).steps:
+        _, _, tokens = (step.node.measures or step.id).partition("-")
+        if tokens:
+            silent = {"activation_sparsity": 1 - float(truth.ratio(float(tokens)))}
+            publish(store, step, tmp_path / "file", **silent if step.node.measures else {"training_tokens": float(tokens)})
+    assert winnow("law", "activation", "curve.yaml", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["law"]["trend"] == "falls" and told["law"]["limit"] == pytest.approx(0.07, abs=1e-4)
+    assert winnow("law", "activation", "curve.yaml") == 0
+    assert "the share of neurons in use falls with tokens, to 7.00%" in capsys.readouterr().out
