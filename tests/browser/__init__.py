@@ -27,6 +27,7 @@ QUIET = (
     "--window-size=1400,1800",
 )
 PATIENCE = 120.0  # seconds: a loaded machine is slow, and a page that works is not waited for
+AGAIN = 15.0  # seconds after which a press that did nothing is made again
 
 
 class Browser:
@@ -68,9 +69,22 @@ class Browser:
 
     def press(self, text: str, inside: str = "") -> None:
         """The button, tab or menu entry that says this."""
-        roles = "self::button or @role='menuitem' or @role='option' or @role='tab'"
-        path = f"{inside}//*[{roles}][normalize-space(.)='{text}']"
+        path = f"{inside}{_pressable(text)}"
         self.until(lambda: self._click(path), f"a button {text}")
+
+    def press_until(self, text: str, holds: Callable[[], Any], what: str) -> Any:
+        """What ``holds`` returns, once a press has made it true. A page that is drawn anew swallows a press: it is made again
+        where the button still stands a while later."""
+        pressed = time.monotonic() - 2 * AGAIN
+
+        def held() -> Any:
+            nonlocal pressed
+            found = holds()
+            if not found and time.monotonic() - pressed > AGAIN and self._click(_pressable(text)):
+                pressed = time.monotonic()
+            return found
+
+        return self.until(held, what)
 
     def submit(self, text: str) -> None:
         """Press the button that ends a dialog, and see the dialog gone."""
@@ -146,6 +160,11 @@ class Browser:
 def _label(name: str) -> str:
     """The heading of a field, which says so where it may be left out."""
     return f"//label[normalize-space(.)='{name}' or normalize-space(.)='{name} (Optional)']"
+
+
+def _pressable(text: str) -> str:
+    roles = "self::button or @role='menuitem' or @role='option' or @role='tab'"
+    return f"//*[{roles}][normalize-space(.)='{text}']"
 
 
 def _group(name: str) -> str:

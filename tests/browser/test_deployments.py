@@ -77,8 +77,7 @@ def ended(ui: Ui, id: str, seconds: float = 400) -> Run:
 
 def submitted(browser: Browser, ui: Ui, page: str, before: set[str]) -> str:
     """The id of the run that a form began."""
-    browser.press("Submit")
-    return browser.until(lambda: next(iter(runs(ui).keys() - before), None), "a new run")
+    return browser.press_until("Submit", lambda: next(iter(runs(ui).keys() - before), None), "a new run")
 
 
 def pruned(home: Home) -> list[dict[str, Any]]:
