@@ -39,7 +39,5 @@ def convert_gguf(file: Path, directory: Path) -> None:
     config.dtype = torch.bfloat16
     kinds = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
     config.dequantized_from = f"{file.name}: {', '.join(sorted(kinds))}"
-    save_model(
-        {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}, config, half, tokenizer=tokenizer
-    )
+    save_model(model.to(torch.bfloat16).state_dict(), config, half, tokenizer=tokenizer)  # tied weights stay one
     half.rename(directory)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors import safe_open
 
 from tasks.models.checkpoint import Checkpoint
 from tasks.models.files.checkpoint import load_model
@@ -35,8 +36,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory):
+    return written(model, tmp_path_factory.mktemp("gguf") / "tiny-q8_0.gguf")
+
+
+def written(model, path):
     """The model in 8-bit numbers; the rows of its queries and keys stand in another order there."""
-    path, config = tmp_path_factory.mktemp("gguf") / "tiny-q8_0.gguf", model.config
+    config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -53,6 +58,8 @@ def file(model, tmp_path_factory):
     writer.add_token_merges(["t 1"])
     writer.add_eos_token_id(0)
     for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
         known = NAMES[name.removesuffix(".weight")]
         weight = value.numpy()
         if weight.ndim == 1:
@@ -90,3 +97,12 @@ def test_what_is_no_such_file_is_refused(file, tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"no")
     with pytest.raises(ValueError, match="is no GGUF file: it does not begin with GGUF"):
         Checkpoint(gguf=str(tmp_path / "x.gguf")).fingerprint()
+
+
+def test_tied_weights_are_written_once(tmp_path):
+    tied = zoo.model("llama", layers=1, hidden_size=64, intermediate_size=64, tie_word_embeddings=True)
+    directory = Checkpoint(gguf=str(written(tied, tmp_path / "tied.gguf"))).fetch(tmp_path)
+    with safe_open(directory / "model.safetensors", "pt") as weights:
+        assert "model.embed_tokens.weight" in weights.keys() and "lm_head.weight" not in weights.keys()  # noqa: SIM118
+    read = load_model(directory)
+    assert read.lm_head.weight is read.model.embed_tokens.weight
