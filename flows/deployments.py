@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import sys
 import threading
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from prefect.settings import PREFECT_WORKER_PREFETCH_SECONDS, PREFECT_WORKER_QUE
 from prefect.workers.process import ProcessWorker
 
 from cluster.profile import CHECKOUT, home
+from cluster.warm.asking import alone
 from flows.registration import (
     OWNED,
     POOL,
@@ -41,7 +41,7 @@ from flows.registration import (
 from flows.schedules import MADE, Keeper, skip_missed, tagged
 
 LOG = get_logger(__name__)
-SECONDS = 2.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
+SECONDS = 1.0  # between looks at the server: from a click to the run, and from a lost parameter to the word about it
 MOST = 16  # runs with a process of their own; whose turn it is among them is decided in cluster/turn.py
 
 
@@ -64,7 +64,7 @@ def make_pool(client: SyncPrefectClient) -> None:
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
     # What a run prints goes to a file: in a pipe to this process it would die of the first word after this process does.
-    engine = f"exec {shlex.quote(sys.executable)} -m prefect.engine >>{shlex.quote(str(home() / 'logs' / 'runs.log'))} 2>&1"
+    engine = f"exec {shlex.join([*alone(), '-m', 'flows.engine'])} >>{shlex.quote(str(home() / 'logs' / 'runs.log'))} 2>&1"
     variables["command"]["default"] = shlex.join(["/bin/sh", "-c", engine])
     variables["working_dir"]["default"] = str(CHECKOUT)
     try:

@@ -114,18 +114,22 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
 def _run_pipeline(
     recipe: str, profile: str, display: Display, here: bool, part: Part, overrides: Sequence[str], as_flow: bool
 ) -> Summary:
+    from flows.make import WATCHERS
+    from flows.running import SAY, run
+
+    WATCHERS.set((display,))
+    SAY.set(display.say)
+    if not as_flow:
+        with display.live():
+            return run(recipe, profile, here, part=part, settings=parse_settings(overrides))
     from prefect.logging.handlers import APILogHandler
 
-    from flows.pipeline import SAY, WATCHERS, pipeline, refresh_global_settings_context, run
+    from flows.pipeline import pipeline, refresh_global_settings_context
 
     refresh_global_settings_context()  # Prefect read the environment when it was imported, for an earlier run maybe
     with display.live():
-        WATCHERS.set((display,))
         OUTCOME.set(outcome := Outcome())
-        SAY.set(display.say)
         try:
-            if not as_flow:
-                return run(recipe, profile, here, part=part, settings=parse_settings(overrides))
             return _flow(lambda: pipeline(recipe, profile, *part, overrides=list(overrides)), outcome, display)
         finally:
             if not outcome.untold:

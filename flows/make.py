@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from prefect.runtime import flow_run, task_run
-
 from cluster.profile import Profile
 from cluster.ray.events import Event
 from cluster.store.artifacts import Record
@@ -20,6 +18,7 @@ from cluster.tracking import tracking_uri
 from flows.announcer import Announcer
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, Watcher
+from flows.current import flow_run, task_run
 from flows.held import Held
 from flows.here import make_here
 from flows.messenger import Messenger
@@ -27,7 +26,6 @@ from flows.needed import undisturbed
 from flows.page import Page
 from flows.plan import Plan, Step
 from flows.search import explore, survivors
-from flows.steps import run_tasks
 from flows.submit import Submitter
 from flows.summary import summarise
 from flows.trials import Values
@@ -48,12 +46,12 @@ class Making:
             for step in plan.steps:
                 if step.damaged and (line := store.quarantine(step.artifact)):
                     warn(line)
-            self.chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run.id or "none"})
+            self.chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run() or "none"})
         self.plan = plan
         self.held = Held(self.chronicle, where.mlflow.tracking_uri or tracking_uri())
-        self.submitter = Submitter(where, flow_run.id or "")
+        self.submitter = Submitter(where, flow_run())
         self.conductor: Conductor | None = None
-        self.page = Page(plan, Messenger(flow_run.id), self._places, lambda: task_run.id) if flow_run.id else None
+        self.page = Page(plan, Messenger(flow_run()), self._places, task_run) if flow_run() else None
         announcer = [] if here else [Announcer(plan.recipe.name)]
         self.watcher = Watchers([self.held, *announcer, *([self.page] if self.page else []), *WATCHERS.get()])
 
@@ -82,7 +80,9 @@ class Making:
                 self.watcher.finished(step, step.record, 0.0)
             if self.here:
                 make_here(plan, self.store, self.where, self.watcher)
-            elif plan.due or flow_run.id:
+            elif plan.due or flow_run():
+                from flows.steps import run_tasks
+
                 run_tasks(plan, found, self.conductor, self.where.retries, self.chronicle.page)
         except BaseException:
             self.conductor.stop()

@@ -5,14 +5,10 @@ Prefect decides whether and when; its own caches stay off, since the store alrea
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
-from uuid import UUID
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import TerminationSignal
@@ -20,27 +16,18 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
-from cluster.profile import load_profile
-from cluster.servers.settle import LABEL
-from cluster.turn import Queue
 from flows.conductor import heal
 from flows.ending import OUTCOME, Outcome, Terminated
 from flows.lazy import make_lazy
-from flows.make import WATCHERS, Making
-from flows.messenger import set_state
-from flows.override import Setting, parse_settings
-from flows.part import WHOLE, Part
-from flows.plan import prepare
-from flows.provenance import this_process
+from flows.override import parse_settings
+from flows.part import Part
 from flows.recipe import read_recipe
+from flows.running import run
 from flows.served import asked, plainly
 from flows.title import title
-from flows.trials import Values
 
-__all__ = ["SAY", "WATCHERS", "pipeline", "refresh_global_settings_context", "run"]
+__all__ = ["pipeline", "refresh_global_settings_context"]
 make_lazy("torch")  # a run that the server starts comes by this module first
-LOG = logging.getLogger(__name__)
-SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=LOG.info)
 PATIENCE, SERVED_PATIENCE = 30.0, 600.0  # seconds the end of a flow waits for its Prefect; nobody waits for a served one
 
 
@@ -82,48 +69,6 @@ def pipeline(
     except (KeyboardInterrupt, Terminated, TerminationSignal) as interruption:
         outcome.interruption = interruption
         return Cancelled(message="stopped; the same command goes on")
-
-
-def run(
-    recipe: str,
-    profile: str,
-    here: bool = False,
-    served: bool = False,
-    part: Part = WHOLE,
-    settings: Sequence[Setting] = (),
-) -> dict[str, Any]:
-    """The flow's body: plan, make what is missing, on the cluster or ``here`` in this process, tell MLflow, summarise. What
-    needs the cluster waits for its turn."""
-    if flow_run.id:
-        _sign(flow_run.id)
-    where = load_profile(profile)
-
-    def plan_anew(trials: Sequence[Values] = ()) -> Any:
-        return prepare(recipe, where, served, part, settings, list(trials))
-
-    plan, store = plan_anew()
-    if here or not (plan.due or plan.recipe.decides):
-        return Making(plan, store, where, here, plan_anew).run()
-    with Queue.of(where).turn(plan.recipe.name, where.runs, _wait) as waited:
-        if waited:  # who was ahead may have made some of it
-            plan, store = plan_anew()
-            if flow_run.id:
-                set_state(flow_run.id, "Running")
-        return Making(plan, store, where, here, plan_anew).run()
-
-
-def _wait(text: str) -> None:
-    """Tell whoever started the run, on the terminal, the run's page and in its log, that it waits and for whom."""
-    SAY.get()(text)
-    if flow_run.id:
-        get_run_logger().info(text)
-        set_state(flow_run.id, "Waiting", text)
-
-
-def _sign(id: str) -> None:
-    """Say in Prefect which process runs this flow: when it is gone, whoever looks after the servers closes the run."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(UUID(id), {LABEL: this_process()})
 
 
 def _wait_for_prefect(outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ from cluster.profile import Profile
 from cluster.ray import arrival
 from cluster.ray.jobs import NOT_SECRET, SECRET, Jobs
 from cluster.servers.services import Services
+from cluster.warm.asking import alone
 from flows.plan import Step
 from flows.provenance import git_commit
 from tasks.job import JOB_VARIABLE, payload
@@ -35,7 +36,7 @@ class Submitter:
         """Start the job that makes these steps, or join it where it already runs; its id."""
         environment = self._environment()
         environment[JOB_VARIABLE] = json.dumps([self.payload(step) for step in steps])
-        command = ["python", "-m", "tasks.job"] if self.jobs.local else ["python", "-m", arrival.__name__, "tasks.job"]
+        command = [*alone(), "-m", "tasks.job"] if self.jobs.local else ["python", "-m", arrival.__name__, "tasks.job"]
         owner = {"flow_run": self.flow_run}  # whose jobs these are, for who cancels it
         return self.jobs.submit(steps[0].artifact.key, command, environment, metadata=owner)
 

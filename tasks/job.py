@@ -168,7 +168,7 @@ def _evaluate(work: list[Payload]) -> None:
     resources = work[0]["resources"]
     parts = [work[first :: resources["workers"]] for first in range(min(resources["workers"], len(work)))]
     room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
-    give = partial(run_task, "tasks.job:produce_all", **room)
+    give = partial(run_task, "tasks.job:produce_all", **room, warm=True)
     with ThreadPoolExecutor(len(parts)) as pool:
         for finished in [pool.submit(give, {"work": part}) for part in parts]:
             finished.result()
@@ -181,7 +181,8 @@ def _launch(work: Payload) -> None:
     resources, stage = work["resources"], stage_class(work["artifact"]["stage"])
     if not stage.distributed:
         env = FRUGAL if stage.frugal else {}
-        run_task("tasks.job:produce", work, resources["cpus"], resources["gpus"], memory=resources["memory"], env=env)
+        room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
+        run_task("tasks.job:produce", work, **room, env=env, warm=resources["workers"] == 1)  # others ask Ray for workers
         return
     work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
     run_group(

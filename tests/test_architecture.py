@@ -44,9 +44,10 @@ LIBRARIES = {  # where a library may be imported: path prefixes
     "botocore": ("cluster/store/bucket.py",),
     "prefect": (
         "flows/pipeline.py",
-        "flows/make.py",
+        "flows/running.py",
         "flows/steps.py",
         "flows/deployments.py",
+        "flows/engine.py",
         "flows/served.py",
         "flows/schedules.py",
         "flows/triggers.py",

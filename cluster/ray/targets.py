@@ -14,6 +14,8 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
+from cluster.warm.asking import call
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ARENAS = "MALLOC_ARENA_MAX"
 _M_ARENA_MAX = -8  # malloc.h
@@ -55,6 +57,19 @@ def run_target(target: str, payload: dict, settings: dict[str, str]) -> tuple[bo
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def run_warm(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
+    """Runs on the worker, and has a copy of this machine's warm process do the work where there is one: what the work imports
+    is there already."""
+    begun, answer = call(f"{__name__}:{run_target.__name__}", [target, payload, settings], {**os.environ, **settings})
+    return answer if begun else run_target(target, payload, settings)
+
+
+def run_warm_rank(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:
+    """``run_single_rank`` likewise."""
+    begun, answer = call(f"{__name__}:{run_single_rank.__name__}", [target, payload, settings], {**os.environ, **settings})
+    return answer if begun else run_single_rank(target, payload, settings)
 
 
 class Host:

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ray.retries import Tell, stop_at_mistakes
-from cluster.ray.targets import THREADS, Host, Mistake, TargetFailed, run_rank, run_single_rank, run_target
+from cluster.ray.targets import (
+    THREADS,
+    Host,
+    Mistake,
+    TargetFailed,
+    run_rank,
+    run_single_rank,
+    run_target,
+    run_warm,
+    run_warm_rank,
+)
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
 TRAIN_SETTINGS = {
@@ -82,9 +92,12 @@ def start_task(
     gpus: float = 0,
     env: Mapping[str, str] | None = None,
     memory: int | None = None,
+    warm: bool = False,
 ) -> Running:
-    """Begin `module:function(payload)` on a worker that has these resources; `env` is set before the import."""
-    return _start(run_target, target, payload, _settings(cpus, env), cpus, gpus, memory=memory)
+    """Begin `module:function(payload)` on a worker that has these resources; `env` is set before the import. What needs neither
+    Ray nor an accelerator may be done by a copy of a `warm` process."""
+    function = run_warm if warm and not gpus else run_target
+    return _start(function, target, payload, _settings(cpus, env), cpus, gpus, memory=memory)
 
 
 def run_task(target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: float = 0, **options: Any) -> Any:
@@ -155,7 +168,7 @@ def _run_alone(config: dict, cpus: float, gpus: float, max_failures: int, tell: 
     driver, in its controller and in the rank, one after the other)."""
     for failures in range(max_failures + 1):
         try:
-            _start(run_single_rank, **config, cpus=cpus, gpus=gpus, max_calls=1).result()
+            _start(run_single_rank if gpus else run_warm_rank, **config, cpus=cpus, gpus=gpus, max_calls=1).result()
             return
         except Mistake:
             raise

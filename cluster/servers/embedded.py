@@ -28,6 +28,8 @@ from pydantic import BaseModel, ConfigDict
 from cluster.profile import CHECKOUT, cores, private_file
 from cluster.servers.ports import LOOPBACK
 from cluster.servers.processes import Process
+from cluster.warm import asking as warm
+from cluster.warm.copying import ASSUMED, SOCKET, command
 
 LOCAL_NAMES = "127.0.0.1,localhost,::1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
@@ -78,8 +80,8 @@ def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags]
     command += [str(word) for pair in options.items() for word in pair]
     environment = {**_inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"PYTHONPATH": _python_path(), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray replaces a loopback address, and listens everywhere
+    environment |= {"PYTHONPATH": _python_path()}
+    environment |= {warm.VARIABLE: str(temporary.with_name(SOCKET))}
     return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['ray']}", token=token)
 
 
@@ -130,7 +132,13 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
     return Launch(command=command, environment=environment, url=url)
 
 
-LAUNCHES = {"ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
+def warm_process(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
+    """What has imported all that runs need, so that copies of it begin at once."""
+    environment = _inherited("RAY_") | ray_environment(home) | ASSUMED | {"PREFECT_HOME": str(home / "prefect")}
+    return Launch(command=command(temporary.with_name(SOCKET)), environment=environment, url=str(temporary.with_name(SOCKET)))
+
+
+LAUNCHES = {"warm": warm_process, "ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
 PROBES = {"ray": "/api/v0/nodes?limit=100&timeout=4", "prefect": "/admin/version", "mlflow": "/health"}
 
 
@@ -157,7 +165,13 @@ def headers(kind: str, token: str) -> dict[str, str]:
 
 def ray_environment(home: Path) -> dict[str, str]:
     """What every process that talks to our Ray needs."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "secrets" / "ray.token"), "RAY_DEDUP_LOGS": "0"}
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "secrets" / "ray.token"),
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or Ray replaces a loopback address, and listens everywhere
+    }
 
 
 def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, str]:
@@ -173,6 +187,8 @@ def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, s
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",  # as the server wants it, whatever the user's own settings say
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         }
+    if "warm" in servers:
+        environment[warm.VARIABLE] = servers["warm"].url
     mlflow = servers.get("mlflow")
     environment["MLFLOW_TRACKING_URI"] = mlflow.url if mlflow else f"sqlite:///{home}/mlflow.db"
     return environment

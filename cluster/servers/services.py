@@ -28,7 +28,8 @@ from cluster.servers.processes import Process, end, last_lines, spawn
 from cluster.servers.state import DEPLOYMENTS, Health, Mode, State, read_state, write_state
 
 EMBEDDED = ("ray", "prefect")
-STANDING = ("ray", "prefect", "mlflow", "deployments", "supervisor")
+STANDING = ("ray", "prefect", "mlflow", "warm", "deployments", "supervisor")
+BESIDE = ("warm", "deployments", "supervisor")  # no servers themselves: they start when those answer
 PATIENCE = 120.0  # seconds a server may take to answer: a cold disk, a busy machine
 SLOW_RAY = "timed out during startup"  # Ray gives its node 30 s, too few where all servers start on a busy machine
 PORT_TRIES = 3  # a port that was free may be gone a moment later
@@ -143,9 +144,10 @@ class Services:
 
     def clear(self, kind: str) -> None:
         """End what is left of a server, before another takes its place. The flows that the deployments' server began go on
-        without it, and so do the servers that the supervisor began: they are its children, and no part of it."""
+        without it, and so do the servers that the supervisor began, and copies of the warm process: they are its children, and
+        no part of it."""
         server = self.state.servers[kind]
-        if kind not in ("deployments", "supervisor"):
+        if kind not in BESIDE:
             _end([server])
         elif (process := server.process.find()) is not None:
             process.kill()
@@ -168,7 +170,7 @@ class Services:
 
     def _launch(self, kinds: list[str], started: list[str]) -> None:
         """Start all, then wait for all; every process is in the file before anyone waits for it."""
-        first = [kind for kind in kinds if kind not in ("deployments", "supervisor")]
+        first = [kind for kind in kinds if kind not in BESIDE]
         last = [kind for kind in kinds if kind not in first]  # deployments register with Prefect at once
         for some in (first, last):
             started += some

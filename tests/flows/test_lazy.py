@@ -47,3 +47,13 @@ def test_it_runs_once_at_its_first_use_and_may_delete_names_of_its_own(python, t
     done = subprocess.run([python, "-c", SCRIPT], env=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["asked", "run", *4 * "2"]
+
+
+def test_what_is_cached_is_told_without_prefect_and_ray() -> None:
+    """They take seconds to import."""
+    program = (
+        "import sys, flows.cli, flows.launch, flows.running, flows.make;"
+        "print([name for name in ('prefect', 'ray', 'mlflow', 'transformers', 'matplotlib', 'optuna') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
