@@ -7,6 +7,7 @@ takes beside its own work, and from the click until a run of which all is cached
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def measure() -> list[Measured]:
         home.winnow("up")
         try:
             ui = Ui(Services(home.directory).environment())
+            _warm(home)
             first, _ = click(ui)
             _, cached = click(ui)
             begun = time.monotonic()
@@ -45,6 +47,7 @@ def measure() -> list[Measured]:
         finally:
             Services(home.directory).stop()
     assert all(stage["cached"] for stage in again.summary["stages"])
+    print(f"load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     slowest = max(overheads, key=overheads.__getitem__)
     each = ", ".join(f"{id} {seconds:.1f}" for id, seconds in overheads.items())
     return [
@@ -68,6 +71,15 @@ def click(ui: Ui) -> tuple[float, float]:
     if state != "COMPLETED":
         raise RuntimeError(f"the run ended {state}")
     return first, time.monotonic() - begun
+
+
+def _warm(home: Home) -> None:
+    """A click that comes before the warm process has imported all waits for it."""
+    log, deadline = home.directory / "logs" / "warm.log", time.monotonic() + 240
+    while "warm after" not in log.read_text():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the warm process does not come up")
+        time.sleep(0.5)
 
 
 def _deployment(ui: Ui) -> Any:
