@@ -80,8 +80,7 @@ def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags]
     command += [str(word) for pair in options.items() for word in pair]
     environment = {**_inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"PYTHONPATH": _python_path()}
-    environment |= {warm.VARIABLE: str(temporary.with_name(SOCKET))}
+    environment |= {"PYTHONPATH": _python_path(), warm.VARIABLE: str(temporary.with_name(SOCKET))}
     return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['ray']}", token=token)
 
 
