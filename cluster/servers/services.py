@@ -143,9 +143,8 @@ class Services:
         return dead
 
     def clear(self, kind: str) -> None:
-        """End what is left of a server, before another takes its place. The flows that the deployments' server began go on
-        without it, and so do the servers that the supervisor began, and copies of the warm process: they are its children, and
-        no part of it."""
+        """End what is left of a server, before another takes its place. Flows, servers and copies that one of `BESIDE` began
+        go on without it: they are its children, and no part of it."""
         server = self.state.servers[kind]
         if kind not in BESIDE:
             _end([server])
@@ -171,8 +170,7 @@ class Services:
     def _launch(self, kinds: list[str], started: list[str]) -> None:
         """Start all, then wait for all; every process is in the file before anyone waits for it."""
         first = [kind for kind in kinds if kind not in BESIDE]
-        last = [kind for kind in kinds if kind not in first]  # deployments register with Prefect at once
-        for some in (first, last):
+        for some in (first, [kind for kind in kinds if kind in BESIDE]):  # deployments register with Prefect at once
             started += some
             self._await({kind: self.spawn(kind) for kind in some})
 
