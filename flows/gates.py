@@ -9,6 +9,7 @@ no other is made from (``flows/lineage.py``). A gate is no part of any artifact'
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 FORM = re.compile(
-    r"(?P<metric>[a-z0-9_.]+)\s*(?P<relation><=|>=|<|>)\s*"
-    r"(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(?P<percent>%)?\s*(?:\*\s*)?)?(?P<reference>dense|parent)?"
-    r"(?:\s*(?P<sign>[+-])\s*(?:(?P<errors>(?:\d+(?:\.\d*)?)?)\s*\*?\s*stderr|(?P<allowance>\d+(?:\.\d*)?)))?\s*"
+    r"(?P<metric>[A-Za-z0-9_][A-Za-z0-9_.-]*)\s*(?P<relation><=|>=|<|>)\s*"
+    rf"(?:(?P<number>{NUMBER})\s*(?P<percent>%)?\s*(?:\*\s*)?)?(?P<reference>dense|parent)?"
+    rf"(?:\s*(?P<sign>[+-])\s*(?:(?P<errors>(?:{NUMBER})?)\s*\*?\s*stderr|(?P<allowance>{NUMBER})))?\s*"
 )
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 SHORT = {"pattern": "pattern_holds >= 1"}
@@ -56,7 +58,10 @@ class Gate:
         limit = None
         if value is not None and other is not None and error is not None:
             limit = self.number * other + self.allowance + self.errors * error
-        passes = None if limit is None else bool(RELATIONS[self.relation](value, limit))
+        passes = None
+        if limit is not None:
+            equal = math.isclose(value, limit, rel_tol=1e-9)  # but for the last digits, of a sum of shares for instance
+            passes = bool(RELATIONS[self.relation](limit if equal else value, limit))
         return {"gate": self.text, "value": value, "limit": limit, "passes": passes}
 
 

@@ -20,7 +20,7 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bit/B", "lower", "held-out loss per byte of text, which compares across tokenizers"),
     "task_accuracy": Metric("share", "higher", "zero-shot multiple choice on held-out text"),
     "task_accuracy_stderr": Metric("share", "lower", "standard error of task_accuracy"),
-    "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per byte"),
+    "task_accuracy_normalised": Metric("share", "higher", "the same, by log-likelihood per character"),
     "task_chance": Metric("share", "neither", "accuracy of guessing"),
     "accuracy": Metric("share", "higher", "right answers of a task, or the mean over tasks"),
     "accuracy_stderr": Metric("share", "lower", "standard error of it"),

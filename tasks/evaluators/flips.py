@@ -34,8 +34,9 @@ class Flips(Contrast):
             if metric is None:
                 continue
             pairs = [(bool(new[metric]), bool(old[metric])) for new, old in zip(answers[task], truths[task], strict=True)]
-            lost, won = (sum(pair == change for pair in pairs) / len(pairs) for change in ((False, True), (True, False)))
-            found |= {f"flips.{task}": lost + won, f"right_to_wrong.{task}": lost, f"wrong_to_right.{task}": won}
+            lost, won = (sum(pair == change for pair in pairs) for change in ((False, True), (True, False)))
+            counts = {"flips": lost + won, "right_to_wrong": lost, "wrong_to_right": won}
+            found |= {f"{name}.{task}": count / len(pairs) for name, count in counts.items()}
         if not found:
             raise ValueError(f"flips: no answer of {', '.join(answers)} is right or wrong; leave it out, or list other tasks")
         return found | means(found, *self.metrics)

@@ -23,6 +23,7 @@ class Tasks(Evaluator):
     """Each metric under the task's name (``accuracy.arc_easy``, with ``accuracy_stderr.arc_easy``), and the mean over tasks."""
 
     paper: ClassVar[str] = "lm-evaluation-harness (doi 10.5281/zenodo.10256836)"
+    version: ClassVar[int] = 2  # a continuation is asked after a space
     metrics: ClassVar[tuple[str, ...]] = with_errors(*MEANS)
 
     files: dict[Part, TaskFile] = {}
@@ -55,7 +56,7 @@ class Tasks(Evaluator):
         return {f"task {name}": file for name, file in self.files.items()}
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
-        from tasks.harness.score import make_task, means, score
+        from tasks.harness.score import LABELS, make_task, means, score
 
         made = []
         for name, file in self.files.items():
@@ -78,4 +79,8 @@ class Tasks(Evaluator):
         for name, one in scored.items():
             found |= one.figures(name)
         candidate.keep(ITEMS, json.dumps({name: one.items for name, one in scored.items()}))
-        return found | means(found, *MEANS)
+        for name, one in scored.items():
+            if not one.figures(name):
+                raise ValueError(f"task {name} tells {', '.join(one.metrics) or 'nothing'}, and none of {', '.join(LABELS)}")
+        alone = {metric: value for name, one in scored.items() if one.items for metric, value in one.figures(name).items()}
+        return found | means(alone, *MEANS)  # a group's own numbers are of tasks that count already

@@ -33,6 +33,9 @@ class Form:
     judge: Callable[[Row, str], dict[str, float]] | None = None
 
 
+# Columns are named plainly: of a template that comes to digits alone lm-eval makes a number.
+
+
 def _mean(*metrics: str) -> list[Row]:
     return [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
 
@@ -48,7 +51,7 @@ def generated(
     """A form whose answers are generated, greedily, after ``context``."""
     config = {
         "output_type": "generate_until",
-        "doc_to_text": "{{context}}",
+        "doc_to_text": "context",
         "doc_to_target": target,
         "generation_kwargs": {"until": list(until), "max_gen_toks": tokens, "do_sample": False},
         "metric_list": _mean(*metrics),
@@ -65,9 +68,9 @@ CHOICE = Form(
     {"query": str, "choices": list, "gold": int},
     {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{query}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{gold}}",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
         "metric_list": _mean("acc", "acc_norm"),
     },
     ("acc", "acc_norm"),
@@ -76,9 +79,9 @@ SCHEMA = Form(  # which of two contexts makes what follows more likely
     {"context_options": list, "continuation": str, "gold": int},
     {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{gold}}",
-        "doc_to_choice": "{{context_options}}",
-        "doc_to_target": "{{continuation}}",
+        "doc_to_text": "gold",
+        "doc_to_choice": "context_options",
+        "doc_to_target": "continuation",
         "metric_list": _mean("acc"),
     },
     ("acc",),
@@ -87,13 +90,13 @@ CONTINUATION = Form(
     {"context": str, "continuation": str},
     {
         "output_type": "loglikelihood",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{continuation}}",
+        "doc_to_text": "context",
+        "doc_to_target": "continuation",
         "metric_list": _mean("acc"),
     },
     ("acc",),
 )
-ANSWER = generated({"context": str, "answer": str, "aliases": list}, ("exact_match", "f1"), _answered, target="{{answer}}")
+ANSWER = generated({"context": str, "answer": str, "aliases": list}, ("exact_match", "f1"), _answered, target="answer")
 NAMES = {str: "text", list: "list", int: "number"}
 FORMS = (CHOICE, SCHEMA, CONTINUATION, ANSWER)
 
@@ -108,7 +111,7 @@ class TaskFile(BaseModel):
     path: Place
     """File of JSON lines, local or ``s3://...``, packed or not."""
     delimiter: str = " "
-    """What stands between a question and its answer."""
+    """What stands between a question and its answer; before a continuation only where neither side has a space there."""
     shots: int = Field(0, ge=0)
     """Examples with their answers before each question, drawn from the same file."""
 
@@ -137,8 +140,8 @@ class TaskFile(BaseModel):
             rows.append({key: row[key] for key in form.keys})
         if form is None:
             raise ValueError(f"task file {path}: there is no question in it")
-        if self.shots >= len(rows):
-            raise ValueError(f"task file {path}: shots {self.shots} is too many for {len(rows)} questions")
+        if self.shots and self.shots >= (different := len({repr(row) for row in rows})):
+            raise ValueError(f"task file {path}: shots {self.shots} is too many for {different} different questions")
         return form, rows
 
 
@@ -154,9 +157,11 @@ def _check(where: str, form: Form, row: Row) -> None:
     for key, kind in form.keys.items():
         if not isinstance(row.get(key), kind) or isinstance(row[key], bool):
             raise ValueError(f"{where}: {key} is no {NAMES[kind]}, got {row.get(key)!r:.60}")
+        if kind is str and not row[key].strip():
+            raise ValueError(f"{where}: {key} is empty")
     options = row.get("choices", row.get("context_options"))
     if options is not None and "gold" in form.keys:
-        if len(options) < 2 or not all(isinstance(option, str) and option for option in options):
+        if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
             raise ValueError(f"{where}: two or more texts to choose from are needed, got {options!r:.60}")
         if not 0 <= row["gold"] < len(options):
             raise ValueError(f"{where}: gold {row['gold']} is none of its {len(options)} choices, which count from 0")

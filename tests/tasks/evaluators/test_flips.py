@@ -29,6 +29,14 @@ def test_answers_that_change_both_ways_are_counted_though_the_accuracy_stays(tmp
     assert found["flips"] == 0.5 and found["right_to_wrong"] == 0.375
 
 
+def test_shares_are_of_counts_and_do_not_depend_on_which_way_answers_changed(tmp_path):
+    right = answers("acc", *[1] * 95, *[0] * 5)
+    one_way, both = answers("acc", *[1] * 89, *[0] * 11), answers("acc", *[1] * 94, 0, *[1] * 5)
+    theirs = report(tmp_path / "theirs", arc=right)
+    for name, changed in (("one_way", one_way), ("both", both)):
+        assert build("evaluators", "flips").contrast(report(tmp_path / name, arc=changed), theirs)["flips"] == 0.06
+
+
 def test_a_model_equal_to_its_reference_has_none(tmp_path):
     same = report(tmp_path / "same", arc=answers("acc", 1, 0, 1))
     assert set(build("evaluators", "flips").contrast(same, same).values()) == {0.0}

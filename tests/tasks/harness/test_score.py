@@ -9,7 +9,7 @@ import torch
 
 from tasks.evaluators import Candidate
 from tasks.harness.forms import ANSWER, CHOICE, CONTINUATION, SCHEMA
-from tasks.harness.score import make_task, means, score
+from tasks.harness.score import _scored, make_task, means, score
 from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -83,3 +83,51 @@ def test_a_generated_answer_is_matched_with_all_accepted_ones(candidate):
 def test_the_mean_over_tasks_and_its_error_by_hand():
     figures = {"accuracy.a": 0.5, "accuracy_stderr.a": 0.3, "accuracy.b": 0.7, "accuracy_stderr.b": 0.4, "f1.a": 0.2}
     assert means(figures, "accuracy", "f1", "recall") == pytest.approx({"accuracy": 0.6, "accuracy_stderr": 0.25, "f1": 0.2})
+
+
+def test_a_continuation_is_asked_after_the_delimiter_unless_there_is_a_space(candidate):
+    def asked(context, continuation, delimiter):
+        task = make_task("t", CONTINUATION, [{"context": context, "continuation": continuation}], delimiter=delimiter)
+        task.build_all_requests()
+        return [request.args for request in task.instances]
+
+    assert asked("The mill", "falls", " ") == [("The mill", " falls")]
+    assert asked("The mill", " falls", " ") == [("The mill", " falls")]
+    assert asked("The mill ", "falls", " ") == [("The mill ", "falls")]
+    assert asked("The mill", "falls", "\n") == [("The mill", "\nfalls")]
+
+
+def test_questions_of_digits_are_text(candidate):
+    rows = [{"query": text, "choices": [" falls", "7"], "gold": 0} for text in ("1984", "The mill", "0")]
+    assert len(scored(candidate, CHOICE, rows).items) == 3
+    told = [{"context_options": ["one", "two"], "continuation": "7", "gold": 1}]
+    assert len(scored(candidate, SCHEMA, told).items) == 1
+
+
+def test_a_model_that_says_nan_is_broken_and_no_guesser(candidate, tmp_path):
+    broken = Candidate(candidate.directory, candidate.data)
+    with torch.no_grad():
+        broken.model.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="the model is broken: its log-likelihoods of t are NaN"):
+        scored(broken, CHOICE, [{"query": "The mill", "choices": [" falls", " weighs"], "gold": 0}])
+
+
+def test_what_lm_eval_cannot_ask_is_told_in_one_line(candidate):
+    with pytest.raises(ValueError, match="lm-eval cannot ask t: "):
+        scored(candidate, CHOICE, [{"query": "The mill", "choices": [" falls" * 300, " weighs"], "gold": 0}])
+
+
+def test_questions_that_lose_their_beginning_are_counted(candidate, caplog):
+    long, short = "The mill weighs wheat. " * 200, "The mill"
+    scored(candidate, CHOICE, [{"query": query, "choices": [" falls", " weighs"], "gold": 0} for query in (long, short)])
+    assert "task t: 2 of 4 requests exceed 256 tokens and lose their beginning" in caplog.text
+
+
+def test_of_several_filters_the_first_counts_and_each_question_once():
+    found = {"alias": "t", "exact_match,strict": 0.0, "exact_match_stderr,strict": 0.1, "exact_match,flexible": 1.0}
+    samples = [
+        {"filter": which, "exact_match": float(which == "flexible"), "filtered_resps": ["a"]}
+        for which in ("strict", "flexible")
+    ]
+    one = _scored(found, samples)
+    assert one.metrics == {"exact_match": 0.0} and one.errors == {"exact_match": 0.1} and one.items == [{"exact_match": 0.0}]

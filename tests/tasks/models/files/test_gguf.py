@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
@@ -39,7 +40,7 @@ def file(model, tmp_path_factory):
     return written(model, tmp_path_factory.mktemp("gguf") / "tiny-q8_0.gguf")
 
 
-def written(model, path):
+def written(model, path, **extra):
     """The model in 8-bit numbers; the rows of its queries and keys stand in another order there."""
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -67,6 +68,8 @@ def written(model, path):
         else:
             packed = quants.quantize(weight, GGMLQuantizationType.Q8_0)
             writer.add_tensor(f"{known}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    for name, values in extra.items():
+        writer.add_tensor(f"{name}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -106,3 +109,9 @@ def test_tied_weights_are_written_once(tmp_path):
         assert "model.embed_tokens.weight" in weights.keys() and "lm_head.weight" not in weights.keys()  # noqa: SIM118
     read = load_model(directory)
     assert read.lm_head.weight is read.model.embed_tokens.weight
+
+
+def test_scaled_rotary_positions_are_refused_and_not_left_out(model, tmp_path):
+    scaled = written(model, tmp_path / "scaled.gguf", rope_freqs=np.array([1, 1, 4, 8], np.float32))
+    with pytest.raises(ValueError, match=r"scales its rotary positions \(rope_freqs.weight\), which transformers leaves out"):
+        Checkpoint(gguf=str(scaled)).fetch(tmp_path)
