@@ -60,7 +60,7 @@ def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile
 def _check(before: Plan, after: Plan, at: str, stood_on: Set[str]) -> None:
     """Raise ValueError where something differs that does not come from the stage of the fork: by a setting, or because it is
     not now what the run stood on."""
-    down = _downstream(after.recipe, set(chosen(after.recipe, Part(until=at))))
+    down = _downstream(after.recipe, set(chosen(after.recipe, Part(until=at), "--at")))
     for step in after.steps:
         was = before.by_id.get(step.id)
         if step.id not in down and (was is None or was.artifact.key != step.artifact.key):

@@ -20,13 +20,15 @@ class Part(NamedTuple):
 WHOLE = Part()
 
 
-def chosen(recipe: Recipe, part: Part) -> frozenset[str]:
-    """The ids of the stages that a part names and of the evaluations of their models. Raises ValueError, one line."""
+def chosen(recipe: Recipe, part: Part, option: str = "") -> frozenset[str]:
+    """The ids of the stages that a part names and of the evaluations of their models. Raises ValueError, one line, which names
+    the ``option`` that was given, where it is none of the part's own."""
     if part == WHOLE:
         return frozenset(node.id for node in recipe.nodes)
     if part.only is not None and part.until is not None:
         raise ValueError("--only and --until exclude each other; give one of them")
-    option, name = ("--only", part.only) if part.until is None else ("--until", part.until)
+    own, name = ("--only", part.only) if part.until is None else ("--until", part.until)
+    option = option or own
     stages = [node for node in recipe.nodes if not node.measures]
     found = [node for node in recipe.nodes if node.id == name] or [node for node in stages if node.base == name]
     if not found:

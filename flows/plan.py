@@ -73,14 +73,27 @@ class Plan:
         return frozenset(step.id for step in self.steps if (step.node.measures or step.id) in stages)
 
     def jobs(self) -> list[list[Step]]:
-        """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model. Those that want
-        the machine for themselves share jobs of their own, which come last."""
-        groups: dict[str, list[Step]] = {}
+        """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model. An evaluation that also
+        needs what may not be there yet when that job begins, text that is prepared meanwhile or how a reference did, has
+        one of its own. Those that want the machine for themselves share jobs of their own, which come last."""
+        groups: dict[tuple[str, frozenset[str]], list[Step]] = {}
         for step in self.due:
             if not step.exclusive:
-                groups.setdefault(step.node.measures or step.id, []).append(step)
+                owner = step.node.measures or step.id
+                groups.setdefault((owner, self._awaited(step, owner)), []).append(step)
         alone = [step for step in self.due if step.exclusive]
         return [*groups.values(), *(alone[first : first + TOGETHER] for first in range(0, len(alone), TOGETHER))]
+
+    def _awaited(self, step: Step, owner: str) -> frozenset[str]:
+        """What an evaluation of a model stands on that need not be there when the model's own job begins; none where all of it
+        is, or comes of that job."""
+        there, frontier = {owner}, [owner]
+        while frontier:
+            new = set(self.by_id[frontier.pop()].node.parents.values()) & self.by_id.keys() - there
+            there |= new
+            frontier += new
+        awaited = {id for id in step.node.parents.values() if id in self.by_id and not self.by_id[id].cached} - there
+        return frozenset(awaited) if any(self.by_id[id].node.measures != owner for id in awaited) else frozenset()
 
 
 def prepare(

@@ -58,11 +58,16 @@ def ranking_table(found: Mapping[str, Any], most: int = 20) -> Table:
     table.add_column("with", overflow="fold")
     for row in found["rows"][:most]:
         ended = f"\n[dim]ended after {row['ended_after']}[/dim]" if row["ended_after"] else ""
-        values = ", ".join(f"{field}={_short(value)}" for field, value in row["values"].items())
+        values = ", ".join(_chosen(field, value) for field, value in row["values"].items())
         table.add_row(str(row["rank"]), row["stage"] + ended, f"{row[found['objective']]:.4g}", values)
     if len(found["rows"]) > most:
         table.caption = f"and {len(found['rows']) - most} more, in --json"
     return table
+
+
+def _chosen(field: str, value: Any) -> str:
+    """A label of a grid that has the field's name in it needs it no second time."""
+    return str(value) if str(value).startswith(field.rpartition(".")[2]) else f"{field}={_short(value)}"
 
 
 def _short(value: Any) -> str:

@@ -158,6 +158,20 @@ def main() -> int:
 
 
 def _evaluate(work: list[Payload]) -> None:
+    """Those that read what others of them measure come after them; one that fails keeps none of the others from being made."""
+    made = {Artifact(**unit["artifact"]).key for unit in work}
+    later = [unit for unit in work if made & set(unit["artifact"]["parents"].values())]
+    failures = []
+    for wave in ([unit for unit in work if unit not in later], later):
+        try:
+            _share_out(wave)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _share_out(work: list[Payload]) -> None:
     """One after the other in as many workers as the profile says: what a worker imports costs more than most evaluations."""
     if not work:
         return

@@ -86,14 +86,15 @@ def family(roots: Iterable[Process], marks: Collection[str]) -> list[psutil.Proc
     for root in roots:
         if (process := root.find()) is not None:
             found[process.pid] = process
-            sessions.add(process.pid)
+        if process is not None or not psutil.pid_exists(root.pid):  # a process may have written over its environment
+            sessions.add(root.pid)
     mine = [process for process in psutil.process_iter() if _readable(process)]
     for process in mine:
         with suppress(psutil.Error, OSError):
             if process.environ().get(MARK) in marks:
                 found[process.pid] = process
                 sessions.add(os.getsid(process.pid))
-    for process in mine:  # a session whose leader died keeps its number reserved, so it cannot be a stranger's
+    for process in mine:  # a session whose leader died keeps its number, so it cannot be a stranger's
         with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) in sessions:
                 found[process.pid] = process

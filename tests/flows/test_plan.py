@@ -165,6 +165,21 @@ def test_a_job_is_a_stage_and_the_evaluations_of_its_model_and_the_last_measures
     assert [[step.id for step in job] for job in plan(store).jobs()][0] == ["pretrain.size"]
 
 
+def test_an_evaluation_that_needs_more_than_its_model_stands_on_waits_for_it_in_a_job_of_its_own(store, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    evaluate = {"size": {}, "tasks": {"files": {"asked": str(tmp_path / "asked.jsonl")}}, "flips": {}}
+    stages = [BASE["stages"][0], {"load": {}}, {"prune": {"method": "magnitude", "sparsity": 0.5}}]
+    checkpoint = {"checkpoint": {"hub": "some/model", "revision": "a" * 40}}
+    made = plan(store, *stages, model=checkpoint, evaluate=evaluate)
+    jobs = [[step.id for step in job] for job in made.jobs()]
+    for step in made.steps:
+        (job,) = [job for job in jobs if step.id in job]
+        begun = {job[0], *(made.by_id[job[0]].node.parents.values())}
+        awaited = set(step.node.parents.values()) - set(job) - begun
+        assert not awaited, f"{step.id} would be read of {awaited} in {job}"
+    assert jobs[1] == ["load"] and ["prune", "prune.size", "prune.tasks"] in jobs and ["prune.flips"] in jobs
+
+
 def test_when_everything_is_there_nothing_is_due(store, tmp_path):
     for step in plan(store).steps:
         publish(store, step, tmp_path / step.id)

@@ -248,3 +248,19 @@ def test_a_family_is_found_after_its_parent_died_and_in_other_sessions(tmp_path)
     assert orphan.environ()[MARK] == "mark-a" and not family([root], {"mark-b"})
     end([root], {"mark-a"})
     assert not family([root], {"mark-a"}) and json.loads(root.model_dump_json())["pid"] == process.pid
+
+
+@pytest.mark.slow
+def test_an_orphan_whose_environment_no_longer_says_whose_it_is_is_found_by_its_session(tmp_path):
+    """Ray's agents write their titles over it."""
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], env={})"
+    parent = f"import subprocess, sys, time; {child}; print('ready', flush=True); time.sleep(99)"
+    process = spawn([sys.executable, "-c", parent], dict(os.environ), "mark-a", tmp_path / "a.log", tmp_path)
+    root = Process.of(process.pid)
+    while "ready" not in (tmp_path / "a.log").read_text():
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert len(family([root], {"mark-a"})) == 1
+    end([root], {"mark-a"})
+    assert not family([root], {"mark-a"})
