@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from cluster.lock import locked
 from cluster.origins import KEY, Origins
+from cluster.overview import to_tell
 from cluster.profile import home
 from cluster.reach import Plain, artifact_location, check_tracking, plainly
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens on the run table, not on traces
+FIRST = frozenset({"winnow.recipe"})  # tags of a model that say who told of it first
 BATCH = 900
 FLUSH_SECONDS = 3.0
 SETTINGS = {
@@ -88,7 +89,9 @@ class Tracking:
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
             else:
-                experiment = client.create_experiment(EXPERIMENT, artifact_location(uri), EXPERIMENT_TAGS)
+                experiment = client.create_experiment(EXPERIMENT, artifact_location(uri))
+            for tag, value in to_tell(found.tags if found else {}, experiment).items():
+                client.set_experiment_tag(experiment, tag, value)
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
         tracking = cls(client, experiment, run.info.run_id)
         tracking.params(None, params)
@@ -170,6 +173,8 @@ class Tracking:
                 self.experiment, name=name, source_run_id=self.run(id), tags={**tags, KEY: key}, model_type="winnow"
             )
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        elif new := {tag: value for tag, value in tags.items() if tag not in FIRST and model.tags.get(tag) != value}:
+            self.client.set_logged_model_tags(model.model_id, new)
         now, last = int(time.time() * 1000), self._last.get(self.run(id), 0)
         told = {metric: value for metric, value in metrics.items() if metric not in known}
         rows = [Row(metric, float(value), now, last, model_id=model.model_id) for metric, value in told.items()]

@@ -18,10 +18,12 @@ from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
+from flows import gates, note
 from flows.lazy import hidden
 from flows.pictures import SPARSITY, of_model, of_stage
 from flows.plan import Plan, Step
-from flows.provenance import process_is_alive, provenance, this_process
+from flows.promotion import crown
+from flows.provenance import process_is_alive, provenance, source, this_process
 from tasks.history import HISTORY, read_history
 from tasks.stage import REPORT
 
@@ -38,8 +40,8 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
+PART = "/"  # between a stage and its number, on the parent: MLflow groups charts by what stands before it
 GATES = "winnow.gates"  # the tag that says what models came to by the gates of their recipe
-MOST_ROWS = 30  # of the parent's description: MLflow keeps 8000 characters
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -99,6 +101,7 @@ class Chronicle:
             KEY: step.artifact.key,
             "winnow.address": step.artifact.address,
             CACHED: str(step.cached).lower(),
+            **source(self.plan.recipe.name),
             **{f"winnow.parent.{role}": address for role, address in step.parent_addresses.items()},
         }
         self.tracking.child(step.id, tags, step.artifact.params)
@@ -144,7 +147,7 @@ class Chronicle:
         for event in history:
             self.event(step, event)
         if step.node.measures:
-            seconds = {f"evaluate.{step.node.stage.label}.seconds": record.seconds}
+            seconds = {f"evaluate{PART}{step.node.stage.label}.seconds": record.seconds}
             self.tracking.scalars(step.node.measures, {**record.metrics, **seconds})
             self.tracking.figures(step.node.measures, of_model(step.node.measures, record, self._read))
             return
@@ -162,13 +165,12 @@ class Chronicle:
         from dashboards.claims import write
         from dashboards.figures import groups_figure, quality_against_bytes
         from flows.claims import groups_of
-        from flows.gates import tags as gate_tags
 
         models = summary["models"]
         scalars = {name: summary[name] for name in ("seconds", "overhead_seconds")}
         for step, record in self._finished():
-            scalars |= {f"{_owner(step)}.{name}": value for name, value in record.metrics.items()}
-            scalars |= {} if step.node.measures else {f"{step.id}.seconds": record.seconds}
+            scalars |= {f"{_owner(step)}{PART}{name}": value for name, value in record.metrics.items()}
+            scalars |= {} if step.node.measures else {f"{step.id}{PART}seconds": record.seconds}
         if models:
             scalars |= {name: value for name, value in _numbers(models[-1]).items() if name not in OF_THE_WORK}
             if held := [model["peak_memory_bytes"] for model in models if "peak_memory_bytes" in model]:
@@ -179,16 +181,19 @@ class Chronicle:
         if groups := groups_of(models):
             self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])
         for model in models:
-            tags = {"winnow.address": model["address"]}
+            tags = {"winnow.address": model["address"], "winnow.recipe": self.plan.recipe.name, **note.of_model(model)}
+            tags |= {GATES: gates.told(model["gates"])} if "gates" in model else {}
             self.tracking.model(model["stage"], model["address"].replace("/", "-"), model["key"], tags, _numbers(model))
         if summary["claims"]:
             write(self.tracking, summary["claims"])
-        for id, verdict in gate_tags(models):
+        for id, verdict in gates.tags(models):
             self.tracking.tag(None, ".".join(filter(None, (GATES, id))), verdict)
             if id and id not in self.linked:  # that run's own recipe may require something else
                 self.tracking.tag(id, GATES, verdict)
         self._end_stages(status)
-        self.tracking.tag(None, "mlflow.note.content", self.description(summary))
+        self.tracking.tag(None, "mlflow.note.content", note.note(summary, self._place))
+        if status == "FINISHED":
+            crown(self.tracking, self.uri, summary)
         self.tracking.end(None, status)
 
     def page(self, id: str | None) -> str:
@@ -196,16 +201,8 @@ class Chronicle:
         told = id is None or id in self.tracking.children
         return f"{self.uri.rstrip('/')}/{self.tracking.page(id)}" if told and self.uri.startswith("http") else ""
 
-    def description(self, summary: Mapping[str, Any]) -> str:
-        """The parent's page in MLflow: what each stage came to, and the run that tells of it."""
-        lines = ["| stage | | artifact | run |", "|---|---|---|---|"]
-        for stage in summary["stages"]:
-            if (id := stage["id"]) in self.tracking.children:
-                place = self.tracking.page(id)
-                state = "cached" if stage["cached"] else f"{stage['seconds']:.1f} s" if stage["done"] else "not made"
-                lines.append(f"| {id} | {state} | `{stage['address']}` | [the run that made it]({place}) |")
-        more = len(lines) - 2 - MOST_ROWS
-        return "\n".join([*lines[: MOST_ROWS + 2], *([f"| and {more} more | | | |"] if more > 0 else [])])
+    def _place(self, id: str) -> str:
+        return self.tracking.page(id) if id in self.tracking.children else ""
 
     def _end_stages(self, status: Status) -> None:
         """Of a model that was made, an evaluation may be missing: its run says how the flow ended. One that lacked an

@@ -32,7 +32,7 @@ from flows.options import (
     settle_environment,
     store_of,
 )
-from flows.promotion import promote
+from flows.promotion import promote, rollback
 from flows.proof import claims
 from flows.schema import schema
 from flows.shelves import methods
@@ -50,6 +50,7 @@ app.add_typer(law.app, name="law")
 app.command()(claims)
 app.command()(deploy)
 app.command()(promote)
+app.command()(rollback)
 app.command()(methods)
 app.command()(schema)
 app.command()(verify)

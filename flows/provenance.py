@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -27,10 +28,19 @@ def provenance(plan: Plan) -> dict[str, str]:
         "winnow.recipe_sha256": hashlib.sha256(plan.recipe.text.encode()).hexdigest(),
         "winnow.lock_sha256": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none",
         "winnow.git_commit": git_commit(),
+        **source(plan.recipe.name),
         "winnow.dataset": ", ".join(step.artifact.address for step in data),
     }
 
 
+def source(recipe: str) -> dict[str, str]:
+    """What MLflow shows as a run's source: the recipe, and the commit of Winnow."""
+    commit = git_commit().removesuffix("-dirty")
+    tags = {"mlflow.source.name": f"{recipe}.yaml", "mlflow.source.type": "LOCAL"}
+    return tags | ({} if commit == "none" else {"mlflow.source.git.commit": commit})
+
+
+@cache
 def git_commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

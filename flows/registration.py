@@ -180,7 +180,19 @@ def promotion(profile: str) -> Registration:
     asked = {
         "model": {**text, "title": "model", "description": about, "position": 0},
         "alias": {**text, "title": "alias", "description": "What it is to be called.", "default": "champion", "position": 1},
-        "name": {**text, "title": "name", "description": "The registered model.", "default": "winnow", "position": 2},
+        "name": {
+            "type": "string",
+            "title": "name",
+            "description": "The registered model; empty: the model's recipe.",
+            "position": 2,
+        },
+        "force": {
+            "type": "boolean",
+            "title": "force",
+            "description": "Also a model that failed the gates of its recipe.",
+            "default": False,
+            "position": 3,
+        },
     }
     schema = {"title": "Parameters", "type": "object", "properties": asked, "required": ["model", "alias"], "definitions": {}}
     about = "Gives a model an alias in MLflow's registry; who had it before, loses it."

@@ -51,6 +51,6 @@ def plainly(attempt: Callable[[], Made]) -> Made | Any:
 
 
 @flow(name="winnow-promote", validate_parameters=False, persist_result=False)
-def promotion(model: str = "", alias: str = "", name: str = "winnow", profile: str = "local") -> dict[str, Any]:
+def promotion(model: str = "", alias: str = "", name: str = "", force: bool = False, profile: str = "local") -> dict[str, Any]:
     """Give a model an alias in MLflow's registry."""
-    return plainly(lambda: register(model, alias, name, profile))
+    return plainly(lambda: register(model, alias, name, profile, force))

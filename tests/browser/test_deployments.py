@@ -110,7 +110,7 @@ def test_a_chosen_model_gets_its_alias(home: Home, ui: Ui, browser: Browser, pag
     run = ended(ui, submitted(browser, ui, page, set(runs(ui))))
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
     client = MlflowClient(Services(home.directory).server("mlflow").url)
-    assert client.get_model_version_by_alias("winnow", "champion").tags["winnow.address"] == record.address
+    assert client.get_model_version_by_alias("tiny", "champion").tags["winnow.address"] == record.address
     assert "is no model; choose what one of load, pretrain" in home.winnow("promote", "prepare/", code=2).err
 
 

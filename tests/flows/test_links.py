@@ -66,7 +66,7 @@ def test_a_cached_run_is_a_parent_that_names_the_runs_that_made_its_stages(telle
 
 def test_a_cached_runs_parent_has_every_figure_of_every_model(first, second):
     assert second.parent.data.metrics == first.parent.data.metrics
-    assert first.parent.data.metrics.keys() >= {"prune.size_figure", "pretrain.pattern_figure", "size_figure", "prune.seconds"}
+    assert first.parent.data.metrics.keys() >= {"prune/size_figure", "pretrain/pattern_figure", "size_figure", "prune/seconds"}
 
 
 def test_a_model_artifact_is_one_logged_model(second):
@@ -76,7 +76,7 @@ def test_a_model_artifact_is_one_logged_model(second):
 
 def test_the_parents_seconds_are_the_whole_runs_and_no_stages_work_passes_for_it(first):
     assert first.parent.data.metrics["seconds"] == 51.0
-    assert "training_flops" not in first.parent.data.metrics and first.parent.data.metrics["prune.training_flops"] == 5.0
+    assert "training_flops" not in first.parent.data.metrics and first.parent.data.metrics["prune/training_flops"] == 5.0
 
 
 def test_a_new_evaluation_of_a_cached_model_is_told_in_the_models_own_run(teller, first, second):

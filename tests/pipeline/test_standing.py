@@ -108,7 +108,7 @@ def test_the_mlflow_server_shows_it(home: Home, triggered: Answer, tmp_path: Pat
     assert parent.data.tags["prefect.flow_run_id"] == triggered["id"] and parent.info.status == "FINISHED"
     children = ledger.children(parent)
     assert children.keys() == {"prepare", "pretrain", "prune"}
-    assert parent.data.metrics["prune.perplexity"] == children["prune"].data.metrics["perplexity"]
+    assert parent.data.metrics["prune/perplexity"] == children["prune"].data.metrics["perplexity"]
     assert ledger.figures(parent, tmp_path)
 
 
