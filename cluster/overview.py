@@ -8,7 +8,9 @@ address it goes by a switch that every browser remembers for itself (GenAI or Mo
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 VIEW = "winnow"
@@ -41,6 +43,15 @@ CHARTS: tuple[dict[str, Any], ...] = (
 def place(experiment: str) -> str:
     """Where the view is, from the UI's root."""
     return f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+
+
+def page(server: str, name: str) -> str:
+    """The view's address on a server of this machine; empty where it does not know the experiment ``name`` yet."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    asked = f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+    with suppress(OSError), direct.open(asked, timeout=5) as answer:
+        return f"{server}/{place(json.load(answer)['experiment']['experiment_id'])}"
+    return ""
 
 
 def to_tell(known: Mapping[str, str], experiment: str) -> dict[str, str]:

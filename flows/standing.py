@@ -70,7 +70,9 @@ def _show_queue() -> None:
 
 
 def _show_status(services: Any) -> None:
+    from cluster.overview import page
     from cluster.servers.closing import work
+    from cluster.tracking import EXPERIMENT
 
     table = Table()
     for title in ("server", "address", "pid", "state"):
@@ -82,6 +84,8 @@ def _show_status(services: Any) -> None:
             state += f"; died and was started again {health.restarts} x"
         table.add_row(kind, health.url.removesuffix("/api"), str(health.pid), state)  # a browser wants the page, not the API
     console.print(table if found else "no servers run; start them with winnow up")
+    if "mlflow" in found and (view := page(found["mlflow"].url, EXPERIMENT)):
+        console.print(f"models in MLflow: {view}", highlight=False, soft_wrap=True)
     flows, jobs = work(services.state)
     for run in flows:
         since = time.strftime("%H:%M:%S", time.localtime(run.since))
