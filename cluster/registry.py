@@ -125,7 +125,7 @@ class Aliases:
         return Moved(self.name, self.alias, number, self.before, address)
 
     def _decide(self, number: int, back: bool) -> None:
-        run, name = self._run(), f"{MOVES}.{self.alias}.{len(self.moves) + 1}"
+        run, name = self._run(), self._numbered(len(self.moves) + 1)
         if run is None:
             raise ValueError(f"{self.name}: none of its versions in MLflow names a run, where moves of an alias are kept")
         mine = f"{self.before or ''}{'<' if back else '>'}{number} {uuid.uuid4().hex[:12]}"
@@ -154,9 +154,12 @@ class Aliases:
         run = self._run()
         params = self.client.get_run(run).data.params if run else {}
         found: list[Move] = []
-        while text := params.get(f"{MOVES}.{self.alias}.{len(found) + 1}"):
+        while text := params.get(self._numbered(len(found) + 1)):
             found.append(_read(text))
         return found
+
+    def _numbered(self, move: int) -> str:
+        return f"{MOVES}.{self.name}.{self.alias}.{move}"
 
     def _run(self) -> str | None:
         """Where moves are kept: the run of the first version, whoever asks first. None where there is no version yet."""
