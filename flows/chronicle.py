@@ -192,7 +192,7 @@ class Chronicle:
                 self.tracking.tag(id, GATES, verdict)
         self._end_stages(status)
         self.tracking.tag(None, "mlflow.note.content", note.note(summary, self._place))
-        if status == "FINISHED":
+        if status == "FINISHED" and self.uri:
             crown(self.tracking, self.uri, summary)
         self.tracking.end(None, status)
 

@@ -77,13 +77,13 @@ def best(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def crown(tracking: Tracking, uri: str, summary: Mapping[str, Any]) -> None:
     """After a run, a model that passed all that its recipe requires becomes the recipe's champion; no other ever does."""
-    from cluster.registry import Overtaken, promote
+    from cluster.registry import promote
     from cluster.store.quarantine import warn
 
     if (model := best(summary)) is not None:
         try:
             moved = promote(uri, model["address"], model["key"], summary["recipe"], CHAMPION)
-        except Overtaken as reason:
+        except ValueError as reason:  # another was quicker, or moves cannot be kept: the run itself is done
             warn(str(reason))
         else:
             tracking.tag(None, "winnow.champion", str(moved))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.overview import page
-from cluster.servers.embedded import healthy, mlflow_server
 from cluster.servers.embedded import Server as Record
+from cluster.servers.embedded import healthy, mlflow_server
 from cluster.servers.processes import Process
 from cluster.tracking import EXPERIMENT, Tracking
 from tests.browser import Browser

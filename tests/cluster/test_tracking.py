@@ -186,7 +186,7 @@ def test_artifacts_are_found_beside_the_database(remembered):
 def test_a_promoted_model_is_one_version_whoever_asks_and_no_other_mlflow_is_touched(remembered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MLflow would make a database of its own if it went by its defaults
     ask = (f"sqlite:///{remembered.root}/mlflow.db", "prune/wanda-abc", "abc", "winnow")
-    assert [promote(*ask, "champion"), promote(*ask, "champion"), promote(*ask, "shadow")] == [1, 1, 1]
+    assert [promote(*ask, alias).version for alias in ("champion", "champion", "shadow")] == [1, 1, 1]
     version = remembered.client.get_model_version_by_alias("winnow", "champion")
     (model,) = remembered.client.search_logged_models([remembered.run.experiment])
     assert version.source == f"models:/{model.model_id}" and version.tags["winnow.address"] == "prune/wanda-abc"
