@@ -17,6 +17,6 @@ if __name__ == "__main__":
 
     registry.Aliases.__init__ = waits  # type: ignore[method-assign]
     try:
-        print(registry.promote(uri, f"prune/wanda-{key}", key, name, "champion"), flush=True)
+        print(registry.promote(uri, f"prune/wanda-{key}", key, name, "champion", force=True), flush=True)
     except registry.Overtaken as reason:
         print(f"told: {reason}", flush=True)

@@ -131,22 +131,18 @@ def test_a_model_that_failed_its_gates_leaves_the_alias_unless_it_is_forced(serv
     assert (promote(server, "c", "gated", force=True).version, holder(told, "gated")) == (2, (2, "c"))
 
 
-def test_a_rollback_gives_the_alias_to_who_had_it_before_and_to_who_had_it_before_that(server, told, capsys):
+def test_a_rollback_gives_the_alias_to_who_had_it_before_and_to_who_had_it_before_that(server, told, capsys, tmp_path):
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(f"mlflow: {{tracking_uri: '{server}'}}\n")
     for key in "abc":
         promote(server, key, "back", force=True)
     for number, key in ((2, "b"), (1, "a")):
-        assert winnow("rollback", "back", "-p", profile(told, server)) == 0
+        assert winnow("rollback", "back", "-p", str(profile)) == 0
         said = f"champion of back moved from version {number + 1} to version {number} (prune/wanda-{key})"
         assert said in capsys.readouterr().out and holder(told, "back") == (number, key)
-    assert winnow("rollback", "back", "-p", profile(told, server)) == 2
+    assert winnow("rollback", "back", "-p", str(profile)) == 2
     assert "no version had it before that is there still" in capsys.readouterr().err
-    assert winnow("rollback", "nothing", "-p", profile(told, server)) == 2
-
-
-def profile(told: Tracking, server: str) -> str:
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"winnow-profile-{os.getpid()}.yaml"
-    path.write_text(f"mlflow: {{tracking_uri: '{server}'}}\n")
-    return str(path)
+    assert winnow("rollback", "nothing", "-p", str(profile)) == 2
 
 
 def test_of_promotions_at_once_one_wins_and_the_others_are_told(server, told):
