@@ -60,7 +60,7 @@ def test_a_run_for_every_stage_and_none_for_an_evaluation(told):
     made, ledger = told
     assert list(ledger.children) == ["prepare", "pretrain", "prune"]
     assert ledger.numbers["pretrain"].keys() >= {"number1", "number2", "number3"}
-    assert ledger.numbers[None].keys() >= {"prepare.number0", "pretrain.number1", "pretrain.number2", "prune.number4"}
+    assert ledger.numbers[None].keys() >= {"prepare/number0", "pretrain/number1", "pretrain/number2", "prune/number4"}
     tags = {name: made.by_id[f"prune.{name}"].artifact.address for name in ("size", "pattern", "divergence")}
     assert {f"winnow.evaluate.{name}": address for name, address in tags.items()}.items() <= ledger.tags["prune"].items()
     assert ledger.tags["prune"]["winnow.evaluate.divergence.reference"] == made.by_id["pretrain"].artifact.address
