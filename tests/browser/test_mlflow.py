@@ -45,6 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(server, "", tmp_path_factory.mktemp("chromium"))
+    browser.driver.set_window_size(2400, 1600)  # the table draws the columns there is room for, beside MLflow's assistant
     yield browser
     browser.close()
 
@@ -54,9 +55,8 @@ def test_the_link_opens_on_the_runs_with_the_columns_that_matter(server: str, br
     browser.reads("61.25")
     text = " ".join(browser.text().split())
     browser.picture("mlflow-runs")
-    assert all(
-        name in text for name in ("perplexity", "sparsity", "bytes", "seconds", "Winnow: models", "the models and their")
-    )
+    wanted = ("perplexity", "sparsity", "bytes", "seconds", "Winnow: models", "the models and their")
+    assert not [name for name in wanted if name not in text]
 
 
 def test_its_charts_are_few_and_chosen_and_the_others_are_grouped_by_stage(server: str, browser: Browser) -> None:
