@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 from cluster.tracking import EXPERIMENT, connect
 
 GATES, RECIPE, SIZE = "winnow.gates", "winnow.recipe", "winnow.size"  # tags of a logged model
-MOVES = (
-    "winnow.moves"  # tag of a registered model: the run that keeps the moves of its aliases, and there their names' beginning
-)
+# Tag of a registered model: the run that keeps the moves of its aliases, whose names there begin so.
+MOVES = "winnow.moves"
 MOVE = re.compile(r"(\d*)([<>])(\d+) \w+")
 
 

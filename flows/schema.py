@@ -160,6 +160,9 @@ class _Definitions:
             if word := WORDS.get((shelf, name)):
                 number = {key: field.pop(key) for key in list(field) if key not in ("description", "default", "title")}
                 field["anyOf"] = [number, {"const": word}]
+        if (version := getattr(kind, "version", 1)) != 1:
+            told = "How often it has come to mean something else, as records say it."
+            made.setdefault("properties", {})["version"] = {"const": version, "description": told}
         return made
 
 
