@@ -118,6 +118,8 @@ class Profile(_Section):
     """Where stages compute; ``auto`` is a GPU where there is one."""
     micro_batch: int = Field(8, ge=1)
     """Sequences per forward pass of a rank."""
+    logits_bytes: int = Field(512 << 20, ge=1)
+    """Bytes of float32 logits held at once in training; a forward pass that has more is scored in chunks of its tokens."""
     runs: int = Field(1, ge=1, le=1000)
     """Runs of this home that use the cluster at once; others wait in the order they came. Cached runs do not wait."""
     jobs: int = Field(8, ge=1, le=4096)  # in flight at once: each keeps two processes on the head node, waiting or not

@@ -47,6 +47,7 @@ class DeepSpeedEngine:
         join(device)
         self.module, self.rank, self.ranks = module, dist.get_rank(), dist.get_world_size()
         self._optimizer, self._clipping, self._stage = optimizer, gradient_clipping, zero_stage
+        self.sharded = zero_stage == 3
         self._accumulation, self._micro_batches = accumulation, 0
         self._parameters = dict(module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}

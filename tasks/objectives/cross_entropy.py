@@ -9,16 +9,16 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tasks.data.batch import Batch
-    from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
 
 class CrossEntropy(Objective):
     paper: ClassVar[str] = "maximum likelihood of the next token"
 
-    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        from tasks.train.losses import next_token_loss
+    def of_tokens(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        from tasks.train.losses import cross_entropy
 
-        loss = next_token_loss(student.logits, batch)
+        loss = cross_entropy(student_NV, following_N)
         return loss, {"loss": loss.detach()}

@@ -14,8 +14,6 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tasks.data.batch import Batch
-    from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
 
@@ -38,10 +36,11 @@ class Distillation(Objective):
     def needs_teacher(self) -> bool:
         return True
 
-    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        assert teacher is not None, "it needs one"
-        from tasks.train.losses import divergence, next_token_loss
+    def of_tokens(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        assert teacher_NV is not None, "it needs one"
+        from tasks.train.losses import cross_entropy, divergence
 
-        cross_entropy = next_token_loss(student.logits, batch)
-        apart = divergence(student.logits, teacher.logits, batch, self.temperature)
-        return self.ce * cross_entropy + self.kl * apart, {"loss": cross_entropy.detach(), "kl": apart.detach()}
+        loss, apart = cross_entropy(student_NV, following_N), divergence(student_NV, teacher_NV, self.temperature)
+        return self.ce * loss + self.kl * apart, {"loss": loss.detach(), "kl": apart.detach()}

@@ -17,7 +17,6 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
     from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
@@ -45,13 +44,20 @@ class SquareHead(Objective):
                 f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation"
             )
 
-    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        assert teacher is not None, "it needs one"
-        from tasks.train.losses import next_token_loss
+    def of_tokens(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        from tasks.train.losses import cross_entropy
 
-        cross_entropy = next_token_loss(student.logits, batch)
-        apart = cross_entropy.new_zeros(())
+        loss = cross_entropy(student_NV, following_N)
+        return self.ce * loss, {"loss": loss.detach()}
+
+    def of_states(self, student: Answer, teacher: Answer | None) -> tuple[torch.Tensor, Metrics]:
+        assert teacher is not None, "it needs one"
+        import torch
+
+        apart = torch.zeros((), device=student.hidden_states[0].device)
         for ours, theirs in zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True):
             theirs = theirs.float()
             apart = apart + (ours.float() - theirs).square().mean() / (theirs.square().mean() + EPSILON)
-        return self.ce * cross_entropy + self.features * apart, {"loss": cross_entropy.detach(), "features": apart.detach()}
+        return self.features * apart, {"features": apart.detach()}

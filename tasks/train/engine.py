@@ -52,6 +52,7 @@ class Engine(Protocol):
     device: torch.device
     rank: int
     ranks: int
+    sharded: bool  # parameters are whole only while the module that owns them runs
 
     def forward(self, *args: object, **kwargs: object) -> Answer: ...
 
@@ -134,7 +135,7 @@ def adamw(
 class TorchEngine:
     """One process, plain torch. Under ``bf16`` the weights stay float32 and the forward pass runs in autocast."""
 
-    rank, ranks = 0, 1
+    rank, ranks, sharded = 0, 1, False
 
     def __init__(
         self,

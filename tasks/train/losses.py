@@ -13,15 +13,16 @@ from tasks.data.batch import IGNORED, Batch
 
 def next_token_loss(logits_BTV: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy in nats of each next token given its prefix; 0 where none counts."""
-    logits_NV, following_N = predicting(logits_BTV, batch), batch.following.flatten()
-    if batch.labels is not None:
-        following_N = following_N[following_N != IGNORED]
+    return cross_entropy(predicting(logits_BTV, batch), predicted(batch))
+
+
+def cross_entropy(logits_NV: torch.Tensor, following_N: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats of each token; 0 of none."""
     return functional.cross_entropy(logits_NV, following_N, reduction="mean" if len(following_N) else "sum")
 
 
-def divergence(student_BTV: torch.Tensor, teacher_BTV: torch.Tensor, batch: Batch, temperature: float) -> torch.Tensor:
-    """T^2 * KL(teacher || student) at temperature T per predicted token: T^2 keeps its gradient's size."""
-    student_NV, teacher_NV = predicting(student_BTV, batch), predicting(teacher_BTV, batch)
+def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * KL(teacher || student) at temperature T per token: T^2 keeps its gradient's size."""
     divergence = functional.kl_div(
         functional.log_softmax(student_NV / temperature, -1),
         functional.log_softmax(teacher_NV / temperature, -1),
@@ -36,3 +37,9 @@ def predicting(logits_BTV: torch.Tensor, batch: Batch) -> torch.Tensor:
     if batch.labels is None:
         return logits_BTV[:, :-1].flatten(0, 1).float()
     return logits_BTV[:, :-1][batch.following != IGNORED].float()
+
+
+def predicted(batch: Batch) -> torch.Tensor:
+    """The tokens that count, in the order of what predicts them."""
+    following_N = batch.following.flatten()
+    return following_N if batch.labels is None else following_N[following_N != IGNORED]

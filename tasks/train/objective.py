@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
+    from tasks.train.chunks import Scoring
     from tasks.train.engine import Answer, Engine
 
     Metrics = dict[str, torch.Tensor]
@@ -28,10 +29,10 @@ class Loss(Protocol):
 
 
 class Objective(Method):
-    """Root of the objectives. Most need :meth:`loss` only, a function of what the models answered; one that needs other
-    forward passes than the usual one overrides :meth:`measure`."""
+    """Root of the objectives. Most need :meth:`of_tokens` only, a mean over tokens of what the models answered; one that needs
+    other forward passes than the usual one overrides :meth:`measure`."""
 
-    hidden_states: ClassVar[bool] = False  # the answers carry what leaves each block, not the logits alone
+    hidden_states: ClassVar[bool] = False  # the answers carry what leaves each block, for :meth:`of_states`
 
     def needs_teacher(self) -> bool:
         return False
@@ -39,23 +40,40 @@ class Objective(Method):
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         """Raise ValueError where the one cannot learn from the other."""
 
-    def loss(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The loss of one batch from the models' outputs on its tokens; the teacher's is None where none is needed."""
+    def of_tokens(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The mean loss of N tokens from the float32 logits that predict them, and the means in it; the teacher's are None
+        where none is needed. The tokens are those of a batch, or of a chunk of one: the mean of all is put together."""
         raise NotImplementedError
 
-    def measure(self, engine: Engine, batch: Batch, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, Metrics]:
+    def of_states(self, student: Answer, teacher: Answer | None) -> tuple[torch.Tensor, Metrics]:
+        """What the hidden states add to the loss of a batch; only where they were asked for."""
+        raise NotImplementedError
+
+    def measure(
+        self, engine: Engine, batch: Batch, teacher: torch.nn.Module | None, scoring: Scoring
+    ) -> tuple[torch.Tensor, Metrics]:
         import torch
 
         asked: dict[str, torch.Tensor | bool] = {"input_ids": batch.tokens, "use_cache": False}
         if self.hidden_states:
             asked["output_hidden_states"] = True
-        student, told = engine.forward(**asked), None
+        answers = scoring.of(engine, batch)
+        student, told = answers.of_student(asked), None
         if self.needs_teacher():
             with torch.no_grad():
                 assert teacher is not None, "bound with one"
-                told = teacher(**asked)
-        return self.loss(student, told, batch)
+                told = answers.of_teacher(teacher, asked)
+        loss, metrics = answers.scored()
+        if not self.hidden_states:
+            return loss, metrics
+        apart, more = self.of_states(student, told)
+        return loss + apart, metrics | more
 
-    def bind(self, teacher: torch.nn.Module | None = None) -> Loss:
-        """The objective as the loop calls it, with the teacher it learns from."""
-        return partial(self.measure, teacher=teacher)
+    def bind(self, teacher: torch.nn.Module | None = None, logits_bytes: int | None = None) -> Loss:
+        """The objective as the loop calls it, with the teacher it learns from; a batch whose float32 logits are more than
+        ``logits_bytes`` is scored in chunks of its tokens."""
+        from tasks.train.chunks import Scoring
+
+        return partial(self.measure, teacher=teacher, scoring=Scoring(self.of_tokens, logits_bytes))

@@ -195,11 +195,11 @@ class TrainStage(ModelStage):
         from tasks.models.files.checkpoint import load_model
 
         if not self.needs_teacher():
-            return self.minimised.bind()
+            return self.minimised.bind(logits_bytes=context.execution.logits_bytes)
         directory = self.teacher_directory(context)
         assert directory is not None, "a stage that needs a teacher has one"
         teacher = load_model(directory, device=context.execution.device)
-        return self.minimised.bind(teacher.eval().requires_grad_(False))
+        return self.minimised.bind(teacher.eval().requires_grad_(False), context.execution.logits_bytes)
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
         from tasks.train.loop import Checkpoints, Telemetry, fit

@@ -32,18 +32,22 @@ from tests.tasks import models_zoo as zoo
 STEPS, BATCH, RANKS = 12, 4, 2
 # each rank draws its own random estimates, so they cannot be one process's
 EXACT = {name: {"mvue": False} for name in ("s_ste", "fst")}
+# what one process scores at once the ranks score in chunks of five tokens
+CHUNKS = dict.fromkeys(("dense", "masked", "lora", "sr_ste"), 5 * 4 * zoo.VOCABULARY)
 # five units in the last place: one gradient in some 10^8 lies so near a border that float64 sums round to both its sides
 LAST_PLACES = 6e-7
 
 
-def train(name: str, build_engine, directory: Path, micro_batch: int | None) -> tuple[list[float], list[Hook]]:
+def train(
+    name: str, build_engine, directory: Path, micro_batch: int | None, logits_bytes: int | None = None
+) -> tuple[list[float], list[Hook]]:
     """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model and optimizer."""
     regime = build("regimes", {name: {**QUICK.get(name, {}), **EXACT.get(name, {})}})
     model, steps = zoo.in_double(zoo.model("llama", layers=1)), min(24, regime.total_steps(STEPS))
     setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
     regime.setup(model, setting)
     hooks, goal, losses = regime.hooks(setting), regime.objective(), []
-    objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None)
+    objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None, logits_bytes)
     sampler = Sampler(data_zoo.Tokens(directory / "data", "train"), 16, BATCH, seed=0)
     for hook in hooks:
         sampler, objective = hook.sampler(sampler), hook.objective(objective)
@@ -59,7 +63,7 @@ def check(name: str, directory: Path) -> None:
     from cluster.deepspeed.engine import DeepSpeedEngine
 
     alone, reference = train(name, TorchEngine, directory, BATCH // RANKS)
-    shared, hooks = train(name, lambda *given: DeepSpeedEngine(*given, zero_stage=3), directory, None)
+    shared, hooks = train(name, lambda *given: DeepSpeedEngine(*given, zero_stage=3), directory, None, CHUNKS.get(name))
     assert shared == pytest.approx(alone, rel=LAST_PLACES), name
     for ours, theirs in zip(hooks, reference, strict=True):
         for linear, mask in theirs.masks.items() if isinstance(theirs, Masking) else ():

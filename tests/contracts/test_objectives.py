@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tasks.data.batch import IGNORED, Batch
 from tasks.data.tokens import Sampler
@@ -42,9 +43,9 @@ def taught(scale: float = 1.0) -> Teacher:
     return Teacher(model)
 
 
-def measured(name: str, batch: Batch, teacher: Teacher | None = None):
+def measured(name: str, batch: Batch, teacher: Teacher | None = None, logits_bytes: int | None = None):
     engine = TorchEngine(model := zoo.model("llama", layers=1), adamw(model))
-    return engine, *build("objectives", name).bind(teacher)(engine, batch)
+    return engine, *build("objectives", name).bind(teacher, logits_bytes)(engine, batch)
 
 
 @objectives
@@ -80,6 +81,68 @@ def test_labels_of_every_token_are_no_labels_and_what_is_ignored_is_not_scored(n
     ours = zoo.model("llama", layers=1)(TOKENS).logits[1:, 6:-1].log_softmax(-1)
     by_hand = -ours.gather(-1, TOKENS[1:, 7:, None]).mean()
     assert metrics["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5) and part.item() != plain.item()
+
+
+LABELS = TOKENS.clone()
+LABELS[0], LABELS[1:, :7] = IGNORED, IGNORED
+SEVEN = 7 * 4 * zoo.VOCABULARY  # bytes of the float32 logits of seven tokens
+
+
+class Widest:
+    """The most logits that a model's head makes at once."""
+
+    def __init__(self, model) -> None:
+        self.tokens = 0
+        model.get_output_embeddings().register_forward_hook(self.see)
+
+    def see(self, module, given, logits) -> None:
+        self.tokens = max(self.tokens, logits.numel() // zoo.VOCABULARY)
+
+
+def in_chunks(name: str, batch: Batch, architecture: str, sharded: bool, logits_bytes: int | None, precision: str):
+    model, teacher = zoo.model(architecture).train(), zoo.model(architecture, layers=2).requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter.data.mul_(0.7)
+    engine, widest = TorchEngine(model, adamw(model), precision=precision), [Widest(model), Widest(teacher)]
+    engine.sharded = sharded
+    loss, metrics = build("objectives", name).bind(teacher, logits_bytes)(engine, batch)
+    engine.backward(loss / 3)
+    gradients = {parameter: value.grad for parameter, value in model.named_parameters() if value.grad is not None}
+    return {"whole": loss.detach(), **metrics}, gradients, max(each.tokens for each in widest)
+
+
+@objectives
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])  # tied to the embedding; a softcap
+@pytest.mark.parametrize("batch", [Batch(TOKENS), Batch(TOKENS, LABELS)], ids=["plain", "labelled"])
+def test_in_chunks_of_tokens_loss_and_gradients_are_those_of_the_whole(name, batch, architecture, sharded):
+    told, gradients, _ = in_chunks(name, batch, architecture, sharded, None, "fp32")
+    again, in_pieces, widest = in_chunks(name, batch, architecture, sharded, SEVEN, "fp32")
+    assert widest <= 7 and told.keys() == again.keys() and gradients.keys() == in_pieces.keys()
+    assert all(again[term].item() == pytest.approx(value.item(), rel=1e-6) for term, value in told.items())
+    size = max(gradient.norm() for gradient in gradients.values())
+    assert all((in_pieces[each] - gradient).norm() <= 1e-6 * size for each, gradient in gradients.items())
+
+
+@objectives
+def test_chunks_compute_in_the_precision_of_the_whole(name):
+    told, gradients, _ = in_chunks(name, Batch(TOKENS), "llama", False, None, "bf16")
+    again, in_pieces, _ = in_chunks(name, Batch(TOKENS), "llama", False, SEVEN, "bf16")
+    assert all(again[term].item() == pytest.approx(value.item(), rel=1e-3) for term, value in told.items())
+    assert all((in_pieces[each] - gradient).norm() <= 2e-2 * gradient.norm() for each, gradient in gradients.items())
+
+
+@objectives
+def test_logits_that_have_room_are_scored_at_once_to_the_last_bit(name):
+    whole, roomy = (measured(name, Batch(TOKENS), taught(0.5), room)[1] for room in (None, TOKENS.numel() * SEVEN))
+    assert whole.equal(roomy)
+
+
+def test_chunks_of_no_token_that_counts_lose_nothing_and_teach_nothing():
+    told, gradients, _ = in_chunks(
+        "distillation", Batch(TOKENS, torch.full_like(TOKENS, IGNORED)), "llama", False, SEVEN, "fp32"
+    )
+    assert not any(value.item() for value in told.values()) and not any(gradient.any() for gradient in gradients.values())
 
 
 @objectives

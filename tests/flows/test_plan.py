@@ -104,6 +104,7 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
         precision="bfloat16",
         device="cpu",
         micro_batch=1,
+        logits_bytes=1,
         retries=0,
         max_failures=0,
         checkpoint_every_seconds=1,
