@@ -118,7 +118,9 @@ class Profile(_Section):
     """Where stages compute; ``auto`` is a GPU where there is one."""
     micro_batch: int = Field(8, ge=1)
     """Sequences per forward pass of a rank."""
-    logits_bytes: int = Field(512 << 20, ge=1)
+    compile: Literal["auto"] | bool = "auto"
+    """Whether training compiles each decoder block; ``auto`` does on a GPU, up to ZeRO stage 2."""
+    logits_bytes: int = Field(1 << 30, ge=1)
     """Bytes of float32 logits held at once in training; a forward pass that has more is scored in chunks of its tokens."""
     runs: int = Field(1, ge=1, le=1000)
     """Runs of this home that use the cluster at once; others wait in the order they came. Cached runs do not wait."""
@@ -134,6 +136,13 @@ class Profile(_Section):
     """Bytes of calibration activations held in memory; the rest lies on the scratch disk."""
     stages: dict[str, Resources] = {}
     """What a stage gets, by its name; ``default`` is for all others."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError("should be true, false or 'auto'")
+        return value
 
     @field_validator("store", "scratch")
     @classmethod
@@ -154,6 +163,10 @@ class Profile(_Section):
             for stage, resources in self.stages.items():
                 if resources.gpus:
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
+        if self.compile is True and self.engine == "deepspeed" and self.zero == 3:
+            raise ValueError(
+                "compile is true, but zero 3 keeps parameters in pieces; set compile to auto, or zero to at most 2"
+            )
         if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
             raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self

@@ -109,7 +109,9 @@ class Display(Watcher):
         self.say(f"{step.id}: failed; the search goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
 
     def _rate(self, id: str, event: events.Progress) -> str:
-        """Units per second since the stage's first event, by the stage's own clock."""
+        """Units per second since the stage's first event that counts any, by the stage's own clock."""
+        if not event.total and not event.done:
+            return ""
         start, done = self.rates.setdefault(id, (event.timestamp, event.done))
         seconds = (event.timestamp - start) / 1000
         return f"{(event.done - done) / seconds:,.0f} {event.unit}/s" if seconds > 1 else ""

@@ -84,7 +84,7 @@ class Page(Watcher):
         elif isinstance(event, Metrics):
             running.curves |= {name: event.metrics[name] for name in CURVES if name in event.metrics}
         elif isinstance(event, Progress) and not step.node.measures:
-            running.first = running.first or event
+            running.first = running.first or (event if event.total or event.done else None)  # else it has not begun
             if time.monotonic() - running.shown > EVERY:
                 running.shown = time.monotonic()
                 self._progress(step, 100 * event.done / event.total if event.total else 0, pace(running, event))

@@ -60,6 +60,7 @@ class Submitter:
             "engine": self.profile.engine,
             "zero": self.profile.zero,
             "micro_batch": self.profile.micro_batch,
+            "compile": self.profile.compile,
             "logits_bytes": self.profile.logits_bytes,
             "checkpoint_every_seconds": self.profile.checkpoint_every_seconds,
             "threads": resources.threads,

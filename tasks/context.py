@@ -51,7 +51,8 @@ class Execution:
     zero: int = 0
     threads: int | None = None
     micro_batch: int | None = None
-    logits_bytes: int = 512 << 20  # of float32 logits held at once in training
+    logits_bytes: int = 1 << 30  # of float32 logits held at once in training
+    compile: bool = False  # the blocks of what is trained, and of its teacher
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
     workers: int = 1  # share out the calibration sequences

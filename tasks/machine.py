@@ -30,12 +30,21 @@ def execution_of(fields: dict[str, Any]) -> Execution:
     precision = fields.get("precision", "auto")
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
+    compiled = fields.get("compile", False)
+    if compiled == "auto":
+        compiled = device == "cuda" and not _in_pieces(fields)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if fields.get("threads"):
         torch.set_num_threads(fields["threads"])
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return Execution(**{**fields, "device": device, "precision": precision, "rank": rank, "ranks": ranks})
+    of_this_process = {"device": device, "precision": precision, "compile": compiled, "rank": rank, "ranks": ranks}
+    return Execution(**{**fields, **of_this_process})
+
+
+def _in_pieces(fields: Mapping[str, Any]) -> bool:
+    """Under ZeRO-3 a parameter is whole only while the module that owns it runs, and not where a compiled block begins."""
+    return fields.get("engine") == "deepspeed" and fields.get("zero") == 3
 
 
 def make_engine(execution: Execution, model: Module, optimizer: Optimizer, clipping: float, accumulation: int) -> Engine:

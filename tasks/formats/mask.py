@@ -71,6 +71,10 @@ class Mask:
     def keep(self) -> torch.Tensor:
         return unpack(self.packed, self.shape)
 
+    def on(self, device: torch.device) -> torch.Tensor:
+        """:attr:`keep` there: bits travel, and are unpacked where they arrive."""
+        return unpack(self.packed.to(device), self.shape)
+
     @cached_property
     def live(self) -> int:
         return int(np.bitwise_count(self.packed.cpu().numpy()).sum(dtype=np.int64))

@@ -25,6 +25,8 @@ _AT_ONCE = 2**26  # pairs compared in one piece: on a GPU few large kernels beat
 
 def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
     """:func:`keep_highest` of short rows: an entry lives when ``pruned`` others or more rank below it."""
+    if torch.compiler.is_compiling():  # one kernel, which holds no pairs
+        return _ranks_at_least(score, pruned)
     if score.device.type != "cpu":
         rows = max(1, _AT_ONCE // score.shape[-1] ** 2)
         return torch.cat([_ranks_at_least(part, pruned) for part in score.split(rows)])

@@ -52,7 +52,8 @@ def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears:
     for linear, branch in branches.items():
         path, _, child = place(linears[linear], name).rpartition(".")
         model.get_submodule(path).add_module(child, branch)
-    substitute(model, {linear: linears[linear] for linear in branches}, lambda linear, stored: branches[linear](stored))
+    around = {linear: linears[linear] for linear in branches}
+    substitute(model, around, lambda stored: {linear: branches[linear](weight) for linear, weight in stored.items()})
 
 
 def merge(engine: Engine, name: str, linears: Mapping[str, Linear]) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tasks.data.batch import IGNORED, Batch
+from tasks.train.compiled import kernel
 from tasks.train.engine import Answer, Engine
 from tasks.train.head import Head
 from tasks.train.losses import predicted, predicting
@@ -32,13 +33,14 @@ Score = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], Scored]
 
 class Scoring:
     """How a formula over tokens is applied to batches: at once, or, where their float32 logits are more than
-    ``logits_bytes``, in chunks."""
+    ``logits_bytes``, in chunks; as it is written or ``compiled``, which reads each logit twice instead of ten times."""
 
-    def __init__(self, formula: Score, logits_bytes: int | None = None) -> None:
+    def __init__(self, formula: Score, logits_bytes: int | None = None, compiled: bool = False) -> None:
         def score(student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor) -> Scored:
             return formula(student_NV.float(), None if teacher_NV is None else teacher_NV.float(), following_N)
 
-        self.score, self.logits_bytes = score, logits_bytes
+        self.score = kernel(score) if compiled else score
+        self.logits_bytes = logits_bytes
 
     def of(self, engine: Engine, batch: Batch) -> Answers:
         if self.logits_bytes is None:
@@ -100,7 +102,8 @@ def chunked(score: Score, heads: Sequence[Head], batch: Batch, chunk: int, shard
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
     if not sharded:
-        return _Chunks.apply(of_part, add, parts, states[0], *heads[0].parameters()), sums
+        with heads[0].precision():  # around all chunks, so that a weight is rounded once
+            return _Chunks.apply(of_part, add, parts, states[0], *heads[0].parameters()), sums
     losses = []
     for part in parts:
         loss, terms = checkpoint(of_part, states[0][part], part, use_reentrant=False)

@@ -2,7 +2,8 @@
 
 The engine keeps and updates the stored weights as ever; while a module runs, what it multiplies with is ``effective``
 of them. Only the module's own look-up is changed, so this works on any module, under gradient checkpointing (it runs
-again) and under ZeRO-3 (the parameter is whole while its module runs).
+again) and under ZeRO-3 (the parameter is whole while its module runs). Where a block runs compiled, its matrices are
+swapped around the whole of it: what is compiled sees weights, and never how they come about.
 
 Shapes: O = output features, I = input features, T = tokens.
 """
@@ -18,8 +19,11 @@ from torch.nn import functional
 
 from tasks.formats.semi_structured import SIDE, sparse_estimate
 from tasks.models.find.linears import Linear
+from tasks.train.compiled import compiled_around
 
-Effective = Callable[[str, torch.Tensor], torch.Tensor]  # name and stored weight -> weight to compute with, as stored
+Stored = Mapping[str, torch.Tensor]  # weights by name, in the layout of the module that owns them
+Effective = Callable[[Stored], Stored]  # the weights of a module or block -> those to compute with
+Place = tuple[nn.Module, str]  # a module and the key of its parameter
 
 
 class Scaled(torch.autograd.Function):
@@ -82,46 +86,47 @@ def substitute(model: nn.Module, linears: Mapping[str, Linear], effective: Effec
 
     ``sparse_gradients`` sends them through :class:`SparseGradientLinear`; only plain matrices can.
     """
-    owners: dict[nn.Module, dict[str, str]] = {}
+    swaps: dict[nn.Module, dict[Place, str]] = {}
     for name, linear in linears.items():
         if sparse_gradients and len(linear.shape) != 2:
             raise ValueError(f"unsupported: 2:4 gradient estimates of {name}, a fused stack of experts; set mvue to false")
         path, _, key = name.rpartition(".")
-        owners.setdefault(model.get_submodule(path), {})[key] = name
-    for module, names in owners.items():
-        if not sparse_gradients:
-            module.forward = _Swap(module, names, effective)
-        for key, name in names.items() if sparse_gradients else ():
-            module.forward = _Map(module, key, linears[name], effective)
+        owner = model.get_submodule(path)
+        if sparse_gradients:
+            owner.forward = _Map(owner, key, linear)
+        swaps.setdefault(compiled_around(model, path) or owner, {})[owner, key] = name
+    for module, places in swaps.items():
+        module.forward = _Swap(module.forward, places, effective)
 
 
 class _Swap:
-    """A module's forward pass with some of its parameters replaced for its duration."""
+    """A module's forward pass with some parameters, its own or its children's, replaced for its duration."""
 
-    def __init__(self, module: nn.Module, names: Mapping[str, str], effective: Effective) -> None:
-        self.module, self.names, self.effective = module, names, effective
-        self.forward = module.forward  # which may compute with something else in turn
+    def __init__(self, forward: Callable[..., Any], places: Mapping[Place, str], effective: Effective) -> None:
+        self.forward, self.places, self.effective = forward, places, effective  # which may swap something else in turn
+        self.compiled = getattr(forward, "compiled", False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        parameters = self.module._parameters
-        stored = {key: parameters[key] for key in self.names}
+        stored = {name: module._parameters[key] for (module, key), name in self.places.items()}
         try:
-            for key, name in self.names.items():
-                parameters[key] = self.effective(name, stored[key])
+            self._set(self.effective(stored))
             return self.forward(*args, **kwargs)
         finally:
-            for key, parameter in stored.items():
-                parameters[key] = parameter
+            self._set(stored)
+
+    def _set(self, weights: Stored) -> None:
+        for (module, key), name in self.places.items():
+            module._parameters[key] = weights[name]
 
 
 class _Map:
     """A linear module's forward pass through :class:`SparseGradientLinear`."""
 
-    def __init__(self, module: nn.Module, key: str, linear: Linear, effective: Effective) -> None:
-        self.module, self.key, self.linear, self.effective = module, key, linear, effective
+    def __init__(self, module: nn.Module, key: str, linear: Linear) -> None:
+        self.module, self.key, self.linear = module, key, linear
 
     def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        weight = self.effective(self.linear.name, getattr(self.module, self.key))
+        weight = getattr(self.module, self.key)
         output = SparseGradientLinear.apply(value.flatten(0, -2), self.linear.matrix(weight))
         bias = getattr(self.module, "bias", None)
         return (output if bias is None else output + bias).view(*value.shape[:-1], -1)

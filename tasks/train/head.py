@@ -53,10 +53,14 @@ class Head:
         modules, states_BTD = self._owner._modules, states_ND[None]
         modules[self._child] = _Saying(self._saying(states_BTD))
         try:
-            with torch.autocast(*self._autocast):
+            with self.precision():
                 return self.model.forward(inputs_embeds=states_BTD, use_cache=False).logits[0]
         finally:
             modules[self._child] = self._body
+
+    def precision(self) -> torch.autocast:
+        """What the forward pass computed in."""
+        return torch.autocast(*self._autocast)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the head learns: parameters outside the body, and the projection, which may be the body's embedding too."""

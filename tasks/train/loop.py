@@ -17,6 +17,7 @@ import torch
 
 from tasks.data.batch import Batch
 from tasks.data.tokens import Sampler
+from tasks.train.compiled import Compilation
 from tasks.train.engine import Engine
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Loss
@@ -31,6 +32,7 @@ class Telemetry:
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Callable[[int, int, str], None] = lambda done, total, note: None
     every: int = 10
+    compilation: Compilation | None = None  # watched where layers are compiled: in the first step, and not again
 
 
 @dataclass
@@ -62,8 +64,12 @@ class Checkpoints:
             register_attempt(self.directory, self.attempt)
         found = latest(self.directory)
         restored = restore(found, engine) if found else None
-        self._started = (restored[0] if restored else 0, time.monotonic())
+        self.begin(restored[0] if restored else 0)
         return restored
+
+    def begin(self, step: int) -> None:
+        """Measure the speed from here on."""
+        self._started = (step, time.monotonic())
 
     def save_if_due(self, engine: Engine, step: int, state: Callable[[], tuple[dict, dict]]) -> None:
         begun, since = self._started
@@ -98,6 +104,8 @@ def fit(
     telemetry, totals = telemetry or Telemetry(), Totals()
     run = _begin(engine, hooks, steps, totals, checkpoints)
     clock = _Clock(run.step)
+    if telemetry.compilation and run.step < steps:
+        telemetry.progress(0, 0, "compiling the layers, which the first step waits for")
     while run.step < steps:
         metrics = _accumulate(run, sampler, objective, micro_batch)
         for hook in hooks:
@@ -116,8 +124,15 @@ def fit(
             rate = clock.rate(run.step) * sampler.batch * sampler.length
             telemetry.log({**totals.last, "tokens": tokens, "tokens_per_second": rate}, run.step)
             telemetry.progress(run.step, steps, f"loss {totals.last['loss']:.3f}")
+        if telemetry.compilation and (seconds := telemetry.compilation.step(run.step)):
+            telemetry.progress(run.step, steps, f"the layers are compiled, {seconds:.0f} s with the first step")
+            clock = _Clock(run.step)  # what follows is the pace of training
+            if checkpoints:
+                checkpoints.begin(run.step)
         if checkpoints and run.step < steps:
             checkpoints.save_if_due(engine, run.step, lambda: _state(hooks, totals))
+    if telemetry.compilation:
+        telemetry.compilation.end()
     return totals
 
 

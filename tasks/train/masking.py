@@ -104,9 +104,9 @@ class GradualMagnitude(Masking):
             pattern = Unstructured(self.scope)
             keeps = {name: pattern.keep(score.flatten(0, -2), sparsity).view_as(score) for name, score in scores.items()}
         for name, mask in self.masks.items():
-            keeps[name] &= mask.keep.to(keeps[name].device)
+            keeps[name] &= mask.on(keeps[name].device)
         self.assign(run, keeps, Unstructured())
 
     def _score(self, run: Run, name: str) -> torch.Tensor:
         score = self.weight(run, name).abs()
-        return torch.where(self.masks[name].keep.to(score.device), score, -1.0) if name in self.masks else score
+        return torch.where(self.masks[name].on(score.device), score, -1.0) if name in self.masks else score

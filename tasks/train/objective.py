@@ -71,9 +71,9 @@ class Objective(Method):
         apart, more = self.of_states(student, told)
         return loss + apart, metrics | more
 
-    def bind(self, teacher: torch.nn.Module | None = None, logits_bytes: int | None = None) -> Loss:
+    def bind(self, teacher: torch.nn.Module | None = None, logits_bytes: int | None = None, compiled: bool = False) -> Loss:
         """The objective as the loop calls it, with the teacher it learns from; a batch whose float32 logits are more than
-        ``logits_bytes`` is scored in chunks of its tokens."""
+        ``logits_bytes`` is scored in chunks of its tokens. ``compiled``: by a kernel that torch makes of the formula."""
         from tasks.train.chunks import Scoring
 
-        return partial(self.measure, teacher=teacher, scoring=Scoring(self.of_tokens, logits_bytes))
+        return partial(self.measure, teacher=teacher, scoring=Scoring(self.of_tokens, logits_bytes, compiled))

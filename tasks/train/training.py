@@ -139,9 +139,9 @@ class TrainStage(ModelStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
-        from tasks.models.build.building import learn_padding
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
+        from tasks.train.ready import ready
 
         execution = context.execution
         if self.batch % execution.ranks:
@@ -151,8 +151,7 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        learn_padding(model)
-        model.train()
+        ready(model, execution)
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
@@ -192,16 +191,17 @@ class TrainStage(ModelStage):
 
     def _loss(self, context: Context) -> Loss:
         """The objective, bound to the teacher it learns from."""
-        from tasks.models.files.checkpoint import load_model
+        from tasks.train.ready import load_teacher
 
-        if not self.needs_teacher():
-            return self.minimised.bind(logits_bytes=context.execution.logits_bytes)
-        directory = self.teacher_directory(context)
-        assert directory is not None, "a stage that needs a teacher has one"
-        teacher = load_model(directory, device=context.execution.device)
-        return self.minimised.bind(teacher.eval().requires_grad_(False), context.execution.logits_bytes)
+        execution, teacher = context.execution, None
+        if self.needs_teacher():
+            directory = self.teacher_directory(context)
+            assert directory is not None, "a stage that needs a teacher has one"
+            teacher = load_teacher(directory, execution)
+        return self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+        from tasks.train.compiled import Compilation
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
 
@@ -210,6 +210,7 @@ class TrainStage(ModelStage):
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
+            compilation=Compilation(context.note) if context.execution.compile else None,
         )
         sampler, objective = self._sampler(context), self._loss(context)
         for hook in hooks:

@@ -1,42 +1,58 @@
-"""On a GPU: tokens per second and MFU of a 162M-parameter Llama in bf16, dense and under each regime; torch's own 2:4.
+"""On a GPU: tokens per second, MFU and memory of training in bf16, ours against a plain torch loop, both compiled by layer.
 
-Weight masks save no time on dense hardware; the ratio says what they cost. MFU counts the dense model's FLOPs (SPDF's
-formula) against the card's dense bf16 peak. The last lines run a feed-forward matrix through the 2:4 kernels that torch
-has (pruning to a transposable mask, forward and input gradient sparse, weight gradient dense) against cuBLAS.
-Without a GPU there is nothing to measure.
+Two Llamas, 162M and 1.3B parameters. The plain loop is what one writes without us: autocast, AdamW, clipping. Ours is dense
+and under each regime; weight masks save no time on dense hardware, and the ratio says what they cost, with what a regime does
+only now and then (choosing masks) spread over the steps between. MFU counts the dense model's FLOPs (SPDF's formula) against
+the card's dense bf16 peak. Without a GPU there is nothing to measure.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.measured import Measured
 
-SIZES = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 12,
-    "vocab_size": 32_000,
-    "max_position_embeddings": 1024,
-}
-BATCH, LENGTH, STEPS = 16, 1024, 8
+WORDS = 32_000
+
+
+@dataclass(frozen=True)
+class Size:
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    batch: int
+    length: int
+
+
+SIZES = {"162M": Size(768, 3072, 12, 12, 16, 1024), "1.3B": Size(2048, 8192, 16, 16, 8, 2048)}
+STEPS = 8
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
-REGIMES: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "static": {"sparsity": 0.75},
-    "rigl": {"sparsity": 0.75},
-    "gradual": {"sparsity": 0.75},
-    "ste": {},
-    "sr_ste": {},
-    "mdgf_exponential": {"location": "all"},
-    "sdgf_stepwise": {"location": "all"},
-    "s_ste": {"mvue": False},
-    "fst": {"mvue": False},
+# by name: fields, and the most that a step may cost of a dense one
+REGIMES: dict[str, tuple[dict[str, Any], float]] = {
+    "static": ({"sparsity": 0.75}, 1.03),
+    "gradual": ({"sparsity": 0.75}, 1.03),
+    "rigl": ({"sparsity": 0.75}, 1.05),
+    "ste": ({}, 1.15),
+    "sr_ste": ({}, 1.15),
+    "mdgf_exponential": ({"location": "all"}, 1.15),
+    "sdgf_stepwise": ({"location": "all"}, 1.15),
+    "s_ste": ({"mvue": False}, 1.05),
+    "fst": ({"mvue": False}, 1.15),
 }
+PLAIN = 1 / 0.97  # ours, of the plain loop's time
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step, and the most bytes that were allocated."""
+
+    seconds: float
+    peak: int = 0
 
 
 def measure() -> list[Measured]:
@@ -44,44 +60,149 @@ def measure() -> list[Measured]:
 
     if not torch.cuda.is_available():
         return []
-    card = torch.cuda.get_device_name()
+    return [line for name in SIZES for line in of_size(name)]
+
+
+def of_size(name: str) -> list[Measured]:
+    size, lines = SIZES[name], []
+
+    def tell(what: str, pace: Pace, against: Pace, bar: float | None, compared: str) -> None:
+        lines.append(Measured(f"gpu.{name}.{what}", pace.seconds / against.seconds, bar, f"{compared}: {said(size, pace)}"))
+
+    plain = alone(lambda: plain_loop(size))
+    tell("plain", plain, plain, None, "a plain torch loop, each layer compiled")
+    tell("plain_eager", alone(lambda: plain_loop(size, compiled=False)), plain, None, "a plain torch loop, not compiled")
+    dense = alone(lambda: ours(size, "dense", {}))
+    tell("dense", dense, plain, PLAIN, "our step of the plain loop's time")
+    for regime, (fields, bar) in REGIMES.items():
+        tell(regime, alone(lambda regime=regime, fields=fields: ours(size, regime, fields)), dense, bar, "of our dense step")
+    taught, answering = alone(lambda: ours(size, "masked", {})), alone(lambda: teacher_forward(size))
+    both = Pace(dense.seconds + answering.seconds)
+    tell("distillation", taught, both, 1 / 0.9, "of a dense step and a teacher's forward pass")
+    tell("deepspeed", alone(lambda: ours(size, "dense", {}, zero=1)), plain, PLAIN, "our step on DeepSpeed, ZeRO 1")
+    return lines
+
+
+def said(size: Size, pace: Pace) -> str:
+    import torch
+
+    rate, card = size.batch * size.length / pace.seconds, torch.cuda.get_device_name()
     peak = next((peak for name, peak in PEAKS.items() if name in card), None)
-    rates = {name: tokens_per_second(name, fields) for name, fields in REGIMES.items()}
-    lines = []
-    for name, (rate, flops) in rates.items():
-        said = f"{name} / dense tokens per second on {card}: {rate:,.0f} token/s"
-        said += f", MFU {100 * rate * flops / peak:.1f} %" if peak else ""
-        lines.append(Measured(f"gpu.{name}", rates["dense"][0] / rate, None, said))
-    return lines + semi_structured(card)
+    mfu = f", MFU {100 * rate * flops(size) / peak:.1f} %" if peak else ""
+    return f"{rate:,.0f} token/s{mfu}, {pace.peak / 2**30:.1f} GiB on {card}"
 
 
-def tokens_per_second(name: str, fields: dict[str, Any]) -> tuple[float, float]:
-    """(training tokens per second in the middle of a run, training FLOPs per token of the dense model)."""
+def alone(run: Callable[[], Pace]) -> Pace:
+    """One contestant on an empty card."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, pace = torch.cuda.memory_allocated(), run()
+    return Pace(pace.seconds, torch.cuda.max_memory_allocated() - before)
+
+
+def flops(size: Size) -> float:
+    """Of training on a token, dense."""
+    import torch
+
+    from tasks.models.accounting import shape_of
+
+    with torch.device("meta"):
+        return shape_of(llama(size)).training_flops(1, size.length)
+
+
+def llama(size: Size) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tasks.data.batch import Batch
-    from tasks.methods import build
-    from tasks.models.accounting import shape_of
-    from tasks.models.find.linears import find_linears
-    from tasks.objectives.cross_entropy import CrossEntropy
-    from tasks.train.engine import TorchEngine, adamw
-    from tasks.train.hook import Run
-    from tasks.train.regime import Setting
-
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)).train()
-    model.to("cuda")
-    engine = TorchEngine(model, adamw(model), 1.0, "cuda", "bf16")
-    run = Run(engine, 100_000)
-    hooks = build("regimes", {name: fields}).hooks(Setting(find_linears(model), {}, run.steps, run.steps))
-    for hook in hooks:
-        hook.on_start(run)
-    run.step = 40_001
-    tokens = torch.randint(32_000, (BATCH, LENGTH), device="cuda")
+    heads = {"num_attention_heads": size.heads, "num_key_value_heads": size.heads}
+    widths = {"hidden_size": size.hidden, "intermediate_size": size.inner, "num_hidden_layers": size.layers}
+    return LlamaForCausalLM(LlamaConfig(**heads, **widths, vocab_size=WORDS, max_position_embeddings=size.length))
+
+
+def on_card(size: Size) -> Any:
+    import torch
+
+    with torch.device("cuda"):
+        return llama(size).train()
+
+
+def drawn(size: Size) -> Any:
+    import torch
+
+    return torch.randint(WORDS, (size.batch, size.length), device="cuda")
+
+
+def plain_loop(size: Size, compiled: bool = True) -> Pace:
+    import torch
+    from torch.nn import functional, utils
+
+    model, tokens = on_card(size), drawn(size)
+    for layer in model.model.layers if compiled else ():
+        layer.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> None:
-        loss, _ = CrossEntropy().bind()(engine, Batch(tokens))
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(input_ids=tokens, use_cache=False).logits
+        functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
+        utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Pace(time_of(step, STEPS))
+
+
+def teacher_forward(size: Size) -> Pace:
+    import torch
+
+    teacher, tokens = taught_by(size), drawn(size)
+
+    def step() -> None:
+        with torch.no_grad():
+            teacher(input_ids=tokens, use_cache=False)
+
+    return Pace(time_of(step, STEPS))
+
+
+def taught_by(size: Size) -> Any:
+    import torch
+
+    from tasks.train.compiled import compile_blocks
+
+    teacher = on_card(size).to(torch.bfloat16).eval().requires_grad_(False)
+    compile_blocks(teacher)
+    return teacher
+
+
+def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None, **how: Any) -> Pace:
+    """The engine, hooks and objective that a training stage puts together, in the middle of a run."""
+    from tasks.context import Execution
+    from tasks.data.batch import Batch
+    from tasks.machine import make_engine
+    from tasks.methods import build
+    from tasks.models.find.linears import find_linears
+    from tasks.train.hook import Run
+    from tasks.train.ready import ready
+    from tasks.train.regime import Setting
+
+    kind = {"engine": "torch"} if zero is None else {"engine": "deepspeed", "zero": zero}
+    execution = Execution(device="cuda", precision="bfloat16", **{**kind, "compile": True, **how})
+    regime, model = build("regimes", {name: fields}), on_card(size)
+    ready(model, execution)
+    engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1)
+    run = Run(engine, 100_000)
+    hooks, goal = regime.hooks(Setting(find_linears(model), {}, run.steps, run.steps)), regime.objective()
+    loss_of = goal.bind(taught_by(size) if goal.needs_teacher() else None, execution.logits_bytes, execution.compile)
+    for hook in hooks:
+        hook.on_start(run)
+    batch = Batch(drawn(size))
+
+    def step() -> None:
+        loss, _ = loss_of(engine, batch)
         engine.backward(loss)
         for hook in hooks:
             hook.after_backward(run)
@@ -90,15 +211,19 @@ def tokens_per_second(name: str, fields: dict[str, Any]) -> tuple[float, float]:
         for hook in hooks:
             hook.after_step(run)
 
-    seconds = time_of(step, STEPS)
-    return BATCH * LENGTH / seconds, shape_of(model).training_flops(1, LENGTH)
+    run.step = 40_001
+    usual = time_of(step, STEPS)
+    run.step = 40_199  # in the next step, or after it, every regime chooses masks that chooses any
+    more = 2 * (time_of(step, 2, warm=0) - usual)
+    interval = getattr(regime, "interval", getattr(regime, "refresh", None))
+    return Pace(usual + max(0.0, more) / interval if interval else usual)
 
 
-def time_of(call: Callable[[], Any], times: int) -> float:
-    """Seconds of one call, after three that do not count."""
+def time_of(call: Callable[[], Any], times: int, warm: int = 3) -> float:
+    """Seconds of one call, after some that do not count."""
     import torch
 
-    for _ in range(3):
+    for _ in range(warm):
         call()
     torch.cuda.synchronize()
     begun = time.perf_counter()
@@ -106,37 +231,3 @@ def time_of(call: Callable[[], Any], times: int) -> float:
         call()
     torch.cuda.synchronize()
     return (time.perf_counter() - begun) / times
-
-
-def semi_structured(card: str, tokens: int = 16_384, width: int = 4096, inner: int = 14_336) -> list[Measured]:
-    """torch's 2:4 kernels against dense products of the same shapes, each cost by itself and as one training step."""
-    import torch
-    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
-
-    half = {"device": "cuda", "dtype": torch.bfloat16}
-    weight_OI, input_TI = torch.randn(inner, width, **half), torch.randn(tokens, width, **half)
-    gradient_TO = torch.randn(tokens, inner, **half)
-    dense = {
-        "forward": time_of(lambda: input_TI @ weight_OI.T, 20),
-        "input gradient": time_of(lambda: gradient_TO @ weight_OI, 20),
-        "weight gradient": time_of(lambda: gradient_TO.T @ input_TI, 20),
-    }
-    lines = []
-    for kind in (SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS):
-        label = kind.__name__.removeprefix("SparseSemiStructuredTensor").lower()
-        try:
-            sparse_OI = kind.prune_dense_static_sort(weight_OI)
-            ours = {
-                "prune": time_of(lambda kind=kind: kind.prune_dense_static_sort(weight_OI), 20),
-                "forward": time_of(lambda sparse_OI=sparse_OI: torch.mm(sparse_OI, input_TI.T), 20),
-                "input gradient": time_of(lambda sparse_OI=sparse_OI: torch.mm(sparse_OI.t(), gradient_TO.T), 20),
-            }
-        except (RuntimeError, NotImplementedError) as error:
-            lines.append(Measured(f"gpu.2:4.{label}", float("nan"), None, f"refused by torch on {card}: {str(error)[:90]}"))
-            continue
-        whole = (sum(ours.values()) + dense["weight gradient"]) / sum(dense.values())
-        parts = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in ours.items())
-        against = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in dense.items())
-        said = f"2:4 / dense training step of one {inner} x {width} matrix, {tokens} tokens: ms {parts} against {against}"
-        lines.append(Measured(f"gpu.2:4.{label}", whole, None, said))
-    return lines

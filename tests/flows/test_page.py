@@ -45,6 +45,19 @@ def progress(done: int, seconds: float) -> Progress:
     return Progress(done, 100, "steps", timestamp=int(1000 * seconds))
 
 
+def test_what_comes_before_the_first_step_is_no_part_of_the_pace(made, page):
+    step = made.by_id["pretrain"]
+    page.started(step)
+    page.event(step, Progress(0, 0, "steps", "compiling the layers", timestamp=0))
+    assert page.messenger.shown["my-recipe-pretrain-progress"][2] == "**pretrain** 0 steps · compiling the layers"
+    page.event(step, progress(1, 60.0))
+    page.running["pretrain"].shown = 0.0
+    page.event(step, progress(21, 70.0))
+    assert page.messenger.shown["my-recipe-pretrain-progress"][2].startswith(
+        "**pretrain** 21 of 100 steps · 2.0 steps/s · 0:39"
+    )
+
+
 def test_progress_tells_rate_time_left_and_loss_and_not_at_every_event(made, page):
     step = made.by_id["pretrain"]
     page.started(step)

@@ -74,7 +74,7 @@ class PruneAndGrow(Masking):
     def _move_within(self, run: Run, name: str, mask: Mask) -> None:
         """Some weights of one linear die, as many are grown; of a stack of experts in each by itself, as its mask promises."""
         weight = self.weight(run, name)
-        score, alive = self._score(run, name).to(weight.device), mask.keep.to(weight.device)
+        score, alive = self._score(run, name).to(weight.device), mask.on(weight.device)
         kept, grown = alive.clone(), torch.zeros_like(alive)
         each = (-1, alive.shape[-2:].numel())
         flat = [*(values.reshape(each) for values in (weight.abs(), score, alive)), kept.view(each), grown.view(each)]
@@ -83,11 +83,12 @@ class PruneAndGrow(Masking):
             if live < numel and (count := self.moves.count(run.step, live)):
                 kept_N.copy_(keep_highest_overall(weight_N.masked_fill(~alive_N, -1.0), numel - live + count))
                 grown_N.copy_(keep_highest_overall(score_N.masked_fill(kept_N, -1.0), numel - count))
-        self.masks[name] = Mask.of((kept | grown).cpu(), Unstructured(), mask.sparsity, mask.exempt)
+        packed = pack(kept | grown).cpu()
+        self.masks[name] = Mask(packed, mask.shape, str(Unstructured()), mask.sparsity, mask.exempt)
         run.engine.hold(name, self.linears[name].stored(kept | grown))
         if not self.moves.keep_regrown:
             run.engine.restart(name, self.linears[name].stored(grown))
-        self.ever_active[name] |= pack((kept | grown).cpu())
+        self.ever_active[name] |= packed
 
     def _score(self, run: Run, name: str) -> torch.Tensor:
         """The score by which dead weights are grown; never negative."""

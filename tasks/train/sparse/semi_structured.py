@@ -7,7 +7,7 @@ weights outside the mask. At the last step the mask is made fast, and what lies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,8 +15,10 @@ import torch
 
 from tasks.formats.mask import Masks
 from tasks.formats.pattern import NM
+from tasks.formats.selection import keep_highest
 from tasks.models.find.linears import Linear
-from tasks.train.effective import Scaled, substitute
+from tasks.train.compiled import fused
+from tasks.train.effective import Scaled, Stored, substitute
 from tasks.train.hook import Run
 from tasks.train.masking import Masking
 
@@ -62,6 +64,7 @@ class SemiStructured(Masking):
         """The masks the model came with are held throughout."""
         super().on_start(run)
         self.run = run
+        self.chosen_from = fused(run.engine.module, chosen_from)
 
     def after_step(self, run: Run) -> None:
         if run.step == run.steps and (last := self.phase(run.steps)):
@@ -69,20 +72,27 @@ class SemiStructured(Masking):
                 run, {name: self._keep(name, self.weight(run, name), last.pattern) for name in self.treated}, last.pattern
             )
 
-    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+    def effective(self, stored: Stored) -> Stored:
         if (phase := self.phase(self.run.step)) is None:
             return stored
-        linear = self.treated[name]
-        keep = linear.stored(self._keep(name, linear.matrix(stored.detach()), phase.pattern))
-        self.flips.see(name, self.run.step, keep)
-        return Scaled.apply(stored, keep, phase.share, self.straight, self.decay / self.run.pieces)
+        weights = [weight.detach() for weight in stored.values()]
+        before = [self._before(name, weight.device) for name, weight in stored.items()]
+        sides = [self.treated[name].transposed for name in stored]
+        keeps = self.chosen_from(weights, before, sides, phase.pattern.n, phase.pattern.m)
+        return self.kept(stored, keeps, phase.share)
+
+    def kept(self, stored: Stored, keeps: Sequence[torch.Tensor], share: float = 0.0) -> Stored:
+        """The weights, those outside ``keeps`` faded to ``share`` of themselves."""
+        self.flips.see(self.run.step, dict(zip(stored, keeps, strict=True)))
+        decay, pairs = self.decay / self.run.pieces, zip(stored.items(), keeps, strict=True)
+        return {name: Scaled.apply(weight, keep, share, self.straight, decay) for (name, weight), keep in pairs}
+
+    def _before(self, name: str, device: torch.device) -> torch.Tensor | None:
+        return self.masks[name].on(device) if name in self.masks else None
 
     def _keep(self, name: str, weight: torch.Tensor, pattern: NM) -> torch.Tensor:
-        """The mask by magnitude, inside the one the linear came with."""
-        before = self.masks[name].keep.to(weight.device) if name in self.masks else None
-        score = weight.abs() if before is None else weight.abs().masked_fill(~before, -1.0)
-        keep = pattern.keep(score.reshape(-1, score.shape[-1]), pattern.sparsity).view(weight.shape)
-        return keep if before is None else keep & before
+        """The mask of a matrix by magnitude, inside the one the linear came with."""
+        return chosen_from([weight], [self._before(name, weight.device)], [False], pattern.n, pattern.m)[0]
 
     def density(self) -> float:
         phase = self.phase(self.run.step)
@@ -103,6 +113,20 @@ class SemiStructured(Masking):
         return {"sparsity": 1 - self.density(), **self.flips.metrics()}
 
 
+def chosen_from(
+    stored: Sequence[torch.Tensor], before: Sequence[torch.Tensor | None], transposed: Sequence[bool], n: int, m: int
+) -> list[torch.Tensor]:
+    """Masks as stored: ``n`` of every ``m`` along each row of a matrix, the largest of those that lived ``before``."""
+    keeps = []
+    for weight, alive, turned in zip(stored, before, transposed, strict=True):
+        matrix = weight.mT if turned else weight
+        score = matrix.abs() if alive is None else matrix.abs().masked_fill(~alive, -1.0)
+        keep = keep_highest(score.reshape(-1, m), m - n).view(matrix.shape)
+        keep = keep if alive is None else keep & alive
+        keeps.append(keep.mT if turned else keep)
+    return keeps
+
+
 class Flips:
     """The share of weights whose mask differs from the step before, measured now and then."""
 
@@ -110,11 +134,15 @@ class Flips:
         self.before: dict[str, torch.Tensor] = {}
         self.counts: dict[str, tuple[int, int]] = {}
 
-    def see(self, name: str, step: int, keep: torch.Tensor) -> None:
+    def due(self, step: int) -> bool:
+        return (step + 1) % FLIPS_EVERY == 0 or step % FLIPS_EVERY == 0
+
+    def see(self, step: int, keeps: Mapping[str, torch.Tensor]) -> None:
         if (step + 1) % FLIPS_EVERY == 0:
-            self.before[name] = keep
-        elif step % FLIPS_EVERY == 0 and name in self.before:
-            self.counts[name] = (int((self.before.pop(name) ^ keep).sum()), keep.numel())
+            self.before |= keeps
+        elif step % FLIPS_EVERY == 0:
+            for name in keeps.keys() & self.before.keys():
+                self.counts[name] = (int((self.before.pop(name) ^ keeps[name]).sum()), keeps[name].numel())
 
     def metrics(self) -> dict[str, float]:
         flipped, total = (sum(column) for column in zip(*self.counts.values(), strict=True)) if self.counts else (0, 0)

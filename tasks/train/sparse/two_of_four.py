@@ -8,7 +8,7 @@ the second-smallest magnitude is continuous. Estimating the output gradients 2:4
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from tasks.formats.mask import Masks, pack, unpack
 from tasks.formats.pattern import NM
 from tasks.formats.semi_structured import keep_transposable, soft_threshold
 from tasks.models.find.linears import Linear
-from tasks.train.effective import Scaled, Straight, substitute
+from tasks.train.compiled import fused
+from tasks.train.effective import Stored, Straight, substitute
 from tasks.train.hook import Run
 from tasks.train.sparse.semi_structured import Phase, SemiStructured
 
@@ -37,13 +38,16 @@ class SoftThreshold(SemiStructured):
             weight_OI = self.weight(run, name)
             soft_OI = soft_threshold(weight_OI)
             self.scales[name] = float((weight_OI * soft_OI).sum() / soft_OI.square().sum().clamp_min(1e-30))
+        self.factors = {name: torch.tensor(scale, device=run.engine.device) for name, scale in self.scales.items()}
+        self.softened = fused(run.engine.module, softened)
         substitute(run.engine.module, self.treated, self.effective, self.mvue)
 
-    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
-        linear = self.treated[name]
-        soft = linear.stored(soft_threshold(linear.matrix(stored.detach())))
-        self.flips.see(name, self.run.step, soft != 0)
-        return Straight.apply(stored, self.scales[name] * soft)
+    def effective(self, stored: Stored) -> Stored:
+        weights, sides = [weight.detach() for weight in stored.values()], [self.treated[name].transposed for name in stored]
+        soft = dict(zip(stored, self.softened(weights, [self.factors[name] for name in stored], sides), strict=True))
+        if self.flips.due(self.run.step):
+            self.flips.see(self.run.step, {name: values != 0 for name, values in soft.items()})
+        return {name: Straight.apply(weight, soft[name]) for name, weight in stored.items()}
 
     def after_step(self, run: Run) -> None:
         for name in self.treated if run.step == run.steps else ():
@@ -64,6 +68,15 @@ class SoftThreshold(SemiStructured):
         self.scales = dict(values["scales"])
 
 
+def softened(stored: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], transposed: Sequence[bool]) -> list[torch.Tensor]:
+    """beta * S(W) of each, as stored."""
+    weights = []
+    for weight, factor, turned in zip(stored, factors, transposed, strict=True):
+        soft = factor * soft_threshold(weight.mT if turned else weight)
+        weights.append(soft.mT if turned else soft)
+    return weights
+
+
 class Transposable(SemiStructured):
     """Masks that are 2:4 both ways, chosen every ``refresh`` steps until ``dense_from``, where training goes dense."""
 
@@ -81,6 +94,7 @@ class Transposable(SemiStructured):
         super().__init__(linears, masks, treated, phase, decay=decay)
         self.refresh, self.mvue = refresh, mvue
         self.chosen: dict[str, torch.Tensor] = {}
+        self.keeps: dict[str, torch.Tensor] = {}
 
     def on_start(self, run: Run) -> None:
         self.hold_masks(run)
@@ -88,13 +102,13 @@ class Transposable(SemiStructured):
             self._choose(run)
         substitute(run.engine.module, self.treated, self.effective, self.mvue)
 
-    def effective(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+    def effective(self, stored: Stored) -> Stored:
         if self.phase(self.run.step) is None:
             return stored
-        linear = self.treated[name]
-        keep = linear.stored(unpack(self.chosen[name].to(stored.device), linear.shape))
-        self.flips.see(name, self.run.step, keep)
-        return Scaled.apply(stored, keep, 0.0, True, self.decay / self.run.pieces)
+        for name in stored.keys() - self.keeps.keys():  # a byte per weight, until the next choice
+            linear = self.treated[name]
+            self.keeps[name] = linear.stored(unpack(self.chosen[name].to(self.run.engine.device), linear.shape))
+        return self.kept(stored, [self.keeps[name] for name in stored])
 
     def after_step(self, run: Run) -> None:
         if self.phase(run.step) is None:
@@ -109,8 +123,9 @@ class Transposable(SemiStructured):
         for name, linear in self.treated.items():
             weight = self.weight(run, name).abs()
             keep = keep_transposable(weight.reshape(-1, weight.shape[-1])).view(linear.shape)
-            before = self.masks[name].keep.to(keep.device) if name in self.masks else keep
+            before = self.masks[name].on(keep.device) if name in self.masks else keep
             self.chosen[name] = pack(keep & before).cpu()
+            self.keeps.pop(name, None)
 
     def compute(self) -> float:
         """As :meth:`SoftThreshold.compute`; dense at the end."""
@@ -122,4 +137,4 @@ class Transposable(SemiStructured):
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(values, tensors)
-        self.chosen = {name: tensors[f"chosen/{name}"] for name in self.treated}
+        self.chosen, self.keeps = {name: tensors[f"chosen/{name}"] for name in self.treated}, {}

@@ -53,7 +53,7 @@ def test_without_a_dense_end_the_model_is_transposable():
 
 def test_gradient_estimates_run_in_bfloat16_and_reach_float32_weights():
     model = zoo.model("llama").train()
-    substitute(model, {UP: find_linears(model)[UP]}, lambda name, weight: weight, sparse_gradients=True)
+    substitute(model, {UP: find_linears(model)[UP]}, lambda stored: stored, sparse_gradients=True)
     engine, tokens = TorchEngine(model, torch.optim.AdamW(model.parameters()), precision="bf16"), zoo.batches()[0]
     engine.backward(engine.forward(input_ids=tokens, labels=tokens).loss)
     gradient = model.get_parameter(UP).grad

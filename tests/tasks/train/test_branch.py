@@ -22,8 +22,8 @@ def test_the_parameters_of_a_branch_are_named_after_its_linear():
 def test_what_is_computed_of_a_weight_goes_through_all_that_was_asked_for():
     model, value = nn.Sequential(nn.Linear(2, 2, bias=False)), torch.eye(2)
     linears, before = {"0.weight": Linear("0.weight", (2, 2))}, model[0].weight.detach().clone()
-    substitute(model, linears, lambda name, weight: weight + 1)
-    substitute(model, linears, lambda name, weight: 2 * weight)
+    substitute(model, linears, lambda stored: {name: weight + 1 for name, weight in stored.items()})
+    substitute(model, linears, lambda stored: {name: 2 * weight for name, weight in stored.items()})
     torch.testing.assert_close(model(value).T, 2 * before + 1)  # the last one sees the stored weight
     assert torch.equal(model[0].weight, before)
 

@@ -18,6 +18,7 @@ from tasks.models.files.layout import MASKS
 from tasks.models.find.linears import find_linears
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
+from tasks.train import compiled
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
@@ -150,3 +151,11 @@ def test_the_token_that_pads_elsewhere_learns_as_any_other(data, tmp_path):
     recover(weight_decay=0.0).run(context(data, tmp_path, inputs={"model": tmp_path / "in"}))
     after = load_model(tmp_path / "out").get_input_embeddings().weight
     assert not after[0].equal(model.get_input_embeddings().weight[0])  # the end of text, which every text here ends with
+
+
+def test_with_compiled_layers_a_stage_writes_what_it_writes_without(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    for name, compile in (("plain", False), ("fast", True)):
+        pretrain(method="gradual").run(context(data, tmp_path, name, compile=compile))
+    plain, fast = ({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("plain", "fast"))
+    assert plain == fast

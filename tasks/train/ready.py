@@ -1,0 +1,33 @@
+"""Models made ready for the machine at hand: the one that trains, and the teacher it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tasks.context import Execution
+from tasks.models.build.building import learn_padding
+from tasks.models.files.checkpoint import load_model
+from tasks.train.compiled import compile_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def ready(model: PreTrainedModel, execution: Execution) -> None:
+    """Before a regime shapes the model, and an engine takes it."""
+    learn_padding(model)
+    model.train()
+    if execution.compile:
+        compile_blocks(model)
+
+
+def load_teacher(directory: Path, execution: Execution) -> PreTrainedModel:
+    """It only answers, in the precision that training computes in."""
+    dtype = torch.bfloat16 if execution.precision == "bfloat16" else None  # None: its own
+    teacher = load_model(directory, dtype, execution.device).requires_grad_(False)
+    if execution.compile:
+        compile_blocks(teacher)
+    return teacher
