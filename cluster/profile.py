@@ -120,6 +120,8 @@ class Profile(_Section):
     """Sequences per forward pass of a rank."""
     compile: Literal["auto"] | bool = "auto"
     """Whether training compiles each decoder block; ``auto`` does on a GPU, up to ZeRO stage 2."""
+    recompute: Literal["none", "layer"] = "none"
+    """What the backward pass computes again to save memory: nothing, or each decoder layer from its input."""
     logits_bytes: int = Field(1 << 30, ge=1)
     """Bytes of float32 logits held at once in training; a forward pass that has more is scored in chunks of its tokens."""
     runs: int = Field(1, ge=1, le=1000)

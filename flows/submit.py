@@ -61,6 +61,7 @@ class Submitter:
             "zero": self.profile.zero,
             "micro_batch": self.profile.micro_batch,
             "compile": self.profile.compile,
+            "recompute": self.profile.recompute,
             "logits_bytes": self.profile.logits_bytes,
             "checkpoint_every_seconds": self.profile.checkpoint_every_seconds,
             "threads": resources.threads,

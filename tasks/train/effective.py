@@ -20,6 +20,7 @@ from torch.nn import functional
 from tasks.formats.semi_structured import SIDE, sparse_estimate
 from tasks.models.find.linears import Linear
 from tasks.train.compiled import compiled_around
+from tasks.train.recomputed import Recomputed
 
 Stored = Mapping[str, torch.Tensor]  # weights by name, in the layout of the module that owns them
 Effective = Callable[[Stored], Stored]  # the weights of a module or block -> those to compute with
@@ -96,7 +97,8 @@ def substitute(model: nn.Module, linears: Mapping[str, Linear], effective: Effec
             owner.forward = _Map(owner, key, linear)
         swaps.setdefault(compiled_around(model, path) or owner, {})[owner, key] = name
     for module, places in swaps.items():
-        module.forward = _Swap(module.forward, places, effective)
+        around = module.forward if isinstance(module.forward, Recomputed) else module  # what runs again is swapped again
+        around.forward = _Swap(around.forward, places, effective)
 
 
 class _Swap:

@@ -11,6 +11,7 @@ from tasks.context import Execution
 from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
 from tasks.train.compiled import compile_blocks
+from tasks.train.recomputed import recompute_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,6 +23,8 @@ def ready(model: PreTrainedModel, execution: Execution) -> None:
     model.train()
     if execution.compile:
         compile_blocks(model)
+    if execution.recompute == "layer":
+        recompute_blocks(model)
 
 
 def load_teacher(directory: Path, execution: Execution) -> PreTrainedModel:

@@ -74,6 +74,7 @@ def of_size(name: str) -> list[Measured]:
     tell("plain_eager", alone(lambda: plain_loop(size, compiled=False)), plain, None, "a plain torch loop, not compiled")
     dense = alone(lambda: ours(size, "dense", {}))
     tell("dense", dense, plain, PLAIN, "our step of the plain loop's time")
+    tell("recompute", alone(lambda: ours(size, "dense", {}, recompute="layer")), dense, None, "each layer twice, of our step")
     for regime, (fields, bar) in REGIMES.items():
         tell(regime, alone(lambda regime=regime, fields=fields: ours(size, regime, fields)), dense, bar, "of our dense step")
     taught, answering = alone(lambda: ours(size, "masked", {})), alone(lambda: teacher_forward(size))

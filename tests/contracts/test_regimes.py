@@ -19,6 +19,7 @@ from tasks.train.engine import TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Checkpoints, fit
 from tasks.train.masking import Masking
+from tasks.train.recomputed import recompute_blocks
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.contracts.test_methods_without_torch import SCRIPT
@@ -84,7 +85,7 @@ def train(tmp_path):
     sequence = data_zoo.write_sequence(tmp_path / "sequence", length=16)
     teacher = zoo.save("llama", tmp_path / "teacher", layers=1)
 
-    def run(name, masks=None, crash=None, attempt=None, micro_batch=None, **fields):
+    def run(name, masks=None, crash=None, attempt=None, micro_batch=None, recompute=False, **fields):
         regime = build("regimes", {name: {**QUICK.get(name, {}), **fields}})
         model = zoo.model("llama", layers=1)
         for linear, mask in (masks or {}).items():
@@ -92,6 +93,8 @@ def train(tmp_path):
         steps = regime.total_steps(DENSE_STEPS)
         setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, seed=0, data=sequence)
         own = [parameter for parameter, _ in model.named_parameters()]
+        if recompute:
+            recompute_blocks(model)
         regime.setup(model, setting)
         hooks, goal = regime.hooks(setting), regime.objective()
         watch = Watch(hooks, crash)
@@ -187,6 +190,12 @@ def test_the_model_keeps_its_parameters_and_linears_by_name_and_a_branch_adds_no
     build("regimes", name).setup(model, Setting(linears, incoming(), DENSE_STEPS, DENSE_STEPS, data=sequence))
     after = dict(model.named_parameters())
     assert all(after[parameter] is value for parameter, value in names.items()) and find_linears(model) == linears
+
+
+@pytest.mark.parametrize("name", ["dense", "sr_ste", "s_ste", "lora", "masked"])
+def test_layers_that_run_again_in_the_backward_pass_give_the_same_gradients_bit_for_bit(name, train):
+    (weights, kept), (again, made_again) = train(name), train(name, recompute=True)
+    assert same(weights, again) and all(map(same, kept.gradients, made_again.gradients))
 
 
 @regimes

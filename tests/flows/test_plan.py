@@ -106,6 +106,7 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
         micro_batch=1,
         logits_bytes=1,
         compile=True,
+        recompute="layer",
         retries=0,
         max_failures=0,
         checkpoint_every_seconds=1,

@@ -16,6 +16,7 @@ from tasks.train.engine import TorchEngine, adamw
 from tasks.train.hook import Hook
 from tasks.train.loop import Checkpoints, Telemetry, fit
 from tasks.train.masking import Masking
+from tasks.train.recomputed import recompute_blocks
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.contracts.test_regimes import QUICK, Crash
@@ -36,10 +37,11 @@ def _tracing_is_enough(monkeypatch):
 def train(tmp_path):
     sampler = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(16 * 40)), 16, 4, seed=0)
 
-    def run(name, compile, attempt=None, hook=None, **fields):
+    def run(name, compile, attempt=None, hook=None, recompute=False, **fields):
         """(weights at the end, losses, masks, lines told)"""
         regime, model = build("regimes", {name: {**QUICK.get(name, {}), **fields}}), zoo.model("llama").train()
         compile_blocks(model) if compile else None
+        recompute_blocks(model) if recompute else None
         setting = Setting(find_linears(model), {}, STEPS, STEPS, seed=0)
         regime.setup(model, setting)
         hooks, goal, losses, lines = regime.hooks(setting), regime.objective(), [], []
@@ -65,7 +67,7 @@ def equal(one, other) -> bool:
 
 
 REGIMES = {  # weights swapped around a block, from a step on; with gradients estimated inside it; a branch; a teacher
-    "sr_ste": {"dense": 0.4},
+    "sr_ste": {"dense": 0.4, "recompute": True},
     "s_ste": {},
     "lora": {},
     "masked": {},
