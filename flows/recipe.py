@@ -208,7 +208,8 @@ class _Graph:
                 continue
             found = stated.get(role)
             if found is None and role != "reference":  # that was looked for already
-                found = self._teacher(id) if role == "teacher" else self._nearest(self.ancestry[id], kind)
+                nearest = self._nearest(self.ancestry[id], kind)
+                found = self._teacher(id, stage, parents.get("model")) if role == "teacher" else nearest
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {REMEDY[role]}")
             if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:
@@ -231,9 +232,11 @@ class _Graph:
         pruned = self._nearest(origins, "model", named="prune")
         return next(node for node in self.nodes if node.id == pruned) if pruned else None
 
-    def _teacher(self, id: str) -> str | None:
-        pruned = self._pruned(self.ancestry[id])
-        return pruned.parents.get("model") if pruned else None
+    def _teacher(self, id: str, stage: Stage, model: str | None) -> str | None:
+        """What went into the last pruning; where nothing was pruned, the model itself, if it is the method that prunes."""
+        if pruned := self._pruned(self.ancestry[id]):
+            return pruned.parents.get("model")
+        return model if getattr(stage, "method", None) and stage.method.masks != "held" else None
 
     def _measure(self, id: str) -> None:
         """The evaluations that follow a model."""

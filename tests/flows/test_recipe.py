@@ -205,6 +205,13 @@ def test_the_teacher_is_what_went_into_the_last_pruning():
     assert found["recover2"] == {"data": "prepare", "model": "prune2", "teacher": "recover"}
 
 
+def test_where_the_method_itself_prunes_the_model_teaches_itself():
+    found = parents(PREPARE, PRETRAIN, {"recover": {"tokens": 10, "method": "ast"}})
+    assert found["recover"] == {"data": "prepare", "model": "pretrain", "teacher": "pretrain"}
+    pruned = parents(PREPARE, PRETRAIN, PRUNE, {"recover": {"tokens": 10, "method": "ast"}})
+    assert pruned["recover"] == {"data": "prepare", "model": "prune", "teacher": "pretrain"}
+
+
 def test_who_learns_without_a_teacher_has_none():
     alone = {"recover": {"tokens": 10, "method": {"masked": {"ce": 1, "kl": 0}}}}
     assert "teacher" not in parents(PREPARE, PRETRAIN, PRUNE, alone)["recover"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
-from tasks.formats.mask import Masks
+from tasks.formats.mask import Masks, pack, unpack
 from tasks.formats.pattern import NM
 from tasks.formats.selection import keep_highest
 from tasks.models.find.linears import Linear
@@ -84,8 +84,12 @@ class SemiStructured(Masking):
     def kept(self, stored: Stored, keeps: Sequence[torch.Tensor], share: float = 0.0) -> Stored:
         """The weights, those outside ``keeps`` faded to ``share`` of themselves."""
         self.flips.see(self.run.step, dict(zip(stored, keeps, strict=True)))
-        decay, pairs = self.decay / self.run.pieces, zip(stored.items(), keeps, strict=True)
+        decay, pairs = self.pull() / self.run.pieces, zip(stored.items(), keeps, strict=True)
         return {name: Scaled.apply(weight, keep, share, self.straight, decay) for (name, weight), keep in pairs}
+
+    def pull(self) -> float:
+        """Times the weight, what is added at this step to the gradient of weights outside the mask."""
+        return self.decay
 
     def _before(self, name: str, device: torch.device) -> torch.Tensor | None:
         return self.masks[name].on(device) if name in self.masks else None
@@ -111,6 +115,71 @@ class SemiStructured(Masking):
 
     def metrics(self) -> dict[str, float]:
         return {"sparsity": 1 - self.density(), **self.flips.metrics()}
+
+
+class Refreshed(SemiStructured):
+    """Masks are chosen every ``refresh`` steps, and hold in between; where ``phase`` ends before the run does, it goes dense.
+    The decay rises to its full size over the first ``ramp`` steps."""
+
+    mvue = False  # gradients of the outputs are those that there are
+
+    def __init__(
+        self,
+        linears: Mapping[str, Linear],
+        masks: Masks,
+        treated: Mapping[str, Linear],
+        phase: Callable[[int], Phase | None],
+        refresh: int,
+        decay: float = 0.0,
+        ramp: int = 0,
+    ) -> None:
+        super().__init__(linears, masks, treated, phase, decay=decay)
+        self.refresh, self.ramp = refresh, ramp
+        self.chosen: dict[str, torch.Tensor] = {}
+        self.keeps: dict[str, torch.Tensor] = {}
+
+    def on_start(self, run: Run) -> None:
+        self.hold_masks(run)
+        if not self.chosen and (first := self.phase(run.step)):
+            self._choose(run, first.pattern)
+        substitute(run.engine.module, self.treated, self.effective, self.mvue)
+
+    def effective(self, stored: Stored) -> Stored:
+        if self.phase(self.run.step) is None:
+            return stored
+        for name in stored.keys() - self.keeps.keys():  # a byte per weight, until the next choice
+            linear = self.treated[name]
+            self.keeps[name] = linear.stored(unpack(self.chosen[name].to(self.run.engine.device), linear.shape))
+        return self.kept(stored, [self.keeps[name] for name in stored])
+
+    def after_step(self, run: Run) -> None:
+        if (now := self.phase(run.step)) is None:
+            return
+        if run.step % self.refresh == 0 or not self.chosen:
+            self._choose(run, now.pattern)
+        if run.step == run.steps:
+            self.assign(run, {name: unpack(self.chosen[name], self.treated[name].shape) for name in self.treated}, now.pattern)
+
+    def choice(self, name: str, weight: torch.Tensor, pattern: NM) -> torch.Tensor:
+        """The mask of a matrix [out, in], inside the one it came with."""
+        return self._keep(name, weight, pattern)
+
+    def _choose(self, run: Run, pattern: NM) -> None:
+        for name in self.treated:
+            self.chosen[name] = pack(self.choice(name, self.weight(run, name), pattern)).cpu()
+            self.keeps.pop(name, None)
+
+    def pull(self) -> float:
+        return self.decay * min(1.0, (self.run.step + 1) / self.ramp) if self.ramp else self.decay
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        values, tensors = super().state_dict()
+        return values, {**tensors, **{f"chosen/{name}": bits for name, bits in self.chosen.items()}}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        super().load_state_dict(values, tensors)
+        self.chosen = {name: tensors[place] for name in self.treated if (place := f"chosen/{name}") in tensors}
+        self.keeps = {}
 
 
 def chosen_from(

@@ -82,10 +82,10 @@ class NMRegime(Regime):
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.sparse.semi_structured import SemiStructured
 
-        chosen = treated(setting, self)
-        return [
-            SemiStructured(setting.linears, setting.masks, chosen, lambda step: self.phase(step, setting.steps), **self.flow())
-        ]
+        def phase(step: int) -> Phase | None:
+            return self.phase(step, setting.steps)
+
+        return [SemiStructured(setting.linears, setting.masks, treated(setting, self), phase, **self.flow())]
 
 
 class DecayingRegime(NMRegime):

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from tasks.formats.mask import Masks, pack, unpack
+from tasks.formats.mask import Masks
 from tasks.formats.pattern import NM
 from tasks.formats.semi_structured import keep_transposable, soft_threshold
 from tasks.models.find.linears import Linear
 from tasks.train.compiled import fused
 from tasks.train.effective import Stored, Straight, substitute
 from tasks.train.hook import Run
-from tasks.train.sparse.semi_structured import Phase, SemiStructured
+from tasks.train.sparse.semi_structured import Phase, Refreshed, SemiStructured
 
 PATTERN = NM(2, 4)
 
@@ -77,7 +77,7 @@ def softened(stored: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], tr
     return weights
 
 
-class Transposable(SemiStructured):
+class Transposable(Refreshed):
     """Masks that are 2:4 both ways, chosen every ``refresh`` steps until ``dense_from``, where training goes dense."""
 
     def __init__(
@@ -90,51 +90,13 @@ class Transposable(SemiStructured):
         decay: float,
         mvue: bool,
     ) -> None:
-        phase = lambda step: Phase(PATTERN) if step < dense_from else None  # noqa: E731
-        super().__init__(linears, masks, treated, phase, decay=decay)
-        self.refresh, self.mvue = refresh, mvue
-        self.chosen: dict[str, torch.Tensor] = {}
-        self.keeps: dict[str, torch.Tensor] = {}
+        super().__init__(linears, masks, treated, lambda step: Phase(PATTERN) if step < dense_from else None, refresh, decay)
+        self.mvue = mvue
 
-    def on_start(self, run: Run) -> None:
-        self.hold_masks(run)
-        if not self.chosen:
-            self._choose(run)
-        substitute(run.engine.module, self.treated, self.effective, self.mvue)
-
-    def effective(self, stored: Stored) -> Stored:
-        if self.phase(self.run.step) is None:
-            return stored
-        for name in stored.keys() - self.keeps.keys():  # a byte per weight, until the next choice
-            linear = self.treated[name]
-            self.keeps[name] = linear.stored(unpack(self.chosen[name].to(self.run.engine.device), linear.shape))
-        return self.kept(stored, [self.keeps[name] for name in stored])
-
-    def after_step(self, run: Run) -> None:
-        if self.phase(run.step) is None:
-            return
-        if run.step % self.refresh == 0:
-            self._choose(run)
-        if run.step == run.steps:
-            keeps = {name: unpack(self.chosen[name], linear.shape) for name, linear in self.treated.items()}
-            self.assign(run, keeps, PATTERN)
-
-    def _choose(self, run: Run) -> None:
-        for name, linear in self.treated.items():
-            weight = self.weight(run, name).abs()
-            keep = keep_transposable(weight.reshape(-1, weight.shape[-1])).view(linear.shape)
-            before = self.masks[name].on(keep.device) if name in self.masks else keep
-            self.chosen[name] = pack(keep & before).cpu()
-            self.keeps.pop(name, None)
+    def choice(self, name: str, weight: torch.Tensor, pattern: NM) -> torch.Tensor:
+        keep = keep_transposable(weight.abs().reshape(-1, weight.shape[-1])).view(weight.shape)
+        return keep & self.masks[name].on(keep.device) if name in self.masks else keep
 
     def compute(self) -> float:
         """As :meth:`SoftThreshold.compute`; dense at the end."""
         return self.density() if self.mvue else super().compute()
-
-    def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        values, tensors = super().state_dict()
-        return values, {**tensors, **{f"chosen/{name}": bits for name, bits in self.chosen.items()}}
-
-    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        super().load_state_dict(values, tensors)
-        self.chosen, self.keeps = {name: tensors[f"chosen/{name}"] for name in self.treated}, {}
