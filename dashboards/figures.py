@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+
+from dashboards.layers import cells
 
 ACCENT, SECOND, GRID = "#2f6f8f", "#c8553d", "#dddddd"
 
@@ -60,19 +61,16 @@ def groups_figure(groups: Mapping[str, Sequence[float]], metric: str) -> Figure:
 def heat_map(shares: Mapping[str, float], title: str) -> Figure:
     """A share of every matrix, by its name. Rows are the kinds of matrices, columns the decoder blocks; numbers in the cells
     are percent."""
-    cells: dict[tuple[str, int], float] = {}
-    for name, share in shares.items():
-        if found := re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name):
-            cells[found[2], int(found[1])] = share
-    kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    blocks = sorted({block for _, block in cells})
+    known = cells(shares)
+    kinds = list(dict.fromkeys(kind for kind, _ in known))
+    blocks = sorted({block for _, block in known})
     figure, axes = _axes(2.2 + 0.55 * max(4, len(blocks)), 1.2 + 0.35 * max(2, len(kinds)))
-    grid = [[cells.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
+    grid = [[known.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
     axes.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for row, kind in enumerate(kinds):
         for column, block in enumerate(blocks):
-            if len(blocks) <= 32 and (kind, block) in cells:
-                value = cells[kind, block]
+            if len(blocks) <= 32 and (kind, block) in known:
+                value = known[kind, block]
                 color = "white" if value < 0.6 else "black"
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)

@@ -20,7 +20,8 @@ from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
 from flows import gates, note
 from flows.lazy import hidden
-from flows.pictures import SPARSITY, of_model, of_stage
+from dashboards.layers import LAYERS
+from flows.pictures import SPARSITY, layers, of_model, of_stage
 from flows.plan import Plan, Step
 from flows.promotion import crown
 from flows.provenance import process_is_alive, provenance, source, this_process
@@ -153,6 +154,8 @@ class Chronicle:
             return
         self.tracking.scalars(step.id, {**record.metrics, "seconds": record.seconds, "overhead_seconds": overhead})
         self.tracking.figures(step.id, of_stage(step, record, history, self._read))
+        if known := layers(record, self._read):
+            self.tracking.text(step.id, known, LAYERS)
         self.tracking.end(step.id, "FINISHED")
 
     def failed(self, step: Step, error: Exception) -> None:

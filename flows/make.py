@@ -21,6 +21,7 @@ from flows.conductor import Conductor, Watcher
 from flows.current import flow_run, task_run
 from flows.held import Held
 from flows.here import make_here
+from flows.lazy import hidden
 from flows.messenger import Messenger
 from flows.needed import undisturbed
 from flows.page import Page
@@ -106,7 +107,19 @@ class Making:
         if self.page:
             self.page.close(summary, {"MLflow": self.chronicle.page(None)}, failure)
         self.held.close(summary, status)
+        if self.plan.due and not self.held.kept:  # else an earlier run has the page, or MLflow is away
+            self._keep_page()
         return summary
+
+    def _keep_page(self) -> None:
+        """The dashboard's pages of this run, in its run in MLflow. All else is told: no page is worth a run."""
+        try:
+            with hidden("torch"):
+                from dashboards.static import write
+
+                write(self.chronicle.tracking, self.chronicle.uri)
+        except Exception as error:
+            warn(f"MLflow has no page of this run: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 class Watchers(Watcher):

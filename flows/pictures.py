@@ -1,4 +1,4 @@
-"""The figures in the run of a stage: its curves, and what a report says of its matrices one by one."""
+"""The figures in the run of a stage: its curves, and what a report says of its matrices one by one; the numbers behind them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flows.plan import Step
 from tasks.evaluators.atlas import TABLE as ATLAS
 from tasks.stage import REPORT
 
-SPARSITY = f"{REPORT}/sparsity.json"
+SPARSITY, WALK = f"{REPORT}/sparsity.json", "walk.json"
 Read = Callable[[Record, str], str]  # a file of an artifact, empty where there is none
 
 
@@ -26,6 +26,14 @@ def of_stage(step: Step, record: Record, history: list[Metrics], read: Read) -> 
         yield "training_curves", training_curves(rows, step.id)
     if sparsities := json.loads(read(record, SPARSITY) or "{}"):
         yield "sparsity_by_layer", heat_map(sparsities, f"{step.id}: sparsity (%)")
+
+
+def layers(record: Record, read: Read) -> str:
+    """What is known of a model's matrices and blocks, as the dashboard reads it from MLflow; empty where nothing is."""
+    blocks = json.loads(read(record, f"{REPORT}/{WALK}") or "[]")
+    errors = {f"block.{block['index']}": block["error"] for block in blocks if block.get("error") is not None}
+    known = {"sparsity": json.loads(read(record, SPARSITY) or "{}"), "error": errors}
+    return json.dumps({name: values for name, values in known.items() if values}) if any(known.values()) else ""
 
 
 def of_model(model: str, record: Record, read: Read) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,173 @@
+"""The dashboard as a web application: pages drawn from what MLflow says, an address bar that holds the choice, and nothing that
+could write. It serves every script and style itself, to loopback names alone unless it stands behind a proxy."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from flask import Flask, Response, abort, request
+from werkzeug.serving import make_server
+
+from dashboards import shell
+from dashboards.choice import Choice
+from dashboards.pages import claims, compare, model, pareto, table, waterfall
+from dashboards.reading import Reading
+from dashboards.sight import Places, Sight
+
+PAGES = {
+    "": ("Choose", pareto.page),
+    "waterfall": ("Waterfall", waterfall.page),
+    "compare": ("Compare", compare.page),
+    "table": ("Table", table.page),
+    "claims": ("Claims", claims.page),
+    "model": ("Model", model.page),
+}
+TABS = ("", "waterfall", "compare", "table", "claims")
+CONTROLS = ("recipe", "find", "state", "tag", "since", "until", "show", "y", "x", "within")  # as assets/winnow.js has them
+POLL = 2000  # milliseconds
+NAMES = ("127.0.0.1", "localhost", "[::1]")
+POLICY = (  # from nowhere but here, and to nowhere else
+    "default-src 'none'; connect-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+
+def make_app(reading: Reading, places: Places) -> Dash:
+    prefix = places.prefix
+    app = Dash(
+        "winnow",
+        title="Winnow",
+        update_title=None,
+        assets_folder=str(shell.ASSETS),
+        index_string=shell.INDEX,
+        requests_pathname_prefix=prefix,
+        routes_pathname_prefix=prefix,
+        suppress_callback_exceptions=True,
+        serve_locally=True,
+    )
+    app.layout = shell.layout(POLL)
+    _show(app, reading, places)
+    _follow(app)
+    _serve(app.server, reading, places)
+    return app
+
+
+def _show(app: Dash, reading: Reading, places: Places) -> None:
+    @app.callback(
+        Output("page", "children"),
+        Output("tabs", "children"),
+        Output("known", "children"),
+        Output("c-recipe", "options"),
+        Output("c-y", "options"),
+        Output("c-x", "options"),
+        Output("seen", "data"),
+        Input("url", "pathname"),
+        Input("url", "search"),
+        Input("version", "data"),
+    )
+    def show(path: str, search: str, _: int) -> tuple[Any, ...]:
+        version = reading.looked()
+        sight = Sight(reading.book, Choice.of(search), reading, places)
+        name = (path or "").removeprefix(places.prefix).strip("/")
+        title, page = PAGES.get(name, PAGES[""])
+        tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
+        return (
+            html.Div(page(sight), id=f"page-{name or 'choose'}", **{"aria-label": title}),
+            tabs,
+            shell.known(sight),
+            *shell.options(sight),
+            version,
+        )
+
+    @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
+    def poll(_: int, seen: int | None) -> Any:
+        """Whether there is something new; who asks is who makes MLflow be read again."""
+        version = reading.looked()
+        return no_update if version == seen else version
+
+
+def _follow(app: Dash) -> None:
+    """What happens in the browser alone: the address bar and the controls follow each other, clicks and ticks go into it."""
+
+    def ours(name: str) -> ClientsideFunction:
+        return ClientsideFunction("winnow", name)
+
+    controls = [f"c-{name}" for name in CONTROLS]
+    app.clientside_callback(
+        ours("choose"),
+        Output("url", "search"),
+        *(Output(id, "value") for id in controls),
+        Input("url", "search"),
+        *(Input(id, "value") for id in controls),
+    )
+    app.clientside_callback(
+        ours("open"),
+        Output("url", "pathname", allow_duplicate=True),
+        Output("url", "search", allow_duplicate=True),
+        Input("pareto", "clickData"),
+        State("url", "pathname"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ours("pick"),
+        Output("url", "search", allow_duplicate=True),
+        Input({"grid": ALL}, "selectedRows"),
+        State({"grid": ALL}, "id"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ours("columns"),
+        Output("url", "search", allow_duplicate=True),
+        Input({"key": ALL}, "value"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(ours("theme"), Output("theme", "title"), Input("theme", "n_clicks"))
+
+
+def _serve(server: Flask, reading: Reading, places: Places) -> None:
+    prefix = places.prefix
+
+    @server.before_request
+    def only_read() -> None:
+        if request.method not in ("GET", "HEAD") and request.path != f"{prefix}_dash-update-component":
+            abort(405)
+        if prefix == "/" and request.host.rsplit(":", 1)[0] not in NAMES:  # a page elsewhere that makes its name mean this machine
+            abort(403, "this dashboard answers to 127.0.0.1 and localhost; behind a proxy give it --prefix")
+
+    @server.after_request
+    def protect(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "same-origin"
+        return response
+
+    @server.get(f"{prefix}health")
+    def health() -> str:
+        return "OK"
+
+    @server.get(f"{prefix}table.csv")
+    def as_csv() -> Response:
+        sight = Sight(reading.book, Choice.of(request.query_string.decode()), reading, places)
+        return Response(table.as_csv(sight), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=winnow.csv"})
+
+    inner = server.wsgi_app
+
+    def prefixed(environ: dict[str, Any], start: Any) -> Any:
+        """A proxy may hand its path on, or cut it off."""
+        if not environ["PATH_INFO"].startswith(prefix):
+            environ["PATH_INFO"] = prefix + environ["PATH_INFO"].lstrip("/")
+        return inner(environ, start)
+
+    if prefix != "/":
+        server.wsgi_app = prefixed  # type: ignore[method-assign]
+
+
+def make_service(reading: Reading, places: Places, host: str, port: int) -> Any:
+    """A server that listens already; raises OSError where the port is taken."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every poll
+    return make_server(host, port, make_app(reading, places).server, threaded=True)

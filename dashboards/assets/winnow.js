@@ -1,0 +1,94 @@
+// What happens in the browser alone: the address bar and the controls follow each other, and the grid's own drawing.
+const CONTROLS = ["recipe", "find", "state", "tag", "since", "until", "show", "y", "x", "within"];
+const DEFAULTS = {y: "perplexity", x: "bytes", within: "5"};
+const LISTS = ["recipe", "state"];
+
+function read(search, key) {
+    const text = new URLSearchParams(search).get(key) || DEFAULTS[key] || "";
+    return LISTS.includes(key) ? text.split(",").filter(Boolean) : text || null;
+}
+
+function write(search, key, value) {
+    const found = new URLSearchParams(search);
+    const text = Array.isArray(value) ? value.join(",") : value === null || value === undefined ? "" : String(value);
+    text === "" || text === DEFAULTS[key] ? found.delete(key) : found.set(key, text);
+    const query = [...found].map(([name, told]) => `${name}=${encodeURIComponent(told).replace(/%(2C|3D|3A|2F)/g, decodeURIComponent)}`);
+    return query.length ? `?${query.join("&")}` : "";
+}
+
+const same = (left, right) => JSON.stringify(left || null) === JSON.stringify(right || null);
+
+window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    winnow: {
+        choose(search, ...values) {
+            const none = window.dash_clientside.no_update;
+            const moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
+            if (!moved.length || moved.includes("url.search")) {
+                return [none, ...CONTROLS.map((key, place) => {
+                    const told = read(search, key);
+                    return same(told, values[place]) || (!told?.length && !values[place]?.length) ? none : told;
+                })];
+            }
+            let query = search;
+            CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
+            return [query === search ? none : query, ...CONTROLS.map(() => none)];
+        },
+        open(click, path, search) {
+            const none = window.dash_clientside.no_update;
+            const run = click?.points?.[0]?.customdata;
+            return run ? [`${path.replace(/\/$/, "")}/model`, write(search, "model", run)] : [none, none];
+        },
+        pick(selected, ids, search) {
+            const none = window.dash_clientside.no_update;
+            if (!ids.length || !Array.isArray(selected[0])) return none;  // as the page set them
+            const key = ids[0].grid === "models" ? "pick" : "run";
+            const shown = new Set(selected[0].map(row => row.id));
+            const runs = (read(search, key) || "").split(",").filter(run => shown.has(run));
+            shown.forEach(run => runs.includes(run) || runs.push(run));
+            const query = write(search, key, key === "pick" ? runs.slice(-6) : runs);
+            return query === search ? none : query;
+        },
+        columns(values, search) {
+            const none = window.dash_clientside.no_update;
+            const moved = window.dash_clientside.callback_context.triggered;
+            if (!values.length || !moved.length || !moved[0].value) return none;
+            const query = write(search, "columns", values[0]);
+            return query === search ? none : query;
+        },
+        theme(clicks) {
+            const root = document.documentElement, order = ["", "light", "dark"];
+            let now = localStorage.getItem("winnow-theme") || "";
+            if (clicks) localStorage.setItem("winnow-theme", now = order[(order.indexOf(now) + 1) % 3]);
+            now ? root.setAttribute("data-theme", now) : root.removeAttribute("data-theme");
+            return `now ${now || "as the system has it"}; press for another`;
+        },
+    },
+});
+
+const functions = window.dashAgGridFunctions = window.dashAgGridFunctions || {};
+functions.winnowTheme = theme => theme.themeQuartz.withParams({
+    backgroundColor: "var(--ground)", foregroundColor: "var(--ink)", headerBackgroundColor: "var(--raised)",
+    borderColor: "var(--line)", accentColor: "var(--accent)", browserColorScheme: "inherit", fontFamily: "inherit", fontSize: 13,
+    headerTextColor: "var(--ink)", rowHoverColor: "var(--raised)", selectedRowBackgroundColor: "var(--picked)", spacing: 6,
+});
+functions.winnowNumber = (value, unit) => {
+    if (value === null || value === undefined) return "";
+    const scaled = units => { let at = 0; while (Math.abs(value) >= 1000 && at < units.length - 1) { value /= 1000; at++; }
+        return `${at ? value.toFixed(2) : value.toFixed(0)} ${units[at]}`; };
+    if (unit === "B") return scaled(["B", "kB", "MB", "GB", "TB"]);
+    if (unit === "share") return `${(100 * value).toFixed(1)} %`;
+    if (unit === "s") return value < 1 ? `${(1000 * value).toPrecision(3)} ms` : value < 120 ? `${value.toFixed(1)} s`
+        : value < 7200 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
+    if (unit === "FLOP") return value.toExponential(2);
+    const text = Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
+    return unit === "token/s" ? `${text} tok/s` : text;
+};
+
+const components = window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
+const make = (...given) => React.createElement(...given);
+components.WinnowLink = props => make("a", {href: props.data.href}, props.value);
+components.WinnowState = props => make("span", {className: `pill ${props.value}`}, `${props.data.sign} ${props.value}`);
+components.WinnowLinks = props => make("span", {}, ...(props.data.pages || []).map(one =>
+    make("a", {href: one.href, target: "_blank", rel: "noopener", className: "out", key: one.name}, `${one.name} ↗`)));
+
+document.documentElement.dataset.theme = localStorage.getItem("winnow-theme") || "";

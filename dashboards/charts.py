@@ -1,0 +1,217 @@
+"""The interactive figures of the dashboard: the same on the live page and in the file that a run keeps.
+
+Colours are those of Okabe and Ito, which stay apart for every kind of colour vision; what a colour says, a form or a sign
+says too. Text and lines take their colour from the page's style, light or dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dashboards.book import Stage
+from dashboards.layers import cells
+from dashboards.numbers import better, change, interval, metric, shown, title
+from dashboards.pareto import Point, spread_out
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8a8f98"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = {"pretrain": "circle", "load": "circle", "prune": "square", "recover": "diamond", "quantize": "triangle-up"}
+OTHER_SYMBOL = "hexagon"
+MOST_NAMES, MOST_SVG, MOST_ERRORS = 9, 1500, 40
+CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["autoScale2d", "toImage"], "responsive": True}
+LOG_TICKS = {"type": "log", "minor": {"ticks": "outside"}, "dtick": "D2"}
+
+
+def _layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 64, "r": 24, "t": 36, "b": 52},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"bgcolor": "#20262e", "bordercolor": "#20262e", "font": {"color": "#ffffff", "size": 12}, "align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **more,
+    )
+    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False, automargin=True)
+    return figure
+
+
+def pareto_figure(
+    found: Sequence[Point],
+    front: Sequence[Point],
+    axes: tuple[str, str],
+    hovers: Mapping[str, str],
+    names: Mapping[str, str],
+    picked: Sequence[str] = (),
+    limit: tuple[float, str] | None = None,
+    view: str = "",
+) -> go.Figure:
+    """Quality over cost. The front is a line with names; what something beats is grey. ``hovers`` and ``names`` go by the id of
+    a model's run; ``limit`` is a quality that is good enough, and what it is called."""
+    figure, best = go.Figure(), {point.model.run for point in front}
+    beaten = [point for point in found if point.model.run not in best]
+    kind = go.Scattergl if len(beaten) > MOST_SVG else go.Scatter
+    figure.add_trace(kind(**_dots(beaten, hovers, "beaten by another", GREY, 8, picked), opacity=0.55, mode="markers"))
+    several = len(front) > 1
+    text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
+    errors = _errors(front, axes[1]) if len(front) <= MOST_ERRORS else None
+    dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
+    line = {"color": BLUE, "width": 1.5, "shape": "hv"}
+    mode = "lines+markers+text" if several else "markers+text"
+    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition="top right", error_y=errors))
+    if limit and found:
+        figure.add_hline(limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}})
+    for axis, values, name in (
+        (figure.update_xaxes, [point.x for point in found], axes[0]),
+        (figure.update_yaxes, [point.y for point in found], axes[1]),
+    ):
+        axis(title=f"{title(name)}{_direction(name)}", **(LOG_TICKS if spread_out(values) else {}))
+        axis(**({"tickformat": ".0%"} if metric(name).unit == "share" else {"exponentformat": "SI", "hoverformat": ".4g"}))
+    if metric(axes[0]).unit == "B":
+        figure.update_xaxes(ticksuffix="B")
+    return _layout(figure, 460, uirevision=view, hovermode="closest", clickmode="event")
+
+
+def _dots(found: Sequence[Point], hovers: Mapping[str, str], name: str, color: str, size: int, picked: Sequence[str]) -> dict:
+    return {
+        "x": [point.x for point in found],
+        "y": [point.y for point in found],
+        "name": name,
+        "customdata": [point.model.run for point in found],
+        "hovertext": [hovers.get(point.model.run, "") for point in found],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "marker": {
+            "color": color,
+            "size": size,
+            "symbol": [SYMBOLS.get(point.model.kind, OTHER_SYMBOL) for point in found],
+            "line": {"color": VERMILLION, "width": [3 if point.model.run in picked else 0 for point in found]},
+        },
+    }
+
+
+def _errors(found: Sequence[Point], name: str) -> dict[str, Any] | None:
+    """The 95 % intervals, where they were measured."""
+    known = [interval(name, point.model.numbers) for point in found]
+    if not any(known):
+        return None
+    above = [one.high - point.y if one else 0.0 for one, point in zip(known, found, strict=True)]
+    below = [point.y - one.low if one else 0.0 for one, point in zip(known, found, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1, "width": 3, "color": GREY}
+
+
+def _direction(name: str) -> str:
+    return {1: " (more is better)", -1: " (less is better)", 0: ""}[better(name)]
+
+
+def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]) -> go.Figure:
+    """What each stage of a line did to each of a few numbers; times add up, all else goes on from the model before."""
+    figure = make_subplots(1, len(names), subplot_titles=[title(name) for name in names], horizontal_spacing=0.06)
+    for column, name in enumerate(names, 1):
+        known = [(label, numbers[name]) for label, numbers in stages if name in numbers]
+        if not known:
+            where = {"xref": f"x{column} domain", "yref": f"y{column} domain", "x": 0.5, "y": 0.5}
+            figure.add_annotation(text="not measured", showarrow=False, **where)
+            figure.add_trace(go.Scatter(x=[], y=[]), 1, column)
+            continue
+        figure.add_trace(_bars(known, name), 1, column)
+        levels = _levels(known, name)
+        low, high = (0.0, max(levels)) if _adds_up(name) else (min(levels), max(levels))
+        room = max(high - low, 0.05 * abs(high)) or 1.0  # what hardly moved is to look like it
+        figure.update_yaxes(range=[0 if _adds_up(name) else max(0.0, low - 0.35 * room), high + 0.25 * room], row=1, col=column)
+        if metric(name).unit == "share":
+            figure.update_yaxes(tickformat=".0%", row=1, col=column)
+    figure.update_yaxes(exponentformat="SI", nticks=5)
+    return _layout(figure, 340, showlegend=False)
+
+
+def _adds_up(name: str) -> bool:
+    return metric(name).unit in ("s", "FLOP")
+
+
+def _levels(known: Sequence[tuple[str, float]], name: str) -> list[float]:
+    values = [value for _, value in known]
+    return [sum(values)] if _adds_up(name) else values
+
+
+def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
+    values = [value for _, value in known]
+    if _adds_up(name):
+        steps, text = values, [shown(name, value) for value in values]
+    else:
+        steps = [values[0], *(value - before for before, value in zip(values, values[1:], strict=False))]
+        text = [shown(name, values[0])]
+        text += [change(name, value, before) for before, value in zip(values, values[1:], strict=False)]
+    worse, good = {"color": VERMILLION}, {"color": GREEN}
+    rising, falling = (good, worse) if better(name) > 0 else (worse, good)
+    if _adds_up(name):
+        rising = {"color": SKY}
+    return go.Waterfall(
+        x=[*(label for label, _ in known), "in the end"],
+        y=[*steps, 0],
+        measure=["relative" if _adds_up(name) else "absolute", *(["relative"] * (len(known) - 1)), "total"],
+        text=[*text, shown(name, sum(values) if _adds_up(name) else values[-1])],
+        textposition="outside",
+        cliponaxis=False,
+        increasing={"marker": rising},
+        decreasing={"marker": falling},
+        totals={"marker": {"color": BLUE}},
+        connector={"line": {"color": GREY, "width": 1, "dash": "dot"}},
+        hovertemplate="%{x}: %{text}<extra></extra>",
+    )
+
+
+def curves_figure(lines: Sequence[tuple[str, Stage, Mapping[str, Sequence[tuple[int, float]]]]]) -> go.Figure:
+    """Loss over tokens, and over FLOPs, of trainings with their names. A training's FLOPs are shared out over its tokens."""
+    panels = ("tokens", "training FLOPs")
+    figure = make_subplots(1, 2, subplot_titles=[f"training loss over {panel}" for panel in panels], horizontal_spacing=0.08)
+    for place, (name, stage, curves) in enumerate(lines):
+        tokens, loss = dict(curves.get("tokens", ())), dict(curves["loss"])
+        steps = [step for step in loss if step in tokens]
+        each = stage.numbers.get("training_flops", 0.0) / (stage.numbers.get("training_tokens") or 1)
+        for column, factor in ((1, 1.0), (2, each)):
+            if factor:
+                figure.add_trace(
+                    go.Scatter(
+                        x=[tokens[step] * factor for step in steps],
+                        y=[loss[step] for step in steps],
+                        name=name,
+                        legendgroup=name,
+                        showlegend=column == 1,
+                        mode="lines",
+                        line={"color": PALETTE[place % 6], "dash": DASHES[place % 6], "width": 2},
+                    ),
+                    1,
+                    column,
+                )
+    figure.update_xaxes(exponentformat="SI", rangemode="tozero")
+    figure.update_yaxes(title="nats per token", col=1)
+    figure = _layout(figure, 340)
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
+    return figure
+
+
+def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> go.Figure:
+    """A number of every matrix, model beside model on one scale: kinds of matrices down, decoder blocks across."""
+    found = [(name, cells(shares)) for name, shares in maps]
+    kinds = list(dict.fromkeys(kind for _, known in found for kind, _ in known))
+    figure = make_subplots(1, len(found), subplot_titles=[name for name, _ in found], shared_yaxes=True, horizontal_spacing=0.03)
+    for column, (_, known) in enumerate(found, 1):
+        blocks = sorted({block for _, block in known})
+        grid = [[known.get((kind, block)) for block in blocks] for kind in kinds]
+        hover = "block %{x}, %{y}: %{z:.4g}<extra></extra>"
+        figure.add_trace(go.Heatmap(x=blocks, y=kinds, z=grid, coloraxis="coloraxis", hovertemplate=hover, xgap=1, ygap=1), 1, column)
+    figure.update_xaxes(title="decoder block", dtick=1 if len({block for _, known in found for _, block in known}) <= 16 else None)
+    figure.update_yaxes(autorange="reversed")
+    figure = _layout(figure, 150 + 26 * max(2, len(kinds)))
+    scale = {"tickformat": ".0%"} if what == "sparsity" else {"exponentformat": "power"}
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": {"title": what, "thickness": 12, **scale}})
+    return figure

@@ -1,0 +1,117 @@
+"""Pareto: which model to ship, and what it costs: three answers, the plane of quality and cost, and the models of the front."""
+
+from __future__ import annotations
+
+import html as markup
+from typing import Any
+
+from dash import dcc, html
+
+from dashboards.book import QUALITY, Stage
+from dashboards.charts import pareto_figure
+from dashboards.numbers import OVER_DENSE, SPEEDS, change, metric, shown, title
+from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
+from dashboards.sight import Sight, chart, empty, gate, pill, sheet
+from dashboards.words import describe, differences
+
+MOST_LISTED = 12
+
+
+def page(sight: Sight) -> list[Any]:
+    if not sight.models:
+        return [nothing(sight)]
+    x, y = axes(sight)
+    found = points(sight.models, x, y)
+    best = front(found, x, y)
+    told = [html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers")]
+    if not found:
+        return [*told, empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
+    return [*told, _chart(sight, found, best, (x, y)), _listed(sight, best, len(found))]
+
+
+def axes(sight: Sight) -> tuple[str, str]:
+    """The chosen metrics; where no model has one of them, the first that some model has."""
+    y = sight.choice.y if sight.choice.y in sight.metrics or QUALITY not in sight.metrics else QUALITY
+    return sight.choice.x, y
+
+
+def nothing(sight: Sight) -> html.Div:
+    """Why there is nothing to see: nothing is there yet, nothing is read yet, or nothing fits the choice."""
+    if sight.book.pipelines and not sight.pipelines:
+        return empty(
+            f"None of {len(sight.book.pipelines)} runs fits this choice.", dcc.Link("Show all", href=sight.places.prefix)
+        )
+    if sight.pipelines:
+        return empty("The chosen runs have made no model yet.", _running(sight))
+    if not sight.reading.complete:
+        return empty("Reading MLflow …")
+    return empty("MLflow has no run of a recipe yet.", [html.Code("winnow run quickstart"), " makes one in about five minutes."])
+
+
+def _running(sight: Sight) -> str:
+    running = [one.recipe for one in sight.pipelines if one.state == "running"]
+    return f"Running: {', '.join(running)}; this page follows." if running else ""
+
+
+def _answer(sight: Sight, answer: Answer) -> html.Div:
+    if answer.model is None:
+        return html.Div([html.H2(answer.question), html.P("none", className="big"), html.P(answer.because)], className="answer")
+    name = dcc.Link(sight.name(answer.model), href=sight.page("model", model=answer.model.run), className="big")
+    return html.Div([html.H2(answer.question), html.P(name), html.P(answer.because)], className="answer")
+
+
+def _chart(sight: Sight, found: list[Point], best: list[Point], names: tuple[str, str]) -> Any:
+    log = (spread_out([point.x for point in found]), spread_out([point.y for point in found]))
+    neighbours = nearest(found, log)
+    hovers = {
+        point.model.run: hover(sight, point.model, other.model if other else None)
+        for point, other in zip(found, neighbours, strict=True)
+    }
+    labels = {point.model.run: sight.name(point.model) for point in best}
+    figure = pareto_figure(found, best, names, hovers, labels, sight.choice.pick, _limit(sight, names[1]), sight.choice.query)
+    return chart("pareto", figure, f"{title(names[1])} over {title(names[0])}")
+
+
+def _limit(sight: Sight, y: str) -> tuple[float, str] | None:
+    """Where all lines begin with one dense model: the quality that is near enough to its."""
+    if y == OVER_DENSE:
+        return sight.choice.within / 100, f"dense + {sight.choice.within:g} %"
+    dense = {one.run: one for model, _ in sight.models for one in [sight.book.dense(model)] if one}
+    if y != QUALITY or len(dense) != 1 or QUALITY not in (only := next(iter(dense.values()))).numbers:
+        return None
+    return only.numbers[QUALITY] * (1 + sight.choice.within / 100), f"dense + {sight.choice.within:g} %"
+
+
+def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
+    """A model in a few lines, and what tells it from its neighbour in the words of their recipes."""
+    numbers = sight.book.numbers(model)
+    names = [name for name in (QUALITY, OVER_DENSE, "bytes", "sparsity", *SPEEDS[:1]) if name in numbers]
+    lines = [f"<b>{markup.escape(sight.name(model))}</b> · {model.method} · {sight.book.state(model)}"]
+    lines += [f"{title(name)} {shown(name, numbers[name])}" for name in names]
+    if other is not None:
+        told = describe(differences(sight.book, other, model))
+        lines.append(f"<br><i>other than its neighbour {markup.escape(sight.name(other))}:</i>")
+        lines += [markup.escape(line) for line in told.split("\n")]
+    return "<br>".join(lines)
+
+
+def _listed(sight: Sight, best: list[Point], total: int) -> Any:
+    """The front as a table, the cheapest first, each beside the one before."""
+    names = [name for name in (QUALITY, OVER_DENSE, "sparsity", "bytes", SPEEDS[0], sight.choice.y, sight.choice.x)]
+    told = [name for name in dict.fromkeys(names) if any(name in sight.book.numbers(point.model) for point in best)]
+    rows, before = [], None
+    for point in best[:MOST_LISTED]:
+        numbers = sight.book.numbers(point.model)
+        link = dcc.Link(sight.name(point.model), href=sight.page("model", model=point.model.run))
+        words = describe(differences(sight.book, before, point.model), 3) if before else ""
+        cells = [shown(name, numbers.get(name)) for name in told]
+        rows.append([link, pill(sight.book.state(point.model)), *cells, gate(point.model.gates), html.Span(words, className="words")])
+        before = point.model
+    head = ["model", "state", *map(title, told), "gates", "other than the one above"]
+    if not any(point.model.gates for point in best):
+        head, rows = [one for one in head if one != "gates"], [[*row[:-2], row[-1]] for row in rows]
+    more = f"; the first {MOST_LISTED} of them" if len(best) > MOST_LISTED else ""
+    return sheet(head, rows, f"{len(best)} of {total} models are beaten by none{more}", "numbers")
+
+
+__all__ = ["axes", "change", "hover", "metric", "nothing", "page"]

@@ -1,0 +1,192 @@
+"""Table: every chosen model or run with its numbers: sort, filter, choose columns, tick what is to be compared, take it away
+as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from typing import Any
+
+import dash_ag_grid as ag
+from dash import dcc, html
+
+from dashboards.book import Pipeline, Stage
+from dashboards.numbers import base, better, metric, rank, title
+from dashboards.pages.pareto import nothing
+from dashboards.sight import STATES, Sight, links
+
+DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", "bytes", "decode_tokens_per_second", "seconds")
+MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates")
+RUN_COLUMNS = ("run", "state", "recipe", "models", "gates", "claims", "seconds", "started", "commit")
+NEVER = ("evaluate", "tokens", "learning_rate", "gradient_norm")
+
+
+def page(sight: Sight) -> list[Any]:
+    if not sight.pipelines or (sight.choice.rows == "models" and not sight.models):
+        return [nothing(sight)]
+    head = [
+        html.Span("show"),
+        *(html.B(name) if sight.choice.rows == name else dcc.Link(name, href=sight.page("table", rows=name)) for name in ("models", "runs")),
+        html.A("CSV", href=sight.page("table.csv"), download="winnow.csv", className="button"),
+        dcc.Link("Compare", href=sight.page("compare"), id="to-compare", className="button"),
+        html.Span(_count(sight), id="count", role="status"),
+    ]
+    return [html.Div(head, className="head"), *(_columns(sight) if sight.choice.rows == "models" else []), grid(sight)]
+
+
+def _count(sight: Sight) -> str:
+    picked = f", {len(sight.choice.pick)} picked" if sight.choice.pick else ""
+    return f"{len(sight.models)} models of {len(sight.pipelines)} runs{picked}"
+
+
+def _columns(sight: Sight) -> list[Any]:
+    known = sorted((name for name in sight.metrics if base(name) not in NEVER), key=rank)
+    options = [{"label": title(name), "value": name, "title": metric(name).meaning} for name in known]
+    told = [name for name in columns(sight) if name in known]
+    return [
+        html.Details(
+            [
+                html.Summary(f"columns ({len(told)} of {len(known)})"),
+                dcc.Checklist(id={"key": "columns"}, options=options, value=told, className="columns", inline=True),
+            ]
+        )
+    ]
+
+
+def columns(sight: Sight) -> tuple[str, ...]:
+    """The chosen metrics, else those that matter and are there."""
+    if sight.choice.columns:
+        return sight.choice.columns
+    wanted = dict.fromkeys([sight.choice.y, *DEFAULT, sight.choice.x])
+    return tuple(sorted((name for name in wanted if name in sight.metrics), key=rank))
+
+
+def grid(sight: Sight) -> ag.AgGrid:
+    models = sight.choice.rows == "models"
+    rows = [_model(sight, model) for model, _ in sight.models] if models else [_run(sight, one) for one in sight.pipelines]
+    return ag.AgGrid(
+        id={"grid": sight.choice.rows},
+        rowData=rows,
+        columnDefs=_model_columns(sight) if models else _run_columns(sight),
+        defaultColDef={"sortable": True, "resizable": True, "filter": True, "minWidth": 90, "wrapHeaderText": True, "autoHeaderHeight": True},
+        selectedRows={"ids": list(sight.choice.pick)} if models else {"ids": list(sight.choice.run)},
+        getRowId="params.data.id",
+        columnSize="responsiveSizeToFit",
+        dashGridOptions={
+            "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "headerCheckbox": False},
+            "animateRows": False,
+            "suppressColumnVirtualisation": True,
+            "theme": {"function": "winnowTheme(theme)"},
+            "tooltipShowDelay": 300,
+        },
+        className="grid",
+        style={"height": "calc(100vh - 300px)", "minHeight": "320px"},
+    )
+
+
+def _model_columns(sight: Sight) -> list[dict[str, Any]]:
+    told = [
+        {"field": "model", "headerName": "model", "cellRenderer": "WinnowLink", "minWidth": 150, "flex": 2, "tooltipField": "address"},
+        {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 118, "maxWidth": 124},
+        {"field": "recipe", "headerName": "recipe", "flex": 1},
+        {"field": "method", "headerName": "method"},
+    ]
+    told += [{"field": name, **_number(name)} for name in columns(sight)]
+    told += [{"field": "gates", "headerName": "gates", "tooltipField": "gates"}] if any(model.gates for model, _ in sight.models) else []
+    return [*told, *_elsewhere_column(sight)]
+
+
+def _number(name: str) -> dict[str, Any]:
+    """A number as the server writes it elsewhere, sorted by its value."""
+    return {
+        "colId": name,
+        "headerName": title(name),
+        "headerTooltip": metric(name).meaning,
+        "valueGetter": {"function": f"params.data.numbers['{name}']"},
+        "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}')"},
+        "filter": "agNumberColumnFilter",
+        "type": "rightAligned",
+        "sortingOrder": ["desc", "asc", None] if better(name) > 0 else ["asc", "desc", None],
+    }
+
+
+def _run_columns(sight: Sight) -> list[dict[str, Any]]:
+    shapes: dict[str, dict[str, Any]] = {
+        "run": {"cellRenderer": "WinnowLink", "tooltipField": "id"},
+        "state": {"cellRenderer": "WinnowState"},
+        "models": {"filter": "agNumberColumnFilter", "type": "rightAligned"},
+        "seconds": {"headerName": "time", "valueFormatter": {"function": "winnowNumber(params.value, 's')"}, "type": "rightAligned"},
+        "started": {"sort": "desc"},
+    }
+    return [*({"field": name, "headerName": name, **shapes.get(name, {})} for name in RUN_COLUMNS), *_elsewhere_column(sight)]
+
+
+def _elsewhere_column(sight: Sight) -> list[dict[str, Any]]:
+    linked = sight.places.mlflow or sight.places.prefect
+    column = {"field": "pages", "headerName": "elsewhere", "cellRenderer": "WinnowLinks", "sortable": False, "filter": False}
+    return [{**column, "cellDataType": False, "minWidth": 170}] if linked else []
+
+
+def _model(sight: Sight, model: Stage) -> dict[str, Any]:
+    maker, numbers = sight.book.pipelines.get(model.maker), sight.book.numbers(model)
+    state = sight.book.state(model)
+    if maker is None or maker.run not in sight.chosen:
+        state = "cached" if state == "finished" else state
+    return {
+        "id": model.run,
+        "model": model.id,
+        "href": sight.page("model", model=model.run),
+        "state": state,
+        "sign": STATES.get(state, "?"),
+        "recipe": maker.recipe if maker else "",
+        "method": model.method,
+        "address": model.address,
+        "gates": model.gates,
+        "numbers": {name: round(numbers[name], 12) for name in columns(sight) if name in numbers},
+        "pages": _elsewhere(sight, model.run, maker),
+    }
+
+
+def _elsewhere(sight: Sight, run: str, maker: Pipeline | None) -> list[dict[str, str]]:
+    found = {"MLflow": sight.mlflow(run), "Prefect": sight.prefect(maker) if maker else ""}
+    return [{"name": name, "href": address} for name, address in found.items() if address]
+
+
+def _run(sight: Sight, one: Pipeline) -> dict[str, Any]:
+    models = sight.book.models_of(one.run)
+    return {
+        "id": one.run,
+        "run": one.run[:8],
+        "href": sight.page("waterfall", pipeline=one.run, model=""),
+        "state": one.state,
+        "sign": STATES.get(one.state, "?"),
+        "recipe": one.recipe,
+        "models": len(models),
+        "gates": one.tags.get("winnow.gates", ""),
+        "claims": one.tags.get("winnow.claims", ""),
+        "seconds": one.seconds,
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started / 1000)),
+        "commit": one.tags.get("winnow.git_commit", "")[:10],
+        "pages": _elsewhere(sight, one.run, one),
+    }
+
+
+def as_csv(sight: Sight) -> str:
+    """What the table shows, with every digit, and the artifact's address, by which winnow export finds it."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    if sight.choice.rows != "models":
+        writer.writerow([*RUN_COLUMNS, "id"])
+        writer.writerows([[row[name] for name in (*RUN_COLUMNS, "id")] for row in (_run(sight, one) for one in sight.pipelines)])
+        return out.getvalue()
+    names = columns(sight)
+    writer.writerow([*MODEL_COLUMNS, "address", "mlflow_run", *names])
+    for model, numbers in sight.models:
+        row = _model(sight, model)
+        cells = [row[name] for name in (*MODEL_COLUMNS, "address", "id")]
+        writer.writerow([*cells, *(numbers.get(name, "") for name in names)])
+    return out.getvalue()
+
+
+__all__ = ["as_csv", "links", "page"]

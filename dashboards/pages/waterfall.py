@@ -1,0 +1,112 @@
+"""Waterfall: one pipeline, stage by stage: what each did to quality, size and speed, and what it cost in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import dcc, html
+
+from dashboards.book import QUALITY, Pipeline, Stage
+from dashboards.charts import waterfall_figure
+from dashboards.numbers import SPEEDS, better, change, metric, shown, title
+from dashboards.pages.pareto import nothing
+from dashboards.sight import Sight, chart, empty, links, pill, sheet
+
+
+def page(sight: Sight) -> list[Any]:
+    if not sight.pipelines:
+        return [nothing(sight)]
+    pipeline = chosen(sight)
+    ends = _ends(sight, pipeline)
+    if not ends:
+        return [_head(sight, pipeline, None, []), empty("This run has made no model yet.")]
+    end = next((one for one in ends if one.run == sight.choice.model), None) or ends[0]
+    line = sight.book.line(end)
+    names = _names(sight, line)
+    stages = [(one.id if len(one.id) <= 16 else f"{one.id[:7]}…{one.id[-8:]}", one.numbers) for one in line]
+    figure = waterfall_figure(stages, names)
+    return [
+        _head(sight, pipeline, end, ends),
+        html.P(worst(line, names[0]), className="finding"),
+        chart("waterfall", figure, "what each stage did"),
+        _table(sight, pipeline, line, names),
+    ]
+
+
+def chosen(sight: Sight) -> Pipeline:
+    """The pipeline that is asked for; else the newest that has made something."""
+    asked = sight.book.pipelines.get(sight.choice.pipeline)
+    return asked or next((one for one in sight.pipelines if sight.book.models_of(one.run)), sight.pipelines[0])
+
+
+def _ends(sight: Sight, pipeline: Pipeline) -> list[Stage]:
+    """The models of a pipeline that no other is made from, the best first."""
+    models = {one.run: one for one in sight.book.models_of(pipeline.run)}
+    last = sight.book.final(models)
+    return sorted((one for run, one in models.items() if run in last), key=lambda one: (one.numbers.get(QUALITY, 1e30), one.id))
+
+
+def _names(sight: Sight, line: list[Stage]) -> list[str]:
+    known = {name for one in line for name in one.numbers}
+    y = sight.choice.y if sight.choice.y in known else QUALITY
+    speed = next((name for name in SPEEDS if name in known), SPEEDS[0])
+    return [y, "bytes", speed, "seconds"]
+
+
+def worst(line: list[Stage], name: str) -> str:
+    """Which stage lost the most of the quality that the one before had."""
+    sign = better(name) or -1
+    told = [(one, before.numbers[name], one.numbers[name]) for before, one in _pairs(line) if name in before.numbers and name in one.numbers]
+    losses = [(sign * (after - before), one, before, after) for one, before, after in told]
+    if not losses:
+        return f"No two stages in a row have {title(name)}."
+    loss, one, before, after = min(losses, key=lambda found: found[0])
+    if loss >= 0:
+        return f"No stage lost {title(name)}."
+    return f"{one.id} lost the most: {title(name)} {shown(name, before)} → {shown(name, after)} ({change(name, after, before)})."
+
+
+def _pairs(line: list[Stage]) -> list[tuple[Stage, Stage]]:
+    return list(zip(line, line[1:], strict=False))
+
+
+def _head(sight: Sight, pipeline: Pipeline, end: Stage | None, ends: list[Stage]) -> html.Div:
+    others = [one for one in sight.pipelines if one.run != pipeline.run][:6]
+    told = [
+        html.H2(pipeline.recipe),
+        pill(pipeline.state),
+        *links(("MLflow", sight.mlflow(pipeline.run)), ("Prefect", sight.prefect(pipeline))),
+    ]
+    if len(ends) > 1:
+        told += [html.Span("model:"), *_links(sight, pipeline, ends[:8], end)]
+        told += [html.Span(f"and {len(ends) - 8} more; open one from the table")] if len(ends) > 8 else []
+    if others:
+        named = [dcc.Link(f"{one.recipe} {one.run[:4]}", href=sight.page("waterfall", pipeline=one.run, model="")) for one in others]
+        told += [html.Span("other runs:"), *named]
+    return html.Div(told, className="head")
+
+
+def _links(sight: Sight, pipeline: Pipeline, ends: list[Stage], end: Stage | None) -> list[Any]:
+    return [
+        html.B(one.id) if one is end else dcc.Link(one.id, href=sight.page("waterfall", pipeline=pipeline.run, model=one.run))
+        for one in ends
+    ]
+
+
+def _table(sight: Sight, pipeline: Pipeline, line: list[Stage], names: list[str]) -> html.Div:
+    """The numbers behind the bars."""
+    rows = []
+    for before, one in zip([None, *line], line, strict=False):
+        cells: list[Any] = [pill(sight.book.state(one, pipeline.run)), one.method]
+        for name in (*names, "training_flops"):
+            value, last = one.numbers.get(name), before.numbers.get(name) if before else None
+            moved = change(name, value, last) if metric(name).unit not in ("s", "FLOP") else ""
+            cells.append(html.Span([shown(name, value), html.Small(f" {moved}" if moved else "", className=_good(name, value, last))]))
+        rows.append([dcc.Link(one.id, href=sight.page("model", model=one.run)), *cells])
+    return sheet(["stage", "state", "method", *map(title, names), "training FLOPs"], rows, "", "numbers")
+
+
+def _good(name: str, value: float | None, before: float | None) -> str:
+    if value is None or before is None or value == before or not better(name):
+        return ""
+    return "good" if better(name) * (value - before) > 0 else "bad"

@@ -1,0 +1,100 @@
+"""What stands around every page: the tabs, the controls of the choice, and how much of MLflow is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dash import dcc, html
+
+from dashboards.choice import STATES, axes
+from dashboards.numbers import COSTS, OF_A_LINE, base, better, is_quality, rank, title
+from dashboards.sight import Sight
+from tasks.metrics import METRICS
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = """<!doctype html>
+<html lang="en"><head>{%metas%}<meta name="color-scheme" content="light dark"><title>{%title%}</title>{%favicon%}{%css%}</head>
+<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
+
+
+def layout(poll: int) -> html.Div:
+    return html.Div(
+        [
+            dcc.Location(id="url", refresh="callback-nav"),
+            dcc.Store(id="version"),
+            dcc.Store(id="seen"),
+            dcc.Interval(id="poll", interval=poll),
+            html.A("to the page", href="#page", className="skip"),
+            html.Header(
+                [
+                    html.Strong("Winnow", className="brand"),
+                    html.Nav(id="tabs", **{"aria-label": "pages"}),
+                    html.Span(id="known", role="status"),
+                    html.Button("light / dark", id="theme", title="light, dark, or as the system has it"),
+                ]
+            ),
+            _controls(),
+            html.Main(html.Div("Reading MLflow …", className="empty"), id="page", tabIndex="-1"),
+        ]
+    )
+
+
+def _controls() -> html.Div:
+    states = [{"label": state, "value": state} for state in STATES]
+    shows = [{"label": "final models", "value": "final"}, {"label": "every stage's model", "value": "all"}]
+    return html.Div(
+        [
+            _control("recipes", dcc.Dropdown(id="c-recipe", multi=True, placeholder="all"), 15),
+            _control("words", dcc.Input(id="c-find", debounce=0.3, placeholder="prune.sparsity=0.6 wanda", type="search"), 14),
+            _control("state", dcc.Dropdown(states, id="c-state", multi=True, placeholder="any"), 9),
+            _control("tag", dcc.Input(id="c-tag", debounce=0.3, placeholder="name=value", type="search"), 9),
+            _control("from", dcc.Input(id="c-since", debounce=0.3, placeholder="2026-11-01", maxLength=10), 8),
+            _control("to", dcc.Input(id="c-until", debounce=0.3, placeholder="2026-11-30", maxLength=10), 8),
+            _control("models", dcc.Dropdown(shows, id="c-show", placeholder="what fits"), 10),
+            _control("quality", dcc.Dropdown(_all(), id="c-y", clearable=False), 11),
+            _control("cost", dcc.Dropdown(_all(), id="c-x", clearable=False), 11),
+            _control("within %", dcc.Input(id="c-within", debounce=0.3, type="text", maxLength=4), 4),
+        ],
+        className="controls",
+        role="search",
+    )
+
+
+def _all() -> list[dict[str, Any]]:
+    """Before anything is read, whatever a link may name is a choice."""
+    return [{"label": title(name), "value": name} for name in {**METRICS, **OF_A_LINE}]
+
+
+def _control(label: str, control: Any, width: int) -> html.Label:
+    return html.Label([html.Span(label), control], style={"flex": f"{width} 1 {width * 0.55}em"})
+
+
+def tab(name: str, address: str, here: bool) -> dcc.Link:
+    return dcc.Link(name, href=address, className="to-page here" if here else "to-page")
+
+
+def known(sight: Sight) -> list[Any]:
+    """How much is read, and what keeps the rest."""
+    reading, runs = sight.reading, len(sight.book.pipelines)
+    chosen = f"{len(sight.pipelines):,} of " if len(sight.pipelines) != runs else ""
+    told: list[Any] = [html.Span(f"{chosen}{runs:,} runs, {len(sight.models):,} models" + ("" if reading.complete else ", reading on …"))]
+    if reading.trouble:
+        told.append(html.Strong(reading.trouble, className="bad", role="alert"))
+    return told
+
+
+def options(sight: Sight) -> tuple[list[dict[str, Any]], ...]:
+    """Of the controls whose choices follow from what was read."""
+    runs = Counter(one.recipe for one in sight.book)
+    recipes = [{"label": f"{name} ({count})", "value": name} for name, count in runs.items()]
+    found = axes(sight.metrics) or [sight.choice.y, sight.choice.x]
+    quality = sorted({sight.choice.y, *filter(is_quality, found)}, key=rank)
+    costly = {sight.choice.x, *(name for name in found if not is_quality(name) and "_stderr" not in name)}
+    costs = sorted(costly, key=lambda name: (base(name) not in COSTS, rank(name)))
+    return recipes, *([{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in names] for names in (quality, costs))
+
+
+def _arrow(name: str) -> str:
+    return {1: " ↑", -1: " ↓", 0: ""}[better(name)]
