@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, html, no_update
 from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
 
@@ -29,8 +29,8 @@ CONTROLS = ("recipe", "find", "state", "tag", "since", "until", "show", "y", "x"
 POLL = 2000  # milliseconds
 NAMES = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (  # from nowhere but here, and to nowhere else
-    "default-src 'none'; connect-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    "default-src 'none'; connect-src 'self';style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -136,7 +136,9 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
     def only_read() -> None:
         if request.method not in ("GET", "HEAD") and request.path != f"{prefix}_dash-update-component":
             abort(405)
-        if prefix == "/" and request.host.rsplit(":", 1)[0] not in NAMES:  # a page elsewhere that makes its name mean this machine
+        if (
+            prefix == "/" and request.host.rsplit(":", 1)[0] not in NAMES
+        ):  # a page elsewhere that makes its name mean this machine
             abort(403, "this dashboard answers to 127.0.0.1 and localhost; behind a proxy give it --prefix")
 
     @server.after_request
@@ -153,7 +155,9 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
     @server.get(f"{prefix}table.csv")
     def as_csv() -> Response:
         sight = Sight(reading.book, Choice.of(request.query_string.decode()), reading, places)
-        return Response(table.as_csv(sight), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=winnow.csv"})
+        return Response(
+            table.as_csv(sight), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=winnow.csv"}
+        )
 
     inner = server.wsgi_app
 
@@ -164,7 +168,7 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
         return inner(environ, start)
 
     if prefix != "/":
-        server.wsgi_app = prefixed  # type: ignore[method-assign]
+        server.wsgi_app = prefixed  # type: ignore[method-assign,assignment]
 
 
 def make_service(reading: Reading, places: Places, host: str, port: int) -> Any:

@@ -23,7 +23,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = {"pretrain": "circle", "load": "circle", "prune": "square", "recover": "diamond", "quantize": "triangle-up"}
 OTHER_SYMBOL = "hexagon"
 MOST_NAMES, MOST_SVG, MOST_ERRORS = 9, 1500, 40
-CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["autoScale2d", "toImage"], "responsive": True}
+CONFIG = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d"]], "responsive": True}
 LOG_TICKS = {"type": "log", "minor": {"ticks": "outside"}, "dtick": "D2"}
 
 
@@ -63,13 +63,17 @@ def pareto_figure(
     figure.add_trace(kind(**_dots(beaten, hovers, "beaten by another", GREY, 8, picked), opacity=0.55, mode="markers"))
     several = len(front) > 1
     text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
+    middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
+    sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
     errors = _errors(front, axes[1]) if len(front) <= MOST_ERRORS else None
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
     line = {"color": BLUE, "width": 1.5, "shape": "hv"}
     mode = "lines+markers+text" if several else "markers+text"
-    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition="top right", error_y=errors))
+    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition=sides, error_y=errors))
     if limit and found:
-        figure.add_hline(limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}})
+        figure.add_hline(
+            limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}}
+        )
     for axis, values, name in (
         (figure.update_xaxes, [point.x for point in found], axes[0]),
         (figure.update_yaxes, [point.y for point in found], axes[1]),
@@ -114,23 +118,29 @@ def _direction(name: str) -> str:
 
 def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]) -> go.Figure:
     """What each stage of a line did to each of a few numbers; times add up, all else goes on from the model before."""
-    figure = make_subplots(1, len(names), subplot_titles=[title(name) for name in names], horizontal_spacing=0.06)
-    for column, name in enumerate(names, 1):
+    rows = (len(names) + 1) // 2
+    figure = make_subplots(
+        rows, 2, subplot_titles=[title(name) for name in names], horizontal_spacing=0.08, vertical_spacing=0.2
+    )
+    for place, name in enumerate(names):
+        row, column = place // 2 + 1, place % 2 + 1
         known = [(label, numbers[name]) for label, numbers in stages if name in numbers]
         if not known:
-            where = {"xref": f"x{column} domain", "yref": f"y{column} domain", "x": 0.5, "y": 0.5}
+            where = {"xref": f"x{place + 1} domain", "yref": f"y{place + 1} domain", "x": 0.5, "y": 0.5}
             figure.add_annotation(text="not measured", showarrow=False, **where)
-            figure.add_trace(go.Scatter(x=[], y=[]), 1, column)
+            figure.add_trace(go.Scatter(x=[], y=[]), row, column)
             continue
-        figure.add_trace(_bars(known, name), 1, column)
+        figure.add_trace(_bars(known, name), row, column)
         levels = _levels(known, name)
         low, high = (0.0, max(levels)) if _adds_up(name) else (min(levels), max(levels))
         room = max(high - low, 0.05 * abs(high)) or 1.0  # what hardly moved is to look like it
-        figure.update_yaxes(range=[0 if _adds_up(name) else max(0.0, low - 0.35 * room), high + 0.25 * room], row=1, col=column)
+        figure.update_yaxes(
+            range=[0 if _adds_up(name) else max(0.0, low - 0.35 * room), high + 0.25 * room], row=row, col=column
+        )
         if metric(name).unit == "share":
-            figure.update_yaxes(tickformat=".0%", row=1, col=column)
+            figure.update_yaxes(tickformat=".0%", row=row, col=column)
     figure.update_yaxes(exponentformat="SI", nticks=5)
-    return _layout(figure, 340, showlegend=False)
+    return _layout(figure, 240 * rows + 40, showlegend=False)
 
 
 def _adds_up(name: str) -> bool:
@@ -155,12 +165,14 @@ def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
     if _adds_up(name):
         rising = {"color": SKY}
     return go.Waterfall(
-        x=[*(label for label, _ in known), "in the end"],
+        x=[*(label for label, _ in known), "end"],
         y=[*steps, 0],
         measure=["relative" if _adds_up(name) else "absolute", *(["relative"] * (len(known) - 1)), "total"],
         text=[*text, shown(name, sum(values) if _adds_up(name) else values[-1])],
         textposition="outside",
         cliponaxis=False,
+        constraintext="none",
+        textfont={"size": 12},
         increasing={"marker": rising},
         decreasing={"marker": falling},
         totals={"marker": {"color": BLUE}},
@@ -203,15 +215,23 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
     """A number of every matrix, model beside model on one scale: kinds of matrices down, decoder blocks across."""
     found = [(name, cells(shares)) for name, shares in maps]
     kinds = list(dict.fromkeys(kind for _, known in found for kind, _ in known))
-    figure = make_subplots(1, len(found), subplot_titles=[name for name, _ in found], shared_yaxes=True, horizontal_spacing=0.03)
+    figure = make_subplots(
+        1, len(found), subplot_titles=[name for name, _ in found], shared_yaxes=True, horizontal_spacing=0.03
+    )
     for column, (_, known) in enumerate(found, 1):
         blocks = sorted({block for _, block in known})
         grid = [[known.get((kind, block)) for block in blocks] for kind in kinds]
         hover = "block %{x}, %{y}: %{z:.4g}<extra></extra>"
-        figure.add_trace(go.Heatmap(x=blocks, y=kinds, z=grid, coloraxis="coloraxis", hovertemplate=hover, xgap=1, ygap=1), 1, column)
-    figure.update_xaxes(title="decoder block", dtick=1 if len({block for _, known in found for _, block in known}) <= 16 else None)
+        figure.add_trace(
+            go.Heatmap(x=blocks, y=kinds, z=grid, coloraxis="coloraxis", hovertemplate=hover, xgap=1, ygap=1), 1, column
+        )
+    figure.update_xaxes(
+        title="decoder block", dtick=1 if len({block for _, known in found for _, block in known}) <= 16 else None
+    )
     figure.update_yaxes(autorange="reversed")
-    figure = _layout(figure, 150 + 26 * max(2, len(kinds)))
+    figure = _layout(figure, 130 + 26 * len(kinds))
     scale = {"tickformat": ".0%"} if what == "sparsity" else {"exponentformat": "power"}
-    figure.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": {"title": what, "thickness": 12, **scale}})
+    most = 1.0 if what == "sparsity" else max((value for _, known in found for value in known.values()), default=1.0)
+    bar = {"title": what, "thickness": 12, **scale}
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": most, "colorbar": bar})
     return figure

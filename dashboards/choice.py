@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 from urllib.parse import parse_qs, quote
 
 from dashboards.book import QUALITY, Book, Pipeline, Stage
@@ -44,7 +45,8 @@ class Choice:
 
     @classmethod
     def of(cls, query: str) -> Choice:
-        given, found = parse_qs((query or "").removeprefix("?")), {}
+        given = parse_qs((query or "").removeprefix("?"))
+        found: dict[str, Any] = {}
         for one in fields(cls):
             text = given.get(one.name, [""])[-1].strip()
             if not text:
@@ -69,9 +71,9 @@ class Choice:
                 told.append(f"{one.name}={quote(text, safe=',=:./')}")
         return f"?{'&'.join(told)}" if told else ""
 
-    def but(self, **changed: object) -> str:
+    def but(self, **changed: Any) -> str:
         """The query of the same choice with something else in it."""
-        return replace(self, **changed).query  # type: ignore[arg-type]
+        return replace(self, **changed).query
 
     def pipelines(self, book: Book) -> list[Pipeline]:
         """Those that are chosen, the newest first."""

@@ -17,10 +17,10 @@ OF_A_LINE = {
 }
 UNKNOWN = Metric("1", "neither", "")
 FIRST = (  # in this order wherever metrics are listed; the others follow by name
-    "perplexity", OVER_DENSE, "bits_per_byte", "accuracy", "task_accuracy", "flips", "reference_kl", "sparsity", "pattern_holds",
-    "bytes", "bits_per_parameter", "decode_tokens_per_second", "prefill_tokens_per_second", "decode_speed", "prefill_speed",
-    "time_to_first_token", "training_flops", LINE_FLOPS, "seconds", LINE_SECONDS,
-)  # fmt: skip
+    *("perplexity", OVER_DENSE, "bits_per_byte", "accuracy", "task_accuracy", "flips", "reference_kl", "sparsity"),
+    *("pattern_holds", "bytes", "bits_per_parameter", "decode_tokens_per_second", "prefill_tokens_per_second", "decode_speed"),
+    *("prefill_speed", "time_to_first_token", "training_flops", LINE_FLOPS, "seconds", LINE_SECONDS),
+)
 COSTS = ("bytes", "time_to_first_token", "decode_tokens_per_second", LINE_FLOPS, LINE_SECONDS)
 SPEEDS = ("decode_tokens_per_second", "decode_speed", "prefill_tokens_per_second", "prefill_speed")
 INTERVAL = 1.96  # standard errors on either side: 95 %
@@ -92,6 +92,8 @@ def change(name: str, value: float | None, before: float | None) -> str:
     """A difference with its sign: in points for shares, in percent for all else."""
     if value is None or before is None:
         return ""
+    if value == before:
+        return "="
     if metric(name).unit == "share":
         return f"{100 * (value - before):+.1f} pp"
     return f"{value / before - 1:+.1%}".replace("%", " %") if before else f"{value - before:+.4g}"
@@ -110,6 +112,8 @@ def duration(seconds: float) -> str:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

@@ -31,7 +31,7 @@ def front(found: Sequence[Point], x: str, y: str) -> list[Point]:
     better counts as a cost."""
     across, up = -(better(x) or -1), -(better(y) or -1)  # 1 where less is better
     kept: list[Point] = []
-    for point in sorted(found, key=lambda point: (across * point.x, up * point.y)):
+    for point in sorted(found, key=lambda point: (across * point.x, up * point.y, point.model.started)):
         if not kept or up * point.y < up * kept[-1].y:
             kept.append(point)
     return kept

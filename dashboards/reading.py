@@ -78,7 +78,7 @@ class Reading:
                 trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if trouble != self.trouble:
                 self.trouble, self.version = trouble, self.version + 1
-            if time.monotonic() - self._looked > IDLE:
+            if self.complete and time.monotonic() - self._looked > IDLE:
                 self._wake.clear()
                 self._wake.wait()
             time.sleep(EVERY)
@@ -121,7 +121,9 @@ class Reading:
 
         token = None
         while True:
-            runs = self.client.search_runs([self.experiment], which, ViewType.ACTIVE_ONLY, size, ["attributes.start_time DESC"], token)
+            runs = self.client.search_runs(
+                [self.experiment], which, ViewType.ACTIVE_ONLY, size, ["attributes.start_time DESC"], token
+            )
             yield list(runs)
             if not (token := runs.token):
                 return

@@ -79,7 +79,9 @@ def known(sight: Sight) -> list[Any]:
     """How much is read, and what keeps the rest."""
     reading, runs = sight.reading, len(sight.book.pipelines)
     chosen = f"{len(sight.pipelines):,} of " if len(sight.pipelines) != runs else ""
-    told: list[Any] = [html.Span(f"{chosen}{runs:,} runs, {len(sight.models):,} models" + ("" if reading.complete else ", reading on …"))]
+    told: list[Any] = [
+        html.Span(f"{chosen}{runs:,} runs, {len(sight.models):,} models" + ("" if reading.complete else ", reading on …"))
+    ]
     if reading.trouble:
         told.append(html.Strong(reading.trouble, className="bad", role="alert"))
     return told
@@ -93,7 +95,9 @@ def options(sight: Sight) -> tuple[list[dict[str, Any]], ...]:
     quality = sorted({sight.choice.y, *filter(is_quality, found)}, key=rank)
     costly = {sight.choice.x, *(name for name in found if not is_quality(name) and "_stderr" not in name)}
     costs = sorted(costly, key=lambda name: (base(name) not in COSTS, rank(name)))
-    return recipes, *([{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in names] for names in (quality, costs))
+    return recipes, *(
+        [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in names] for names in (quality, costs)
+    )
 
 
 def _arrow(name: str) -> str:

@@ -66,7 +66,7 @@ class Sight:
     def _recipes(self) -> set[str]:
         return {one.recipe for one in self.pipelines}
 
-    def page(self, name: str, **changed: object) -> str:
+    def page(self, name: str, **changed: Any) -> str:
         """The address of another page with the same choice, or a little of it changed."""
         return f"{self.places.prefix}{name}{self.choice.but(**changed)}"
 
@@ -84,7 +84,9 @@ class Sight:
         alike = self._alike.get(model.id, 0)
         if maker is None or (alike < 2 and len(self._recipes) < 2):
             return model.id
-        return f"{maker.recipe}: {model.id}" if alike < 2 else f"{maker.recipe} {model.address.rpartition('-')[2][:4]}: {model.id}"
+        return (
+            f"{maker.recipe}: {model.id}" if alike < 2 else f"{maker.recipe} {model.address.rpartition('-')[2][:4]}: {model.id}"
+        )
 
 
 def pill(state: str) -> html.Span:
@@ -96,11 +98,15 @@ def gate(text: str) -> Any:
     word = text.partition(":")[0]
     if not text:
         return ""
-    return html.Span(f"{GATE_SIGNS.get(word, '?')} {text}", className="gate " + {"passes": "good", "fails": "bad"}.get(word, ""))
+    return html.Span(
+        f"{GATE_SIGNS.get(word, '?')} {text}", className="gate " + {"passes": "good", "fails": "bad"}.get(word, "")
+    )
 
 
 def chart(id: str, figure: Any, label: str) -> dcc.Graph:
-    return dcc.Graph(id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure.layout.height})
+    return dcc.Graph(
+        id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure.layout.height}
+    )
 
 
 def sheet(head: Sequence[Any], rows: Sequence[Sequence[Any]], caption: str = "", classes: str = "") -> html.Div:
@@ -117,4 +123,8 @@ def empty(text: str, more: Any = "") -> html.Div:
 
 def links(*pairs: tuple[str, str]) -> list[Any]:
     """To pages elsewhere; of what has no address nothing."""
-    return [html.A(f"{name} ↗", href=address, target="_blank", rel="noopener", className="out") for name, address in pairs if address]
+    return [
+        html.A(f"{name} ↗", href=address, target="_blank", rel="noopener", className="out")
+        for name, address in pairs
+        if address
+    ]

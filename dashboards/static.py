@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from cluster.tracking import Tracking
 from dashboards.choice import Choice
-from dashboards.numbers import shown
+from dashboards.numbers import shown, title
 from dashboards.pages import claims, compare, pareto, table, waterfall
 from dashboards.reading import Reading
 from dashboards.shell import ASSETS
@@ -43,14 +43,15 @@ new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gz
 
 def everything(reading: Reading, places: Places, query: str = "") -> str:
     """All pages of what was read and chosen."""
-    sight = Sight(reading.book, Choice.of(query), reading, Places("#", places.mlflow, places.prefect))
+    sight = Sight(reading.book, Choice.of(query), reading, Places("", places.mlflow, places.prefect))
     parts = [f"<section id='{name}'><h1>{name.capitalize()}</h1>{_section(sight, name)}</section>" for name in SECTIONS]
     tabs = "".join(f"<a class='to-page' href='#{name}'>{name.capitalize()}</a>" for name in SECTIONS)
     style = (ASSETS / "winnow.css").read_text(encoding="utf-8")
     known = f"{len(sight.pipelines)} runs, {len(sight.models)} models"
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
-        f"<title>Winnow</title><style>{style}</style></head><body><header><strong class='brand'>Winnow</strong><nav>{tabs}</nav>"
+        f"<title>Winnow</title><style>{style}</style></head>"
+        f"<body><header><strong class='brand'>Winnow</strong><nav>{tabs}</nav>"
         f"<span id='known'>{known}</span></header><main>{''.join(parts)}</main>"
         f"<script id='plotly' type='text/plain'>{_plotly()}</script><script>{SCRIPT}</script></body></html>"
     )
@@ -75,14 +76,14 @@ def _section(sight: Sight, name: str) -> str:
 
 
 def _table(sight: Sight) -> str:
-    names = table.columns(sight)
-    rows = []
+    names, rows = table.columns(sight), []
     for model, numbers in sight.models:
-        link = f"<a id='{model.run}'></a>{markup.escape(sight.name(model))}"
-        cells = [f"<td>{markup.escape(one)}</td>" for one in (sight.book.state(model), model.method, model.address, model.gates)]
-        rows.append(f"<tr><th scope='row'>{link}</th>{''.join(cells)}{''.join(f'<td>{shown(one, numbers.get(one))}</td>' for one in names)}</tr>")
-    head = "".join(f"<th scope='col'>{markup.escape(one)}</th>" for one in ("model", "state", "method", "artifact", "gates", *map(table.title, names)))
-    return f"<div class='wide'><table class='sheet numbers'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        told = [sight.book.state(model), model.method, model.address, model.gates]
+        cells = "".join(f"<td>{markup.escape(one)}" for one in [*told, *(shown(one, numbers.get(one)) for one in names)])
+        rows.append(f"<tr><th scope='row'><a id='{model.run}'></a>{markup.escape(sight.name(model))}{cells}")
+    titles = ("model", "state", "method", "artifact", "gates", *map(title, names))
+    head = "".join(f"<th scope='col'>{markup.escape(one)}" for one in titles)
+    return f"<div class='wide'><table class='sheet numbers'><thead><tr>{head}</thead><tbody>{''.join(rows)}</table></div>"
 
 
 @cache
@@ -101,12 +102,17 @@ def render(part: Any) -> str:
     kind, props = part._type, part.to_plotly_json()["props"]
     if kind == "Graph":
         figure = json.dumps(json.loads(props["figure"].to_json())).replace("<", "\\u003c")
-        return f"<div style='height:{props['figure'].layout.height}px'></div><script class='figure' type='application/json'>{figure}</script>"
+        place = f"<div style='height:{props['figure'].layout.height}px'></div>"
+        return f"{place}<script class='figure' type='application/json'>{figure}</script>"
     inner = render(props.get("children"))
     if kind == "Link":
         run = Choice.of(props["href"].partition("?")[2]).model
         return f"<a href='#{run}'>{inner}</a>" if run and "button" not in (props.get("className") or "") else ""
-    told = {ATTRIBUTES.get(name, name): value for name, value in props.items() if name not in ("children", "id", "style", "n_clicks")}
+    told = {
+        ATTRIBUTES.get(name, name): value
+        for name, value in props.items()
+        if name not in ("children", "id", "style", "n_clicks")
+    }
     attributes = "".join(f" {name}='{markup.escape(str(value), quote=True)}'" for name, value in told.items())
     tag = kind.lower()
     return f"<{tag}{attributes}>" + ("" if tag in VOID else f"{inner}</{tag}>")

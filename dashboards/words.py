@@ -69,7 +69,7 @@ def _full_line(book: Book, stage: Stage) -> tuple[tuple[str, str, str, frozenset
 def _differences(left: tuple, right: tuple) -> tuple[Difference, ...]:
     kinds = [[address.partition("/")[0] for _, address, _, _ in line] for line in (left, right)]
     found: list[Difference] = []
-    for what, first, last, begin, end in SequenceMatcher(None, *kinds, autojunk=False).get_opcodes():
+    for what, first, last, begin, end in SequenceMatcher(a=kinds[0], b=kinds[1], autojunk=False).get_opcodes():
         if what == "equal":
             for one, other in zip(left[first:last], right[begin:end], strict=True):
                 found += _of_stage(other[0], dict(one[3]), dict(other[3])) if one[1] != other[1] else []

@@ -18,9 +18,9 @@ from cluster.runs import needing
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
+from dashboards.layers import LAYERS
 from flows import gates, note
 from flows.lazy import hidden
-from dashboards.layers import LAYERS
 from flows.pictures import SPARSITY, layers, of_model, of_stage
 from flows.plan import Plan, Step
 from flows.promotion import crown

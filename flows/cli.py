@@ -12,6 +12,7 @@ import typer
 
 from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
+from flows.dashboard import dashboard
 from flows.deploy import deploy
 from flows.ending import Terminated
 from flows.gc import gc, pin, unpin
@@ -55,7 +56,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
-for command in (gc, pin, unpin, trigger, notify):
+for command in (dashboard, gc, pin, unpin, trigger, notify):
     app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import ProfileOption, console
+from flows.options import JsonOption, ProfileOption, console
+
+if TYPE_CHECKING:
+    from cluster.profile import Profile
+    from cluster.servers.services import Services
+    from dashboards.reading import Reading
+    from dashboards.sight import Places
 
 PREFIX = re.compile(r"/([A-Za-z0-9._~-]+/)*")
+PORT_HELP = "where it listens on loopback; the port of this home unless given"
 
 
 def dashboard(
     profile: ProfileOption = "local",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="where it listens on loopback; that of this home unless given")] = None,
-    prefix: Annotated[str, typer.Option(metavar="/PATH/", help="the path at which a proxy serves it")] = "/",
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="write all pages into one HTML file, and serve nothing")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help=PORT_HELP)] = None,
+    prefix: Annotated[str, typer.Option(metavar="/PATH", help="the path at which a proxy serves it")] = "/",
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write all pages into one HTML file, and serve nothing")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="begin though MLflow does not answer yet")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Choose a model: quality against cost, what each stage did, models side by side, read from MLflow and nothing else."""
+    """Choose a model: quality against cost, what each stage did, models side by side; reads MLflow, and writes nothing."""
     from cluster.profile import home, load_profile
     from cluster.servers.ports import LOOPBACK, ports_for
     from cluster.servers.services import Services
@@ -28,29 +40,56 @@ def dashboard(
 
     prefix = f"/{prefix.strip('/')}/".replace("//", "/")
     if not PREFIX.fullmatch(prefix):
-        raise ValueError(f"--prefix: {prefix!r} is no path; give one like /winnow/")
+        raise ValueError(f"--prefix: {prefix!r} is no path; give one like /winnow")
     where, services = load_profile(profile), Services()
     os.environ.update(services.environment())  # the MLflow server that is up, if one is
     uri = where.mlflow.tracking_uri or tracking_uri()
-    if export is None and port is None and prefix == "/" and (url := _stands(services, uri)):
-        console.print(f"winnow up serves it: {url}", highlight=False)
+    if not (export or port or prefix != "/" or where.mlflow.tracking_uri) and (standing := _standing(services)):
+        _say(standing, "winnow up serves it", as_json)
         return
-    client = connect(uri)
-    from dashboards.app import make_service
+    client = None if wait else connect(uri)
     from dashboards.reading import Reading
+
+    reading, places = Reading(uri, client), _places(where, services, uri, prefix)
+    if export is not None:
+        _export(reading, places, export, as_json)
+        return
+    from dashboards.app import make_service
+
+    chosen = port or ports_for(home(), "dashboard", fixed=False)["dashboard"]
+    reading.start()
+    service = make_service(reading, places, LOOPBACK, chosen)
+    _say(f"http://{LOOPBACK}:{chosen}{prefix}", "Ctrl-C ends it", as_json)
+    service.serve_forever()
+
+
+def _standing(services: Services) -> str:
+    """Where ``winnow up`` serves this home's."""
+    found = services.status().get("dashboard")
+    return f"{found.url}/" if found and found.healthy else ""
+
+
+def _places(profile: Profile, services: Services, uri: str, prefix: str) -> Places:
     from dashboards.sight import Places
+
+    standing = services.state.servers.get("prefect") if services.state else None
+    api = profile.prefect.api_url or (standing.url if standing else "")
+    return Places(prefix, uri.rstrip("/") if uri.startswith("http") else "", api.rstrip("/").removesuffix("/api"))
+
+
+def _export(reading: Reading, places: Places, file: Path, as_json: bool) -> None:
     from dashboards.static import everything
 
-    reading = Reading(uri, client)
-    api = where.prefect.api_url or (services.server("prefect").url if services.state and "prefect" in services.state.servers else "")
-    places = Places(prefix, uri.rstrip("/") if uri.startswith("http") else "", api.removesuffix("/api"))
-    if export is not None:
-        reading.refresh()
-        export.write_text(everything(reading, places), encoding="utf-8")
-        console.print(f"{len(reading.book.pipelines)} runs -> {export}", highlight=False)
-        return
-    chosen = port or ports_for(home(), "dashboard", fixed=False)["dashboard"]
-    service = make_service(reading, places, LOOPBACK, chosen)
-    reading.start()
-    console.print(f"http://{LOOPBACK}:{chosen}{prefix}  (Ctrl-C ends it)", highlight=False)
-    service.serve_forever()
+    reading.refresh()
+    file.write_text(everything(reading, places), encoding="utf-8")
+    runs = len(reading.book.pipelines)
+    print(json.dumps({"file": str(file), "runs": runs})) if as_json else console.print(
+        f"{runs} runs -> {file}", highlight=False
+    )
+
+
+def _say(url: str, more: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": url}), flush=True)
+    else:
+        console.print(f"{url}  ({more})", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from flows.options import JsonOption, ProfileOption, console, errors
 
 
 def up() -> None:
-    """Start Ray, Prefect and MLflow on loopback, and serve the pipeline: runs can be triggered from the Prefect UI."""
+    """Start Ray, Prefect, MLflow and the dashboard on loopback, and serve the pipeline to Prefect's UI."""
     from cluster.servers.services import Services
     from flows.registration import everything, home_file
 
@@ -22,7 +22,8 @@ def up() -> None:
     with errors.status("starting servers"):
         services = Services().start(mode="up")
     _show_status(services)
-    console.print(f"Prefect asks for the line in {services.home / 'secrets' / 'prefect.auth'}; MLflow is open to this machine.")
+    login = services.home / "secrets" / "prefect.auth"
+    console.print(f"Prefect asks for the line in {login}; MLflow and the dashboard are open to this machine.")
 
 
 def down(

@@ -1,9 +1,9 @@
-"""How each server of the embedded set is started, asked for its health, and reached: Ray, Prefect, MLflow.
+"""How each server of the embedded set is started, asked for its health, and reached: Ray, Prefect, MLflow, the dashboard.
 
-All three come with defaults for a trusted laptop (no token, any origin; Ray on every interface). Here all listen on
-loopback alone, every secret travels by file or environment and never on a command line, and every API but MLflow's
-wants a token; MLflow, which has no login without an extra, answers to known host names only. Secrets and ports stay the
-same from one start to the next.
+The first three come with defaults for a trusted laptop (no token, any origin; Ray on every interface). Here all listen on
+loopback alone, every secret travels by file or environment and never on a command line, and every API but MLflow's and the
+dashboard's, which only reads, wants a token; these two have no login, and answer to known host names only. Secrets and
+ports stay the same from one start to the next.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
 from cluster.profile import CHECKOUT, cores, private_file
-from cluster.servers.ports import LOOPBACK
+from cluster.servers.launch import Launch, inherited, no_proxy
+from cluster.servers.ports import LOOPBACK, port_of_home
 from cluster.servers.processes import Process
 from cluster.warm import asking as warm
 from cluster.warm.copying import ASSUMED, SOCKET, command
 
-LOCAL_NAMES = "127.0.0.1,localhost,::1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
 
 
@@ -49,15 +48,6 @@ class Server(BaseModel):
     restarts: int = 0  # how often it died and was started again
     streak: int = 0  # how often in a row, each time soon after it was started
     died: float = 0.0  # when that was seen last, in seconds since the epoch
-
-
-class Launch(BaseModel):
-    """What it takes to start one: the command, its environment, and where it will answer."""
-
-    command: list[str]
-    environment: dict[str, str]
-    url: str = ""
-    token: str = ""
 
 
 def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
@@ -79,7 +69,7 @@ def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     flags = ["--head", "--block", "--disable-usage-stats", "--no-monitor"]  # the monitor is the autoscaler's
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags]
     command += [str(word) for pair in options.items() for word in pair]
-    environment = {**_inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"PYTHONPATH": _python_path(), warm.VARIABLE: str(temporary.with_name(SOCKET))}
     return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['ray']}", token=token)
 
@@ -89,7 +79,7 @@ def prefect_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Lau
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     token = _kept_secret(home / "secrets" / "prefect.auth", f"winnow:{secrets.token_hex(32)}")
     url = f"http://{LOOPBACK}:{ports['prefect']}"
-    environment = _inherited("PREFECT_") | {
+    environment = inherited("PREFECT_") | {
         "PREFECT_HOME": str(directory),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{directory}/prefect.db",
         "PREFECT_SERVER_API_AUTH_STRING": token,
@@ -122,7 +112,7 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
     }
     command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
     command += [str(word) for pair in options.items() for word in pair]
-    environment = _inherited("MLFLOW_") | {
+    environment = inherited("MLFLOW_") | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -133,12 +123,26 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
 
 def warm_process(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     """What has imported all that runs need, so that copies of it begin at once."""
-    environment = _inherited("RAY_") | ray_environment(home) | ASSUMED | {"PREFECT_HOME": str(home / "prefect")}
+    environment = inherited("RAY_") | ray_environment(home) | ASSUMED | {"PREFECT_HOME": str(home / "prefect")}
     return Launch(command=command(temporary.with_name(SOCKET)), environment=environment, url=str(temporary.with_name(SOCKET)))
 
 
-LAUNCHES = {"warm": warm_process, "ray": ray_head, "prefect": prefect_server, "mlflow": mlflow_server}
-PROBES = {"ray": "/api/v0/nodes?limit=100&timeout=4", "prefect": "/admin/version", "mlflow": "/health"}
+def dashboard_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
+    """Reads the home's MLflow server; one that does not answer yet is told of on the page."""
+    command = [sys.executable, "-m", "flows.cli", "dashboard", "--wait", "--port", str(ports["dashboard"])]
+    environment = inherited("MLFLOW_") | {"MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{port_of_home(home, 'mlflow')}"}
+    environment |= {"WINNOW_HOME": str(home), "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['dashboard']}")
+
+
+LAUNCHES = {
+    "warm": warm_process,
+    "ray": ray_head,
+    "prefect": prefect_server,
+    "mlflow": mlflow_server,
+    "dashboard": dashboard_server,
+}
+PROBES = {"ray": "/api/v0/nodes?limit=100&timeout=4", "prefect": "/admin/version", "mlflow": "/health", "dashboard": "/health"}
 
 
 def healthy(kind: str, server: Server, timeout: float = 5.0) -> bool:
@@ -175,7 +179,7 @@ def ray_environment(home: Path) -> dict[str, str]:
 
 def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, str]:
     """Variables for a flow or a driver. They hold secrets: for a process's environment, never for its arguments."""
-    environment = {"NO_PROXY": _no_proxy(), "no_proxy": _no_proxy()}
+    environment = {"NO_PROXY": no_proxy(), "no_proxy": no_proxy()}
     if "ray" in servers:
         environment |= ray_environment(home)
     if "prefect" in servers:
@@ -222,17 +226,6 @@ def private_directory(path: Path) -> Path:
         raise RuntimeError(f"{path} exists and is not a directory of this user; remove it")
     path.chmod(0o700)
     return path
-
-
-def _inherited(family: str) -> dict[str, Any]:
-    """This process's environment without settings that would point the new server at another one."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(family)}
-    return {**kept, "NO_PROXY": _no_proxy(), "no_proxy": _no_proxy(), "PYTHONUNBUFFERED": "1"}
-
-
-def _no_proxy() -> str:
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    return known if LOCAL_NAMES in known else f"{known},{LOCAL_NAMES}".lstrip(",")
 
 
 def _python_path() -> str:

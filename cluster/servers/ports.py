@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 LOOPBACK = "127.0.0.1"
-NAMES = {"ray": ("ray", "ray_agent", "ray_client"), "prefect": ("prefect",), "mlflow": ("mlflow",)}
+NAMES = {"ray": ("ray", "ray_agent", "ray_client"), "prefect": ("prefect",), "mlflow": ("mlflow",), "dashboard": ("dashboard",)}
 FIRST, COUNT, APART = 20_000, 12_000, 6  # neighbours of a home's first port are its other ports
 
 
@@ -48,6 +48,12 @@ def ports_for(home: Path, kind: str, fixed: bool, avoided: Iterable[int] = ()) -
     if known != _read(file):
         file.write_text(json.dumps(known, indent=1) + "\n")
     return chosen
+
+
+def port_of_home(home: Path, name: str) -> int:
+    """Where a server of this home answers, whether it runs or not."""
+    known = _read(home / "ports.json")
+    return known.get(name) or next(iter(ports_for(home, name, fixed=False).values()))
 
 
 def taken(port: int) -> bool:

@@ -28,7 +28,7 @@ from cluster.servers.processes import Process, end, last_lines, spawn
 from cluster.servers.state import DEPLOYMENTS, Health, Mode, State, read_state, write_state
 
 EMBEDDED = ("ray", "prefect")
-STANDING = ("ray", "prefect", "mlflow", "warm", "deployments", "supervisor")
+STANDING = ("ray", "prefect", "mlflow", "dashboard", "warm", "deployments", "supervisor")
 BESIDE = ("warm", "deployments", "supervisor")  # no servers themselves: they start when those answer
 PATIENCE = 120.0  # seconds a server may take to answer: a cold disk, a busy machine
 SLOW_RAY = "timed out during startup"  # Ray gives its node 30 s, too few where all servers start on a busy machine

@@ -78,7 +78,7 @@ functions.winnowNumber = (value, unit) => {
     if (unit === "B") return scaled(["B", "kB", "MB", "GB", "TB"]);
     if (unit === "share") return `${(100 * value).toFixed(1)} %`;
     if (unit === "s") return value < 1 ? `${(1000 * value).toPrecision(3)} ms` : value < 120 ? `${value.toFixed(1)} s`
-        : value < 7200 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
+        : value < 600 ? `${(value / 60).toFixed(1)} min` : value < 7200 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
     if (unit === "FLOP") return value.toExponential(2);
     const text = Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
     return unit === "token/s" ? `${text} tok/s` : text;

@@ -23,7 +23,11 @@ def page(sight: Sight) -> list[Any]:
             newest.setdefault(one.recipe, one)
     if not newest:
         text = "No chosen run has claimed anything."
-        return [empty(text, ["A recipe says ", html.Code("claims:"), "; ", html.Code("winnow claims RECIPE"), " runs it and judges."])]
+        return [
+            empty(
+                text, ["A recipe says ", html.Code("claims:"), "; ", html.Code("winnow claims RECIPE"), " runs it and judges."]
+            )
+        ]
     return [part for one in newest.values() for part in _recipe(sight, one)]
 
 
@@ -43,4 +47,9 @@ def _claim(claim: Mapping[str, Any]) -> list[Any]:
         for name, group in claim["groups"].items()
     ]
     says = html.Span([claim["says"], html.Small(f" {title(metric)}")])
-    return [says, claim.get("paper", "") or "—", html.Div(groups), html.Span(f"{sign} {claim['verdict']}", className=f"gate {colour}")]
+    return [
+        says,
+        claim.get("paper", "") or "—",
+        html.Div(groups),
+        html.Span(f"{sign} {claim['verdict']}", className=f"gate {colour}"),
+    ]

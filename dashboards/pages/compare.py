@@ -41,18 +41,14 @@ def suggested(sight: Sight) -> list[Stage]:
 
 
 def _head(sight: Sight, models: Sequence[Stage], picked: bool) -> html.Div:
-    rows = []
+    rows, whole = [], sight.choice.pick or tuple(one.run for one in models)
     for place, one in enumerate(models):
-        left = tuple(run for run in (sight.choice.pick or tuple(each.run for each in models)) if run != one.run)
-        whole = sight.choice.pick or tuple(each.run for each in models)
-        rows.append([
-            dcc.Link(sight.name(one), href=sight.page("model", model=one.run)),
-            html.B("baseline") if not place else dcc.Link("make it the baseline", href=sight.page("compare", pick=whole, base=one.run)),
-            pill(sight.book.state(one)),
-            html.Code(one.address),
-            gate(one.gates) or "not judged",
-            dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else "",
-        ])  # fmt: skip
+        left = tuple(run for run in whole if run != one.run)
+        other = dcc.Link("make it the baseline", href=sight.page("compare", pick=whole, base=one.run))
+        name = dcc.Link(sight.name(one), href=sight.page("model", model=one.run))
+        away = dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else ""
+        state, verdict = pill(sight.book.state(one)), gate(one.gates) or "not judged"
+        rows.append([name, other if place else html.B("baseline"), state, html.Code(one.address), verdict, away])
     told = "" if picked else "Nothing is picked: these are the two best that no other beats. Tick others in the table."
     return sheet(["model", "", "state", "artifact", "gates", ""], rows, told)
 
@@ -67,7 +63,9 @@ def _recipes(sight: Sight, against: Stage, others: Sequence[Stage]) -> list[Any]
     for field in fields:
         ours = next(each[field].left for each in found if field in each)
         theirs = [each[field].right if field in each else ours for each in found]
-        rows.append([html.Code(field), *(html.Span("—" if one is None else one or "yes", className="words") for one in (ours, *theirs))])
+        rows.append(
+            [html.Code(field), *(html.Span("—" if one is None else one or "yes", className="words") for one in (ours, *theirs))]
+        )
     return [html.H2("Recipes: what differs"), sheet(["field", *map(sight.name, (against, *others))], rows)]
 
 
@@ -86,14 +84,12 @@ def _metrics(sight: Sight, models: Sequence[Stage]) -> html.Div:
 
 
 def _cells(name: str, numbers: Sequence[Mapping[str, float]]) -> list[Any]:
-    first = numbers[0].get(name)
-    return [
-        html.Span([_sure(name, each), html.Small(_against(name, each, numbers[0]), className=_verdict(name, each, numbers[0]))])
-        if place
-        else _sure(name, each)
-        for place, each in enumerate(numbers)
-        if first is not None or True
-    ]
+    """The baseline's number, then those of the others with their difference to it."""
+    told: list[Any] = [_sure(name, numbers[0])]
+    for each in numbers[1:]:
+        moved = html.Small(_against(name, each, numbers[0]), className=_verdict(name, each, numbers[0]))
+        told.append(html.Span([_sure(name, each), moved]))
+    return told
 
 
 def _sure(name: str, numbers: Mapping[str, float]) -> str:
@@ -127,7 +123,9 @@ def _tasks(sight: Sight, models: Sequence[Stage]) -> list[Any]:
     if not names:
         return []
     rows = [[name.partition(".")[2], title(base(name)), *_cells(name, numbers)] for name in names]
-    caption = "flips: answers that changed between right and wrong from the reference model's" if any(map(_is_flip, names)) else ""
+    caption = (
+        "flips: answers that changed between right and wrong from the reference model's" if any(map(_is_flip, names)) else ""
+    )
     return [html.H2("Tasks, texts and settings"), sheet(["of", "metric", *map(sight.name, models)], rows, caption, "numbers")]
 
 
@@ -141,8 +139,8 @@ def _is_flip(name: str) -> bool:
 
 def _curves(sight: Sight, models: Sequence[Stage]) -> list[Any]:
     """Of every training that the models came by, each once."""
-    every = {one.run: (model, one) for model in models for one in sight.book.line(model)}
-    lines = [(f"{one.id}" if one is model else f"{one.id} of {sight.name(model)}", one, sight.reading.curves(one)) for model, one in every.values()]
+    every = {one.run: one for model in models for one in sight.book.line(model)}
+    lines = [(sight.name(one), one, sight.reading.curves(one)) for one in every.values()]
     lines = [line for line in lines if "loss" in line[2]]
     return [html.H2("Training"), chart("curves", curves_figure(lines[:6]), "training loss")] if lines else []
 

@@ -16,7 +16,9 @@ from dashboards.words import fields
 def page(sight: Sight) -> list[Any]:
     model = sight.book.stages.get(sight.choice.model)
     if model is None:
-        return [empty("MLflow has no such model, or it is not read yet.", dcc.Link("All models", href=sight.page("", model="")))]
+        return [
+            empty("MLflow has no such model, or it is not read yet.", dcc.Link("All models", href=sight.page("", model="")))
+        ]
     line = sight.book.line(model)
     return [_head(sight, model), _line(sight, line), _numbers(sight, model), *_curves(sight, line), *_layers(sight, model)]
 
@@ -27,7 +29,11 @@ def _head(sight: Sight, model: Stage) -> html.Div:
     added = [dcc.Link("Compare", href=sight.page("compare"), className="button")] if model.run in pick else []
     if model.run not in pick:
         more = (*pick, model.run)[-6:]
-        added = [dcc.Link("Add to the comparison", href=sight.page("compare" if len(more) > 1 else "model", pick=more), className="button")]
+        added = [
+            dcc.Link(
+                "Add to the comparison", href=sight.page("compare" if len(more) > 1 else "model", pick=more), className="button"
+            )
+        ]
     told = [
         html.H2(sight.name(model)),
         pill(sight.book.state(model)),
@@ -51,7 +57,11 @@ def _line(sight: Sight, line: list[Stage]) -> html.Div:
 
 def _numbers(sight: Sight, model: Stage) -> html.Div:
     numbers = sight.book.numbers(model)
-    names = [name for name in sorted(numbers, key=rank) if base(name) != "evaluate" and not name.endswith(("_low", "_high", "_stderr"))]
+    names = [
+        name
+        for name in sorted(numbers, key=rank)
+        if base(name) != "evaluate" and not name.endswith(("_low", "_high", "_stderr"))
+    ]
     rows = []
     for name in names:
         known = interval(name, numbers)

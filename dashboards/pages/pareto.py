@@ -9,12 +9,14 @@ from dash import dcc, html
 
 from dashboards.book import QUALITY, Stage
 from dashboards.charts import pareto_figure
-from dashboards.numbers import OVER_DENSE, SPEEDS, change, metric, shown, title
+from dashboards.numbers import OVER_DENSE, SPEEDS, shown, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
 from dashboards.words import describe, differences
 
 MOST_LISTED = 12
+SIGNS = {"pretrain": "●", "load": "●", "prune": "■", "recover": "◆", "quantize": "▲"}  # as the figure draws them
+OTHER_SIGN = "⬢"
 
 
 def page(sight: Sight) -> list[Any]:
@@ -23,10 +25,12 @@ def page(sight: Sight) -> list[Any]:
     x, y = axes(sight)
     found = points(sight.models, x, y)
     best = front(found, x, y)
-    told = [html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers")]
+    told = [
+        html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers")
+    ]
     if not found:
         return [*told, empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
-    return [*told, _chart(sight, found, best, (x, y)), _listed(sight, best, len(found))]
+    return [*told, _chart(sight, found, best, (x, y)), _listed(sight, best, len(found), _signs(found))]
 
 
 def axes(sight: Sight) -> tuple[str, str]:
@@ -45,7 +49,9 @@ def nothing(sight: Sight) -> html.Div:
         return empty("The chosen runs have made no model yet.", _running(sight))
     if not sight.reading.complete:
         return empty("Reading MLflow …")
-    return empty("MLflow has no run of a recipe yet.", [html.Code("winnow run quickstart"), " makes one in about five minutes."])
+    return empty(
+        "MLflow has no run of a recipe yet.", [html.Code("winnow run quickstart"), " makes one in about five minutes."]
+    )
 
 
 def _running(sight: Sight) -> str:
@@ -95,23 +101,27 @@ def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
     return "<br>".join(lines)
 
 
-def _listed(sight: Sight, best: list[Point], total: int) -> Any:
+def _signs(found: list[Point]) -> str:
+    kinds = dict.fromkeys(point.model.kind for point in found)
+    return " ".join(f"{SIGNS.get(kind, OTHER_SIGN)} {kind}" for kind in kinds)
+
+
+def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:
     """The front as a table, the cheapest first, each beside the one before."""
-    names = [name for name in (QUALITY, OVER_DENSE, "sparsity", "bytes", SPEEDS[0], sight.choice.y, sight.choice.x)]
-    told = [name for name in dict.fromkeys(names) if any(name in sight.book.numbers(point.model) for point in best)]
+    names = dict.fromkeys([QUALITY, OVER_DENSE, "sparsity", "bytes", SPEEDS[0], sight.choice.y, sight.choice.x])
+    told = [name for name in names if any(name in sight.book.numbers(point.model) for point in best)]
     rows, before = [], None
     for point in best[:MOST_LISTED]:
         numbers = sight.book.numbers(point.model)
         link = dcc.Link(sight.name(point.model), href=sight.page("model", model=point.model.run))
         words = describe(differences(sight.book, before, point.model), 3) if before else ""
         cells = [shown(name, numbers.get(name)) for name in told]
-        rows.append([link, pill(sight.book.state(point.model)), *cells, gate(point.model.gates), html.Span(words, className="words")])
+        rows.append(
+            [link, pill(sight.book.state(point.model)), *cells, gate(point.model.gates), html.Span(words, className="words")]
+        )
         before = point.model
     head = ["model", "state", *map(title, told), "gates", "other than the one above"]
     if not any(point.model.gates for point in best):
         head, rows = [one for one in head if one != "gates"], [[*row[:-2], row[-1]] for row in rows]
     more = f"; the first {MOST_LISTED} of them" if len(best) > MOST_LISTED else ""
-    return sheet(head, rows, f"{len(best)} of {total} models are beaten by none{more}", "numbers")
-
-
-__all__ = ["axes", "change", "hover", "metric", "nothing", "page"]
+    return sheet(head, rows, f"{len(best)} of {total} models are beaten by none{more}. {signs}", "numbers")

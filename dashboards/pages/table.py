@@ -14,7 +14,7 @@ from dash import dcc, html
 from dashboards.book import Pipeline, Stage
 from dashboards.numbers import base, better, metric, rank, title
 from dashboards.pages.pareto import nothing
-from dashboards.sight import STATES, Sight, links
+from dashboards.sight import STATES, Sight
 
 DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", "bytes", "decode_tokens_per_second", "seconds")
 MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates")
@@ -27,7 +27,10 @@ def page(sight: Sight) -> list[Any]:
         return [nothing(sight)]
     head = [
         html.Span("show"),
-        *(html.B(name) if sight.choice.rows == name else dcc.Link(name, href=sight.page("table", rows=name)) for name in ("models", "runs")),
+        *(
+            html.B(name) if sight.choice.rows == name else dcc.Link(name, href=sight.page("table", rows=name))
+            for name in ("models", "runs")
+        ),
         html.A("CSV", href=sight.page("table.csv"), download="winnow.csv", className="button"),
         dcc.Link("Compare", href=sight.page("compare"), id="to-compare", className="button"),
         html.Span(_count(sight), id="count", role="status"),
@@ -69,7 +72,14 @@ def grid(sight: Sight) -> ag.AgGrid:
         id={"grid": sight.choice.rows},
         rowData=rows,
         columnDefs=_model_columns(sight) if models else _run_columns(sight),
-        defaultColDef={"sortable": True, "resizable": True, "filter": True, "minWidth": 90, "wrapHeaderText": True, "autoHeaderHeight": True},
+        defaultColDef={
+            "sortable": True,
+            "resizable": True,
+            "filter": True,
+            "minWidth": 90,
+            "wrapHeaderText": True,
+            "autoHeaderHeight": True,
+        },
         selectedRows={"ids": list(sight.choice.pick)} if models else {"ids": list(sight.choice.run)},
         getRowId="params.data.id",
         columnSize="responsiveSizeToFit",
@@ -87,13 +97,21 @@ def grid(sight: Sight) -> ag.AgGrid:
 
 def _model_columns(sight: Sight) -> list[dict[str, Any]]:
     told = [
-        {"field": "model", "headerName": "model", "cellRenderer": "WinnowLink", "minWidth": 150, "flex": 2, "tooltipField": "address"},
+        {
+            "field": "model",
+            "headerName": "model",
+            "cellRenderer": "WinnowLink",
+            "minWidth": 150,
+            "flex": 2,
+            "tooltipField": "address",
+        },
         {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 118, "maxWidth": 124},
         {"field": "recipe", "headerName": "recipe", "flex": 1},
         {"field": "method", "headerName": "method"},
     ]
     told += [{"field": name, **_number(name)} for name in columns(sight)]
-    told += [{"field": "gates", "headerName": "gates", "tooltipField": "gates"}] if any(model.gates for model, _ in sight.models) else []
+    if any(model.gates for model, _ in sight.models):
+        told.append({"field": "gates", "headerName": "gates", "tooltipField": "gates"})
     return [*told, *_elsewhere_column(sight)]
 
 
@@ -116,8 +134,13 @@ def _run_columns(sight: Sight) -> list[dict[str, Any]]:
         "run": {"cellRenderer": "WinnowLink", "tooltipField": "id"},
         "state": {"cellRenderer": "WinnowState"},
         "models": {"filter": "agNumberColumnFilter", "type": "rightAligned"},
-        "seconds": {"headerName": "time", "valueFormatter": {"function": "winnowNumber(params.value, 's')"}, "type": "rightAligned"},
-        "started": {"sort": "desc"},
+        "seconds": {
+            "headerName": "time",
+            "valueFormatter": {"function": "winnowNumber(params.value, 's')"},
+            "type": "rightAligned",
+        },
+        "started": {"sort": "desc", "minWidth": 150},
+        "gates": {"maxWidth": 110},
     }
     return [*({"field": name, "headerName": name, **shapes.get(name, {})} for name in RUN_COLUMNS), *_elsewhere_column(sight)]
 
@@ -178,7 +201,9 @@ def as_csv(sight: Sight) -> str:
     writer = csv.writer(out)
     if sight.choice.rows != "models":
         writer.writerow([*RUN_COLUMNS, "id"])
-        writer.writerows([[row[name] for name in (*RUN_COLUMNS, "id")] for row in (_run(sight, one) for one in sight.pipelines)])
+        writer.writerows(
+            [[row[name] for name in (*RUN_COLUMNS, "id")] for row in (_run(sight, one) for one in sight.pipelines)]
+        )
         return out.getvalue()
     names = columns(sight)
     writer.writerow([*MODEL_COLUMNS, "address", "mlflow_run", *names])
@@ -187,6 +212,3 @@ def as_csv(sight: Sight) -> str:
         cells = [row[name] for name in (*MODEL_COLUMNS, "address", "id")]
         writer.writerow([*cells, *(numbers.get(name, "") for name in names)])
     return out.getvalue()
-
-
-__all__ = ["as_csv", "links", "page"]

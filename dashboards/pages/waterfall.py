@@ -56,14 +56,20 @@ def _names(sight: Sight, line: list[Stage]) -> list[str]:
 def worst(line: list[Stage], name: str) -> str:
     """Which stage lost the most of the quality that the one before had."""
     sign = better(name) or -1
-    told = [(one, before.numbers[name], one.numbers[name]) for before, one in _pairs(line) if name in before.numbers and name in one.numbers]
+    told = [
+        (one, before.numbers[name], one.numbers[name])
+        for before, one in _pairs(line)
+        if name in before.numbers and name in one.numbers
+    ]
     losses = [(sign * (after - before), one, before, after) for one, before, after in told]
     if not losses:
         return f"No two stages in a row have {title(name)}."
     loss, one, before, after = min(losses, key=lambda found: found[0])
     if loss >= 0:
         return f"No stage lost {title(name)}."
-    return f"{one.id} lost the most: {title(name)} {shown(name, before)} → {shown(name, after)} ({change(name, after, before)})."
+    return (
+        f"{one.id} lost the most: {title(name)} {shown(name, before)} → {shown(name, after)} ({change(name, after, before)})."
+    )
 
 
 def _pairs(line: list[Stage]) -> list[tuple[Stage, Stage]]:
@@ -81,7 +87,9 @@ def _head(sight: Sight, pipeline: Pipeline, end: Stage | None, ends: list[Stage]
         told += [html.Span("model:"), *_links(sight, pipeline, ends[:8], end)]
         told += [html.Span(f"and {len(ends) - 8} more; open one from the table")] if len(ends) > 8 else []
     if others:
-        named = [dcc.Link(f"{one.recipe} {one.run[:4]}", href=sight.page("waterfall", pipeline=one.run, model="")) for one in others]
+        named = [
+            dcc.Link(f"{one.recipe} {one.run[:4]}", href=sight.page("waterfall", pipeline=one.run, model="")) for one in others
+        ]
         told += [html.Span("other runs:"), *named]
     return html.Div(told, className="head")
 
@@ -101,7 +109,9 @@ def _table(sight: Sight, pipeline: Pipeline, line: list[Stage], names: list[str]
         for name in (*names, "training_flops"):
             value, last = one.numbers.get(name), before.numbers.get(name) if before else None
             moved = change(name, value, last) if metric(name).unit not in ("s", "FLOP") else ""
-            cells.append(html.Span([shown(name, value), html.Small(f" {moved}" if moved else "", className=_good(name, value, last))]))
+            cells.append(
+                html.Span([shown(name, value), html.Small(f" {moved}" if moved else "", className=_good(name, value, last))])
+            )
         rows.append([dcc.Link(one.id, href=sight.page("model", model=one.run)), *cells])
     return sheet(["stage", "state", "method", *map(title, names), "training FLOPs"], rows, "", "numbers")
 

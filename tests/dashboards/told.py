@@ -90,9 +90,11 @@ class Teller:
         return self.store.publish(step.artifact, source, metrics, seconds * shift, step.parent_addresses, {})
 
     def _report(self, report: Path, sparsity: float, owner: str) -> None:
-        names = [f"model.layers.{block}.{kind}.weight" for block in range(BLOCKS) for kind in ("self_attn.q_proj", "mlp.up_proj")]
+        names = [
+            f"model.layers.{block}.{kind}.weight" for block in range(BLOCKS) for kind in ("self_attn.q_proj", "mlp.up_proj")
+        ]
         if sparsity:
-            (report / "sparsity.json").write_text(json.dumps({name: sparsity for name in names}))
+            (report / "sparsity.json").write_text(json.dumps(dict.fromkeys(names, sparsity)))
         if owner in ("prune", "quantize"):
             rows = [{"index": block, "error": 0.01 * (block + 1)} for block in range(BLOCKS)]
             (report / "walk.json").write_text(json.dumps(rows))
