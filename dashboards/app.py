@@ -150,7 +150,7 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
 
     @server.get(f"{prefix}health")
     def health() -> str:
-        return "OK"
+        return "OK, all read" if reading.complete else "OK"
 
     @server.get(f"{prefix}table.csv")
     def as_csv() -> Response:

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from dashboards.book import Stage
 from dashboards.layers import cells
-from dashboards.numbers import better, change, interval, metric, shown, title
+from dashboards.numbers import better, change, metric, shown, title
 from dashboards.pareto import Point, spread_out
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8a8f98"
@@ -22,7 +22,7 @@ PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = {"pretrain": "circle", "load": "circle", "prune": "square", "recover": "diamond", "quantize": "triangle-up"}
 OTHER_SYMBOL = "hexagon"
-MOST_NAMES, MOST_SVG, MOST_ERRORS = 9, 1500, 40
+MOST_NAMES, MOST_SVG = 9, 1500
 CONFIG = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d"]], "responsive": True}
 LOG_TICKS = {"type": "log", "minor": {"ticks": "outside"}, "dtick": "D2"}
 
@@ -65,11 +65,10 @@ def pareto_figure(
     text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
     middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
     sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
-    errors = _errors(front, axes[1]) if len(front) <= MOST_ERRORS else None
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
     line = {"color": BLUE, "width": 1.5, "shape": "hv"}
     mode = "lines+markers+text" if several else "markers+text"
-    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition=sides, error_y=errors))
+    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition=sides))
     if limit and found:
         figure.add_hline(
             limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}}
@@ -102,16 +101,6 @@ def _dots(found: Sequence[Point], hovers: Mapping[str, str], name: str, color: s
     }
 
 
-def _errors(found: Sequence[Point], name: str) -> dict[str, Any] | None:
-    """The 95 % intervals, where they were measured."""
-    known = [interval(name, point.model.numbers) for point in found]
-    if not any(known):
-        return None
-    above = [one.high - point.y if one else 0.0 for one, point in zip(known, found, strict=True)]
-    below = [point.y - one.low if one else 0.0 for one, point in zip(known, found, strict=True)]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1, "width": 3, "color": GREY}
-
-
 def _direction(name: str) -> str:
     return {1: " (more is better)", -1: " (less is better)", 0: ""}[better(name)]
 
@@ -137,6 +126,8 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
         figure.update_yaxes(
             range=[0 if _adds_up(name) else max(0.0, low - 0.35 * room), high + 0.25 * room], row=row, col=column
         )
+        if metric(name).unit in ("B", "s"):
+            figure.update_yaxes(ticksuffix={"B": "B", "s": " s"}[metric(name).unit], row=row, col=column)
         if metric(name).unit == "share":
             figure.update_yaxes(tickformat=".0%", row=row, col=column)
     figure.update_yaxes(exponentformat="SI", nticks=5)

@@ -92,11 +92,22 @@ def change(name: str, value: float | None, before: float | None) -> str:
     """A difference with its sign: in points for shares, in percent for all else."""
     if value is None or before is None:
         return ""
-    if value == before:
-        return "="
+    if alike(value, before):
+        return "≈"
     if metric(name).unit == "share":
         return f"{100 * (value - before):+.1f} pp"
     return f"{value / before - 1:+.1%}".replace("%", " %") if before else f"{value - before:+.4g}"
+
+
+def alike(value: float, other: float) -> bool:
+    """Whether a difference would be written as none."""
+    return abs(value - other) <= 0.0005 * abs(other)
+
+
+def sure(name: str, numbers: Mapping[str, float]) -> str:
+    """A number with half of its 95 % interval, where that is known."""
+    known = interval(name, numbers)
+    return shown(name, numbers.get(name)) + (f" ± {shown(name, (known.high - known.low) / 2)}" if known else "")
 
 
 def scaled(value: float, step: float, units: tuple[str, ...]) -> str:

@@ -55,7 +55,7 @@ def _controls() -> html.Div:
             _control("models", dcc.Dropdown(shows, id="c-show", placeholder="what fits"), 10),
             _control("quality", dcc.Dropdown(_all(), id="c-y", clearable=False), 11),
             _control("cost", dcc.Dropdown(_all(), id="c-x", clearable=False), 11),
-            _control("within %", dcc.Input(id="c-within", debounce=0.3, type="text", maxLength=4), 4),
+            _control("within %", dcc.Input(id="c-within", debounce=0.3, type="text", maxLength=4), 6),
         ],
         className="controls",
         role="search",
@@ -80,7 +80,10 @@ def known(sight: Sight) -> list[Any]:
     reading, runs = sight.reading, len(sight.book.pipelines)
     chosen = f"{len(sight.pipelines):,} of " if len(sight.pipelines) != runs else ""
     told: list[Any] = [
-        html.Span(f"{chosen}{runs:,} runs, {len(sight.models):,} models" + ("" if reading.complete else ", reading on …"))
+        html.Span(
+            f"{chosen}{runs:,} {'run' if runs == 1 else 'runs'}, {len(sight.models):,} models"
+            + ("" if reading.complete else ", reading on …")
+        )
     ]
     if reading.trouble:
         told.append(html.Strong(reading.trouble, className="bad", role="alert"))

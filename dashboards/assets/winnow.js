@@ -66,7 +66,7 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
 });
 
 const functions = window.dashAgGridFunctions = window.dashAgGridFunctions || {};
-functions.winnowTheme = theme => theme.themeQuartz.withParams({
+functions.winnowTheme = quartz => quartz.withParams({
     backgroundColor: "var(--ground)", foregroundColor: "var(--ink)", headerBackgroundColor: "var(--raised)",
     borderColor: "var(--line)", accentColor: "var(--accent)", browserColorScheme: "inherit", fontFamily: "inherit", fontSize: 13,
     headerTextColor: "var(--ink)", rowHoverColor: "var(--raised)", selectedRowBackgroundColor: "var(--picked)", spacing: 6,

@@ -10,7 +10,7 @@ from dash import dcc, html
 
 from dashboards.book import Stage
 from dashboards.charts import curves_figure, heat_figure
-from dashboards.numbers import base, better, change, interval, metric, rank, shown, title
+from dashboards.numbers import alike, base, better, change, interval, metric, rank, sure, title
 from dashboards.pages.pareto import axes, nothing
 from dashboards.pareto import front, points
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
@@ -85,20 +85,11 @@ def _metrics(sight: Sight, models: Sequence[Stage]) -> html.Div:
 
 def _cells(name: str, numbers: Sequence[Mapping[str, float]]) -> list[Any]:
     """The baseline's number, then those of the others with their difference to it."""
-    told: list[Any] = [_sure(name, numbers[0])]
+    told: list[Any] = [sure(name, numbers[0]) or "—"]
     for each in numbers[1:]:
         moved = html.Small(_against(name, each, numbers[0]), className=_verdict(name, each, numbers[0]))
-        told.append(html.Span([_sure(name, each), moved]))
+        told.append(html.Span([sure(name, each) or "—", moved]))
     return told
-
-
-def _sure(name: str, numbers: Mapping[str, float]) -> str:
-    """A number with its uncertainty."""
-    known = interval(name, numbers)
-    if name not in numbers:
-        return "—"
-    half = (known.high - known.low) / 2 if known else 0.0
-    return shown(name, numbers[name]) + (f" ± {shown(name, half)}" if known else "")
 
 
 def _against(name: str, numbers: Mapping[str, float], others: Mapping[str, float]) -> str:
@@ -110,7 +101,13 @@ def _against(name: str, numbers: Mapping[str, float], others: Mapping[str, float
 
 
 def _verdict(name: str, numbers: Mapping[str, float], others: Mapping[str, float]) -> str:
-    if name not in numbers or name not in others or not better(name) or "overlap" in _against(name, numbers, others):
+    if (
+        name not in numbers
+        or name not in others
+        or not better(name)
+        or alike(numbers[name], others[name])
+        or "overlap" in _against(name, numbers, others)
+    ):
         return ""
     return "good" if better(name) * (numbers[name] - others[name]) >= 0 else "bad"
 

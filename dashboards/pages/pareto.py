@@ -9,7 +9,7 @@ from dash import dcc, html
 
 from dashboards.book import QUALITY, Stage
 from dashboards.charts import pareto_figure
-from dashboards.numbers import OVER_DENSE, SPEEDS, shown, title
+from dashboards.numbers import OVER_DENSE, SPEEDS, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
 from dashboards.words import describe, differences
@@ -93,7 +93,7 @@ def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
     numbers = sight.book.numbers(model)
     names = [name for name in (QUALITY, OVER_DENSE, "bytes", "sparsity", *SPEEDS[:1]) if name in numbers]
     lines = [f"<b>{markup.escape(sight.name(model))}</b> · {model.method} · {sight.book.state(model)}"]
-    lines += [f"{title(name)} {shown(name, numbers[name])}" for name in names]
+    lines += [f"{title(name)} {sure(name, numbers)}" for name in names]
     if other is not None:
         told = describe(differences(sight.book, other, model))
         lines.append(f"<br><i>other than its neighbour {markup.escape(sight.name(other))}:</i>")

@@ -8,7 +8,7 @@ from dash import dcc, html
 
 from dashboards.book import QUALITY, Pipeline, Stage
 from dashboards.charts import waterfall_figure
-from dashboards.numbers import SPEEDS, better, change, metric, shown, title
+from dashboards.numbers import SPEEDS, alike, better, change, metric, shown, title
 from dashboards.pages.pareto import nothing
 from dashboards.sight import Sight, chart, empty, links, pill, sheet
 
@@ -117,6 +117,6 @@ def _table(sight: Sight, pipeline: Pipeline, line: list[Stage], names: list[str]
 
 
 def _good(name: str, value: float | None, before: float | None) -> str:
-    if value is None or before is None or value == before or not better(name):
+    if value is None or before is None or alike(value, before) or not better(name):
         return ""
     return "good" if better(name) * (value - before) > 0 else "bad"

@@ -30,16 +30,21 @@ PATIENCE = 120.0  # seconds: a loaded machine is slow, and a page that works is 
 AGAIN = 15.0  # seconds after which a press that did nothing is made again
 
 
+def chromium(profile: Path) -> webdriver.Chrome:
+    """A new window, which keeps what its console says and what it asks for."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for argument in (*QUIET, f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+
+
 class Browser:
     """One window, logged in to a Prefect server where a login is given. Elements are found by what a person reads."""
 
     def __init__(self, url: str, login: str, profile: Path) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for argument in (*QUIET, f"--user-data-dir={profile}"):
-            options.add_argument(argument)
-        self.url = url
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+        self.url, self.driver = url, chromium(profile)
         if login:
             self.open("/login")
             self.find("//input[@type='password']").send_keys(login, Keys.ENTER)
