@@ -115,7 +115,8 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
         row, column = place // 2 + 1, place % 2 + 1
         known = [(label, numbers[name]) for label, numbers in stages if name in numbers]
         if not known:
-            where = {"xref": f"x{place + 1} domain", "yref": f"y{place + 1} domain", "x": 0.5, "y": 0.5}
+            axis = f"{place + 1 if place else ''} domain"
+            where = {"xref": f"x{axis}", "yref": f"y{axis}", "x": 0.5, "y": 0.5}
             figure.add_annotation(text="not measured", showarrow=False, **where)
             figure.add_trace(go.Scatter(x=[], y=[]), row, column)
             continue

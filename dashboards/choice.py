@@ -93,7 +93,8 @@ class Choice:
         """The models of what is chosen, each once, with their numbers."""
         every = {model.run: model for one in self.pipelines(book) for model in book.models_of(one.run)}
         if self.show == "final" or (not self.show and len(every) > MANY):
-            every = {run: every[run] for run in every if run in book.final(every)}
+            last = book.final(every)
+            every = {run: model for run, model in every.items() if run in last}
         words = self.find.lower().split()
         kept = [model for model in every.values() if not words or _reads(book, model, words)]
         return [(model, book.numbers(model)) for model in kept]

@@ -84,14 +84,7 @@ def _of_stage(name: str, left: Mapping[str, str], right: Mapping[str, str]) -> l
     changed = [field for field in sorted({*left, *right}) if left.get(field) != right.get(field)]
     chosen = [field for field in changed if field.rpartition(".")[2] in OWN_NAMES]
     told = [field for field in changed if not any(field.startswith(f"{one}.") for one in chosen)]
-    return [Difference(f"{name}.{_short(field, right, left)}", left.get(field), right.get(field)) for field in told]
-
-
-def _short(field: str, *sides: Mapping[str, str]) -> str:
-    """``method.wanda.scope`` is ``scope`` to a recipe's --set; the chosen name itself is left out."""
-    parts = field.split(".")
-    kept = [part for place, part in enumerate(parts) if not (place and parts[place - 1] in OWN_NAMES)]
-    return ".".join(kept)
+    return [Difference(f"{name}.{field}", left.get(field), right.get(field)) for field in told]
 
 
 def describe(found: Sequence[Difference], most: int = 6) -> str:

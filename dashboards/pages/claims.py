@@ -40,7 +40,7 @@ def _recipe(sight: Sight, pipeline: Pipeline) -> list[Any]:
 
 
 def _claim(claim: Mapping[str, Any]) -> list[Any]:
-    sign, colour = SIGNS["holds" if claim["holds"] else "fails" if claim["clear"] else "noise"]
+    sign, colour = SIGNS["noise" if not claim["clear"] else "holds" if claim["holds"] else "fails"]
     metric = claim["metric"]
     groups = [
         html.Div(f"{name}: {shown(metric, group['mean'])} ± {shown(metric, group['std'])} ({len(group['values'])})")

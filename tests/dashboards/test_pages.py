@@ -1,0 +1,208 @@
+"""The pages in every state, and as one file; the reading asks MLflow in pages; nothing of the dashboard writes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import dashboards
+from dashboards.app import PAGES, make_app
+from dashboards.layers import LAYERS
+from dashboards.pages.table import as_csv
+from dashboards.reading import PAGE, Reading
+from dashboards.sight import Places
+from dashboards.static import everything, render
+from tests.dashboards.books import Nowhere, book, line, pipeline, sight, stage
+from tests.dashboards.test_choosing import NUMBERS
+
+CLAIM = {
+    "says": "slower is better",
+    "metric": "perplexity",
+    "groups": {
+        "slow": {"mean": 60.0, "std": 0.5, "values": {"0": 60.0}},
+        "fast": {"mean": 61.0, "std": 0.4, "values": {"0": 61.0}},
+    },
+    "holds": True,
+    "clear": False,
+    "verdict": "holds, within noise",
+}
+SPARSITY = {f"model.layers.{block}.mlp.up_proj.weight": 0.5 for block in range(3)}
+FILES = {
+    ("p", "claims.json"): json.dumps([CLAIM]),
+    ("prune", LAYERS): json.dumps({"sparsity": SPARSITY, "error": {"block.0": 0.1}}),
+}
+TRAINED = {**NUMBERS, "pretrain": {**NUMBERS["pretrain"], "training_tokens": 20.0}}
+STATES = {
+    "empty": book(),
+    "one": book(pipeline(tags={"winnow.claims": "1 of 1 hold"}), *line(numbers=TRAINED)),
+    "running": book(
+        pipeline(status="RUNNING"), stage("prepare", "d"), stage("pretrain", "a", "prepare/plain-d", status="RUNNING", loss=4.0)
+    ),
+    "failed": book(pipeline(status="FAILED"), stage("pretrain", "a", status="FAILED")),
+    "no models": book(pipeline(), stage("prepare", "d")),
+    "two": book(
+        pipeline(), pipeline("q", "other"), *line("0", numbers=TRAINED), *line("1", "q", NUMBERS, prune={"sparsity": "0.6"})
+    ),
+}
+
+
+def text(part: Any) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", render(part)).split())
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "query", ["", "?find=nosuch", "?recipe=nosuch", "?rows=runs&model=prune0&pick=quantize0,quantize1,prune0"]
+)
+def test_every_page_has_something_to_say_in_every_state(state, page, query):
+    assert PAGES[page][1](sight(STATES[state], query, files=FILES))
+
+
+def test_what_is_missing_is_said():
+    assert "MLflow has no run of a recipe yet" in text(PAGES[""][1](sight(STATES["empty"])))
+    assert "None of 1 runs fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
+    assert "Running: tiny; this page follows" in text(PAGES[""][1](sight(STATES["running"])))
+
+
+def test_models_are_compared_by_what_differs():
+    told = text(
+        PAGES["compare"][1](
+            sight(
+                STATES["two"],
+                "?pick=quantize0,quantize1,prune0&base=prune0",
+                files={("prune0", LAYERS): FILES["prune", LAYERS]},
+            )
+        )
+    )
+    assert "prune.sparsity — 0.6" not in told and "recover" in told
+    assert (
+        "perplexity 70 63 -10.0 %" in told
+        and "Error that a stage left, by block"
+        in text(PAGES["model"][1](sight(STATES["one"], "?model=prune", files=FILES))) + told
+    )
+
+
+def test_a_claim_stands_with_its_numbers_and_its_verdict():
+    told = text(PAGES["claims"][1](sight(STATES["one"], files=FILES)))
+    assert "slower is better" in told and "slow: 60 ± 0.5 (1)" in told and "~ holds, within noise" in told
+
+
+def test_the_csv_has_a_row_a_model_with_every_digit_and_its_address():
+    header, *rows = as_csv(sight(STATES["one"], "?columns=perplexity,bytes")).splitlines()
+    assert header == "model,state,recipe,method,gates,address,mlflow_run,perplexity,bytes"
+    assert rows[-1] == "quantize,finished,tiny,plain,,quantize/plain-quantize,quantize,63.0,2500000.0" and len(rows) == 4
+
+
+class Balanced(HTMLParser):
+    """Which tags were opened and not closed, of those that have to be."""
+
+    LOOSE = ("meta", "tr", "th", "td", "br", "!doctype", "html", "thead", "tbody")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.open += [] if tag in self.LOOSE else [tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.LOOSE:
+            assert self.open.pop() == tag
+
+
+def test_the_file_needs_nothing_else_and_says_what_the_pages_say():
+    known = STATES["two"]
+    written = everything(Nowhere(known), Places("/", "https://mlflow.example"))
+    parser = Balanced()
+    parser.feed(written)
+    assert parser.open == []
+    outside = re.sub(r"<script[^>]*>.*?</script>", "", written, flags=re.S)
+    assert not re.search(r"(src|url\()\s*=?\s*['\"]?https?:", outside) and "prune lost the most" in outside
+    assert "href='https://mlflow.example/#/experiments/" in outside and outside.count("<a id=") == 8
+    assert len(written) < 3_000_000
+
+
+def test_names_from_outside_are_text_and_no_markup():
+    evil = "<img src=x onerror=alert(1)>"
+    known = book(
+        pipeline(recipe=evil), *line(numbers=NUMBERS), stage("prune", "x", gates=f"fails: {evil}", perplexity=1.0, bytes=1.0)
+    )
+    written = everything(Nowhere(known), Places())
+    assert "<img" not in written
+
+
+def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
+    asked = []
+
+    class Client:
+        def get_experiment_by_name(self, name: str) -> Any:
+            return SimpleNamespace(experiment_id="7")
+
+        def search_runs(
+            self, experiments: list[str], which: str, view: int, size: int, order: list[str], token: str | None
+        ) -> Any:
+            asked.append((which, size, token))
+            left = int(token or 2500) - size
+            page = Page(map(_run, range(max(left, 0), left + size)))
+            page.token = str(left) if left > 0 and not which else None
+            return page if not which else Page([_run(5)])
+
+    reading = Reading("sqlite://", Client())
+    reading.refresh()
+    assert len(reading.book.pipelines) == 2500 and reading.complete and reading.version == 5
+    assert [size for _, size, _ in asked] == [200, PAGE, PAGE, PAGE]
+    asked.clear()
+    reading.refresh()
+    assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 5  # nothing changed
+
+
+class Page(list):
+    token = None
+
+
+def _run(number: int) -> Any:
+    info = SimpleNamespace(run_id=f"r{number}", run_name="tiny", status="FINISHED", start_time=number, end_time=number + 1)
+    return SimpleNamespace(info=info, data=SimpleNamespace(tags={"winnow.recipe": "tiny"}, params={}, metrics={}))
+
+
+@pytest.fixture
+def web():
+    return lambda prefix="/": make_app(Nowhere(STATES["one"]), Places(prefix)).server.test_client()
+
+
+def test_it_answers_to_loopback_names_alone_and_takes_no_order(web):
+    client = web()
+    assert client.get("/health", headers={"Host": "127.0.0.1:8050"}).status_code == 200
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+    assert (
+        client.get("/", headers={"Host": "localhost:8050"}).headers["Content-Security-Policy"].startswith("default-src 'none'")
+    )
+    for method in ("post", "put", "delete", "patch"):
+        assert getattr(client, method)("/table.csv", headers={"Host": "localhost"}).status_code == 405
+
+
+def test_behind_a_proxy_it_lives_below_its_path_whether_the_proxy_cuts_it_off_or_not(web):
+    client = web("/team/winnow/")
+    for path in ("/team/winnow/table.csv", "/table.csv"):
+        assert client.get(path, headers={"Host": "team.example"}).text.startswith("model,state")
+    page = client.get("/team/winnow/", headers={"Host": "team.example"}).text
+    assert re.findall(r"(?:src|href)=\"(?!/team/winnow/)", page) == []
+
+
+def test_nothing_of_the_dashboard_writes_to_mlflow():
+    """But for the files that a run gives itself, by its own tracking."""
+    writes = re.compile(r"(log|set|create|delete|update|rename|restore|link|finalize|transition)_\w+")
+    for path in Path(dashboards.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and writes.fullmatch(node.func.attr):
+                assert ast.unparse(node.func.value).split(".")[0] in ("axes", "figure", "right"), (
+                    f"{path.name}: {node.func.attr}"
+                )
