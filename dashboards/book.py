@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 from dashboards.numbers import LINE_FLOPS, LINE_SECONDS, OVER_DENSE
 
@@ -12,6 +13,8 @@ NO_MODELS = ("prepare", "evaluate")  # kinds of stages that make none
 SHRINKING = ("prune", "quantize")  # what goes into the first of these is the dense model of its line
 QUALITY = "perplexity"
 RUNNING, FAILED, KILLED, FINISHED = "RUNNING", "FAILED", "KILLED", "FINISHED"
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,13 @@ class Book:
 
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)  # what was made of a model before, by the id of its run
-    _lines: dict[str, list[Stage]] = field(default_factory=dict)
-    _numbers: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # what was made of it before
+
+    def once(self, *key: Any, made: Callable[[], Found]) -> Found:
+        """What ``made`` gives; asked for again, what it gave."""
+        if key not in self.kept:
+            self.kept[key] = made()
+        return self.kept[key]
 
     @cached_property
     def by_address(self) -> Mapping[str, Stage]:
@@ -105,36 +112,40 @@ class Book:
         every = {stage.run: stage for stage in [*taken, *self._made.get(pipeline, ())]}
         return sorted(every.values(), key=lambda stage: (self.depth(stage), stage.started))
 
-    def models_of(self, pipeline: str) -> list[Stage]:
-        return [stage for stage in self.stages_of(pipeline) if stage.makes_a_model]
+    def models_of(self, pipeline: str) -> Mapping[str, Stage]:
+        """By the ids of their runs, in the order of the stages."""
+        found = lambda: {stage.run: stage for stage in self.stages_of(pipeline) if stage.makes_a_model}  # noqa: E731
+        return self.once("models", pipeline, made=found)
 
     def depth(self, stage: Stage) -> int:
         return len(self.line(stage))
 
     def line(self, stage: Stage) -> list[Stage]:
         """The models that one was made from, the first first, and itself; what fed it beside them is left out."""
-        if stage.run in self._lines:
-            return self._lines[stage.run]
+        return self.once("line", stage.run, made=lambda: self._line(stage))
+
+    def _line(self, stage: Stage) -> list[Stage]:
         found, seen, one = [stage], {stage.address}, stage
         while (address := one.came_from) and address in self.by_address and address not in seen:
             seen.add(address)
             found.append(one := self.by_address[address])
-        return self._lines.setdefault(stage.run, found[::-1])
+        return found[::-1]
 
     def dense(self, stage: Stage) -> Stage | None:
         """What went into the first pruning or quantization of its line."""
         line = self.line(stage)
         return next((before for before, after in zip(line, line[1:], strict=False) if after.kind in SHRINKING), None)
 
-    def final(self, models: Mapping[str, Stage]) -> set[str]:
-        """Runs of those models that no other of these was made from."""
-        used = {address for stage in models.values() for address in stage.parents.values()}
-        return {run for run, stage in models.items() if stage.address not in used}
+    def used(self, pipeline: str) -> Set[str]:
+        """The addresses of what a pipeline's models were made from."""
+        found = lambda: {one for stage in self.models_of(pipeline).values() for one in stage.parents.values()}  # noqa: E731
+        return self.once("used", pipeline, made=found)
 
     def numbers(self, stage: Stage) -> Mapping[str, float]:
         """Its own, and those of its whole line."""
-        if stage.run in self._numbers:
-            return self._numbers[stage.run]
+        return self.once("numbers", stage.run, made=lambda: self._numbers(stage))
+
+    def _numbers(self, stage: Stage) -> Mapping[str, float]:
         line, found = self.line(stage), dict(stage.numbers)
         for name, total in (("training_flops", LINE_FLOPS), ("seconds", LINE_SECONDS)):
             if values := [one.numbers[name] for one in line if name in one.numbers]:
@@ -142,7 +153,7 @@ class Book:
         dense = self.dense(stage)
         if dense and QUALITY in found and dense.numbers.get(QUALITY):
             found[OVER_DENSE] = found[QUALITY] / dense.numbers[QUALITY] - 1
-        return self._numbers.setdefault(stage.run, found)
+        return found
 
     def state(self, stage: Stage, pipeline: str | None = None) -> str:
         """How a stage stands in a pipeline: ``cached`` where an earlier one had made it."""

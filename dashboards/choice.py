@@ -91,10 +91,13 @@ class Choice:
 
     def models(self, book: Book) -> list[tuple[Stage, Mapping[str, float]]]:
         """The models of what is chosen, each once, with their numbers."""
-        every = {model.run: model for one in self.pipelines(book) for model in book.models_of(one.run)}
+        every: dict[str, Stage] = {}
+        chosen = self.pipelines(book)
+        for one in chosen:
+            every |= book.models_of(one.run)
         if self.show == "final" or (not self.show and len(every) > MANY):
-            last = book.final(every)
-            every = {run: model for run, model in every.items() if run in last}
+            used: set[str] = set().union(*(book.used(one.run) for one in chosen))
+            every = {run: model for run, model in every.items() if model.address not in used}
         words = self.find.lower().split()
         kept = [model for model in every.values() if not words or _reads(book, model, words)]
         return [(model, book.numbers(model)) for model in kept]
@@ -119,12 +122,13 @@ def _tagged(tags: Mapping[str, str], wanted: str) -> bool:
 
 def _reads(book: Book, model: Stage, words: list[str]) -> bool:
     """Whether every word stands in what a recipe would say of the model, or of a model it came from."""
-    text = book.texts.get(model.run)
-    if text is None:
-        line = book.line(model)
-        told = [f"{one.kind}.{name}={value}" for one in line for name, value in words_of(one).items()]
-        text = book.texts[model.run] = " ".join([model.id, model.address, model.run, *told]).lower()
+    text = book.once("text", model.run, made=lambda: _text(book, model))
     return all(word in text for word in words)
+
+
+def _text(book: Book, model: Stage) -> str:
+    told = [f"{one.kind}.{name}={value}" for one in book.line(model) for name, value in words_of(one).items()]
+    return " ".join([model.id, model.address, model.run, *told]).lower()
 
 
 def axes(names: set[str]) -> list[str]:

@@ -103,9 +103,9 @@ class Reading:
             if first:
                 self._show(dict(found))
         self._all_at = time.monotonic()
-        changed, self.complete = found != self._runs or first, True
-        if changed:
+        if found != self._runs or first:
             self._show(found)
+        self.complete = True
 
     def _read_changed(self) -> None:
         found = dict(self._runs)
@@ -136,8 +136,11 @@ class Reading:
                 found[run.info.run_id] = told
 
     def _show(self, found: dict[str, Pipeline | Stage]) -> None:
+        """Of another book. What recipes say of models stays as it was, once all of them are known."""
+        lasting = ("fields", "text", "differences") if self.complete else ()
+        kept = {key: value for key, value in list(self.book.kept.items()) if key[0] in lasting}
         self._runs = found
-        self.book, self.version = book_of(found.values()), self.version + 1
+        self.book, self.version = book_of(found.values(), kept), self.version + 1
 
     def only(self, parent: str) -> Book:
         """The book of one pipeline: three questions, however many runs there are."""
@@ -210,7 +213,7 @@ def read(run: Run) -> Pipeline | Stage | None:
     )
 
 
-def book_of(found: Iterable[Pipeline | Stage]) -> Book:
+def book_of(found: Iterable[Pipeline | Stage], kept: Mapping[Any, Any] | None = None) -> Book:
     every = sorted(found, key=lambda one: -one.started)
     pipelines = {one.run: one for one in every if isinstance(one, Pipeline)}
-    return Book(pipelines, {one.run: one for one in every if isinstance(one, Stage)})
+    return Book(pipelines, {one.run: one for one in every if isinstance(one, Stage)}, dict(kept or {}))

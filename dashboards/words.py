@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
-from functools import lru_cache
 from typing import NamedTuple
 
 from dashboards.book import Book, Stage
@@ -52,36 +51,55 @@ def names(line: Sequence[Stage]) -> list[str]:
 
 def differences(book: Book, left: Stage, right: Stage) -> list[Difference]:
     """From the left model to the right one, stage by stage; empty where their recipes say the same."""
-    return list(_differences(_full_line(book, left), _full_line(book, right)))
+    return book.once("differences", left.run, right.run, made=lambda: _differences(_full(book, left), _full(book, right)))
 
 
-def _full_line(book: Book, stage: Stage) -> tuple[tuple[str, str, str, frozenset[tuple[str, str]]], ...]:
-    """The line with the text that its first stage saw: name, kind, method and fields of each."""
+class _Said(NamedTuple):
+    """A stage of a line: what a recipe calls it, its kind, address and method, and its fields."""
+
+    name: str
+    kind: str
+    address: str
+    method: str
+    fields: frozenset[tuple[str, str]]
+
+
+def _full(book: Book, stage: Stage) -> list[_Said]:
+    """The line with the text that its first stage saw."""
     line = book.line(stage)
     data = [book.by_address[address] for address in line[0].parents.values() if address in book.by_address]
     every = [one for one in data if not one.makes_a_model][:1] + line
-    return tuple(
-        (name, one.address, one.method, frozenset(fields(one).items())) for name, one in zip(names(every), every, strict=True)
-    )
+    return [
+        _Said(
+            name,
+            one.kind,
+            one.address,
+            one.method,
+            book.once("fields", one.run, made=lambda one=one: frozenset(fields(one).items())),
+        )
+        for name, one in zip(names(every), every, strict=True)
+    ]
 
 
-@lru_cache(maxsize=20_000)
-def _differences(left: tuple, right: tuple) -> tuple[Difference, ...]:
-    kinds = [[address.partition("/")[0] for _, address, _, _ in line] for line in (left, right)]
+def _differences(left: list[_Said], right: list[_Said]) -> list[Difference]:
+    kinds = [[one.kind for one in line] for line in (left, right)]
     found: list[Difference] = []
-    for what, first, last, begin, end in SequenceMatcher(a=kinds[0], b=kinds[1], autojunk=False).get_opcodes():
+    whole = [("equal", 0, len(left), 0, len(right))]
+    steps = whole if kinds[0] == kinds[1] else SequenceMatcher(a=kinds[0], b=kinds[1], autojunk=False).get_opcodes()
+    for what, first, last, begin, end in steps:
         if what == "equal":
             for one, other in zip(left[first:last], right[begin:end], strict=True):
-                found += _of_stage(other[0], dict(one[3]), dict(other[3])) if one[1] != other[1] else []
+                found += _of_stage(other.name, one.fields, other.fields) if one.address != other.address else []
         else:
-            found += [Difference(name, method, None) for name, _, method, _ in left[first:last]]
-            found += [Difference(name, None, method) for name, _, method, _ in right[begin:end]]
-    return tuple(found)
+            found += [Difference(one.name, one.method, None) for one in left[first:last]]
+            found += [Difference(one.name, None, one.method) for one in right[begin:end]]
+    return found
 
 
-def _of_stage(name: str, left: Mapping[str, str], right: Mapping[str, str]) -> list[Difference]:
+def _of_stage(name: str, one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> list[Difference]:
     """Fields of one stage. Where another method was chosen, what is below it goes without saying."""
-    changed = [field for field in sorted({*left, *right}) if left.get(field) != right.get(field)]
+    left, right = dict(one - other), dict(other - one)
+    changed = sorted({*left, *right})
     chosen = [field for field in changed if field.rpartition(".")[2] in OWN_NAMES]
     told = [field for field in changed if not any(field.startswith(f"{one}.") for one in chosen)]
     return [Difference(f"{name}.{field}", left.get(field), right.get(field)) for field in told]

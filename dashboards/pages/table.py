@@ -78,7 +78,8 @@ def grid(sight: Sight) -> ag.AgGrid:
             "filter": True,
             "floatingFilter": True,
             "suppressHeaderFilterButton": True,
-            "minWidth": 90,
+            "suppressFloatingFilterButton": True,
+            "minWidth": 84,
             "wrapHeaderText": True,
             "autoHeaderHeight": True,
         },
@@ -107,7 +108,7 @@ def _model_columns(sight: Sight) -> list[dict[str, Any]]:
             "flex": 2,
             "tooltipField": "address",
         },
-        {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 118, "maxWidth": 124},
+        {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 112, "maxWidth": 124},
         {"field": "recipe", "headerName": "recipe", "flex": 1},
         {"field": "method", "headerName": "method"},
     ]
@@ -150,7 +151,7 @@ def _run_columns(sight: Sight) -> list[dict[str, Any]]:
 def _elsewhere_column(sight: Sight) -> list[dict[str, Any]]:
     linked = sight.places.mlflow or sight.places.prefect
     column = {"field": "pages", "headerName": "elsewhere", "cellRenderer": "WinnowLinks", "sortable": False, "filter": False}
-    return [{**column, "cellDataType": False, "minWidth": 170}] if linked else []
+    return [{**column, "cellDataType": False, "minWidth": 96 if not sight.places.prefect else 150}] if linked else []
 
 
 def _model(sight: Sight, model: Stage) -> dict[str, Any]:

@@ -41,9 +41,8 @@ def chosen(sight: Sight) -> Pipeline:
 
 def _ends(sight: Sight, pipeline: Pipeline) -> list[Stage]:
     """The models of a pipeline that no other is made from, the best first."""
-    models = {one.run: one for one in sight.book.models_of(pipeline.run)}
-    last = sight.book.final(models)
-    return sorted((one for run, one in models.items() if run in last), key=lambda one: (one.numbers.get(QUALITY, 1e30), one.id))
+    models, used = sight.book.models_of(pipeline.run).values(), sight.book.used(pipeline.run)
+    return sorted((one for one in models if one.address not in used), key=lambda one: (one.numbers.get(QUALITY, 1e30), one.id))
 
 
 def _names(sight: Sight, line: list[Stage]) -> list[str]:

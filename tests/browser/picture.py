@@ -1,4 +1,4 @@
-"""``make picture``: the README's picture of the dashboard, of whatever runs this home has, as ``winnow dashboard`` shows them."""
+"""``make picture``: the README's picture of the dashboard, of whatever runs this home has."""
 
 from __future__ import annotations
 
