@@ -119,6 +119,8 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
             where = {"xref": f"x{axis}", "yref": f"y{axis}", "x": 0.5, "y": 0.5}
             figure.add_annotation(text="not measured", showarrow=False, **where)
             figure.add_trace(go.Scatter(x=[], y=[]), row, column)
+            figure.update_xaxes(visible=False, row=row, col=column)
+            figure.update_yaxes(visible=False, row=row, col=column)
             continue
         figure.add_trace(_bars(known, name), row, column)
         levels = _levels(known, name)

@@ -34,9 +34,11 @@ def page(sight: Sight) -> list[Any]:
 
 
 def chosen(sight: Sight) -> Pipeline:
-    """The pipeline that is asked for; else the newest that has made something."""
+    """The pipeline that is asked for; else the newest with a model that was measured, or with any."""
     asked = sight.book.pipelines.get(sight.choice.pipeline)
-    return asked or next((one for one in sight.pipelines if sight.book.models_of(one.run)), sight.pipelines[0])
+    made = [one for one in sight.pipelines if sight.book.models_of(one.run)]
+    measured = (one for one in made if any(QUALITY in model.numbers for model in sight.book.models_of(one.run).values()))
+    return asked or next(measured, (made or sight.pipelines)[0])
 
 
 def _ends(sight: Sight, pipeline: Pipeline) -> list[Stage]:
