@@ -27,8 +27,9 @@ INTERVAL = 1.96  # standard errors on either side: 95 %
 
 
 def base(name: str) -> str:
-    """The name in the vocabulary: of a text, a task or a setting the metric stands before the first dot."""
-    return name.partition(".")[0]
+    """The name in the vocabulary: of a text, a task or a setting the metric stands before the first dot. Some names begin with
+    a group, and a slash after it."""
+    return name.partition(".")[0].partition("/")[0]
 
 
 def metric(name: str) -> Metric:

@@ -190,7 +190,7 @@ def read(run: Run) -> Pipeline | Stage | None:
     """A run as ours; None where it is none."""
     tags, info = run.data.tags, run.info
     told = (info.status, info.start_time or 0, info.end_time or 0)
-    if RECIPE in tags:
+    if RECIPE in tags and PARENT not in tags:
         reused = {name.removeprefix(REUSED): value for name, value in tags.items() if name.startswith(REUSED)}
         kept = {sys.intern(name): value for name, value in tags.items() if not name.startswith((REUSED, "winnow.artifacts"))}
         seconds = run.data.metrics.get("seconds")

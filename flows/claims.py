@@ -54,6 +54,8 @@ class Claim(BaseModel):
     """Groups of models from best to worst, by the labels of their branch; a list is the best of its members."""
     metric: str = "perplexity"
     """What is compared: the name of a metric."""
+    paper: str = ""
+    """What the paper reports, for people who compare: its models, numbers and table."""
     slack: float = Field(0.0, ge=0)
     """How much worse the better one may be, as a share."""
 
@@ -83,6 +85,7 @@ class Claim(BaseModel):
         holds, clear = (all(pair[word] for pair in pairs) for word in ("holds", "clear"))
         return {
             "says": self.says,
+            "paper": self.paper,
             "metric": self.metric,
             "groups": {name: _describe(numbers) for name, numbers in groups.items()},
             "pairs": pairs,
