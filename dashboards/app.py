@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, no_update, set_props
 from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
 
@@ -57,6 +57,7 @@ def make_app(reading: Reading, places: Places) -> Dash:
 def _show(app: Dash, reading: Reading, places: Places) -> None:
     @app.callback(
         Output("page", "children"),
+        Output("shape", "data"),
         Output("tabs", "children"),
         Output("known", "children"),
         Output("c-recipe", "options"),
@@ -66,20 +67,21 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         Input("url", "pathname"),
         Input("url", "search"),
         Input("version", "data"),
+        State("shape", "data"),
     )
-    def show(path: str, search: str, _: int) -> tuple[Any, ...]:
+    def show(path: str, search: str, _: int, before: list[str] | None) -> tuple[Any, ...]:
         version = reading.looked()
         sight = Sight(reading.book, Choice.of(search), reading, places)
         name = (path or "").removeprefix(places.prefix).strip("/")
-        title, page = PAGES.get(name, PAGES[""])
+        name = name if name in PAGES else ""
+        parts = PAGES[name][1](sight)
+        shape = [name, *map(shell.shape, parts)]
+        if shape == before:  # a figure keeps its zoom, a table its order and where one had scrolled to
+            for number, part in enumerate(parts):
+                set_props(*shell.changes(number, part))
+        page = no_update if shape == before else shell.page(f"page-{name or 'choose'}", PAGES[name][0], parts)
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
-        return (
-            html.Div(page(sight), id=f"page-{name or 'choose'}", **{"aria-label": title}),
-            tabs,
-            shell.known(sight),
-            *shell.options(sight),
-            version,
-        )
+        return page, shape, tabs, shell.known(sight), *shell.options(sight), version
 
     @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
     def poll(_: int, seen: int | None) -> Any:

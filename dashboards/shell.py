@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dashboards.sight import Sight
 from tasks.metrics import METRICS
 
 ASSETS = Path(__file__).parent / "assets"
+KEPT = {"Graph": ("figure", "style"), "AgGrid": ("rowData",)}  # and what of them is set anew
 INDEX = """<!doctype html>
 <html lang="en"><head>{%metas%}<meta name="color-scheme" content="light dark"><title>{%title%}</title>{%favicon%}{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
@@ -25,6 +27,7 @@ def layout(poll: int) -> html.Div:
             dcc.Location(id="url", refresh="callback-nav"),
             dcc.Store(id="version"),
             dcc.Store(id="seen"),
+            dcc.Store(id="shape"),
             dcc.Interval(id="poll", interval=poll),
             html.A("to the page", href="#page", className="skip"),
             html.Header(
@@ -73,6 +76,24 @@ def _control(label: str, control: Any, width: int) -> html.Label:
 
 def tab(name: str, address: str, here: bool) -> dcc.Link:
     return dcc.Link(name, href=address, className="to-page here" if here else "to-page")
+
+
+def page(id: str, title: str, parts: Sequence[Any]) -> html.Div:
+    every = [html.Div(part, id={"part": number}) for number, part in enumerate(parts)]
+    return html.Div(every, id=id, **{"aria-label": title})
+
+
+def shape(part: Any) -> str:
+    """What stays of a part of a page when its numbers change."""
+    columns = [one.get("colId") or one.get("field", "") for one in getattr(part, "columnDefs", ())]
+    return " ".join([part._type, str(part.id) if part._type in KEPT else "", *columns])
+
+
+def changes(number: int, part: Any) -> tuple[Any, dict[str, Any]]:
+    """Which component is to have which properties, for the page to show a part anew."""
+    if part._type not in KEPT:
+        return {"part": number}, {"children": part}
+    return part.id, {name: getattr(part, name) for name in KEPT[part._type]}
 
 
 def known(sight: Sight) -> list[Any]:

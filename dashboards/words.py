@@ -69,16 +69,12 @@ def _full(book: Book, stage: Stage) -> list[_Said]:
     line = book.line(stage)
     data = [book.by_address[address] for address in line[0].parents.values() if address in book.by_address]
     every = [one for one in data if not one.makes_a_model][:1] + line
-    return [
-        _Said(
-            name,
-            one.kind,
-            one.address,
-            one.method,
-            book.once("fields", one.run, made=lambda one=one: frozenset(fields(one).items())),
-        )
-        for name, one in zip(names(every), every, strict=True)
-    ]
+    return [_said(book, name, one) for name, one in zip(names(every), every, strict=True)]
+
+
+def _said(book: Book, name: str, stage: Stage) -> _Said:
+    known = book.once("fields", stage.run, made=lambda: frozenset(fields(stage).items()))
+    return _Said(name, stage.kind, stage.address, stage.method, known)
 
 
 def _differences(left: list[_Said], right: list[_Said]) -> list[Difference]:

@@ -52,7 +52,8 @@ def _columns(sight: Sight) -> list[Any]:
             [
                 html.Summary(f"columns ({len(told)} of {len(known)})"),
                 dcc.Checklist(id={"key": "columns"}, options=options, value=told, className="columns", inline=True),
-            ]
+            ],
+            open=bool(sight.choice.columns),
         )
     ]
 
@@ -99,15 +100,9 @@ def grid(sight: Sight) -> ag.AgGrid:
 
 
 def _model_columns(sight: Sight) -> list[dict[str, Any]]:
-    told = [
-        {
-            "field": "model",
-            "headerName": "model",
-            "cellRenderer": "WinnowLink",
-            "minWidth": 150,
-            "flex": 2,
-            "tooltipField": "address",
-        },
+    name = {"field": "model", "headerName": "model", "cellRenderer": "WinnowLink", "tooltipField": "address"}
+    told: list[dict[str, Any]] = [
+        {**name, "minWidth": 110, "flex": 2},
         {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 112, "maxWidth": 124},
         {"field": "recipe", "headerName": "recipe", "flex": 1},
         {"field": "method", "headerName": "method"},
