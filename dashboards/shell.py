@@ -106,6 +106,8 @@ def known(sight: Sight) -> list[Any]:
             + ("" if reading.complete else ", reading on …")
         )
     ]
+    if len(sight.pipelines) < runs:
+        told.append(dcc.Link("all runs", href=sight.places.prefix, className="button"))
     if reading.trouble:
         told.append(html.Strong(reading.trouble, className="bad", role="alert"))
     return told

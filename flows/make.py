@@ -107,7 +107,7 @@ class Making:
         if self.page:
             self.page.close(summary, {"MLflow": self.chronicle.page(None)}, failure)
         self.held.close(summary, status)
-        if self.plan.due and not self.held.kept:  # else an earlier run has the page, or MLflow is away
+        if self.plan.due and status != "KILLED" and not self.held.kept:  # else an earlier run has it, or MLflow is away
             self._keep_page()
         return summary
 

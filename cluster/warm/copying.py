@@ -37,7 +37,7 @@ SOCKET = "warm.sock"
 WARM = (  # what the flow of a run, the driver of its job and the work of its stages import
     *("torch", "torch.distributed", "deepspeed", "cluster.deepspeed.engine", "transformers", "transformers.modeling_utils"),
     *("transformers.models.auto.modeling_auto", "tasks.job", "tasks.train.training", "tasks.calibrate.calibration"),
-    *("tasks.evaluate", "ray", "mlflow", "dashboards.figures", "dashboards.claims", "flows.engine"),
+    *("tasks.evaluate", "ray", "mlflow", "dashboards.claims", "dashboards.static", "flows.engine"),
 )
 PR_SET_PDEATHSIG = 1  # prctl.h
 

@@ -143,6 +143,8 @@ def test_a_cached_run_leaves_the_same_numbers_and_figures_and_names_the_runs_tha
     assert two.data.metrics["seconds"] < one.data.metrics["seconds"]
     made = ledger.children(one)
     assert ledger.children(two) == {}
+    kept = [{file.path for file in ledger.client.list_artifacts(run.info.run_id)} & {"winnow.html"} for run in (one, two)]
+    assert kept == [{"winnow.html"}, set()]  # all that was made by the first has its page there
     assert {id: two.data.tags[f"winnow.cached.{id}"] for id in made} == {id: run.info.run_id for id, run in made.items()}
     figures = [ledger.figures(run, _folder(tmp_path / f"{side}")) for side, run in enumerate((one, two))]
     assert figures[0] == figures[1]
