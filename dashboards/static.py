@@ -17,11 +17,12 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from cluster.tracking import Tracking
+from dashboards import shell
+from dashboards.charts import CONFIG
 from dashboards.choice import Choice
 from dashboards.numbers import shown, title
 from dashboards.pages import claims, compare, pareto, table, waterfall
 from dashboards.reading import Reading
-from dashboards.shell import ASSETS
 from dashboards.sight import Places, Sight
 
 NAME = "winnow.html"  # of the file in a run
@@ -35,7 +36,7 @@ new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gz
   const script = document.createElement("script"); script.textContent = text; document.head.append(script);
   for (const one of document.querySelectorAll("script.figure")) {
     const {data, layout} = JSON.parse(one.textContent);
-    Plotly.newPlot(one.previousElementSibling, data, layout, {displaylogo: false, responsive: true});
+    Plotly.newPlot(one.previousElementSibling, data, layout, CONFIG);
   }
 });
 """
@@ -46,14 +47,14 @@ def everything(reading: Reading, places: Places, query: str = "") -> str:
     sight = Sight(reading.book, Choice.of(query), reading, Places("", places.mlflow, places.prefect))
     parts = [f"<section id='{name}'><h1>{name.capitalize()}</h1>{_section(sight, name)}</section>" for name in SECTIONS]
     tabs = "".join(f"<a class='to-page' href='#{name}'>{name.capitalize()}</a>" for name in SECTIONS)
-    style = (ASSETS / "winnow.css").read_text(encoding="utf-8")
-    known = f"{len(sight.pipelines)} runs, {len(sight.models)} models"
+    style = (shell.ASSETS / "winnow.css").read_text(encoding="utf-8")
+    known, script = render(shell.known(sight)), SCRIPT.replace("CONFIG", json.dumps(CONFIG))
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
         f"<title>Winnow</title><style>{style}</style></head>"
         f"<body><header><strong class='brand'>Winnow</strong><nav>{tabs}</nav>"
         f"<span id='known'>{known}</span></header><main>{''.join(parts)}</main>"
-        f"<script id='plotly' type='text/plain'>{_plotly()}</script><script>{SCRIPT}</script></body></html>"
+        f"<script id='plotly' type='text/plain'>{_plotly()}</script><script>{script}</script></body></html>"
     )
 
 
@@ -107,7 +108,8 @@ def render(part: Any) -> str:
     inner = render(props.get("children"))
     if kind == "Link":
         run = Choice.of(props["href"].partition("?")[2]).model
-        return f"<a href='#{run}'>{inner}</a>" if run and "button" not in (props.get("className") or "") else ""
+        style = props.get("className") or ""
+        return f"<a class='{style}' href='#{run}'>{inner}</a>" if run and "button" not in style else ""
     told = {
         ATTRIBUTES.get(name, name): value
         for name, value in props.items()

@@ -34,10 +34,11 @@ def page(sight: Sight) -> list[Any]:
 
 
 def suggested(sight: Sight) -> list[Stage]:
-    """Where nobody picked: the two best of the front."""
+    """Where nobody picked: the two best that no other beats; of one alone, it and the next best."""
     x, y = axes(sight)
-    best = sorted(front(points(sight.models, x, y), x, y), key=lambda point: -(better(y) or -1) * point.y)
-    return [point.model for point in best[:2]]
+    found = sorted(points(sight.models, x, y), key=lambda point: -(better(y) or -1) * point.y)
+    kept = {point.model.run for point in front(found, x, y)}
+    return [point.model for point in sorted(found, key=lambda point: point.model.run not in kept)[:2]]
 
 
 def _head(sight: Sight, models: Sequence[Stage], picked: bool) -> html.Div:
@@ -49,7 +50,7 @@ def _head(sight: Sight, models: Sequence[Stage], picked: bool) -> html.Div:
         away = dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else ""
         state, verdict = pill(sight.book.state(one)), gate(one.gates) or "not judged"
         rows.append([name, other if place else html.B("baseline"), state, html.Code(one.address), verdict, away])
-    told = "" if picked else "Nothing is picked: these are the two best that no other beats. Tick others in the table."
+    told = "" if picked else "Nothing is picked: these are the two best. Tick others in the table."
     return sheet(["model", "", "state", "artifact", "gates", ""], rows, told)
 
 
