@@ -48,6 +48,7 @@ def make_app(reading: Reading, places: Places) -> Dash:
         serve_locally=True,
     )
     app.layout = shell.layout(POLL)
+    reading.prepare = lambda: pareto.page(Sight(reading.book, Choice(find="/"), reading, places))
     _show(app, reading, places)
     _follow(app)
     _serve(app.server, reading, places)

@@ -59,8 +59,9 @@ def pareto_figure(
     a model's run; ``limit`` is a quality that is good enough, and what it is called."""
     figure, best = go.Figure(), {point.model.run for point in front}
     beaten = [point for point in found if point.model.run not in best]
-    kind = go.Scattergl if len(beaten) > MOST_SVG else go.Scatter
-    figure.add_trace(kind(**_dots(beaten, hovers, "beaten by another", GREY, 8, picked), opacity=0.55, mode="markers"))
+    kind = "scattergl" if len(beaten) > MOST_SVG else "scatter"
+    dots = _dots(beaten, hovers, "beaten by another", GREY, 8, picked)
+    figure.add_trace({**dots, "type": kind, "opacity": 0.55, "mode": "markers"})
     several = len(front) > 1
     text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
     middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
@@ -68,7 +69,7 @@ def pareto_figure(
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
     line = {"color": BLUE, "width": 1.5, "shape": "hv"}
     mode = "lines+markers+text" if several else "markers+text"
-    figure.add_trace(go.Scatter(**dots, mode=mode, line=line, text=text, textposition=sides))
+    figure.add_trace({**dots, "type": "scatter", "mode": mode, "line": line, "text": text, "textposition": sides})
     if limit and found:
         figure.add_hline(
             limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}}
@@ -96,7 +97,7 @@ def _dots(found: Sequence[Point], hovers: Mapping[str, str], name: str, color: s
             "color": color,
             "size": size,
             "symbol": [SYMBOLS.get(point.model.kind, OTHER_SYMBOL) for point in found],
-            "line": {"color": VERMILLION, "width": [3 if point.model.run in picked else 0 for point in found]},
+            "line": {"color": VERMILLION, "width": [3 if point.model.run in picked else 0 for point in found] if picked else 0},
         },
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from tasks.metrics import METRICS, Metric
@@ -32,6 +33,7 @@ def base(name: str) -> str:
     return name.partition(".")[0].partition("/")[0]
 
 
+@cache
 def metric(name: str) -> Metric:
     return OF_A_LINE.get(name) or METRICS.get(base(name), UNKNOWN)
 

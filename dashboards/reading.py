@@ -1,6 +1,6 @@
 """Reads MLflow in pages and keeps what it read: any MLflow server or database, and nothing of it is ever written.
 
-A search gives a thousand runs at a time with all their parameters, tags and last numbers. At first all are read, the newest
+A search gives hundreds of runs at a time with all their parameters, tags and last numbers. At first all are read, the newest
 first, and can be looked at from the first page on; then only what is new, what ended and what runs. What was deleted in
 MLflow, or got a tag by hand, is seen when all is read again, every ten minutes and when somebody asks for it.
 """
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from dashboards.layers import LAYERS
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FIRST_PAGE, PAGE = 200, 1000
+FIRST_PAGE, PAGE = 100, 300  # runs; MLflow holds a page's rows as objects, and memory once taken is seldom given back
 EVERY = 3.0  # seconds between two looks at what changed, while somebody looks at the page
 IDLE = 30.0  # seconds without a question after which nobody does
 ALL_AGAIN = 600.0
@@ -45,6 +45,7 @@ class Reading:
         self._client = client
         self._runs: dict[str, Pipeline | Stage] = {}
         self._newest, self._all_at = 0, 0.0
+        self.prepare: Callable[[], object] = lambda: None  # draws what is asked for first, before it is
         self._looked, self._wake, self._lock = time.monotonic(), threading.Event(), threading.Lock()
 
     @property
@@ -106,6 +107,7 @@ class Reading:
         if found != self._runs or first:
             self._show(found)
         self.complete = True
+        self.prepare()
 
     def _read_changed(self) -> None:
         found = dict(self._runs)
@@ -137,7 +139,7 @@ class Reading:
 
     def _show(self, found: dict[str, Pipeline | Stage]) -> None:
         """Of another book. What recipes say of models stays as it was, once all of them are known."""
-        lasting = ("fields", "text", "differences") if self.complete else ()
+        lasting = ("fields", "text", "full", "differences") if self.complete else ()
         kept = {key: value for key, value in list(self.book.kept.items()) if key[0] in lasting}
         self._runs = found
         self.book, self.version = book_of(found.values(), kept), self.version + 1

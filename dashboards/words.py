@@ -66,7 +66,10 @@ class _Said(NamedTuple):
 
 def _full(book: Book, stage: Stage) -> list[_Said]:
     """The line with the text that its first stage saw."""
-    line = book.line(stage)
+    return book.once("full", stage.run, made=lambda: _whole(book, book.line(stage)))
+
+
+def _whole(book: Book, line: list[Stage]) -> list[_Said]:
     data = [book.by_address[address] for address in line[0].parents.values() if address in book.by_address]
     every = [one for one in data if not one.makes_a_model][:1] + line
     return [_said(book, name, one) for name, one in zip(names(every), every, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from dashboards.book import QUALITY, Stage
+from dashboards.book import QUALITY, Book, Stage
 from dashboards.charts import pareto_figure
 from dashboards.numbers import OVER_DENSE, SPEEDS, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
@@ -90,10 +90,10 @@ def _limit(sight: Sight, y: str) -> tuple[float, str] | None:
 
 def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
     """A model in a few lines, and what tells it from its neighbour in the words of their recipes."""
-    numbers = sight.book.numbers(model)
-    names = [name for name in (QUALITY, OVER_DENSE, "bytes", "sparsity", *SPEEDS[:1]) if name in numbers]
-    lines = [f"<b>{markup.escape(sight.name(model))}</b> · {model.method} · {sight.book.state(model)}"]
-    lines += [f"{title(name)} {sure(name, numbers)}" for name in names]
+    lines = [
+        f"<b>{markup.escape(sight.name(model))}</b>",
+        *sight.book.once("hover", model.run, made=lambda: _told(sight.book, model)),
+    ]
     if other is not None:
         told = describe(differences(sight.book, other, model))
         lines.append(f"<br><i>other than its neighbour {markup.escape(sight.name(other))}:</i>")
@@ -104,6 +104,12 @@ def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
 def _signs(found: list[Point]) -> str:
     kinds = dict.fromkeys(point.model.kind for point in found)
     return " ".join(f"{SIGNS.get(kind, OTHER_SIGN)} {kind}" for kind in kinds)
+
+
+def _told(book: Book, model: Stage) -> list[str]:
+    numbers = book.numbers(model)
+    names = [name for name in (QUALITY, OVER_DENSE, "bytes", "sparsity", *SPEEDS[:1]) if name in numbers]
+    return [f"{model.method}, {book.state(model)}", *(f"{title(name)} {sure(name, numbers)}" for name in names)]
 
 
 def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:

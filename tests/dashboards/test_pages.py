@@ -16,7 +16,7 @@ import dashboards
 from dashboards.app import PAGES, make_app
 from dashboards.layers import LAYERS
 from dashboards.pages.table import as_csv
-from dashboards.reading import PAGE, Reading
+from dashboards.reading import FIRST_PAGE, PAGE, Reading
 from dashboards.sight import Places
 from dashboards.static import everything, render
 from tests.dashboards.books import Nowhere, book, line, pipeline, sight, stage
@@ -157,11 +157,11 @@ def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
 
     reading = Reading("sqlite://", Client())
     reading.refresh()
-    assert len(reading.book.pipelines) == 2500 and reading.complete and reading.version == 5
-    assert [size for _, size, _ in asked] == [200, PAGE, PAGE, PAGE]
+    assert len(reading.book.pipelines) == 2500 and reading.complete and reading.version == 10
+    assert [size for _, size, _ in asked] == [FIRST_PAGE] + [PAGE] * 8
     asked.clear()
     reading.refresh()
-    assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 5  # nothing changed
+    assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 10  # nothing changed
 
 
 class Page(list):
