@@ -52,7 +52,7 @@ def _controls() -> html.Div:
             _control("recipes", dcc.Dropdown(id="c-recipe", multi=True, placeholder="all"), 13),
             _control("words", dcc.Input(id="c-find", debounce=0.3, placeholder="prune.sparsity=0.6 wanda", type="search"), 14),
             _control("state", dcc.Dropdown(states, id="c-state", multi=True, placeholder="any"), 9),
-            _control("tag", dcc.Input(id="c-tag", debounce=0.3, placeholder="name=value", type="search"), 9),
+            _control("tag", dcc.Input(id="c-tag", debounce=0.3, placeholder="name=value", type="search"), 10),
             _control("from", dcc.Input(id="c-since", debounce=0.3, placeholder="2026-11-01", maxLength=10), 8),
             _control("to", dcc.Input(id="c-until", debounce=0.3, placeholder="2026-11-30", maxLength=10), 8),
             _control("models", dcc.Dropdown(shows, id="c-show", placeholder="what fits"), 10),
