@@ -78,9 +78,10 @@ def _claim(claim: Mapping[str, Any]) -> str:
         f"<td><small>{len(group['values'])} seeds</small>"
         for name, group in claim["groups"].items()
     )
+    paper = f"; the paper: {claim['paper']}" if claim.get("paper") else ""
     return (
         f"<section><h2>{html.escape(claim['says'])}: <span class='{kind}'>{html.escape(claim['verdict'])}</span></h2>"
-        f"<div><table>{rows}</table><p><small>{html.escape(claim['metric'])}</small></p></div>"
+        f"<div><table>{rows}</table><p><small>{html.escape(claim['metric'] + paper)}</small></p></div>"
         f"<img alt='{html.escape(claim['says'])}' src='data:image/png;base64,{_png(claim)}'></section>"
     )
 

@@ -70,19 +70,23 @@ class Reading:
 
     def _go_on(self) -> None:
         while True:
-            try:
-                self.refresh()
-                trouble = ""
-            except (OSError, ValueError) as error:  # an MLflow that is away, or is none
-                trouble = " ".join(str(error).split())
-            except Exception as error:  # a database's own errors; shown on the page
-                trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if trouble != self.trouble:
-                self.trouble, self.version = trouble, self.version + 1
+            self.step()
             if self.complete and time.monotonic() - self._looked > IDLE:
                 self._wake.clear()
                 self._wake.wait()
             time.sleep(EVERY)
+
+    def step(self) -> None:
+        """Read what changed; what hinders it stands on the page, and is tried again."""
+        try:
+            self.refresh()
+            trouble = ""
+        except (OSError, ValueError) as error:  # an MLflow that is away, or is none
+            trouble = " ".join(str(error).split())
+        except Exception as error:  # a database's own errors
+            trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if trouble != self.trouble:
+            self.trouble, self.version = trouble, self.version + 1
 
     def refresh(self, everything: bool = False) -> None:
         """Read what changed, or all at first and now and then."""

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 import dashboards
+from dashboards import shell
 from dashboards.app import PAGES, make_app
+from dashboards.choice import Choice
 from dashboards.layers import LAYERS
 from dashboards.pages.table import as_csv
 from dashboards.reading import FIRST_PAGE, PAGE, Reading
-from dashboards.sight import Places
+from dashboards.sight import Places, Sight
 from dashboards.static import everything, render
 from tests.dashboards.books import Nowhere, book, line, pipeline, sight, stage
 from tests.dashboards.test_choosing import NUMBERS
@@ -162,6 +164,22 @@ def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
     asked.clear()
     reading.refresh()
     assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 10  # nothing changed
+
+
+def test_an_mlflow_that_is_away_is_told_of_and_asked_again():
+    class Client:
+        away = True
+
+        def get_experiment_by_name(self, name: str) -> None:
+            if self.away:
+                raise ConnectionError("MLflow at http://x: it does not answer")
+
+    reading = Reading("http://x", Client())
+    reading.step()
+    assert "it does not answer" in text(shell.known(Sight(reading.book, Choice(), reading)))
+    Client.away = False
+    reading.step()
+    assert reading.trouble == "" and reading.version == 2 and reading.complete
 
 
 class Page(list):
