@@ -70,19 +70,23 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         Input("version", "data"),
         State("shape", "data"),
     )
-    def show(path: str, search: str, _: int, before: list[str] | None) -> tuple[Any, ...]:
+    def show(path: str, search: str, _: int, before: dict[str, list[str]] | None) -> tuple[Any, ...]:
         version = reading.looked()
         sight = Sight(reading.book, Choice.of(search), reading, places)
         name = (path or "").removeprefix(places.prefix).strip("/")
         name = name if name in PAGES else ""
         parts = PAGES[name][1](sight)
-        shape = [name, *map(shell.shape, parts)]
-        if shape == before:  # a figure keeps its zoom, a table its order and where one had scrolled to
+        shape, before = [name, *map(shell.shape, parts)], before or {}
+        if alike := shape == before.get("parts"):  # a figure keeps its zoom, a table its order and its place
             for number, part in enumerate(parts):
                 set_props(*shell.changes(number, part))
-        page = no_update if shape == before else shell.page(f"page-{name or 'choose'}", PAGES[name][0], parts)
+        page = no_update if alike else shell.page(f"page-{name or 'choose'}", PAGES[name][0], parts)
+        choices = shell.options(sight)
+        kept = [str(hash(repr(one))) for one in choices]
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
-        return page, shape, tabs, shell.known(sight), *shell.options(sight), version
+        old = before.get("choices", [""] * len(kept))
+        told = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
+        return page, {"parts": shape, "choices": kept}, tabs, shell.known(sight), *told, version
 
     @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
     def poll(_: int, seen: int | None) -> Any:

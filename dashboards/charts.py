@@ -68,7 +68,7 @@ def pareto_figure(
     sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
     line = {"color": BLUE, "width": 1.5, "shape": "hv"}
-    mode = "lines+markers+text" if several else "markers+text"
+    mode = "+".join(["markers", *(["lines"] if several else []), *(["text"] if any(text) else [])])
     figure.add_trace({**dots, "type": "scatter", "mode": mode, "line": line, "text": text, "textposition": sides})
     if limit and found:
         figure.add_hline(
