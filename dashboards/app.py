@@ -88,6 +88,13 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         told = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
         return page, {"parts": shape, "choices": kept}, tabs, shell.known(sight), *told, version
 
+    @app.callback(
+        Output("hovered", "children"), Input("pareto", "hoverData"), State("url", "search"), prevent_initial_call=True
+    )
+    def hover(over: dict[str, Any] | None, search: str) -> str:
+        run = (over or {"points": [{}]})["points"][0].get("customdata", "")
+        return pareto.hovered(Sight(reading.book, Choice.of(search), reading, places), run)
+
     @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
     def poll(_: int, seen: int | None) -> Any:
         """Whether there is something new; who asks is who makes MLflow be read again."""

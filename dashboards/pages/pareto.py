@@ -14,7 +14,7 @@ from dashboards.pareto import Answer, Point, answers, front, nearest, points, sp
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
 from dashboards.words import describe, differences
 
-MOST_LISTED = 12
+MOST_LISTED, MOST_TOLD = 12, 300
 SIGNS = {"pretrain": "●", "load": "●", "prune": "■", "recover": "◆", "quantize": "▲"}  # as the figure draws them
 OTHER_SIGN = "⬢"
 
@@ -30,7 +30,8 @@ def page(sight: Sight) -> list[Any]:
     ]
     if not found:
         return [*told, empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
-    return [*told, _chart(sight, found, best, (x, y)), _listed(sight, best, len(found), _signs(found))]
+    told += [_chart(sight, found, best, (x, y)), html.P(id="hovered", className="words", role="status")]
+    return [*told, _listed(sight, best, len(found), _signs(found))]
 
 
 def axes(sight: Sight) -> tuple[str, str]:
@@ -67,8 +68,8 @@ def _answer(sight: Sight, answer: Answer) -> html.Div:
 
 
 def _chart(sight: Sight, found: list[Point], best: list[Point], names: tuple[str, str]) -> Any:
-    log = (spread_out([point.x for point in found]), spread_out([point.y for point in found]))
-    neighbours = nearest(found, log)
+    """Of many points a hover has the numbers; what tells one from its neighbour is asked for as it is hovered."""
+    neighbours = _neighbours(found) if len(found) <= MOST_TOLD else [None] * len(found)
     hovers = {
         point.model.run: hover(sight, point.model, other.model if other else None)
         for point, other in zip(found, neighbours, strict=True)
@@ -76,6 +77,20 @@ def _chart(sight: Sight, found: list[Point], best: list[Point], names: tuple[str
     labels = {point.model.run: sight.name(point.model) for point in best}
     figure = pareto_figure(found, best, names, hovers, labels, sight.choice.pick, _limit(sight, names[1]), sight.choice.query)
     return chart("pareto", figure, f"{title(names[1])} over {title(names[0])}")
+
+
+def _neighbours(found: list[Point]) -> list[Point | None]:
+    return nearest(found, (spread_out([point.x for point in found]), spread_out([point.y for point in found])))
+
+
+def hovered(sight: Sight, run: str) -> str:
+    """Of one of many points what its hover does not say."""
+    found = points(sight.models, *axes(sight))
+    place = next((place for place, point in enumerate(found) if point.model.run == run), None)
+    if place is None or len(found) <= MOST_TOLD or (other := _neighbours(found)[place]) is None:
+        return ""
+    told = describe(differences(sight.book, other.model, found[place].model)).replace("\n", ", ")
+    return f"{sight.name(found[place].model)} other than its neighbour {sight.name(other.model)}: {told}"
 
 
 def _limit(sight: Sight, y: str) -> tuple[float, str] | None:

@@ -17,6 +17,7 @@ from dashboards import shell
 from dashboards.app import PAGES, make_app
 from dashboards.choice import Choice
 from dashboards.layers import LAYERS
+from dashboards.pages.pareto import hovered
 from dashboards.pages.table import as_csv
 from dashboards.reading import FIRST_PAGE, PAGE, Reading
 from dashboards.sight import Places, Sight
@@ -224,3 +225,19 @@ def test_nothing_of_the_dashboard_writes_to_mlflow():
                 assert ast.unparse(node.func.value).split(".")[0] in ("axes", "figure", "right"), (
                     f"{path.name}: {node.func.attr}"
                 )
+
+
+def test_of_many_points_one_that_is_hovered_says_what_tells_it_from_its_neighbour():
+    every = [
+        one for number in range(301) for one in line(str(number), numbers=_numbers(number), prune={"sparsity": f"0.{number}"})
+    ]
+    many = sight(book(pipeline(), *every), "?show=final")
+    assert (
+        hovered(many, "quantize7")
+        == "tiny quan: quantize other than its neighbour tiny quan: quantize: prune.sparsity: 0.6 → 0.7"
+    )
+    assert hovered(sight(STATES["two"]), "quantize0") == ""  # its hover says so
+
+
+def _numbers(number: int) -> dict[str, dict[str, float]]:
+    return {"quantize": {"perplexity": 60 + number, "bytes": 1e6 * (400 - number)}}

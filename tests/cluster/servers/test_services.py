@@ -216,7 +216,9 @@ def test_a_server_that_dies_at_start_is_reported_with_its_last_words(standing, m
 
 
 def test_an_unknown_service_is_answered_with_the_known_ones(standing):
-    with pytest.raises(ValueError, match="no service 'redis'; choose one of ray, prefect, mlflow, warm, deployments"):
+    with pytest.raises(
+        ValueError, match="no service 'redis'; choose one of ray, prefect, mlflow, dashboard, warm, deployments"
+    ):
         standing.start(["redis"])
     with pytest.raises(RuntimeError, match="no ray server runs in"):
         standing.server("ray")
