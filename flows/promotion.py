@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.gates import PASSED, verdict
 from flows.options import ArtifactArgument, JsonOption, ProfileOption, console, store_of
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ def register(artifact: str, alias: str, name: str | None, profile: str, force: b
 
 def best(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Of the models that passed every gate of their recipe, the one that is ranked first, or comes last."""
+    from flows.gates import PASSED, verdict
+
     passed = {
         model["stage"]: model
         for model in summary["models"]

@@ -159,7 +159,7 @@ def test_its_key_has_its_name_and_every_field_and_no_word_for_the_reference(name
     method = quick(name, folder)
     assert build("evaluators", dump(method)) == method and method.paper
     told = Evaluate(method=method).parameters()["method"]
-    assert told.keys() == {name} and told[name].keys() == type(method).model_fields.keys() - {"reference"}
+    assert told.keys() == {name} and told[name].keys() - {"version"} == type(method).model_fields.keys() - {"reference"}
     assert canonical_json(told) and Evaluate(method=method).label == name
     roles = {"ours", "theirs"} if isinstance(method, Contrast) else {"data", "model"}
     roles |= {"reference"} if method.needs_reference and not isinstance(method, Contrast) else set()
