@@ -15,6 +15,16 @@ os.environ.setdefault("DATA", "/data")  # where recipes on real text say that it
 def own_environment() -> Iterator[None]:
     """What a test, or a library it calls, puts into the environment ends with it: MLflow writes its tracking address there,
     which a command that a later test starts would believe."""
+    yield from _restored()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_own_environment() -> Iterator[None]:
+    """So does what the fixtures of a module put there."""
+    yield from _restored()
+
+
+def _restored() -> Iterator[None]:
     before = dict(os.environ)
     yield
     if os.environ != before:
