@@ -37,9 +37,9 @@ SETTINGS = {
 }
 
 
-def tracking_uri() -> str:
-    """Where a profile that names no MLflow tracks: the server that is up, else this home's file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+def tracking_uri(named: str | None = None) -> str:
+    """The MLflow that a profile names; of one that names none, the server that is up, else this home's file."""
+    return named or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
 
 
 def tracker(uri: str) -> str:

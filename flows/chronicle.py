@@ -58,7 +58,7 @@ class Chronicle:
     @classmethod
     def open(cls, plan: Plan, store: Store, profile: Profile, tags: dict[str, str]) -> Chronicle:
         """Start telling, to the profile's MLflow, or to this home's (its server if one is up, else its file)."""
-        uri = profile.mlflow.tracking_uri or tracking_uri()
+        uri = tracking_uri(profile.mlflow.tracking_uri)
         params = {step.id: step.artifact.params for step in plan.steps if not step.node.measures}
         needs = needing(step.artifact.key for step in plan.steps)
         cached = {CACHED: str(not plan.due).lower()}

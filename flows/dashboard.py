@@ -43,7 +43,7 @@ def dashboard(
         raise ValueError(f"--prefix: {prefix!r} is no path; give one like /winnow")
     where, services = load_profile(profile), Services()
     os.environ.update(services.environment())  # the MLflow server that is up, if one is
-    uri = where.mlflow.tracking_uri or tracking_uri()
+    uri = tracking_uri(where.mlflow.tracking_uri)
     if not (export or port or prefix != "/" or where.mlflow.tracking_uri) and (standing := _standing(services)):
         _say(standing, "winnow up serves it", as_json)
         return

@@ -111,7 +111,7 @@ def _profile(name: str) -> list[Finding]:
     except (ValueError, OSError) as error:
         return [Finding(f"profile {name}", False, " ".join(str(error).split()))]
     found = [Finding(f"profile {name}", True, "is understood")]
-    for what, ask in questions(profile, profile.mlflow.tracking_uri or tracking_uri()):
+    for what, ask in questions(profile, tracking_uri(profile.mlflow.tracking_uri)):
         try:
             found.append(Finding(what, True, ask()))
         except (ValueError, OSError, ModuleNotFoundError) as error:

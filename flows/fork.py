@@ -29,7 +29,7 @@ from flows.recipe import parse_recipe
 
 def forked(run: str, at: str, settings: Sequence[str], name: str | None, profile: str) -> Path:
     """The file of the new recipe; what it reuses is said on stderr."""
-    runs = Runs(load_profile(profile).mlflow.tracking_uri or tracking_uri())
+    runs = Runs(tracking_uri(load_profile(profile).mlflow.tracking_uri))
     found = runs.find(run)
     if not settings:
         raise ValueError(f"fork: nothing would differ; give --set {at}.FIELD=VALUE")

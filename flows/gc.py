@@ -41,7 +41,7 @@ def gc(
     found = _survey(where, store, recipes or [])
     going = [item for item in found.items if strangers or not item.strange]
     if not as_json:
-        _show(found, going, store, where.mlflow.tracking_uri or tracking_uri())
+        _show(found, going, store, tracking_uri(where.mlflow.tracking_uri))
     remove = yes or (not as_json and bool(going) and sys.stdin.isatty() and agrees(f"remove {_sum(going)} for good? [y/N] "))
     if remove and going:
         with locked(home() / "locks" / "gc"):
@@ -84,7 +84,7 @@ def _survey(where: Profile, store: Store, recipes: list[str]) -> Survey:
 
     plans = [make_plan(load_recipe(recipe), store) for recipe in recipes]
     keys = {step.artifact.key[:DIGITS] for plan in plans for step in plan.steps}
-    uri = where.mlflow.tracking_uri or tracking_uri()
+    uri = tracking_uri(where.mlflow.tracking_uri)
     others = set(store.trackers()) - {tracker(uri)}
     if others:
         errors.print(f"runs of other MLflows stand on this store too: {', '.join(sorted(others))}", soft_wrap=True)

@@ -71,7 +71,7 @@ def _launch(
         make_here(plan, store, where, display)
         return plan, None
     _check_home()
-    check_servers(where, where.mlflow.tracking_uri or tracking_uri(), jobs=due)
+    check_servers(where, tracking_uri(where.mlflow.tracking_uri), jobs=due)
     with Queue.of(where).place(plan.recipe.name) if due else nullcontext(), _servers(where, console, needed=due):
         return plan, _run_pipeline(recipe, profile, display, here, part, overrides, as_flow=due)
 

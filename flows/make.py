@@ -14,7 +14,6 @@ from cluster.store.artifacts import Record
 from cluster.store.leftovers import tidy
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
-from cluster.tracking import tracking_uri
 from flows.announcer import Announcer
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Conductor, Watcher
@@ -49,7 +48,7 @@ class Making:
                     warn(line)
             self.chronicle = Chronicle.open(plan, store, where, {"prefect.flow_run_id": flow_run() or "none"})
         self.plan = plan
-        self.held = Held(self.chronicle, where.mlflow.tracking_uri or tracking_uri())
+        self.held = Held(self.chronicle, self.chronicle.uri)
         self.submitter = Submitter(where, flow_run())
         self.conductor: Conductor | None = None
         self.page = Page(plan, Messenger(flow_run()), self._places, task_run) if flow_run() else None

@@ -62,6 +62,14 @@ class Plan:
     def by_id(self) -> dict[str, Step]:
         return {step.id: step for step in self.steps}
 
+    @cached_property
+    def _lines(self) -> dict[str, frozenset[str]]:
+        """By id, a step and all that it comes from."""
+        found: dict[str, frozenset[str]] = {}
+        for step in self.steps:  # parents come before what they feed
+            found[step.id] = frozenset({step.id}).union(*(found.get(id, ()) for id in step.node.parents.values()))
+        return found
+
     @property
     def due(self) -> list[Step]:
         return [step for step in self.steps if not step.cached]
@@ -87,12 +95,8 @@ class Plan:
     def _awaited(self, step: Step, owner: str) -> frozenset[str]:
         """What an evaluation of a model stands on that need not be there when the model's own job begins; none where all of it
         is, or comes of that job."""
-        there, frontier = {owner}, [owner]
-        while frontier:
-            new = set(self.by_id[frontier.pop()].node.parents.values()) & self.by_id.keys() - there
-            there |= new
-            frontier += new
-        awaited = {id for id in step.node.parents.values() if id in self.by_id and not self.by_id[id].cached} - there
+        due = {id for id in step.node.parents.values() if id in self.by_id and not self.by_id[id].cached}
+        awaited = due - self._lines[owner]
         return frozenset(awaited) if any(self.by_id[id].node.measures != owner for id in awaited) else frozenset()
 
 

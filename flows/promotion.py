@@ -100,7 +100,7 @@ def _tracking(profile: str) -> str:
     from cluster.profile import load_profile
     from cluster.tracking import tracking_uri
 
-    return load_profile(profile).mlflow.tracking_uri or tracking_uri()
+    return tracking_uri(load_profile(profile).mlflow.tracking_uri)
 
 
 def _check(what: str, given: str) -> None:

@@ -154,7 +154,8 @@ def _look(name: str, samples: Sequence[Mapping[str, Any]], tokenizer: PreTrained
         raise ValueError(f"the model is broken: its log-likelihoods of {name} are NaN")
     requests = [arguments for sample in samples for arguments in sample["arguments"]]
     asked = ["".join(part for part in arguments if isinstance(part, str)) for arguments in requests]
-    lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False, verbose=False).input_ids] if asked else []
+    long = [text for text in asked if len(text.encode()) >= longest]  # the others have fewer bytes than that many tokens
+    lengths = [len(ids) for ids in tokenizer(long, add_special_tokens=False, verbose=False).input_ids] if long else []
     if cut := sum(length > longest for length in lengths):
         LOG.warning("task %s: %d of %d requests exceed %d tokens and lose their beginning", name, cut, len(asked), longest)
 

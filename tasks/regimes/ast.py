@@ -14,6 +14,7 @@ stays is worth more than a poor one that moves.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -24,7 +25,6 @@ from tasks.train.sparse.semi_structured_regime import NMRegime
 if TYPE_CHECKING:
     from tasks.train.hook import Hook
     from tasks.train.regime import Setting
-    from tasks.train.sparse.semi_structured import Phase
 
 
 class Ast(DistillingRegime, NMRegime):
@@ -41,9 +41,7 @@ class Ast(DistillingRegime, NMRegime):
         from tasks.train.sparse.semi_structured import Refreshed
         from tasks.train.sparse.semi_structured_regime import treated
 
-        def phase(step: int) -> Phase | None:
-            return self.phase(step, setting.steps)
-
+        phase = partial(self.phase, total=setting.steps)
         ramp = round(self.ramp * setting.steps)
         chosen = treated(setting, self)
         return [Refreshed(setting.linears, setting.masks, chosen, phase, self.refresh, self.decay, ramp)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -82,9 +83,7 @@ class NMRegime(Regime):
     def hooks(self, setting: Setting) -> list[Hook]:
         from tasks.train.sparse.semi_structured import SemiStructured
 
-        def phase(step: int) -> Phase | None:
-            return self.phase(step, setting.steps)
-
+        phase = partial(self.phase, total=setting.steps)
         return [SemiStructured(setting.linears, setting.masks, treated(setting, self), phase, **self.flow())]
 
 
