@@ -187,7 +187,7 @@ class Conductor:
         message = "the job could not be followed"
         try:
             result = self.submitter.jobs.follow(group.job, lambda line: self._line(group, line))
-            message = result.message
+            message = "its job ended without publishing it" if result.ok else result.message
         except Exception as error:  # whatever ends the following is the message of the failed stage
             message = f"{type(error).__name__}: {error}"
         finally:

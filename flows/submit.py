@@ -35,7 +35,8 @@ class Submitter:
     def submit(self, steps: list[Step]) -> str:
         """Start the job that makes these steps, or join it where it already runs; its id."""
         environment = self._environment()
-        environment[JOB_VARIABLE] = json.dumps([self.payload(step) for step in steps])
+        work = json.dumps([self.payload(step) for step in steps])
+        environment[JOB_VARIABLE] = work.replace("$", r"\u0024")  # Ray puts its own variables for $NAME in what a job is told
         command = [*alone(), "-m", "tasks.job"] if self.jobs.local else ["python", "-m", arrival.__name__, "tasks.job"]
         owner = {"flow_run": self.flow_run}  # whose jobs these are, for who cancels it
         return self.jobs.submit(steps[0].artifact.key, command, environment, metadata=owner)
