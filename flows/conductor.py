@@ -19,6 +19,7 @@ from cluster.ray.follower import Away
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
+from flows.enough import require_enough
 from flows.plan import Plan, Step
 from flows.submit import Submitter
 
@@ -113,7 +114,7 @@ class Conductor:
 
     def __init__(self, plan: Plan, store: Store, submitter: Submitter, watcher: Watcher, most: int) -> None:
         """``most`` jobs are in flight at once; the steps of further ones wait here, where they cost nothing."""
-        self.store, self.submitter, self.watcher, self.most = store, submitter, watcher, most
+        self.plan, self.store, self.submitter, self.watcher, self.most = plan, store, submitter, watcher, most
         self.groups = {step.id: group for steps in plan.jobs() for group in [Group(steps)] for step in steps}
         self.by_address = {step.artifact.address: step for step in plan.steps}
         self.changed = threading.Condition()
@@ -143,6 +144,10 @@ class Conductor:
         begun = begun or self._begin(step)
         # An evaluation may have begun in its job before its turn came here.
         self.watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
+        try:
+            require_enough(self.plan, step, record)
+        except ValueError as error:
+            raise StageFailed(str(error), final=True) from None
         return record
 
     def _begin(self, step: Step) -> float:

@@ -95,7 +95,7 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
     services = Services()
     if needed and kinds:
         with console.status("starting " + " and ".join(kinds)):
-            services.start(kinds)
+            services.start([*kinds, "warm"] if "ray" in kinds else kinds)  # jobs of a Ray here begin as its copies
     watched = Watch(services, partial(console.print, highlight=False, markup=False, soft_wrap=True))
     try:
         os.environ.update(services.environment())

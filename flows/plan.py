@@ -13,6 +13,7 @@ from cluster.reach import check_s3
 from cluster.store.artifacts import Artifact, CorruptArtifact, Record, nearest
 from cluster.store.local import Store
 from cluster.store.url import open_store
+from flows.enough import require_enough
 from flows.facts import examine
 from flows.lineage import line
 from flows.nodes import Node, Recipe, naming
@@ -123,6 +124,9 @@ def prepare(
     plan = make_plan(checked, store)
     if part.only is not None:
         plan = alone(plan, named)
+    for step in plan.steps:
+        if step.record:
+            require_enough(plan, step, step.record)
     if plan.due:
         check(plan.recipe)
         examine(plan.recipe)

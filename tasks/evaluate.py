@@ -48,6 +48,9 @@ class Evaluate(Stage):
             del roles["reference"]
         return roles
 
+    def reads(self) -> dict[str, int]:
+        return self.method.reads()
+
     def sources(self) -> dict[str, Any]:
         return ({"reference": self.reference} if self.reference else {}) | self.method.sources()
 

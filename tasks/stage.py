@@ -102,6 +102,10 @@ class Stage(BaseModel):
                     "it has changed since, or is another on this machine; run the recipe again"
                 )
 
+    def reads(self) -> dict[str, int]:
+        """Tokens that it needs at least of each split of its data."""
+        return {}
+
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
 

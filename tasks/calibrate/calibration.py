@@ -49,6 +49,9 @@ class CalibratedStage(ModelStage):
         """Forward passes over the calibration sequences: a walk makes two."""
         return 2
 
+    def reads(self) -> dict[str, int]:
+        return {"calibration": self.sequences * self.length}
+
     def forecast(self, shape: Shape) -> dict[str, float]:
         tokens, block = self.sequences * self.length, 4 * shape.prunable // max(1, shape.layers)
         return {

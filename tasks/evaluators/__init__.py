@@ -91,6 +91,10 @@ class Evaluator(Method):
         only the measurement tells."""
         return ("",)
 
+    def reads(self) -> dict[str, int]:
+        """Tokens that it needs at least of each split of its data."""
+        return {}
+
     def check_positions(self, positions: int) -> None:
         """Raise ValueError where this measures on sequences longer than a model's positions allow."""
 

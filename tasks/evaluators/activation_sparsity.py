@@ -53,6 +53,9 @@ class ActivationSparsity(Evaluator):
     def parts(self) -> list[str]:
         return ["", *([] if self.error is not None else map(_label, self.percents))]
 
+    def reads(self) -> dict[str, int]:
+        return {"calibration": self.sequences * self.length, "heldout": self.length}
+
     def check_positions(self, positions: int) -> None:
         if self.length > positions:
             raise ValueError(f"activation_sparsity.length {self.length} is more than the model's {positions} positions")

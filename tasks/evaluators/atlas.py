@@ -49,6 +49,9 @@ class Atlas(Evaluator):
     batch: int = Field(8, gt=0)
     """Windows at a time."""
 
+    def reads(self) -> dict[str, int]:
+        return {"heldout": self.length}
+
     def check_positions(self, positions: int) -> None:
         if self.length > positions:
             raise ValueError(f"atlas.length {self.length} is more than the model's {positions} positions")

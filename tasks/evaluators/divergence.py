@@ -33,6 +33,9 @@ class Divergence(Comparison):
         require_window(self.tokens, self.length)
         return self
 
+    def reads(self) -> dict[str, int]:
+        return {"heldout": self.length}
+
     def check_positions(self, positions: int) -> None:
         if self.length > positions:
             raise ValueError(f"divergence.length {self.length} is more than the model's {positions} positions")

@@ -57,6 +57,9 @@ class Perplexity(Evaluator):
             require_window(self.tokens, self.length)
         return self
 
+    def reads(self) -> dict[str, int]:
+        return {"heldout": self.length}
+
     def check_positions(self, positions: int) -> None:
         if self.length > positions:
             raise ValueError(f"perplexity.length {self.length} is more than the model's {positions} positions")

@@ -70,6 +70,9 @@ class Runtime(Evaluator):
     def parts(self) -> None:
         """Forms of matrices, which a machine may lack."""
 
+    def reads(self) -> dict[str, int]:
+        return {"heldout": max(self.contexts)}
+
     def check_positions(self, positions: int) -> None:
         if max(max(self.contexts), min(self.contexts) + self.new) > positions:
             raise ValueError(

@@ -28,6 +28,9 @@ class Speed(Evaluator):
     repeats: int = Field(5, gt=0)
     """Measurements, of which the median counts; one before them warms up."""
 
+    def reads(self) -> dict[str, int]:
+        return {"heldout": self.prompt}
+
     def check_positions(self, positions: int) -> None:
         if self.prompt + self.new > positions:
             raise ValueError(

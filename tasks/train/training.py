@@ -88,6 +88,9 @@ class TrainStage(ModelStage):
     def keeps_masks(self) -> bool:
         return self.method.keeps_masks
 
+    def reads(self) -> dict[str, int]:
+        return {"train": self.length}
+
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.method.needs_sequence and facts.tasks < 2:

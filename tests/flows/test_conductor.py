@@ -29,7 +29,8 @@ class Yard:
         return f"job-{len(self.submitted)}"
 
     def follow(self, job: str, on_line: Callable[[str], None]) -> SimpleNamespace:
-        return SimpleNamespace(message=self.scripts[int(job[4:]) - 1](self.steps, on_line) or "ended")
+        message = self.scripts[int(job[4:]) - 1](self.steps, on_line)
+        return SimpleNamespace(message=message or "Job finished successfully.", ok=not message)
 
     def stop(self, job: str) -> None:
         self.stopped.append(job)
@@ -130,6 +131,26 @@ def test_a_job_that_ends_without_its_artifact_has_failed_with_its_last_words(sta
     with pytest.raises(StageFailed, match="pretrain: worker was killed") as failed:
         conductor.make(model)
     assert not failed.value.final
+
+
+def test_a_job_that_ends_well_without_its_artifact_is_told_as_that(stage):
+    conductor, model, _ = stage(lambda steps, say: None)
+    with pytest.raises(StageFailed, match="^pretrain: its job ended without publishing it$"):
+        conductor.make(model)
+
+
+def test_a_text_that_is_not_enough_for_a_later_stage_ends_the_run_as_soon_as_it_is_counted(tmp_path):
+    store = LocalStore(tmp_path / "store")
+    made = plan(store)
+
+    def count(steps, say):
+        publish(store, steps[0], tmp_path / "prepare", train_tokens=10_000, calibration_tokens=32_767, heldout_tokens=10_000)
+        say(published(steps[0]))
+
+    conductor = Conductor(made, store, Yard(count), Watched(), most=8)
+    with pytest.raises(StageFailed, match="^recipe.prune: .* calibration split holds 32,767 tokens, at least 32,768") as failed:
+        conductor.make(made.by_id["prepare"])
+    assert failed.value.final and ("finished", "prepare") in conductor.watcher.seen
 
 
 def test_the_stages_own_words_count_more_than_its_jobs(stage):
