@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tasks.evaluate import Evaluate
 from tasks.evaluators import Contrast, Evaluator
 from tasks.methods import dump
+from tasks.metrics import METRICS
 from tasks.models.files.layout import MASKS
 from tasks.stage import members
 
@@ -181,6 +182,8 @@ def check_required(nodes: Sequence[Node], gates: Sequence[Gate], evaluators: Seq
         for metric in filter(None, (gate.metric, gate.error)):
             _check_metric(metric, evaluators, where)
         if gate.reference is None:
+            if METRICS[gate.metric.partition(".")[0]].unit == "share" and gate.number > 1:
+                raise ValueError(f"{where}: {gate.metric} is a share, from 0 to 1; write {gate.number:g} % or {gate.number / 100:g}")
             continue
         found = {id: references[gate.reference] for id, references in judged.items()}
         if not any(found.values()):

@@ -84,6 +84,7 @@ CHECKPOINT = {"checkpoint": {"hub": "a/b", "revision": 40 * "c"}}
             {},
             "no evaluator of this recipe measures flips; list one that does, or choose one of sparsity, bytes,",
         ),
+        ("sparsity >= 40", {}, "sparsity is a share, from 0 to 1; write 40 % or 0.4$"),
         ("bytes.arc <= 1", {}, "size measures no bytes.arc; choose one of bytes$"),
         ("bytes <= dense + stderr", {}, "no evaluator of this recipe measures bytes_stderr"),
         ("bytes <= dense", {"stages": 2}, r"no model that it judges \(pretrain\) has a dense one"),
