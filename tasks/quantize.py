@@ -49,10 +49,16 @@ class Quantize(CalibratedStage):
         self.method.check_width(width)
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.models.files.checkpoint import load_extras
+        from tasks.models.build.surgery import surgeries_of
+        from tasks.models.files.checkpoint import load_extras, skeleton
+        from tasks.models.files.gate import READER
         from tasks.models.files.quantized import export_compressed
 
+        plain = not surgeries_of(skeleton(self.incoming(context)).config)  # else its export will be, without them
+        if plain:
+            READER.start()
         solved = context.scratch / "dequantized"  # its export is the artifact
         report = self.walk(context, solved)
-        found = export_compressed(solved, load_extras(solved), self.method.scheme_of, context.output)
+        scheme_of, data = self.method.scheme_of, context.inputs["data"]
+        found = export_compressed(solved, load_extras(solved), scheme_of, context.output, data, elsewhere=plain)
         return {**report, "export_logits_error": found["logits_difference"]}

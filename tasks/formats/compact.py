@@ -83,8 +83,9 @@ def _index(live: torch.Tensor, width: int) -> tuple[dict[str, Any], torch.Tensor
             digits += 1
         numbers = torch.nn.functional.pad(numbers, (0, -len(numbers) % digits)).view(-1, digits)
         ranks = (numbers * torch.tensor([len(patterns) ** digit for digit in range(digits)])).sum(1)
-        if ranks.nbytes < best[1].nbytes:
-            best = {"group": group, "patterns": patterns.tolist(), "digits": digits}, ranks
+        said: dict[str, Any] = {"group": group, "patterns": patterns.tolist(), "digits": digits}
+        if ranks.nbytes + len(str(said)) < best[1].nbytes + len(str(best[0])):
+            best = said, ranks
     return best
 
 

@@ -2,8 +2,7 @@
 
 The walker leaves a dequantized model and, beside it, the scales of every matrix. Here the two become a checkpoint of
 integers or small floats, in the formats that compressed-tensors infers from the schemes. Every export is read back through
-plain transformers and must give the same logits, those with inputs quantized where a scheme says so, and the masks are
-counted on the stored weights.
+transformers and must be the same model (``tasks/models/files/gate.py``), its inputs quantized where a scheme says so.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 
 from tasks.models.files.alone import alone
 from tasks.models.files.checkpoint import load_model, save_weights, skeleton
+from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
 from tasks.models.files.layout import MASKS, copy_companions
 from tasks.models.files.packable import require_packable
 from tasks.models.files.schemes import config_groups, require_readable, stored_schemes
@@ -37,9 +37,15 @@ Schemes = Mapping[str, "QuantizationScheme"]
 
 
 def export_compressed(
-    directory: Path, extras: Extras, scheme_of: Callable[[Linear], QuantizationScheme], output: Path
+    directory: Path,
+    extras: Extras,
+    scheme_of: Callable[[Linear], QuantizationScheme],
+    output: Path,
+    data: Path | None = None,
+    elsewhere: bool = False,
 ) -> dict[str, float]:
-    """Write the dequantized model in ``directory`` as codes on their scales; returns what the read-back found.
+    """Write the dequantized model in ``directory`` as codes on their scales; returns what the read-back found: on held-out
+    text of ``data``, and by a process that knows nothing of ours where ``elsewhere`` is set.
 
     ``extras`` gives per parameter a "scale" and, on an asymmetric grid, a "zero_point", and per module what else its scheme
     has a place for, as ``load_extras`` reads them. A linear whose scheme has no weights stays as it is.
@@ -48,16 +54,15 @@ def export_compressed(
     schemes = _schemes(directory, extras, scheme_of)
     model = load_model(directory)
     dtype = model.dtype
-    tokens_BT = torch.arange(32).remainder(model.config.get_text_config(decoder=True).vocab_size)[None]
-    with torch.no_grad(), inputs_quantized(model, schemes):
-        before = model(tokens_BT, use_cache=False).logits
+    with inputs_quantized(model, schemes):
+        seen = Seen.of(model, windows(data, model))
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
     untouched = _attach(model.float(), extras, schemes)
     _write(model, dtype, untouched, schemes, directory, output)
     if (directory / MASKS).exists():
         (output / MASKS).parent.mkdir(exist_ok=True)
         shutil.copyfile(directory / MASKS, output / MASKS)
-    return {"logits_difference": _read_back(tokens_BT, before, output)}
+    return {"logits_difference": require_readable_elsewhere(output, seen) if elsewhere else _read_back(seen, output)}
 
 
 @contextmanager
@@ -150,14 +155,11 @@ def _write(
     compressor.update_config(str(output))
 
 
-def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> float:
+def _read_back(seen: Seen, output: Path) -> float:
     """The largest difference of a logit after reading; ValueError where it is more than rounding."""
-    model = load_model(output)
-    with torch.no_grad():
-        after = model(tokens_BT, use_cache=False).logits
-    difference = float((after.double() - before.double()).abs().max())
-    if not difference <= 1e-6 * max(1.0, float(before.abs().max())):
-        raise ValueError(f"the export in {output} does not read back: its logits differ by up to {difference:g}")
+    again = Seen.of(load_model(output), seen.tokens_BT)
+    difference = float((again.logits_TV.double() - seen.logits_TV.double()).abs().max())
+    seen.require_like(output, difference, again.loss)
     return difference
 
 

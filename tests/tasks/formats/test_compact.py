@@ -88,7 +88,7 @@ def test_four_bits_under_two_of_four_take_what_theory_says():
 
 def test_a_worked_example():
     """Groups 1001, 0110, 1001 (lowest bit first: patterns 9 and 6, numbers 1 and 0) are 1 + 0 * 2 + 1 * 4 = 5."""
-    plain = torch.tensor([[1, 0, 0, 2, 0, 3, 4, 0, 5, 0, 0, 6]], dtype=torch.float32).repeat(8, 1)
+    plain = torch.tensor([[1, 0, 0, 2, 0, 3, 4, 0, 5, 0, 0, 6]], dtype=torch.float32).repeat(80, 1)
     coded = encode(plain)
     assert coded.entry["patterns"] == [6, 9] and coded.values[:6].tolist() == [1, 2, 3, 4, 5, 6]
     assert coded.index[0] & 7 == 5
