@@ -71,3 +71,15 @@ def test_what_is_spoiled_while_it_is_written_is_not_published(made, monkeypatch,
     with pytest.raises(error, match=says) as refused:
         shop.make("quantize", FIELDS, **parents)
     assert "\n" not in str(refused.value) and not shop.store.addresses("quantize")
+
+
+@pytest.mark.parametrize("kind", ["FP8", "INT8"])
+def test_a_cache_in_eight_bits_is_measured_as_it_is_served_and_is_another_key(made, kind):
+    shop, parents = made
+    plain, cached = ({**FIELDS, **more} for more in ({}, {"kv_cache": kind}))
+    first, second = (shop.make("quantize", fields, **parents) for fields in (plain, cached))
+    assert "kv_cache" not in first.params and second.params["kv_cache"] == kind
+    assert second.metrics["export_logits_error"] == 0
+    window = {"perplexity": {"length": 32, "tokens": 512}}
+    losses = [shop.measure(window, data=parents["data"], model=record)["heldout_loss"] for record in (first, second)]
+    assert 0 < abs(losses[0] - losses[1]) < 0.05

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import torch
 from tasks.models.files.alone import alone
 from tasks.models.files.checkpoint import load_model, save_weights, skeleton
 from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
+from tasks.models.files.kv_cache import KVCache, stored_scales
 from tasks.models.files.layout import MASKS, copy_companions
 from tasks.models.files.packable import require_packable
 from tasks.models.files.schemes import config_groups, require_readable, stored_schemes
@@ -43,6 +44,7 @@ def export_compressed(
     output: Path,
     data: Path | None = None,
     elsewhere: bool = False,
+    kv_cache: KVCache | None = None,
 ) -> dict[str, float]:
     """Write the dequantized model in ``directory`` as codes on their scales; returns what the read-back found: on held-out
     text of ``data``, and by a process that knows nothing of ours where ``elsewhere`` is set.
@@ -54,10 +56,11 @@ def export_compressed(
     schemes = _schemes(directory, extras, scheme_of)
     model = load_model(directory)
     dtype = model.dtype
-    with inputs_quantized(model, schemes):
+    cache = kv_cache.fit(model) if kv_cache else None
+    with inputs_quantized(model, schemes), cache.applied(model) if cache else nullcontext():
         seen = Seen.of(model, windows(data, model))
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
-    untouched = _attach(model.float(), extras, schemes)
+    untouched = _attach(model.float(), {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args)
     _write(model, dtype, untouched, schemes, directory, output)
     if (directory / MASKS).exists():
         (output / MASKS).parent.mkdir(exist_ok=True)
@@ -104,7 +107,7 @@ def _schemes(
     return schemes
 
 
-def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[str]:
+def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes, cache: QuantizationArgs | None) -> list[str]:
     """Hang the schemes and their scales on the model's linears, the way compressed-tensors expects them; the names of those
     that are left as they are."""
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
@@ -115,6 +118,7 @@ def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[st
         config_groups=config_groups(linears),
         ignore=ignored,
         quantization_status=QuantizationStatus.FROZEN,
+        kv_cache_scheme=cache,
     )
     apply_quantization_config(model, config, show_progress=False)
     for owner, given in extras.items():
@@ -171,6 +175,7 @@ class StoredWeights:
         self.skeleton = skeleton(directory)
         quantization = json.loads((directory / "config.json").read_text()).get("quantization_config")
         self.schemes = stored_schemes(quantization, self.skeleton)
+        self.cache_scales = stored_scales(quantization, self.skeleton)  # of keys and values, which are no weights
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, str]]:
