@@ -8,12 +8,14 @@ they were loaded. ``tasks/models/files/gate.py`` asks, and judges.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+IDLE = 60  # seconds after an answer, in which there may be another question
 OURS = ("tasks", "flows", "cluster", "dashboards")
 
 
@@ -73,11 +75,13 @@ def main() -> None:
     _ = AutoModelForCausalLM.from_pretrained
     logging.disable_progress_bar()
     for line in sys.stdin:
+        signal.alarm(0)
         try:
             said = answer(json.loads(line))
         except Exception as error:  # whatever a broken model makes of the libraries
             said = {"broken": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         assert not any(name.partition(".")[0] in OURS for name in sys.modules)
+        signal.alarm(IDLE)
         print(f"\n{json.dumps(said)}", flush=True)
 
 
