@@ -21,11 +21,13 @@ MOST_PATTERNS = 255  # with all that eight entries have, a bit per entry is as s
 
 @dataclass(frozen=True)
 class Words:
-    """How codes lie in a tensor of words: ``columns`` codes of ``bits`` bits to a row, and the code that stands for zero."""
+    """How codes lie in a tensor of words: ``columns`` codes of ``bits`` bits to a row, and the code that stands for zero: one,
+    or one for each row and group, by the name of the packed tensor that has them and itself."""
 
     bits: int
     columns: int
-    fill: int
+    fill: int | str
+    zeros: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def encode(
     if plain.dim() < 2 or not plain.numel():
         return None
     rows = plain.mT.contiguous() if transposed else plain
-    entries, dead = (_codes(rows, words), words.fill) if words else (_raw(rows), 0)
-    live = (entries != dead).flatten()
+    entries = _codes(rows, words) if words else _raw(rows)
+    live = (entries != (read_sparse.filled(vars(words), len(entries), words.zeros) if words else 0)).flatten()
     exact = keep is not None and keep.numel() == live.numel() and not bool((live & ~keep.flatten()).any())
     live = keep.flatten() if keep is not None and exact else live
     if int(live.sum()) * (words.bits if words else 8 * plain.dtype.itemsize) >= 8 * plain.nbytes:
@@ -66,7 +68,7 @@ def encode(
         values = read_sparse.pack(values[None], words.bits)[0]
     found, index = _index(live, entries.shape[-1])
     coded = Coded(entry | found, index, values, exact)
-    return coded if coded.bytes < plain.nbytes and _same(coded, plain) else None
+    return coded if coded.bytes < plain.nbytes and _same(coded, plain, words) else None
 
 
 def _index(live: torch.Tensor, width: int) -> tuple[dict[str, Any], torch.Tensor]:
@@ -105,7 +107,7 @@ def _raw(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(kinds[tensor.dtype.itemsize])
 
 
-def _same(coded: Coded, plain: torch.Tensor) -> bool:
+def _same(coded: Coded, plain: torch.Tensor, words: Words | None) -> bool:
     """Whether reading gives the tensor back to the bit: padding that is not zero would be lost."""
-    again = read_sparse.decode(coded.entry, coded.index, coded.values)
+    again = read_sparse.decode(coded.entry, coded.index, coded.values, words.zeros if words else None)
     return again.dtype == plain.dtype and torch.equal(_raw(again), _raw(plain))

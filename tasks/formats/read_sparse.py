@@ -8,8 +8,9 @@ there it says the ``shape`` of the plain tensor and how it is coded:
                ``patterns``, for every ``group`` entries the number of their bits in that list, ``digits`` such numbers to an
                int64, as the digits of a number to the base of the list's length, lowest first
   NAME:values  the entries that live, in that order; all others are 0. With ``bits``, entries are codes of so many bits packed
-               one after the other, lowest bit first, and all others are the code ``fill``; in the plain tensor each row of
-               ``columns`` codes is packed in the same way into words of ``dtype``
+               one after the other, lowest bit first, and all others are the code ``fill``, or, where that is the name of a
+               tensor, the code that it has for their row and group; in the plain tensor each row of ``columns`` codes is packed
+               in the same way into words of ``dtype``, and so is each column of groups in that of ``fill``
 """
 
 import hashlib
@@ -43,14 +44,22 @@ def living(entry: dict, index: torch.Tensor, count: int) -> torch.Tensor:
     return table[(index[:, None] // powers % len(table)).flatten()[: count // entry["group"]]].flatten()
 
 
-def decode(entry: dict, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def filled(entry: dict, rows: int, zeros: torch.Tensor | None) -> torch.Tensor:
+    if zeros is None:
+        return torch.full((rows, entry["columns"]), entry["fill"], dtype=torch.uint8)
+    packed = zeros.T.reshape(-1).view(torch.uint8)
+    codes = unpack(packed, entry["bits"], len(packed) * 8 // entry["bits"]).view(zeros.shape[1], -1)[:, :rows]
+    return codes.T.repeat_interleave(entry["columns"] // len(codes), 1)
+
+
+def decode(entry: dict, index: torch.Tensor, values: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
     *stack, rows, columns = entry["shape"]
     if "bits" not in entry:
         plain = torch.zeros([*stack, columns, rows] if entry.get("transposed") else entry["shape"], dtype=values.dtype)
         kind = torch.uint8 if values.dtype.itemsize == 1 else values.dtype  # 8-bit floats cannot be scattered
         plain.view(kind).view(-1).masked_scatter_(living(entry, index, plain.numel()), values.view(kind))
         return plain.mT.contiguous() if entry.get("transposed") else plain
-    codes = torch.full((torch.Size(stack).numel() * rows, entry["columns"]), entry["fill"], dtype=torch.uint8)
+    codes = filled(entry, torch.Size(stack).numel() * rows, zeros)
     alive = living(entry, index, codes.numel())
     codes.view(-1).masked_scatter_(alive, unpack(values, entry["bits"], int(alive.sum())))
     packed, dtype = pack(codes, entry["bits"]), getattr(torch, entry["dtype"])
@@ -75,8 +84,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as file:
         entries, found = json.loads(file.metadata()["tensors"]), {}
         for name in {stored.removesuffix(":index").removesuffix(":values") for stored in file.keys()}:  # noqa: SIM118
-            parts = [file.get_tensor(f"{name}:{part}") for part in ("index", "values")] if name in entries else []
-            found[name] = decode(entries[name], *parts) if parts else file.get_tensor(name)
+            if (entry := entries.get(name)) is None:
+                found[name] = file.get_tensor(name)
+                continue
+            zeros = file.get_tensor(entry["fill"]) if isinstance(entry.get("fill"), str) else None
+            found[name] = decode(entry, file.get_tensor(f"{name}:index"), file.get_tensor(f"{name}:values"), zeros)
     return found
 
 

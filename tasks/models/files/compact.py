@@ -44,6 +44,7 @@ _MASKS = "masks.safetensors"  # those that no coded weight carries
 class _Plain:
     """A plain directory: whose weight a stored tensor is, and what is known of it."""
 
+    files: TensorFiles
     linears: dict[str, Linear]
     schemes: dict[str, QuantizationScheme]
     own: dict[str, str]  # the model's own names of weights, by those of the hub
@@ -54,13 +55,13 @@ class _Plain:
         model = skeleton(directory)
         quantization = json.loads((directory / "config.json").read_text()).get("quantization_config")
         own = Naming.of(model, {_weight(name) for name in files}).own
-        return cls(find_linears(model), stored_schemes(quantization, model), own, load_masks(directory / MASKS))
+        return cls(files, find_linears(model), stored_schemes(quantization, model), own, load_masks(directory / MASKS))
 
     def code(self, name: str, tensor: torch.Tensor, file: _File) -> None:
         """Put a tensor into a file, coded where that is shorter."""
         weight = self.own.get(_weight(name), "")
         linear, mask = self.linears.get(weight), self.masks.get(weight)
-        words = self._words(weight, tensor) if name.endswith(_PACKED) else None
+        words = self._words(weight, name, tensor) if name.endswith(_PACKED) else None
         coded = encode(tensor, mask and mask.keep, words, linear is not None and linear.transposed)
         if coded is None:
             file.stored[name] = tensor
@@ -73,13 +74,17 @@ class _Plain:
             known = {"exempt": (), "of": _weight(name)}
             coded.entry["mask"] = {key: value for key, value in promise.items() if value != known.get(key)}
 
-    def _words(self, weight: str, tensor: torch.Tensor) -> Words | None:
-        """How codes lie in a packed weight; None where zero is not one code in all of it."""
+    def _words(self, weight: str, name: str, tensor: torch.Tensor) -> Words | None:
+        """How codes lie in a packed weight; None where nothing here tells which code is zero."""
         scheme = self.schemes.get(weight.removesuffix(".weight"))
-        if scheme is None or scheme.weights is None or not scheme.weights.symmetric:
+        if scheme is None or scheme.weights is None:
             return None
-        bits = scheme.weights.num_bits  # integers are stored from 0 up, floats as their bits
-        return Words(bits, self.linears[weight].shape[-1], 1 << (bits - 1) if tensor.dtype == torch.int32 else 0)
+        bits, columns = scheme.weights.num_bits, self.linears[weight].shape[-1]
+        if scheme.weights.symmetric:  # integers are stored from 0 up, floats as their bits
+            return Words(bits, columns, 1 << (bits - 1) if tensor.dtype == torch.int32 else 0)
+        zeros = f"{name.removesuffix(_PACKED)}weight_zero_point"
+        beside = zeros in self.files and self.files.places[zeros].file == self.files.places[name].file
+        return Words(bits, columns, zeros, self.files.read([zeros])[zeros]) if beside and bits in (2, 4, 8) else None
 
 
 @dataclass

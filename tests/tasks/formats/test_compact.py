@@ -56,6 +56,20 @@ def test_packed_codes_of_every_width_come_back_to_the_bit(bits, width):
     assert coded is not None or packed.nbytes < 150  # where there is next to nothing to save
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_zero_may_be_another_code_in_every_row_and_group(bits, groups):
+    keep = torch.rand(10, 96) < 0.4
+    low, high = -(1 << bits - 1), 1 << bits - 1
+    zeros = torch.randint(low, high, (10, groups)).to(torch.int8)
+    dead = zeros.repeat_interleave(96 // groups, 1)
+    packed = pack_to_int32(torch.where(keep, torch.randint(low, high, (10, 96)).to(torch.int8), dead), bits)
+    stored = pack_to_int32(zeros, bits, packed_dim=0)
+    coded = encode(packed, keep, Words(bits, 96, "zeros", stored))
+    assert coded.exact and coded.entry["fill"] == "zeros"
+    assert same(read_sparse.decode(coded.entry, coded.index, coded.values, stored), packed)
+
+
 def test_negative_zeros_live_and_a_mask_that_does_not_fit_is_not_taken_for_what_lives():
     plain = torch.zeros(8, 32)
     plain[2, 3], plain[5, 6] = -0.0, 4.0

@@ -157,7 +157,7 @@ def test_the_program_beside_it_needs_torch_and_safetensors_alone(tmp_path):
     subprocess.run([sys.executable, "-I", "-c", code, str(reader)], check=True, cwd=tmp_path, capture_output=True)
     first, second = TensorFiles(plain), TensorFiles(tmp_path / "compact")
     assert all(torch.equal(first.read([name])[name], second.read([name])[name]) for name in first)
-    assert len([line for line in reader.read_text().partition('"""\n\nimport')[2].splitlines() if line.strip()]) <= 70
+    assert len([line for line in reader.read_text().partition('"""\n\nimport')[2].splitlines() if line.strip()]) <= 75
 
 
 @pytest.fixture(scope="module")
