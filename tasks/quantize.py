@@ -50,7 +50,7 @@ class Quantize(CalibratedStage):
             if self.kv_cache:
                 from tasks.models.files.kv_cache import require_cached
 
-                require_cached(parties.model.skeleton)
+                require_cached(parties.model.skeleton, [self.method.scheme_of(linear) for _, linear in linears])
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)

@@ -7,7 +7,7 @@ scales from the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 if TYPE_CHECKING:
-    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -83,8 +83,8 @@ def attentions(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_cached_attention_module(module)]
 
 
-def require_cached(model: PreTrainedModel) -> None:
-    """Raise ValueError where the library cannot round what a model caches."""
+def require_cached(model: PreTrainedModel, schemes: Iterable[QuantizationScheme]) -> None:
+    """Raise ValueError where the library cannot round what a model caches whose weights have these schemes."""
     from compressed_tensors.utils.helpers import get_head_dim, get_num_attn_heads, get_num_kv_heads
 
     try:
@@ -97,6 +97,10 @@ def require_cached(model: PreTrainedModel) -> None:
         raise ValueError(
             f"kv_cache: compressed-tensors does not round the cache of a {type(model).__name__}; leave kv_cache out"
         ) from None
+    if any(scheme.weights is not None and not scheme.weights.symmetric for scheme in schemes):
+        raise ValueError(
+            "kv_cache: transformers unpacks zero points at once, and rounds no cache then; choose symmetric weights"
+        )
 
 
 def stored_scales(quantization: Mapping[str, object] | None, model: nn.Module) -> set[str]:

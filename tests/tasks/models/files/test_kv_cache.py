@@ -14,6 +14,7 @@ from tasks.models.files.kv_cache import KVCache, require_cached
 from tasks.models.files.names import write_as_on_hub
 from tasks.models.files.promises import check_model
 from tasks.models.files.quantized import export_compressed
+from tasks.models.files.schemes import integers
 from tasks.models.files.shards import TensorFiles
 from tests.tasks import models_zoo as zoo
 from tests.tasks.models.files.test_quantized import quantized
@@ -70,11 +71,14 @@ def test_an_export_has_the_scales_by_the_hubs_names(tmp_path):
 
 
 def test_a_model_whose_cache_the_library_does_not_round_is_refused_in_one_line():
-    require_cached(zoo.model("llama"))
+    symmetric, not_symmetric = ([integers(4, 8, symmetric)] for symmetric in (True, False))
+    require_cached(zoo.model("llama"), symmetric)
+    with pytest.raises(ValueError, match="^kv_cache: .*; choose symmetric weights$"):
+        require_cached(zoo.model("llama"), not_symmetric)
     without = zoo.model("llama")
     for layer in without.model.layers:
         layer.self_attn = torch.nn.Identity()
     for model in (without, zoo.model("opt")):
         refused = f"^kv_cache: compressed-tensors does not round the cache of a {type(model).__name__}; leave kv_cache out$"
         with pytest.raises(ValueError, match=refused):
-            require_cached(model)
+            require_cached(model, symmetric)
