@@ -19,7 +19,6 @@ from flows.gc import gc, pin, unpin
 from flows.lazy import make_lazy
 from flows.notify import notify
 from flows.options import (
-    ArtifactArgument,
     Commands,
     JsonOption,
     OnlyOption,
@@ -205,15 +204,23 @@ def fork(
 
 @app.command()
 def export(
-    artifact: ArtifactArgument,
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="address or key, or a unique prefix; of --rebuild, DIR")],
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
     profile: ProfileOption = "local",
+    compact: Annotated[bool, typer.Option("--compact", help="sparse weights coded: which live, and those that live")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="the plain directory of a compact one, to the bit")] = False,
 ) -> None:
-    """Write a model as a plain Hugging Face directory with a model card."""
-    from flows.export import export_model
+    """Write a model as a plain Hugging Face directory with a model card, once plain transformers has read it back."""
+    from flows.export import export_model, rebuild_model
 
+    if rebuild:
+        if compact:
+            raise ValueError("--rebuild writes what --compact took apart; give one of them")
+        rebuild_model(Path(artifact), directory)
+        console.print(f"{artifact} -> {directory}", highlight=False)
+        return
     record, store = _find(artifact, profile)
-    export_model(store, record, directory)
+    export_model(store, record, directory, compact)
     for note in notes(record):
         errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)

@@ -1,29 +1,33 @@
-"""A model artifact as a plain Hugging Face directory: what a user hands on."""
+"""A model artifact as a plain Hugging Face directory, or a compact one: what a user hands on."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
+from flows.card import model_card
 from tasks.models.build.surgery import surgeries_of
 from tasks.models.files.layout import MASKS
 
+MOST_DATA = 1 << 30  # bytes of a data artifact that are fetched for a few windows of it
 
-def export_model(store: Store, record: Record, directory: Path) -> None:
+
+def export_model(store: Store, record: Record, directory: Path, compact: bool = False) -> None:
     """Write the model's weights by the names and in the shards the hub has, copy its companions and masks (which no loader
     takes for weights), and write a card that says how it was made. Surgeries, which plain transformers does not know, are
-    undone, the last first."""
+    undone, the last first. In ``compact`` form, sparse weights are coded. What plain transformers does not find to be the
+    model of the artifact is not left behind."""
     if "config.json" not in record.files:
         raise ValueError(
             f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, merge, quantize"
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} is there already; choose a new directory")
+    require_new(directory)
     source = store.fetch(record)
     surgeries = surgeries_of(json.loads((source / "config.json").read_text()))
     if lasting := [surgery.name for surgery in surgeries if not surgery.undone]:
@@ -31,18 +35,80 @@ def export_model(store: Store, record: Record, directory: Path) -> None:
             f"{record.address} has the surgery {lasting[0]}, which plain transformers does not load and which "
             "cannot be undone; choose a model without it"
         )
+    from tasks.models.files.bits import bits_of  # bring torch, so after what is refused
+    from tasks.models.files.compact import rebuild_plain, write_compact
+    from tasks.models.files.gate import READER
+
+    READER.start()
+    with _whole(directory) as scratch:
+        plain, made, again = scratch / "plain", scratch / "compact", scratch / "again"
+        plain.mkdir()
+        _write(_undone(source, len(surgeries), scratch), plain)
+        if compact:
+            write_compact(plain, made)
+            again.mkdir()
+            rebuild_plain(made, again)
+        _judge(store, record, source, again if compact else plain)
+        chosen = made if compact else plain
+        bits = bits_of(plain, made if compact else None)
+        (chosen / "README.md").write_text(model_card(store, record, chosen, bits, [surgery.undone for surgery in surgeries]))
+        _move(chosen, directory)
+
+
+def rebuild_model(compact: Path, directory: Path) -> None:
+    """Write the plain directory of a compact one."""
+    require_new(directory)
+    from tasks.models.files.compact import rebuild_plain
+
+    with _whole(directory) as scratch:
+        (scratch / "plain").mkdir()
+        rebuild_plain(compact, scratch / "plain")
+        _move(scratch / "plain", directory)
+
+
+def require_new(directory: Path) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} is there already; choose a new directory")
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """A folder in a directory to write in; where writing fails, nothing of either is left that was not there."""
+    new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".undone-") as scratch:
-        _write(_undone(source, len(surgeries), Path(scratch)), directory)
-    (directory / "README.md").write_text(model_card(store, record, directory, [surgery.undone for surgery in surgeries]))
+    try:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".half-") as scratch:
+            yield Path(scratch)
+    except BaseException:
+        if new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _move(source: Path, directory: Path) -> None:
+    for path in source.iterdir():
+        path.rename(directory / path.name)
+
+
+def _judge(store: Store, record: Record, source: Path, made: Path) -> None:
+    """Plain transformers finds in ``made`` the model that we have in ``source``."""
+    from tasks.models.files.checkpoint import load_model
+    from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
+
+    data = store.sound(record.parent_addresses.get("data", "")) if "data" in record.parent_addresses else None
+    small = data is not None and sum(entry["bytes"] for entry in data.files.values()) <= MOST_DATA
+    model = load_model(source)
+    seen = Seen.of(model, windows(store.fetch(data) if data and small else None, model))
+    del model
+    require_readable_elsewhere(made, seen)
 
 
 def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
     """The model directory without its last ``surgeries``."""
-    from tasks.models.files.resizing import undo_last  # brings torch, so after what is refused
+    from tasks.models.files.resizing import undo_last
 
     for number in range(surgeries):
-        before = scratch / str(number)
+        before = scratch / f"undone-{number}"
         undo_last(model, before)
         model = before
     return model
@@ -57,69 +123,3 @@ def _write(model: Path, directory: Path) -> None:
     if (model / MASKS).exists():
         (directory / MASKS).parent.mkdir()
         shutil.copyfile(model / MASKS, directory / MASKS)
-
-
-def model_card(store: Store, record: Record, directory: Path, notes: list[str]) -> str:
-    """Of the model in ``directory``: front matter, lineage from this model back to the data, and everything measured of it."""
-    measured = dict(record.metrics)
-    for other in store.records("evaluate"):
-        if other.parents.get("model") == record.key:
-            measured |= other.metrics
-    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(measured.items()))
-    chain = _lineage(store, record)
-    steps = [f"`{address}`" + ("" if step else " (its record cannot be read any more)") for address, step in chain.items()]
-    lineage = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
-    config = json.loads((directory / "config.json").read_text())
-    masks = (
-        f"\n`{MASKS}` holds the sparsity masks, one bit per weight; transformers does not need it."
-        * (directory / MASKS).exists()
-    )
-    params = json.dumps(record.params, indent=2)
-    note = "".join(f"\n{line}" for line in dict.fromkeys(notes)) + "".join(map(_blind, chain.values()))
-    return f"""---
-library_name: transformers
-tags: [winnow, sparse]
----
-# {record.address}
-
-A language model made by Winnow. Load it with `AutoModelForCausalLM.from_pretrained`{_needs(config)}.{masks}{note}
-
-## Measured
-
-| metric | value |
-|---|---|
-{rows}
-
-## Lineage
-
-{lineage}
-
-## Parameters of the last stage
-
-```json
-{params}
-```
-"""
-
-
-def _needs(config: dict[str, Any]) -> str:
-    """What has to be installed beside transformers, for weights that are codes."""
-    method = config.get("quantization_config", {}).get("quant_method")
-    return f", with `{method}` installed (`pip install {method}`): its weights are quantized" if method else ""
-
-
-def _blind(step: Record | None) -> str:
-    """A warning where a stage of the lineage decided without data."""
-    if not (step and (count := step.metrics.get("unseen_matrices"))):
-        return ""
-    return f"\n\nNo calibration token reached {count:.0f} matrices (experts) in `{step.address}`; nothing was measured of them."
-
-
-def _lineage(store: Store, record: Record) -> dict[str, Record | None]:
-    """The chain of artifacts from the data to this model by address, each once. One that was discarded or damaged since ends
-    it, with no record."""
-    chain: dict[str, Record | None] = {}
-    for address in record.parent_addresses.values():
-        parent = store.sound(address)
-        chain |= _lineage(store, parent) if parent else {address: None}
-    return chain | {record.address: record}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from tasks.calibrate.calibration import CalibratedStage
 from tasks.calibrate.quantizer import Quantizer
@@ -22,6 +22,9 @@ class Quantize(CalibratedStage):
 
     method: Annotated[Quantizer, of("quantizers")]
     """How weights are rounded: a quantizer."""
+    kv_cache: Literal["FP8", "INT8"] | None = None
+    """Keys and values are cached in 8 bits by what serves the model, with scales from the calibration text; null leaves them
+    as they are. vLLM reads FP8."""
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
@@ -44,15 +47,27 @@ class Quantize(CalibratedStage):
             changed = [name for name, linear in linears if self.method.scheme_of(linear).weights is not None]
             require_packable(parties.model.skeleton, changed)
             self.method.admit(parties.model.linears, {}, parse_pattern("unstructured"))
+            if self.kv_cache:
+                from tasks.models.files.kv_cache import require_cached
+
+                require_cached(parties.model.skeleton, [self.method.scheme_of(linear) for _, linear in linears])
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.models.files.checkpoint import load_extras
+        from tasks.models.build.surgery import surgeries_of
+        from tasks.models.files.checkpoint import load_extras, skeleton
+        from tasks.models.files.gate import READER
+        from tasks.models.files.kv_cache import KVCache
         from tasks.models.files.quantized import export_compressed
 
+        plain = not surgeries_of(skeleton(self.incoming(context)).config)  # else its export will be, without them
+        if plain:
+            READER.start()
         solved = context.scratch / "dequantized"  # its export is the artifact
         report = self.walk(context, solved)
-        found = export_compressed(solved, load_extras(solved), self.method.scheme_of, context.output)
+        cache = KVCache(self.kv_cache, self.batches(context)) if self.kv_cache else None
+        scheme_of, data = self.method.scheme_of, context.inputs["data"]
+        found = export_compressed(solved, load_extras(solved), scheme_of, context.output, data, plain, cache)
         return {**report, "export_logits_error": found["logits_difference"]}

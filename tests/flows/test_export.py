@@ -10,11 +10,16 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flows.export import export_model
+from tasks.formats.mask import BrokenMask
+from tasks.models.files import names
 from tasks.models.files.checkpoint import load_model
 from tasks.models.files.promises import check_masks
+from tests.flows.command import winnow
+from tests.tasks.models.files.test_compact import require_equal
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 ELSEWHERE = """
@@ -39,10 +44,10 @@ def made(tmp_path_factory):
 def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made, tmp_path):
     shop, (_, _, pruned), _ = made
     export_model(shop.store, pruned, tmp_path / "out")
-    names = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    found = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     own = {name for name in pruned.files if not name.startswith(("report/", "model", "names.json"))}
-    assert names == own | {"README.md", "model.safetensors"}
-    assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= names
+    assert found == own | {"README.md", "model.safetensors"}
+    assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= found
 
 
 @pytest.mark.slow
@@ -81,9 +86,89 @@ def test_the_card_speaks_of_masks_where_there_are_and_of_what_quantized_weights_
         export_model(shop.store, record, out)
         cards[record.stage] = (out / "README.md").read_text()
         assert ("masks/masks.safetensors" in cards[record.stage]) == (out / "masks" / "masks.safetensors").exists()
-    assert "masks" not in cards["pretrain"] and "`masks/masks.safetensors` holds" in cards["prune"]
+    assert "masks/masks" not in cards["pretrain"] and "`masks/masks.safetensors` holds" in cards["prune"]
     assert "compressed-tensors" not in cards["prune"]
     assert "from_pretrained`, with `compressed-tensors` installed (`pip install compressed-tensors`)" in cards["quantize"]
+
+
+def test_the_card_tells_what_was_before_and_what_a_weight_costs(made, tmp_path):
+    shop, (_, dense, pruned), _ = made
+    export_model(shop.store, pruned, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| metric | value | `{dense.address}` | what it is |" in card
+    assert "| sparsity | 0.5 | 0 | dead share of the prunable weights, from the masks (share) |" in card
+    assert "| bits per prunable weight | 33." in card and "32.000 values, 1." in card  # float32, and a mask file
+    assert "`vllm serve DIR`" in card and "they make this model smaller, not faster" in card
+
+
+def test_a_compact_export_is_smaller_says_how_to_use_it_and_gives_the_plain_one_back(made, tmp_path, capsys, monkeypatch):
+    shop, (_, _, pruned), _ = made
+    plain, compact, again = (str(tmp_path / name) for name in ("plain", "compact", "again"))
+    monkeypatch.setattr("flows.cli._find", lambda artifact, profile: (pruned, shop.store))
+    assert winnow("export", pruned.address, plain) == winnow("export", pruned.address, compact, "--compact") == 0
+    assert winnow("export", "--rebuild", compact, again) == 0
+    require_equal(tmp_path / "plain", tmp_path / "again")
+    found = {path.relative_to(compact).as_posix() for path in (tmp_path / "compact").rglob("*") if path.is_file()}
+    assert {"sparse/model.safetensors", "sparse/index.json", "read_sparse.py", "config.json", "tokenizer.json"} <= found
+    assert not found & {"model.safetensors", "masks/masks.safetensors"}
+    card = (tmp_path / "compact" / "README.md").read_text()
+    assert "`python read_sparse.py` in this directory" in card and "16.000 values, 0." in card
+    capsys.readouterr()
+    assert winnow("export", "--rebuild", compact, str(tmp_path / "third"), "--compact") == 2
+    assert winnow("export", "--rebuild", plain, str(tmp_path / "third")) == 2
+    refused = capsys.readouterr().err.splitlines()
+    assert "give one of them" in refused[0] and "is no compact model: it has no sparse/index.json" in refused[1]
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_does_not_read_back_leaves_nothing_behind(made, tmp_path, monkeypatch, compact):
+    shop, (_, _, pruned), _ = made
+    write = names.write_shards
+
+    def broken(files, directory, **bounds):
+        write(files, directory, **bounds)
+        state = load_file(directory / "model.safetensors")
+        state["model.layers.0.mlp.up_proj.weight"][0] = 1.0
+        save_file(state, directory / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(names, "write_shards", broken)
+    with pytest.raises(BrokenMask, match=r"up_proj.weight is broken: 16 dead weights are not zero as transformers loads them"):
+        export_model(shop.store, pruned, tmp_path / "out", compact)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BrokenMask):
+        export_model(shop.store, pruned, tmp_path / "empty", compact)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_everything_that_a_source_has_beside_its_weights_reaches_the_export(made, tmp_path):
+    """Through pruning and quantization, plain and compact: generation config, chat templates, processors, licence."""
+    shop, (data, dense, _), _ = made
+    source = tmp_path / "source"
+    export_model(shop.store, dense, source)
+    beside = {
+        "generation_config.json": '{"eos_token_id": 1, "temperature": 0.6, "do_sample": true}',
+        "chat_template.jinja": "{% for message in messages %}{{ message.content }}{% endfor %}",
+        "additional_chat_templates/tools.jinja": "{{ tools }}",
+        "preprocessor_config.json": '{"image_processor_type": "CLIPImageProcessor"}',
+        "processor_config.json": '{"processor_class": "LlavaProcessor"}',
+        "video_preprocessor_config.json": "{}",
+        "LICENSE": "anyone may",
+    }
+    for name, text in beside.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    model = {"checkpoint": str(source)}
+    pruned = shop.make("prune", {"method": "magnitude", "pattern": "2:4", "model": model, **CALIBRATION}, data=data)
+    rounded = {"method": {"round_to_nearest": {"group_size": 32}}, **CALIBRATION}
+    packed = shop.make("quantize", rounded, data=data, model=pruned)
+    for record, compact in ((pruned, False), (packed, False), (packed, True)):
+        out = tmp_path / f"{record.stage}-{compact}"
+        export_model(shop.store, record, out, compact)
+        assert {name: (out / name).read_text() for name in beside} == beside
+        tokenizer = [file.name for file in source.glob("tokenizer*")]
+        assert tokenizer and all((out / name).read_bytes() == (source / name).read_bytes() for name in tokenizer)
 
 
 def test_neither_a_damaged_record_elsewhere_nor_a_lost_ancestor_holds_up_an_export(made, tmp_path, capsys):

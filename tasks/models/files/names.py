@@ -111,6 +111,8 @@ class Naming:
                 places[hub_of[own]] = files.places[own]
             elif quantized := hub_of.get(f"{module}.weight"):  # its codes and scales go where its weight would
                 places[f"{quantized.rpartition('.')[0]}.{leaf}"] = files.places[own]
+            elif folder := self._folder(module, hub_of) if leaf in ("k_scale", "v_scale") else None:
+                places[f"{folder}.{leaf}"] = files.places[own]
             else:
                 blocks.setdefault(_block(own), []).append(own)
         for own, source in self.model.all_tied_weights_keys.items():
@@ -122,6 +124,11 @@ class Naming:
         if odd := sorted(wanted - places.keys()):
             raise ValueError(f"unsupported: transformers does not give back {odd[0]} ({len(odd)} names in all)")
         return files.renamed(places)
+
+    def _folder(self, module: str, hub_of: Mapping[str, str]) -> str | None:
+        """What a module that has no weight of its own is called on the hub, told from what is in it."""
+        inside = ((own.removeprefix(module), hub) for own, hub in hub_of.items() if own.startswith(f"{module}."))
+        return next((hub.removesuffix(rest) for rest, hub in inside if hub.endswith(rest)), None)
 
     def _reverted(self, tensors: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
         """Tensors of the model as the hub has them, by transformers' own reverse conversion."""

@@ -42,7 +42,7 @@ def check_tensors(weights: StoredWeights) -> None:
     directory, names = weights.files.directory, weights.names()
     shapes = {name: weights.files.shape(name) if name in weights.files else None for name in names}
     check_fits(directory, shapes, weights.skeleton)
-    known = {*weights.skeleton.state_dict(), *Naming.of(weights.skeleton, hub_names(directory)).extra}
+    known = {*weights.skeleton.state_dict(), *weights.cache_scales, *Naming.of(weights.skeleton, hub_names(directory)).extra}
     if unknown := sorted(names - known):
         raise ValueError(
             f"{directory} does not fit its config: it stores {unknown[0]}, which neither the architecture nor its "

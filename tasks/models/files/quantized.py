@@ -2,8 +2,7 @@
 
 The walker leaves a dequantized model and, beside it, the scales of every matrix. Here the two become a checkpoint of
 integers or small floats, in the formats that compressed-tensors infers from the schemes. Every export is read back through
-plain transformers and must give the same logits, those with inputs quantized where a scheme says so, and the masks are
-counted on the stored weights.
+transformers and must be the same model (``tasks/models/files/gate.py``), its inputs quantized where a scheme says so.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ import torch
 
 from tasks.models.files.alone import alone
 from tasks.models.files.checkpoint import load_model, save_weights, skeleton
+from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
+from tasks.models.files.kv_cache import KVCache, stored_scales
 from tasks.models.files.layout import MASKS, copy_companions
 from tasks.models.files.packable import require_packable
 from tasks.models.files.schemes import config_groups, require_readable, stored_schemes
@@ -37,9 +38,16 @@ Schemes = Mapping[str, "QuantizationScheme"]
 
 
 def export_compressed(
-    directory: Path, extras: Extras, scheme_of: Callable[[Linear], QuantizationScheme], output: Path
+    directory: Path,
+    extras: Extras,
+    scheme_of: Callable[[Linear], QuantizationScheme],
+    output: Path,
+    data: Path | None = None,
+    elsewhere: bool = False,
+    kv_cache: KVCache | None = None,
 ) -> dict[str, float]:
-    """Write the dequantized model in ``directory`` as codes on their scales; returns what the read-back found.
+    """Write the dequantized model in ``directory`` as codes on their scales; returns what the read-back found: on held-out
+    text of ``data``, and by a process that knows nothing of ours where ``elsewhere`` is set.
 
     ``extras`` gives per parameter a "scale" and, on an asymmetric grid, a "zero_point", and per module what else its scheme
     has a place for, as ``load_extras`` reads them. A linear whose scheme has no weights stays as it is.
@@ -48,16 +56,16 @@ def export_compressed(
     schemes = _schemes(directory, extras, scheme_of)
     model = load_model(directory)
     dtype = model.dtype
-    tokens_BT = torch.arange(32).remainder(model.config.get_text_config(decoder=True).vocab_size)[None]
-    with torch.no_grad(), inputs_quantized(model, schemes):
-        before = model(tokens_BT, use_cache=False).logits
+    cache = kv_cache.fit(model) if kv_cache else None
+    with inputs_quantized(model, schemes), cache.applied(model) if cache else nullcontext():
+        seen = Seen.of(model, windows(data, model))
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
-    untouched = _attach(model.float(), extras, schemes)
+    untouched = _attach(model.float(), {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args)
     _write(model, dtype, untouched, schemes, directory, output)
     if (directory / MASKS).exists():
         (output / MASKS).parent.mkdir(exist_ok=True)
         shutil.copyfile(directory / MASKS, output / MASKS)
-    return {"logits_difference": _read_back(tokens_BT, before, output)}
+    return {"logits_difference": require_readable_elsewhere(output, seen) if elsewhere else _read_back(seen, output)}
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def _schemes(
     return schemes
 
 
-def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[str]:
+def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes, cache: QuantizationArgs | None) -> list[str]:
     """Hang the schemes and their scales on the model's linears, the way compressed-tensors expects them; the names of those
     that are left as they are."""
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
@@ -110,6 +118,7 @@ def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[st
         config_groups=config_groups(linears),
         ignore=ignored,
         quantization_status=QuantizationStatus.FROZEN,
+        kv_cache_scheme=cache,
     )
     apply_quantization_config(model, config, show_progress=False)
     for owner, given in extras.items():
@@ -150,14 +159,11 @@ def _write(
     compressor.update_config(str(output))
 
 
-def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> float:
+def _read_back(seen: Seen, output: Path) -> float:
     """The largest difference of a logit after reading; ValueError where it is more than rounding."""
-    model = load_model(output)
-    with torch.no_grad():
-        after = model(tokens_BT, use_cache=False).logits
-    difference = float((after.double() - before.double()).abs().max())
-    if not difference <= 1e-6 * max(1.0, float(before.abs().max())):
-        raise ValueError(f"the export in {output} does not read back: its logits differ by up to {difference:g}")
+    again = Seen.of(load_model(output), seen.tokens_BT)
+    difference = float((again.logits_TV.double() - seen.logits_TV.double()).abs().max())
+    seen.require_like(output, difference, again.loss)
     return difference
 
 
@@ -169,6 +175,7 @@ class StoredWeights:
         self.skeleton = skeleton(directory)
         quantization = json.loads((directory / "config.json").read_text()).get("quantization_config")
         self.schemes = stored_schemes(quantization, self.skeleton)
+        self.cache_scales = stored_scales(quantization, self.skeleton)  # of keys and values, which are no weights
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, str]]:

@@ -1,0 +1,104 @@
+"""What plain transformers does not find to be our model, in a process of its own, is refused with what differed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
+from tasks.models.files.checkpoint import load_extras, load_model
+from tasks.models.files.gate import READER, Seen, require_readable_elsewhere, windows
+from tasks.models.files.layout import MASKS
+from tasks.models.files.quantized import export_compressed
+from tests.tasks.models.files.test_quantized import quantized
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A packed 2:4 model, and what the model that it was made from looks like."""
+    directory = tmp_path_factory.mktemp("gate")
+    READER.start()
+    source, method = quantized(directory)
+    export_compressed(source, load_extras(source), method.scheme_of, directory / "packed")
+    model = load_model(source)
+    return directory / "packed", Seen.of(model, windows(None, model))
+
+
+@pytest.fixture
+def packed(made, tmp_path):
+    """A copy of it to spoil."""
+    shutil.copytree(made[0], tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def rewrite(directory, change) -> None:
+    state = load_file(directory / "model.safetensors")
+    change(state)
+    save_file(state, directory / "model.safetensors", {"format": "pt"})
+
+
+def test_a_sound_export_is_the_same_model_there(made):
+    assert require_readable_elsewhere(*made) == 0
+
+
+def test_other_codes_are_other_logits(made, packed):
+    def spoil(state):
+        state[f"{UP}_packed"].bitwise_xor_(0x11111111 & (state[f"{UP}_packed"] ^ 0x88888888))
+
+    rewrite(packed, spoil)
+    with pytest.raises(ValueError, match=r"packed does not read back: its logits differ by up to [\d.]+$"):
+        require_readable_elsewhere(packed, made[1])
+
+
+def test_a_file_cut_short_and_a_tensor_left_out_do_not_load(made, packed):
+    whole = (packed / "model.safetensors").read_bytes()
+    (packed / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated: \d+ bytes where \d+ are needed"):
+        require_readable_elsewhere(packed, made[1])
+    shutil.move(packed / MASKS, packed / "aside.safetensors")  # without masks it is transformers who finds it
+    with pytest.raises(ValueError, match=f"^plain transformers cannot load the export in {packed}: SafetensorError") as refused:
+        require_readable_elsewhere(packed, made[1])
+    assert "\n" not in str(refused.value)
+    (packed / "model.safetensors").write_bytes(whole)
+    rewrite(packed, lambda state: state.pop("model.norm.weight"))
+    with pytest.raises(ValueError, match="cannot load the export in .*: missing keys model.norm.weight"):
+        require_readable_elsewhere(packed, made[1])
+
+
+def test_masks_are_counted_on_the_weights_as_they_were_loaded(made, packed):
+    masks = load_masks(packed / MASKS)
+    keep = masks[UP].keep
+    rows = keep.view(-1, 4)
+    rows[:] = ~rows  # a mask that keeps its own promise, and not the weights
+    save_masks({**masks, UP: Mask.of(keep, "2:4", 0.5)}, packed / MASKS)
+    with pytest.raises(BrokenMask, match=rf"{UP} is broken: \d+ dead weights are not zero as transformers loads them"):
+        require_readable_elsewhere(packed, made[1])
+    save_masks({**masks, UP: Mask.of(torch.ones_like(keep), "2:4", 0.5)}, packed / MASKS)
+    with pytest.raises(BrokenMask, match="pattern 2:4 at sparsity 0.5 does not hold"):
+        require_readable_elsewhere(packed, made[1])
+    save_masks({"model.absent.weight": masks[UP]}, packed / MASKS)
+    with pytest.raises(BrokenMask, match="as transformers loads it has no such weight"):
+        require_readable_elsewhere(packed, made[1])
+
+
+def test_another_perplexity_is_told_with_both(made):
+    directory, seen = made
+    other = replace(seen, loss=seen.loss + 0.01)
+    told = rf"perplexity on held-out text is {math.exp(seen.loss):.4g}, .* from {math.exp(other.loss):.4g}$"
+    with pytest.raises(ValueError, match=told):
+        require_readable_elsewhere(directory, other)
+
+
+def test_another_vocabulary_is_told(made, packed):
+    config = json.loads((packed / "config.json").read_text())
+    seen = replace(made[1], logits_TV=made[1].logits_TV[:, :-1])
+    with pytest.raises(ValueError, match=rf"its logits are \[\d+, {config['vocab_size']}\], not"):
+        require_readable_elsewhere(packed, seen)
