@@ -49,7 +49,7 @@ def export_compressed(
     model = load_model(directory)
     dtype = model.dtype
     tokens_BT = torch.arange(32).remainder(model.config.get_text_config(decoder=True).vocab_size)[None]
-    with torch.no_grad(), inputs_quantized(model, schemes):
+    with torch.no_grad(), inputs_quantized(model, schemes, extras):
         before = model(tokens_BT, use_cache=False).logits
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
     untouched = _attach(model.float(), extras, schemes)
@@ -61,19 +61,27 @@ def export_compressed(
 
 
 @contextmanager
-def inputs_quantized(model: torch.nn.Module, schemes: Schemes) -> Iterator[None]:
-    """The model as a runtime of these schemes computes it: what flows into a linear is rounded first."""
+def inputs_quantized(model: torch.nn.Module, schemes: Schemes, extras: Extras | None = None) -> Iterator[None]:
+    """The model as a runtime of these schemes computes it: what flows into a linear is rounded first, by scales of its own or
+    by the ``input_scale`` that ``extras`` fix."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    def rounded(args: QuantizationArgs, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (fake_quantize(inputs[0], *compute_dynamic_scales_and_zp(inputs[0], args, module), args),)
+    def rounded(
+        args: QuantizationArgs, fixed: torch.Tensor | None, module: torch.nn.Module, inputs: tuple[torch.Tensor]
+    ) -> tuple[torch.Tensor]:
+        scales = compute_dynamic_scales_and_zp(inputs[0], args, module) if fixed is None else (fixed, None)
+        return (fake_quantize(inputs[0], *scales, args),)
 
-    hooks = [
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(partial(rounded, scheme.input_activations))
-        for name, scheme in schemes.items()
-        if scheme.input_activations is not None
-    ]
+    hooks = []
+    for name, scheme in schemes.items():
+        if scheme.input_activations is not None:
+            module = name.removesuffix(".weight")
+            fixed = (extras or {}).get(module, {}).get("input_scale")
+            if fixed is None and scheme.input_activations.dynamic is not True:
+                raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
+            hook = partial(rounded, scheme.input_activations, fixed)
+            hooks.append(model.get_submodule(module).register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -90,8 +98,7 @@ def _schemes(
     schemes = {name: scheme for name, linear in linears.items() if (scheme := scheme_of(linear)).weights is not None}
     require_packable(model, schemes)
     try:
-        for scheme in schemes.values():
-            require_readable(scheme)
+        require_readable(schemes.values())
     except ValueError as error:
         raise ValueError(f"unsupported: {error}") from None
     if odd := sorted(schemes.keys() ^ {name for name, given in extras.items() if "scale" in given}):
@@ -119,7 +126,7 @@ def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes) -> list[st
             place = getattr(model.get_submodule(module), beside + key, None)
             if place is None:
                 raise ValueError(f"no scheme has a place for {key} of {owner}")
-            place.data.copy_(value)
+            place.data.copy_(value.view_as(place))
     return ignored
 
 
@@ -148,6 +155,15 @@ def _write(
     save_weights(made | files.read(name for name in files if name not in schemes), output)
     copy_companions(directory, output)
     compressor.update_config(str(output))
+    if any(not scheme.weights.symmetric for scheme in schemes.values() if scheme.weights is not None):
+        _dequantized_at_once(output / "config.json")
+
+
+def _dequantized_at_once(path: Path) -> None:
+    """Ask readers for it in the config: transformers 5.23 has no place for packed zero points in a model kept packed."""
+    config = json.loads(path.read_text())
+    config["quantization_config"]["dequantize"] = True
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def _read_back(tokens_BT: torch.Tensor, before: torch.Tensor, output: Path) -> float:
