@@ -151,6 +151,8 @@ def _write(
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
     made = {name: value for name, value in state.items() if name in schemes or name not in files}
     made = {name: value.to(dtype) if value.dtype == torch.float32 else value for name, value in made.items()}
+    # Packed zero points of a scale per row are a slice of a larger storage, which no file takes.
+    made = {name: value.clone() if name.endswith("_zero_point") else value for name, value in made.items()}
     output.mkdir(parents=True, exist_ok=True)
     save_weights(made | files.read(name for name in files if name not in schemes), output)
     copy_companions(directory, output)

@@ -70,7 +70,7 @@ def test_on_a_sparse_model_it_beats_rounding_to_nearest_and_dead_weights_stay_ze
 
 
 def test_a_fine_grid_leaves_what_the_model_computes():
-    model = outliers()
+    model = zoo.model("llama")
     tokens_BT = zoo.batches()[0]
     with torch.no_grad():
         before = model(tokens_BT).logits

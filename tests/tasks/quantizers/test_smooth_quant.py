@@ -30,7 +30,7 @@ def with_outliers(factor=30.0):
 
 
 def test_a_scale_worked_out_by_hand():
-    """Inputs up to 16 and columns up to 1/4: at alpha 1/2 the scale is 4 / (1/2) = 8, so inputs get up to 2, and weights too."""
+    """Inputs up to 16, a column up to 1/4: at alpha 1/2 the scale is 4 / (1/2) = 8, so both get up to 2."""
     peak_I, largest_I = torch.tensor([16.0, 1.0, 0.0, 3.0]), torch.tensor([0.25, 1.0, 1.0, 0.0])
     assert torch.allclose(smoothing(peak_I, largest_I, 0.5), torch.tensor([8.0, 1.0, 1.0, 1.0]))
     assert torch.allclose(peak_I[:2] / smoothing(peak_I, largest_I, 1.0)[:2], torch.ones(2)), "alpha 1: inputs are all alike"
