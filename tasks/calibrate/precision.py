@@ -1,16 +1,15 @@
 """Mixed precision: bits where they matter, solved under a budget from measured sensitivities (after HAWQ-V3, arXiv 2011.10680).
 
-Every matrix is rounded alone under each scheme that may be chosen, and the relative squared error of its block's output is
-noted, token by token. Taking errors to add up, the schemes with which all matrices together lose least within the budget are
-those of a multiple-choice knapsack, an integer programme that HiGHS solves. Sensitivities are those of rounding to nearest,
-whatever quantizer makes what was chosen: it costs no sweep per scheme.
-
-Shapes: B = batch, T = tokens, D = hidden features.
+Matrices that read one input (queries, keys and values; gate and up) get one scheme, since serving engines fuse them. They are
+rounded alone under each scheme that may be chosen, and the relative squared error of their block's output is noted, token by
+token. Taking errors to add up, the schemes with which all matrices together lose least within the budget are those of a
+multiple-choice knapsack, an integer programme that HiGHS solves. Sensitivities are those of rounding to nearest, whatever
+quantizer makes what was chosen: it costs no sweep per scheme.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ class Precision(BaseModel):
 
     def check(self, method: Quantizer, linears: Mapping[str, Linear]) -> None:
         """Raise ValueError where no choice fits a matrix, or the budget is too small for any."""
-        bits = {name: self._bits(linear, self._grids(method, linear)) for name, linear in linears.items()}
+        bits = {name: _bits([linear], self._grids(method, linear)) for name, linear in linears.items()}
         require_affordable(bits, self.budget * sum(prod(linear.shape) for linear in linears.values()))
 
     def _grids(self, method: Quantizer, linear: Linear) -> dict[int, Grid]:
@@ -73,33 +72,47 @@ class Precision(BaseModel):
             raise ValueError(f"precision.choices: no groups divide the input width {linear.shape[-1]} ({linear.name})")
         return fitting
 
-    def _bits(self, linear: Linear, grids: Mapping[int, Grid]) -> dict[int, float]:
-        return {number: stored_bits(linear.shape, grid) for number, grid in grids.items()}
-
     def choose(self, method: Quantizer, scan: Scan) -> dict[str, Spec]:
         """The scheme of every matrix, by the name of its module; ValueError where the budget is too small for any."""
-        losses, bits, weights = Table(), Table(), 0
-        for view in scan.blocks():
-            if not len(view.inputs):
-                raise ValueError("precision needs calibration data, and there is none")
-            for name, linear in view.linears.items():
-                grids = self._grids(method, linear)
-                losses[name], bits[name] = self._losses(view, linear, grids), self._bits(linear, grids)
-                weights += prod(linear.shape)
-        chosen = cheapest(losses, bits, self.budget * weights)
-        return {name.removesuffix(".weight"): self.choices[number] for name, number in chosen.items()}
+        from tasks.calibrate.observe import InputNorms
 
-    def _losses(self, view: BlockView, linear: Linear, grids: Mapping[int, Grid]) -> dict[int, float]:
+        together: dict[str, list[Linear]] = {}
+        losses, bits, weights = Table(), Table(), 0
+        for view in scan.blocks(lambda linear: InputNorms(linear.shape[-1])):
+            for linears in _readers(view):
+                name, grids = linears[0].name, self._grids(method, linears[0])
+                together[name], losses[name] = linears, self._losses(view, linears, grids)
+                bits[name] = _bits(linears, grids)
+                weights += sum(prod(linear.shape) for linear in linears)
+        chosen = cheapest(losses, bits, self.budget * weights)
+        schemes = {linear.name: self.choices[number] for name, number in chosen.items() for linear in together[name]}
+        return {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
+
+    def _losses(self, view: BlockView, linears: Sequence[Linear], grids: Mapping[int, Grid]) -> dict[int, float]:
         from tasks.calibrate.method import Edit
         from tasks.calibrate.scan import trial_error
 
         dense = list(view.run(-(-self.sequences // len(view.inputs[0]))))
-        given = {matrix: view.matrices[matrix] for matrix in linear.matrices}
+        given = {matrix: view.matrices[matrix] for linear in linears for matrix in linear.matrices}
         found = {}
         for number, grid in grids.items():
             edits = {matrix: Edit(grid.round_matrix(value, *grid.fit(value))) for matrix, value in given.items()}
             found[number] = trial_error(view, edits, dense)
         return found
+
+
+def _readers(view: BlockView) -> list[list[Linear]]:
+    """The linears of a block, those together that read one input."""
+    from tasks.calibrate.folds import readers_of_one_input
+
+    groups = [[view.linears[name] for name in names] for names in readers_of_one_input(view)]
+    found = {linear.name for group in groups for linear in group}
+    return groups + [[linear] for name, linear in view.linears.items() if name not in found]
+
+
+def _bits(linears: Sequence[Linear], grids: Mapping[int, Grid]) -> dict[int, float]:
+    """What some matrices take together, by the number of the choice."""
+    return {number: sum(stored_bits(linear.shape, grid) for linear in linears) for number, grid in grids.items()}
 
 
 def fits(grid: Grid, width: int) -> bool:

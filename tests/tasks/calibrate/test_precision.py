@@ -60,6 +60,7 @@ def test_a_budget_spent_by_sensitivity_beats_the_same_bits_everywhere():
     schemes = precision.choose(build("quantizers", "gptq"), scan(stream, zoo.batches()))
     bits = {name: int(next(iter(spec))[1]) for name, spec in schemes.items()}
     assert bits["model.layers.0.mlp.down_proj"] > bits["model.layers.1.self_attn.o_proj"]
+    assert len({bits[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"}) == 1, "serving engines fuse them"
     linears = find_linears(stream.model)
     spent = sum((bits[name.removesuffix(".weight")] + 1) * prod(linear.shape) for name, linear in linears.items())
     assert spent <= 5.0 * sum(prod(linear.shape) for linear in linears.values()) and len(bits) == len(linears)
