@@ -36,10 +36,12 @@ class Quantize(CalibratedStage):
     precision: Precision | None = None
     """A scheme for each matrix instead of one for all, chosen under a budget by what it costs."""
 
-    @model_validator(mode="after")
-    def _agree(self) -> Quantize:
+    def check_written(self) -> None:
         if self.precision and (said := [name for name in SAID if name in self.method.model_fields_set]):
             raise ValueError(f"precision chooses what {self.method.name}.{said[0]} says; leave one of them out")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Quantize:
         if self.method.prunes and self.pattern is None and self.sparsity is None:
             raise ValueError(f"{self.method.name} prunes as well; say pattern or sparsity")
         if said := [name for name in ("pattern", "sparsity") if getattr(self, name) is not None and not self.method.prunes]:

@@ -195,7 +195,7 @@ class StoredWeights:
         for name in self.files:
             module, dot, leaf = name.rpartition(".")
             scheme = self.schemes.get(module)
-            beside = scheme is not None and leaf in _compressor(scheme).compression_param_names(scheme)
+            beside = scheme is not None and leaf in (*_compressor(scheme).compression_param_names(scheme), "input_scale")
             parts.setdefault(f"{module}.weight" if beside else f"{module}{dot}{leaf}", {})[leaf] = name
         return parts
 

@@ -79,7 +79,7 @@ def test_a_budget_spent_by_sensitivity_beats_the_same_bits_everywhere():
 )
 def test_precision_and_a_scheme_are_not_said_at_once(fields, match):
     with pytest.raises(ValueError, match=match):
-        Quantize(**fields)
+        Quantize(**fields).check_written()
 
 
 def test_what_fits_no_matrix_or_no_budget_is_refused_before_any_work():
