@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -61,6 +62,14 @@ class Quantize(CalibratedStage):
         if self.method.prunes and self.sparsity is None and fixed is None:
             raise ValueError(f"sparsity is needed with pattern {self.pattern}")
         return (fixed or 0.0) if self.sparsity is None else self.sparsity
+
+    @property
+    def passes(self) -> int:
+        """A look at the dense model besides, and a trial of each choice for what reads one input, mostly four a block."""
+        if self.precision is None:
+            return super().passes
+        trials = 4 * len(self.precision.choices) * self.precision.sequences / self.sequences
+        return super().passes + 1 + ceil(trials)
 
     def leaves(self, pattern: str | None) -> str | None:
         return str(self._pattern()) if self.method.prunes else pattern
