@@ -1,10 +1,10 @@
 """The root of quantizers that scale before they round: inputs are divided feature by feature, matrices multiplied by the
 same, and the division is folded into what makes the inputs. The block computes what it did, and rounds better.
 
-Which scale is best is what a method says; by which quantizer the scaled matrices are then rounded is a field. A mask is none
-of its business, since what is zero stays zero: but a feature whose weights are all dead takes no part in choosing scales.
-Matrices whose inputs have nothing to be folded into (behind an activation that is not linear, or experts) are rounded as they
-are, and the walk says how many.
+Which scale is best is what a method says; by which quantizer the scaled matrices are then rounded is a field. Dead weights
+stay zero under any scale; a feature all of whose weights are dead takes no part in choosing one. Matrices whose inputs have
+nothing to fold a scale into (behind an activation that is not linear, or experts) are rounded as they are, and the walk says
+how many: which they are is known only once a block runs.
 
 Shapes: O = output features, I = input features.
 """
@@ -94,8 +94,10 @@ class Folding(Quantizer):
 
     def remarks(self, report: WalkReport) -> list[str]:
         left = sum(UNFOLDED in notes for block in report.blocks for notes in block.notes.values())
-        total = report.total("matrices")
-        return [f"{left} of {total} matrices read what nothing can be scaled in, and were rounded as they are"] if left else []
+        total, into = report.total("matrices"), "no norm" if self.sources == "norms" else "nothing"
+        return (
+            [f"{left} of {total} matrices were rounded unscaled: their inputs have {into} to fold a scale into"] if left else []
+        )
 
 
 def _scaled(view: BlockView, columns: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> BlockView:
@@ -110,6 +112,7 @@ def _scaled(view: BlockView, columns: Mapping[str, torch.Tensor], rows: Mapping[
     divided: dict[int, InputStatistic] = {}
     for name in columns:
         statistic = view.statistics[name]
-        divided.setdefault(id(statistic), statistic.divided(columns[name]))
+        if id(statistic) not in divided:
+            divided[id(statistic)] = statistic.divided(columns[name])
     statistics = {name: divided.get(id(statistic), statistic) for name, statistic in view.statistics.items()}
     return replace(view, matrices=matrices, statistics=statistics)

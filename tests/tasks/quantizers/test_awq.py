@@ -82,7 +82,7 @@ def test_a_fine_grid_leaves_what_the_model_computes():
 def test_what_has_nothing_to_be_folded_into_is_said():
     method = build("quantizers", {"awq": {"group_size": 8}})
     report = walk(ResidentBlocks(zoo.model("gpt2")), zoo.batches(), method)
-    assert method.remarks(report) == ["4 of 8 matrices read what nothing can be scaled in, and were rounded as they are"]
+    assert method.remarks(report) == ["4 of 8 matrices were rounded unscaled: their inputs have nothing to fold a scale into"]
 
 
 def test_the_scheme_is_said_once_and_the_dump_has_it_once():
