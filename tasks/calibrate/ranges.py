@@ -4,6 +4,9 @@ A few large weights stretch the steps of all others in their group. Clipped, the
 and what is best is searched over shares of the range, per group. Dead weights are zero and on every grid, so they lose
 nothing and have no say.
 
+The least error of weights is not the least error of a model: at 4 bits in groups of 64 SmolLM2-135M rounded to nearest has
+perplexity 32.3 from end to end and 34.0 by ``mse`` (ten windows of WikiText-2's test text).
+
 Shapes: O = output features, I = input features, G = groups of columns that share a scale.
 """
 

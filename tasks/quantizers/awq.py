@@ -9,6 +9,9 @@ clipped where its own output error gains by it (``range: output``).
 
 Features whose weights are all dead, or that are always zero, decide no scale and get none.
 
+Perplexity of SmolLM2-135M (dense 23.4) at 4 bits in groups of 64 on ten windows of WikiText-2's test text, calibrated on 32 x
+512 tokens: 28.8; rounded to nearest 32.3.
+
 Shapes: O = output features, I = input features.
 """
 
