@@ -42,14 +42,14 @@ def groups_of(models: Sequence[Mapping[str, Any]], metric: str = "perplexity") -
 
 
 class Claim(BaseModel):
-    """One claim about the models of one stage."""
+    """One claim about the models of a stage, or of several."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     says: str
     """The claim in words."""
-    stage: str
-    """Id of the stage whose models are compared."""
+    stage: str | list[str]
+    """Id of the stage whose models are compared; a list compares those of several, whose groups differ in name."""
     order: list[str | list[str]] = Field(min_length=2)
     """Groups of models from best to worst, by the labels of their branch; a list is the best of its members."""
     metric: str = "perplexity"
@@ -61,16 +61,22 @@ class Claim(BaseModel):
 
     def check(self, models: Sequence[tuple[str, Branch]], where: str) -> None:
         """Raise ValueError where the recipe makes no such models."""
-        groups = [group_of(branch) for base, branch in models if base == self.stage]
-        if not groups:
+        by_stage = {stage: [group_of(branch) for base, branch in models if base == stage] for stage in self.stages()}
+        if absent := [stage for stage, groups in by_stage.items() if not groups]:
             known = ", ".join(dict.fromkeys(base for base, _ in models))
-            raise ValueError(f"recipe.{where}.stage: no stage {self.stage!r} makes a model; choose one of {known}")
+            raise ValueError(f"recipe.{where}.stage: no stage {absent[0]!r} makes a model; choose one of {known}")
+        groups = [group for its in by_stage.values() for group in dict.fromkeys(its)]
         for member in self.members():
             if member not in groups:
                 known = ", ".join(dict.fromkeys(groups))
                 raise ValueError(f"recipe.{where}.order: no group {member!r}; choose some of {known}")
+            if groups.count(member) > 1:
+                raise ValueError(f"recipe.{where}.order: several of its stages have a group {member!r}; name them apart")
         if self.metric not in METRICS:
             raise ValueError(f"recipe.{where}.metric: no metric {self.metric!r}; choose one of {', '.join(METRICS)}")
+
+    def stages(self) -> list[str]:
+        return [self.stage] if isinstance(self.stage, str) else self.stage
 
     def members(self) -> list[str]:
         return [name for member in self.order for name in ([member] if isinstance(member, str) else member)]
@@ -98,7 +104,7 @@ class Claim(BaseModel):
         return {
             model["branch"].get(SEED, ""): model[self.metric]
             for model in models
-            if model["base"] == self.stage and group_of(model["branch"]) == group
+            if model["base"] in self.stages() and group_of(model["branch"]) == group
         }
 
 

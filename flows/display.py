@@ -128,6 +128,7 @@ ROWS = (
     ("pattern_holds", "pattern kept", "{:.0%}"),
     ("unseen_matrices", "unseen matrices", "{:,.0f}"),
     ("bytes", "size", "bytes"),
+    ("bits_per_parameter", "bits a parameter", "{:.2f}"),
     ("parameters", "parameters", "count"),
     ("live_parameters", "live parameters", "count"),
     ("training_flops", "training FLOPs", "{:.2e}"),

@@ -35,7 +35,8 @@ from flows.trials import Search, Trials
 CASE = "case"
 Branch = dict[str, str]  # axis -> label
 RESERVED = ("id", "from", "grid", "search", "gather")
-NAMED = ("method", "objective", "allocator", "initial", "pruner", "transform")  # fields written NAME or {NAME: {FIELD: ...}}
+# fields written NAME or {NAME: {FIELD: ...}}
+NAMED = ("method", "objective", "allocator", "initial", "rounding", "pruner", "transform")
 
 
 @dataclass(frozen=True)

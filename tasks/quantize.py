@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from tasks.calibrate.calibration import CalibratedStage
-from tasks.calibrate.quantizer import Quantizer
+from pydantic import Field, model_validator
+
+from tasks.calibrate.calibration import PARTS, CalibratedStage
+from tasks.calibrate.precision import Precision
+from tasks.calibrate.quantizer import INTEGERS, Quantizer
 from tasks.context import Context
 from tasks.methods import of
-from tasks.models.files.schemes import NO_ASYMMETRIC, require_readable
-from tasks.stage import Facts
+from tasks.models.files.schemes import require_readable
+from tasks.stage import REPORT, Facts
 
 if TYPE_CHECKING:
+    from tasks.formats.pattern import Pattern
     from tasks.models.facts import Parties
+
+SAID = (*INTEGERS, "scheme", "schemes")
 
 
 class Quantize(CalibratedStage):
@@ -25,13 +33,55 @@ class Quantize(CalibratedStage):
     kv_cache: Literal["FP8", "INT8"] | None = None
     """Keys and values are cached in 8 bits by what serves the model, with scales from the calibration text; null leaves them
     as they are. vLLM reads FP8."""
+    pattern: str | None = Field(None, examples=["unstructured", "2:4"])
+    """For a method that prunes as well (joint): which weights compete and what the mask promises, as in prune."""
+    sparsity: float | None = Field(None, ge=0, lt=1)
+    """For a method that prunes as well: share of the prunable weights to prune; an N:M pattern fixes it."""
+    precision: Precision | None = None
+    """A scheme for each matrix instead of one for all, chosen under a budget by what it costs."""
+
+    def check_written(self) -> None:
+        if self.precision and (said := [name for name in SAID if name in self.method.model_fields_set]):
+            raise ValueError(f"precision chooses what {self.method.name}.{said[0]} says; leave one of them out")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Quantize:
+        if self.method.prunes and self.pattern is None and self.sparsity is None:
+            raise ValueError(f"{self.method.name} prunes as well; say pattern or sparsity")
+        if said := [name for name in ("pattern", "sparsity") if getattr(self, name) is not None and not self.method.prunes]:
+            raise ValueError(f"{said[0]}: {self.method.name} keeps the masks it is given; leave it out, or choose joint")
+        if self.method.prunes:
+            self._pattern().check(self._target(), self._pattern().width_multiple)
+        return self
+
+    def _pattern(self) -> Pattern:
+        from tasks.formats.pattern import parse_pattern
+
+        return parse_pattern(self.pattern or "unstructured")
+
+    def _target(self) -> float:
+        """The sparsity to reach; 0 where nothing is pruned."""
+        fixed = getattr(self._pattern(), "sparsity", None)
+        if self.method.prunes and self.sparsity is None and fixed is None:
+            raise ValueError(f"sparsity is needed with pattern {self.pattern}")
+        return (fixed or 0.0) if self.sparsity is None else self.sparsity
+
+    @property
+    def passes(self) -> int:
+        """A look at the dense model besides, and a trial of each choice for what reads one input, mostly four a block."""
+        if self.precision is None:
+            return super().passes
+        trials = 4 * len(self.precision.choices) * self.precision.sequences / self.sequences
+        return super().passes + 1 + ceil(trials)
+
+    def leaves(self, pattern: str | None) -> str | None:
+        return str(self._pattern()) if self.method.prunes else pattern
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
-        for scheme in self.method.named_schemes():
-            require_readable(scheme)
-        if not self.method.symmetric:
-            raise ValueError(NO_ASYMMETRIC)
+        require_readable(self.method.named_schemes())
+        if self.precision:
+            require_readable(self.precision.schemes(self.method))
         if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
             raise ValueError(
                 "no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"
@@ -40,20 +90,26 @@ class Quantize(CalibratedStage):
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
         if parties.model:
-            from tasks.formats.pattern import parse_pattern
             from tasks.models.files.packable import require_packable
 
             linears = parties.model.linears.items()
-            changed = [name for name, linear in linears if self.method.scheme_of(linear).weights is not None]
-            require_packable(parties.model.skeleton, changed)
-            self.method.admit(parties.model.linears, {}, parse_pattern("unstructured"))
+            schemes = {name: self.method.scheme_of(linear) for name, linear in linears}
+            require_packable(parties.model.skeleton, [name for name in schemes if schemes[name].weights is not None])
+            require_readable(schemes.values())
             if self.kv_cache:
                 from tasks.models.files.kv_cache import require_cached
 
-                require_cached(parties.model.skeleton, [self.method.scheme_of(linear) for _, linear in linears])
+                require_cached(parties.model.skeleton, list(schemes.values()))
+            if self.precision:
+                self.precision.check(self.method, parties.model.linears)
+                return
+            allocation = dict.fromkeys(parties.model.linears, self._target())
+            self.method.admit(parties.model.linears, allocation, self._pattern())
 
     def check_width(self, width: int) -> None:
-        self.method.check_width(width)
+        if not self.precision:
+            self.method.check_width(width)
+        self._pattern().check(self._target(), width, width)
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.build.surgery import surgeries_of
@@ -66,8 +122,28 @@ class Quantize(CalibratedStage):
         if plain:
             READER.start()
         solved = context.scratch / "dequantized"  # its export is the artifact
-        report = self.walk(context, solved)
+        made = self._settled(context)
+        report = made.walk(context, solved, pattern=self._pattern(), sparsity=self._target())
         cache = KVCache(self.kv_cache, self.batches(context)) if self.kv_cache else None
-        scheme_of, data = self.method.scheme_of, context.inputs["data"]
+        scheme_of, data = made.method.scheme_of, context.inputs["data"]
         found = export_compressed(solved, load_extras(solved), scheme_of, context.output, data, plain, cache)
         return {**report, "export_logits_error": found["logits_difference"]}
+
+    def _settled(self, context: Context) -> Quantize:
+        """The stage with a scheme for each matrix, chosen once; in the report for people to read."""
+        if self.precision is None:
+            return self
+        from tasks.calibrate.scan import scan
+        from tasks.models.stream.blocks import BlockStream
+        from tasks.models.stream.kept import keep, kept
+
+        made = context.scratch / "walk" / PARTS / "precision.json"
+        schemes = kept(made)
+        if schemes is None:
+            stream = BlockStream(self.incoming(context), None, context.execution.device, context.scratch)
+            schemes = self.precision.choose(self.method, scan(stream, self.batches(context), self.memory(context)))
+            made.parent.mkdir(parents=True, exist_ok=True)
+            keep(schemes, made)
+        (context.output / REPORT).mkdir(parents=True, exist_ok=True)
+        (context.output / REPORT / "schemes.json").write_text(json.dumps(schemes, indent=2))
+        return self.model_copy(update={"method": self.method.model_copy(update={"schemes": schemes})})

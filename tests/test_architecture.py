@@ -85,6 +85,7 @@ MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydant
 CONTRACTS = (  # what a contributor implements: typed to the end, so that an editor completes it and the checker checks it
     "tasks/calibrate/method.py",
     "tasks/calibrate/quantizer.py",
+    "tasks/calibrate/folding.py",
     "tasks/calibrate/refiner.py",
     "tasks/calibrate/structured.py",
     "tasks/calibrate/observe.py",

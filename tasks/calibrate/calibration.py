@@ -103,7 +103,7 @@ class CalibratedStage(ModelStage):
         rows = [{name: value for name, value in vars(block).items() if name != "depth"} for block in report.blocks]
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)
         (context.output / REPORT / "walk.json").write_text(json.dumps(rows))
-        for remark in report.remarks(self.unreached):
+        for remark in [*report.remarks(self.unreached), *self.method.remarks(report)]:
             context.note(f"{title}: {remark}" if title else remark)
         self.judge(report)
         errors = [block.error for block in report.blocks if block.error is not None]

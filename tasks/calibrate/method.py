@@ -20,6 +20,7 @@ from tasks.methods import Method
 
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic, Statistic
+    from tasks.calibrate.report import WalkReport
     from tasks.formats.pattern import Pattern
     from tasks.models.find.linears import Linear
     from tasks.models.stream.activations import OffloadedTensors
@@ -106,6 +107,10 @@ class BlockMethod(Method):
         """Edits by matrix name. A name of any other parameter of the block is an edit of it as it is stored, and extras may
         be given of any parameter or module of the block."""
         raise NotImplementedError
+
+    def remarks(self, report: WalkReport) -> list[str]:
+        """What people have to be told of a walk."""
+        return []
 
     def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
         """Raise BrokenMask when an edit breaks a promise."""
@@ -201,20 +206,25 @@ class Pruner(BlockMethod):
         return view.each(solve_one)
 
     def check(self, view: BlockView, edits: Mapping[str, Edit]) -> None:
-        from tasks.formats.mask import BrokenMask
-
         super().check(view, edits)
-        for name in view.matrices:
-            keep_OI = edits[name].keep_OI if name in edits else None
-            pattern, sparsity = (edits[name].promise if name in edits else None) or (view.pattern, view.allocation[name])
-            if keep_OI is None and sparsity == 0:
-                continue
-            if keep_OI is None:
-                raise BrokenMask(name, f"{self.name} gave it no mask")
-            if not pattern.holds(keep_OI, sparsity):
-                if name in view.keep:
-                    raise ValueError(
-                        f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
-                        f"{sparsity:g}; choose unstructured or N:M, or prune the dense model"
-                    )
-                raise BrokenMask(name, f"{self.name} broke {pattern} at sparsity {sparsity:g}")
+        check_promises(self.name, view, edits)
+
+
+def check_promises(method: str, view: BlockView, edits: Mapping[str, Edit]) -> None:
+    """Raise BrokenMask where a mask does not keep the pattern at the sparsity that was asked for, or that its edit promises."""
+    from tasks.formats.mask import BrokenMask
+
+    for name in view.matrices:
+        keep_OI = edits[name].keep_OI if name in edits else None
+        pattern, sparsity = (edits[name].promise if name in edits else None) or (view.pattern, view.allocation[name])
+        if keep_OI is None and sparsity == 0:
+            continue
+        if keep_OI is None:
+            raise BrokenMask(name, f"{method} gave it no mask")
+        if not pattern.holds(keep_OI, sparsity):
+            if name in view.keep:
+                raise ValueError(
+                    f"{name} has a mask already, and what it left alive cannot be {pattern} at sparsity "
+                    f"{sparsity:g}; choose unstructured or N:M, or prune the dense model"
+                )
+            raise BrokenMask(name, f"{method} broke {pattern} at sparsity {sparsity:g}")

@@ -49,6 +49,10 @@ class InputStatistic(Statistic):
     def reordered(self, order_I: torch.Tensor) -> Self:
         """The statistic of the same features in another order."""
 
+    @abstractmethod
+    def divided(self, scale_I: torch.Tensor) -> Self:
+        """The statistic of the same features, each divided by a scale of its own."""
+
     @property
     @abstractmethod
     def norm_I(self) -> torch.Tensor:
@@ -88,6 +92,11 @@ class InputNorms(InputStatistic):
         other.squares_I = self.squares_I[order_I]
         return other
 
+    def divided(self, scale_I: torch.Tensor) -> Self:
+        other = copy(self)
+        other.squares_I = self.squares_I / scale_I.double().square()
+        return other
+
 
 class Moments(InputNorms):
     """Sum and sum of squares of each input feature: its mean and variance over all tokens."""
@@ -111,6 +120,11 @@ class Moments(InputNorms):
     def reordered(self, order_I: torch.Tensor) -> Self:
         other = super().reordered(order_I)
         other.sum_I = self.sum_I[order_I]
+        return other
+
+    def divided(self, scale_I: torch.Tensor) -> Self:
+        other = super().divided(scale_I)
+        other.sum_I = self.sum_I / scale_I.double()
         return other
 
     @property
@@ -178,6 +192,11 @@ class Hessian(InputStatistic):
         other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
         return other
 
+    def divided(self, scale_I: torch.Tensor) -> Self:
+        other, scale_I = copy(self), scale_I.to(self.sum_II.dtype)
+        other.sum_II, other.factors = self._whole_II() / (scale_I[:, None] * scale_I), {}
+        return other
+
     def factor(self, percent_damp: float, act_order: int = 0) -> Factor:
         """The damped inverse's factor, computed once for all linears that share this statistic. With ``act_order`` its
         columns come in groups of as many, those of the highest summed curvature first."""
@@ -198,37 +217,3 @@ class Hessian(InputStatistic):
         columns_GI = torch.arange(len(self.sum_II), device=self.sum_II.device).view(-1, group)
         curvature_G = self.sum_II.diagonal().double().view(-1, group).sum(1)
         return columns_GI[curvature_G.argsort(descending=True, stable=True)].flatten()
-
-
-class Both(InputStatistic):
-    """Two observers of the same inputs: a method's own, and that of the method it builds on (None where that needs none)."""
-
-    def __init__(self, own: InputStatistic, other: InputStatistic | None) -> None:
-        self.own, self.other = own, other
-
-    @property
-    def parts(self) -> list[InputStatistic]:
-        return [part for part in (self.own, self.other) if part is not None]
-
-    def add(self, input_TI: torch.Tensor) -> None:
-        for part in self.parts:
-            part.add(input_TI)
-
-    def merge(self, other: Self) -> None:
-        for part, theirs in zip(self.parts, other.parts, strict=True):
-            part.merge(theirs)
-
-    @property
-    def finite(self) -> bool:
-        return all(part.finite for part in self.parts)
-
-    def assume_nothing(self, device: torch.device | str = "cpu") -> None:
-        for part in self.parts:
-            part.assume_nothing(device)
-
-    def reordered(self, order_I: torch.Tensor) -> Both:
-        return Both(self.own.reordered(order_I), self.other and self.other.reordered(order_I))
-
-    @property
-    def norm_I(self) -> torch.Tensor:
-        return self.own.norm_I

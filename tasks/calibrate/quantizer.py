@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
 
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
+from tasks.calibrate.ranges import Range
 from tasks.models.files.schemes import Spec, check_written
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
-    from tasks.calibrate.observe import InputStatistic
+    from tasks.calibrate.observe import Hessian, InputStatistic
     from tasks.formats.grid import Grid
     from tasks.formats.pattern import Pattern
     from tasks.models.find.linears import Linear
@@ -30,7 +31,11 @@ INTEGERS = ("bits", "group_size", "symmetric")
 
 
 class Quantizer(BlockMethod):
-    """Moves every live weight onto a grid. It sees the mask and keeps it."""
+    """Moves every live weight onto a grid. It sees the mask and keeps it. One that is ``plain`` treats each matrix for itself,
+    so that another can build on it; one that ``prunes`` makes masks besides."""
+
+    plain: ClassVar[bool] = True
+    prunes: ClassVar[bool] = False
 
     bits: int = Field(4, ge=2, le=8)
     """Bits per weight."""
@@ -42,6 +47,9 @@ class Quantizer(BlockMethod):
     """A preset of compressed-tensors instead of bits, as FP8_DYNAMIC or {W4A16: {group_size: 64}}."""
     schemes: dict[str, Spec] = Field(default_factory=dict)
     """Other presets for matrices with this part in their name, as {down_proj: W8A16}; UNQUANTIZED leaves them as they are."""
+    range: Range = "minmax"
+    """What a group's scale is fitted to: its ends (minmax), or, clipping what is beyond, the least error of its weights (mse)
+    or of its output on the calibration text (output)."""
 
     @field_validator("scheme", "schemes", mode="before")
     @classmethod
@@ -63,13 +71,14 @@ class Quantizer(BlockMethod):
     def _saying(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         """What is said twice, or says nothing, is no part of a method's identity."""
         silent = {*(INTEGERS if self.scheme else ("scheme",)), *(() if self.schemes else ("schemes",))}
+        silent |= {"range"} if self.range == type(self).model_fields["range"].default else set()
         return {name: value for name, value in write(self).items() if name not in silent}
 
     def suit(self, scheme: QuantizationScheme) -> None:
         """Raise ValueError, saying what of it, when the method cannot make a scheme."""
-        from tasks.models.files.schemes import grid_of, require_dynamic
+        from tasks.models.files.schemes import grid_of, require_measurable
 
-        require_dynamic(scheme)
+        require_measurable(scheme)
         if scheme.weights is not None:
             grid_of(scheme.weights)
 
@@ -115,11 +124,10 @@ class Quantizer(BlockMethod):
         return scheme
 
     def _makes(self, name: str) -> bool:
-        from tasks.models.files.schemes import read_scheme, require_readable
+        from tasks.models.files.schemes import read_scheme
 
         try:
             self.suit(read_scheme(name))
-            require_readable(read_scheme(name))
         except ValueError:
             return False
         return True
@@ -133,6 +141,8 @@ class Quantizer(BlockMethod):
             )
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
+        from tasks.calibrate.inputs import fixes, require_module
+
         for part in self.schemes:
             if not any(f".{part}." in f".{name}." for name in linears):
                 raise ValueError(
@@ -144,6 +154,8 @@ class Quantizer(BlockMethod):
         for name, grid in grids.items():
             if grid is None:
                 continue
+            if fixes(self.scheme_of(linears[name])):
+                require_module(name)
             try:
                 grid.check(linears[name].shape[-1])
             except ValueError as error:
@@ -161,6 +173,30 @@ class Quantizer(BlockMethod):
         parts = [part for part, its in self.schemes.items() if its == spec]
         return f"scheme: {written}" if spec == self.scheme else f"schemes: {{{parts[0]}: {written}}}"
 
+    def statistic(self, linear: Linear) -> InputStatistic | None:
+        """A new observer of what the method has to know of the inputs of one matrix; None when it needs no data."""
+        from tasks.calibrate.observe import Hessian
+
+        return Hessian(linear.shape[-1]) if self.range == "output" else None
+
+    def measures(self, linear: Linear) -> bool:
+        """Whether it has to be known, besides, how large the inputs of a matrix get."""
+        from tasks.calibrate.inputs import fixes
+
+        return fixes(self.scheme_of(linear))
+
+    def observer(self, linear: Linear) -> InputStatistic | None:
+        from tasks.calibrate.both import Both, Magnitudes
+
+        own = self.statistic(linear)
+        return Both(Magnitudes(linear.shape[-1]), own) if self.measures(linear) else own
+
+    def fit(self, grid: Grid, weight_OI: torch.Tensor, hessian: Hessian | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scales [O, G] and zero points of one matrix."""
+        from tasks.calibrate.ranges import fit_range
+
+        return fit_range(grid, weight_OI, self.range, hessian)
+
     def solve_linear(
         self,
         weight_OI: torch.Tensor,
@@ -172,16 +208,24 @@ class Quantizer(BlockMethod):
         ``scale`` and ``zero_point``."""
         raise NotImplementedError
 
-    def solve(self, view: BlockView) -> dict[str, Edit]:
+    def grids_of(self, view: BlockView) -> dict[str, Grid]:
+        """Those of the matrices that are to be rounded."""
         grids: dict[str, Grid] = {}
         for linear in view.linears.values():
             if grid := self.grid_of(linear):
                 grids |= dict.fromkeys(linear.matrices, grid)
+        return grids
+
+    def solve(self, view: BlockView) -> dict[str, Edit]:
+        from tasks.calibrate.inputs import input_scales, of_the_method
+
+        grids = self.grids_of(view)
 
         def solve_one(name: str) -> Edit:
-            return self.solve_linear(view.matrices[name], view.statistics.get(name), grids[name], view.keep.get(name))
+            statistic = of_the_method(view.statistics.get(name))
+            return self.solve_linear(view.matrices[name], statistic, grids[name], view.keep.get(name))
 
-        return view.each(solve_one, grids)
+        return view.each(solve_one, grids) | input_scales(view, self.scheme_of)
 
 
 def _fitting(size: int | None, widths: Iterable[int]) -> int | None:

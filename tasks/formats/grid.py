@@ -9,6 +9,7 @@ Shapes: O = output rows, I = input columns, G = groups of columns that share a s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,16 +18,19 @@ import torch
 
 @dataclass(frozen=True)
 class Grid:
-    """``bits`` per weight; one scale per ``group_size`` columns of a row (None: per row). ``codes`` are what the scale is
-    multiplied by: integers, or floats with 4 bits of exponent (E4M3), which are 8 bits and symmetric."""
+    """``bits`` per weight; one scale per ``group_size`` columns of a row (None: per row), or for a ``whole`` matrix, [1, 1]
+    then. ``codes`` are what the scale is multiplied by: integers, or floats with 4 bits of exponent (E4M3), which are 8 bits
+    and symmetric."""
 
     bits: int = 4
     group_size: int | None = 128
     symmetric: bool = True
     codes: Literal["int", "float"] = "int"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         assert self.codes == "int" or (self.bits == 8 and self.symmetric), self
+        assert not (self.whole and self.group_size), self
 
     @property
     def lowest(self) -> float:
@@ -45,15 +49,49 @@ class Grid:
         """Which group a column is in."""
         return column // self.group_size if self.group_size else 0
 
-    def fit(self, weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale [O, G] in the weight's dtype and zero point int8 [O, G] that cover each group from end to end."""
+    def fit(
+        self,
+        weight_OI: torch.Tensor,
+        loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        shrinks: Sequence[float] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale [O, G] in the weight's dtype and zero point int8 [O, G] that cover each group from end to end. With a ``loss``
+        [O, G] of what rounding changes, [O, G, I], each group may shrink to a share of its range, one of ``shrinks``, where
+        that loses less: what lies outside goes to the end."""
         self.check(weight_OI.shape[1])
         grouped_OGI = weight_OI.float().unflatten(1, (-1, self.group_size or weight_OI.shape[1]))
         low_OG, high_OG = grouped_OGI.amin(-1).clamp(max=0), grouped_OGI.amax(-1).clamp(min=0)
+        if self.whole:
+            low_OG, high_OG = low_OG.amin(0, keepdim=True), high_OG.amax(0, keepdim=True)
+        scale_OG, zero_OG = self._spanning(low_OG, high_OG, weight_OI.dtype)
+        if loss is None:
+            return scale_OG, zero_OG
+        least_OG = self._lost(weight_OI, scale_OG, zero_OG, loss)
+        for shrink in shrinks:
+            tried_OG, its_zero_OG = self._spanning(shrink * low_OG, shrink * high_OG, weight_OI.dtype)
+            lost_OG = self._lost(weight_OI, tried_OG, its_zero_OG, loss)
+            less_OG = lost_OG < least_OG
+            least_OG = torch.where(less_OG, lost_OG, least_OG)
+            scale_OG, zero_OG = torch.where(less_OG, tried_OG, scale_OG), torch.where(less_OG, its_zero_OG, zero_OG)
+        return scale_OG, zero_OG
+
+    def _lost(
+        self,
+        weight_OI: torch.Tensor,
+        scale_OG: torch.Tensor,
+        zero_OG: torch.Tensor,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        change_OI = weight_OI.float() - self.round_matrix(weight_OI, scale_OG, zero_OG).float()
+        lost_OG = loss(change_OI.unflatten(1, (-1, self.group_size or weight_OI.shape[1])))
+        return lost_OG.sum(0, keepdim=True) if self.whole else lost_OG
+
+    def _spanning(self, low_OG: torch.Tensor, high_OG: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of groups that reach from ``low_OG`` to ``high_OG``."""
         steps = float(self.highest - self.lowest)
         span_OG = 2 * torch.maximum(low_OG.abs(), high_OG) if self.symmetric else high_OG - low_OG
-        scale_OG = (span_OG / 2 / (steps / 2) if self.symmetric else span_OG / steps).to(weight_OI.dtype)
-        limits = torch.finfo(weight_OI.dtype)
+        scale_OG = (span_OG / 2 / (steps / 2) if self.symmetric else span_OG / steps).to(dtype)
+        limits = torch.finfo(dtype)
         least = limits.tiny * limits.eps  # a group of small float16 weights must not round to zeros by its scale
         scale_OG = torch.where(scale_OG == 0, torch.where(span_OG == 0, limits.eps, least).to(scale_OG.dtype), scale_OG)
         if self.symmetric:

@@ -41,7 +41,8 @@ class Dsnot(Refiner):
     """Stop a row before its error would change sign."""
 
     def observer(self, linear: Linear) -> InputStatistic | None:
-        from tasks.calibrate.observe import Both, Moments
+        from tasks.calibrate.both import Both
+        from tasks.calibrate.observe import Moments
 
         return Both(Moments(linear.shape[-1]), self.initial.observer(linear))
 
@@ -53,7 +54,8 @@ class Dsnot(Refiner):
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
-        from tasks.calibrate.observe import Both, Moments
+        from tasks.calibrate.both import Both
+        from tasks.calibrate.observe import Moments
         from tasks.calibrate.solvers.exchange import Exchange
 
         assert isinstance(statistics, Both) and isinstance(statistics.own, Moments)

@@ -3,13 +3,11 @@
 A weight's saliency is the error of pruning it after the best compensation, W^2 / U_jj^2. Masks are chosen a few columns
 ahead, on weights that earlier columns have already compensated: for N:M the group about to begin, for the rest a block of
 columns whose weights compete with each other. The paper's threshold prunes one weight per block too many (<=); here the
-quota is exact over the whole matrix.
+quota is exact over the whole matrix (:mod:`tasks.calibrate.choosing`).
 
 Groups of N:M and single columns come by descending curvature (act-order): those of the highest curvature are pruned while
-most others can still compensate. Sorted, one block holds what matters most and another what matters least, so they cannot
-give up the same share: a first look over the whole matrix says how many weights each gives up. Blocks, groups and channels
-stay as they stand. Perplexity of SmolLM2-135M on ten windows of 1024 of WikiText-2's test text (dense 23.4), calibrated on
-three samples of 48 x 512 tokens and one of 128 x 1024; llm-compressor 0.14 goes left to right:
+most others can still compensate. Perplexity of SmolLM2-135M on ten windows of 1024 of WikiText-2's test text (dense 23.4),
+calibrated on three samples of 48 x 512 tokens and one of 128 x 1024; llm-compressor 0.14 goes left to right:
 
     sparsity    act-order                   left to right               llm-compressor
     50 %        35.5  35.1  34.0  33.8      37.6  36.8  35.9  35.5      37.3  36.8  35.9  35.3
@@ -27,13 +25,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tasks.calibrate.method import Edit, Pruner, select
+from tasks.calibrate.method import Edit, Pruner
 from tasks.calibrate.observe import Hessian, InputStatistic
-from tasks.formats.pattern import NM, Unstructured
-from tasks.formats.selection import keep_highest_overall
 
 if TYPE_CHECKING:
-    from tasks.calibrate.solvers.sweep import Factor
     from tasks.formats.pattern import Pattern
     from tasks.models.find.linears import Linear
 
@@ -55,10 +50,6 @@ class Sparsegpt(Pruner):
     def observer(self, linear: Linear) -> InputStatistic | None:
         return Hessian(linear.shape[-1], "float64" if self.double else "float32")
 
-    def _factor(self, statistics: Hessian, pattern: Pattern) -> Factor:
-        sortable = isinstance(pattern, NM) or pattern == Unstructured()
-        return statistics.factor(self.percent_damp, pattern.width_multiple if self.act_order and sortable else 0)
-
     def solve_linear(
         self,
         weight_OI: torch.Tensor,
@@ -67,38 +58,11 @@ class Sparsegpt(Pruner):
         pattern: Pattern,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
-        from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
-        from tasks.calibrate.solvers.sweep import sweep_blocks
+        from tasks.calibrate.choosing import Choosing, factor_for
 
         assert isinstance(statistics, Hessian)
-        factor = self._factor(statistics, pattern)
-        # The weights of a feature that was always zero have no saliency, so they are pruned first.
-        saliency_I = factor.upper_II.diagonal().square().reciprocal() * factor.arrange(statistics.norm_I[None] > 0)[0]
-        span = pattern.width_multiple if pattern.width_multiple > 1 else self.block
-        chosen_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
-        if keep_OI is not None:
-            chosen_OI &= factor.arrange(keep_OI)
-
-        taken_I = None
-        if factor.order_I is not None and isinstance(pattern, Unstructured):
-            taken_I = (~select(factor.arrange(weight_OI).square() * saliency_I, sparsity, pattern, chosen_OI)).sum(0)
-
-        def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
-            if isinstance(pattern, NM):
-                pruned = pattern.m - pattern.n
-                prune_groups(work_OI, errors_OI, chosen_OI, factor.upper_II, saliency_I, pattern.m, pruned, start, end)
-                return
-            for column in range(start, end, span):
-                last = min(column + span, end)
-                score_OG, keep_OG = work_OI[:, column:last].square() * saliency_I[column:last], chosen_OI[:, column:last]
-                if taken_I is None:
-                    chosen_OI[:, column:last] = select(score_OG, sparsity, pattern, keep_OG, column)
-                else:
-                    score_OG = score_OG.masked_fill(~keep_OG, pattern.dead_score)
-                    chosen_OI[:, column:last] = keep_highest_overall(score_OG, int(taken_I[column:last].sum()))
-                prune_columns(work_OI, errors_OI, chosen_OI, factor.upper_II, column, last, end)
-
-        ahead = max(1, self.block // span) * span
-        settled_OI, errors_OI = sweep_blocks(factor.arrange(weight_OI), factor.upper_II, settle, ahead)
+        factor = factor_for(statistics, pattern, self.percent_damp, self.act_order)
+        choosing = Choosing(weight_OI, statistics, factor, sparsity, pattern, keep_OI, self.block)
+        settled_OI, errors_OI = choosing.sweep(weight_OI, factor)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
-        return Edit(factor.restore(settled_OI).to(weight_OI.dtype), factor.restore(chosen_OI), notes=notes)
+        return Edit(settled_OI, factor.restore(choosing.chosen_OI), notes=notes)

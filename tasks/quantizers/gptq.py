@@ -42,7 +42,7 @@ class Gptq(Quantizer):
     double: bool = False
     """Sweep in float64."""
 
-    def observer(self, linear: Linear) -> InputStatistic | None:
+    def statistic(self, linear: Linear) -> InputStatistic | None:
         from tasks.calibrate.observe import Hessian
 
         return Hessian(linear.shape[-1], "float64" if self.double else "float32")
@@ -58,7 +58,7 @@ class Gptq(Quantizer):
         from tasks.calibrate.solvers.sweep import sweep
 
         assert isinstance(statistics, Hessian)
-        scale_OG, zero_OG = grid.fit(weight_OI)
+        scale_OG, zero_OG = self.fit(grid, weight_OI, statistics)
         factor = statistics.factor(self.percent_damp, int(self.act_order))
         columns = range(weight_OI.shape[1]) if factor.order_I is None else factor.order_I.tolist()
 

@@ -1,4 +1,5 @@
-"""Round to nearest: every weight goes to the closest value of its grid. Needs no data; the quantizers' baseline."""
+"""Round to nearest: every weight goes to the closest value of its grid. Needs no data, unless scales are fitted to outputs; the
+quantizers' baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class RoundToNearest(Quantizer):
         grid: Grid,
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
-        scale_OG, zero_OG = grid.fit(weight_OI)
+        from tasks.calibrate.observe import Hessian
+
+        scale_OG, zero_OG = self.fit(grid, weight_OI, statistics if isinstance(statistics, Hessian) else None)
         rounded_OI = grid.round_matrix(weight_OI, scale_OG, zero_OG)
         if keep_OI is not None:
             rounded_OI = rounded_OI.masked_fill(~keep_OI, 0)

@@ -49,9 +49,23 @@ def test_one_seed_is_never_clear():
     assert found["holds"] and not found["clear"] and found["pairs"][0]["error"] is None
 
 
+def test_models_of_several_stages_are_compared():
+    found = models(a=[1, 1]) + [{**model, "base": "prune"} for model in models(b=[2, 2])]
+    claim = Claim(says="so", stage=["pretrain", "prune"], order=["a", "b"])
+    assert (
+        claim.judge(found)["holds"]
+        and not Claim(says="so", stage=["prune", "pretrain"], order=["b", "a"]).judge(found)["holds"]
+    )
+    claim.check([(model["base"], model["branch"]) for model in found], "claims[0]")
+    both = [(stage, {"method": "a"}) for stage in ("pretrain", "prune")]
+    with pytest.raises(ValueError, match="several of its stages have a group 'a'; name them apart"):
+        claim.check([*both, ("prune", {"method": "b"})], "claims[0]")
+
+
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
+        ({"stage": ["pretrain", "nosuch"], "order": ["a", "b"]}, r"recipe.claims\[0\].stage: no stage 'nosuch' makes a model"),
         ({"stage": "nosuch", "order": ["a", "b"]}, r"recipe.claims\[0\].stage: no stage 'nosuch' makes a model; choose"),
         ({"stage": "pretrain", "order": ["dense", "rigl"]}, r"recipe.claims\[0\].order: no group 'rigl'; choose some of dense"),
         ({"stage": "pretrain", "order": ["dense"]}, r"recipe.claims\[0\].order"),

@@ -1,4 +1,4 @@
-"""The shipped examples run as they are, every regime of the shelf among them."""
+"""The shipped examples run as they are, every regime and quantizer of the shelf among them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_an_example_runs_from_text_to_numbers(path, tmp_path, monkeypatch):
         assert model.get("pattern_holds", 1.0) == 1.0, model["stage"]
 
 
-def test_every_regime_and_objective_of_the_shelf_has_an_example():
+def test_every_regime_objective_and_quantizer_of_the_shelf_has_an_example():
     stages = [node.stage for path in EXAMPLES.glob("*.yaml") for node in load_recipe(str(path)).models()]
     assert {stage.method.name for stage in stages} >= set(names("regimes"))
     assert {stage.objective.name for stage in stages if getattr(stage, "objective", None)} == set(names("objectives"))
+    assert {stage.method.name for stage in stages if stage.stage_name() == "quantize"} == set(names("quantizers"))

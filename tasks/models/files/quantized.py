@@ -57,7 +57,7 @@ def export_compressed(
     model = load_model(directory)
     dtype = model.dtype
     cache = kv_cache.fit(model) if kv_cache else None
-    with inputs_quantized(model, schemes), cache.applied(model) if cache else nullcontext():
+    with inputs_quantized(model, schemes, extras), cache.applied(model) if cache else nullcontext():
         seen = Seen.of(model, windows(data, model))
     # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
     untouched = _attach(model.float(), {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args)
@@ -69,19 +69,27 @@ def export_compressed(
 
 
 @contextmanager
-def inputs_quantized(model: torch.nn.Module, schemes: Schemes) -> Iterator[None]:
-    """The model as a runtime of these schemes computes it: what flows into a linear is rounded first."""
+def inputs_quantized(model: torch.nn.Module, schemes: Schemes, extras: Extras | None = None) -> Iterator[None]:
+    """The model as a runtime of these schemes computes it: what flows into a linear is rounded first, by scales of its own or
+    by the ``input_scale`` that ``extras`` fix."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    def rounded(args: QuantizationArgs, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (fake_quantize(inputs[0], *compute_dynamic_scales_and_zp(inputs[0], args, module), args),)
+    def rounded(
+        args: QuantizationArgs, fixed: torch.Tensor | None, module: torch.nn.Module, inputs: tuple[torch.Tensor]
+    ) -> tuple[torch.Tensor]:
+        scales = compute_dynamic_scales_and_zp(inputs[0], args, module) if fixed is None else (fixed, None)
+        return (fake_quantize(inputs[0], *scales, args),)
 
-    hooks = [
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(partial(rounded, scheme.input_activations))
-        for name, scheme in schemes.items()
-        if scheme.input_activations is not None
-    ]
+    hooks = []
+    for name, scheme in schemes.items():
+        if scheme.input_activations is not None:
+            module = name.removesuffix(".weight")
+            fixed = (extras or {}).get(module, {}).get("input_scale")
+            if fixed is None and scheme.input_activations.dynamic is not True:
+                raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
+            hook = partial(rounded, scheme.input_activations, fixed)
+            hooks.append(model.get_submodule(module).register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -98,8 +106,7 @@ def _schemes(
     schemes = {name: scheme for name, linear in linears.items() if (scheme := scheme_of(linear)).weights is not None}
     require_packable(model, schemes)
     try:
-        for scheme in schemes.values():
-            require_readable(scheme)
+        require_readable(schemes.values())
     except ValueError as error:
         raise ValueError(f"unsupported: {error}") from None
     if odd := sorted(schemes.keys() ^ {name for name, given in extras.items() if "scale" in given}):
@@ -128,7 +135,7 @@ def _attach(model: torch.nn.Module, extras: Extras, schemes: Schemes, cache: Qua
             place = getattr(model.get_submodule(module), beside + key, None)
             if place is None:
                 raise ValueError(f"no scheme has a place for {key} of {owner}")
-            place.data.copy_(value)
+            place.data.copy_(value.view_as(place))
     return ignored
 
 
@@ -153,10 +160,21 @@ def _write(
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
     made = {name: value for name, value in state.items() if name in schemes or name not in files}
     made = {name: value.to(dtype) if value.dtype == torch.float32 else value for name, value in made.items()}
+    # Packed zero points of a scale per row are a slice of a larger storage, which no file takes.
+    made = {name: value.clone() if name.endswith("_zero_point") else value for name, value in made.items()}
     output.mkdir(parents=True, exist_ok=True)
     save_weights(made | files.read(name for name in files if name not in schemes), output)
     copy_companions(directory, output)
     compressor.update_config(str(output))
+    if any(not scheme.weights.symmetric for scheme in schemes.values() if scheme.weights is not None):
+        _dequantized_at_once(output / "config.json")
+
+
+def _dequantized_at_once(path: Path) -> None:
+    """Ask readers for it in the config: transformers 5.23 has no place for packed zero points in a model kept packed."""
+    config = json.loads(path.read_text())
+    config["quantization_config"]["dequantize"] = True
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def _read_back(seen: Seen, output: Path) -> float:
@@ -184,7 +202,7 @@ class StoredWeights:
         for name in self.files:
             module, dot, leaf = name.rpartition(".")
             scheme = self.schemes.get(module)
-            beside = scheme is not None and leaf in _compressor(scheme).compression_param_names(scheme)
+            beside = scheme is not None and leaf in (*_compressor(scheme).compression_param_names(scheme), "input_scale")
             parts.setdefault(f"{module}.weight" if beside else f"{module}{dot}{leaf}", {})[leaf] = name
         return parts
 

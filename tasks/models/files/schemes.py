@@ -14,13 +14,14 @@ from tasks.formats.grid import Grid
 from tasks.methods import validate
 
 if TYPE_CHECKING:
+    import torch
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from torch import nn
 
 Spec = str | dict[str, dict[str, Any]]  # NAME, or {NAME: {field of its weights: value}}
 FIELDS = ("num_bits", "type", "symmetric", "group_size", "strategy")  # of weights, that a grid is made by
 GROUPS = "groups are {strategy: group, group_size: N}, a scale per row is {strategy: channel, group_size: null}"
-NO_ASYMMETRIC = "compressed-tensors 0.20 does not read packed asymmetric weights back; choose symmetric"
+ONE_ASYMMETRIC = "transformers reads packed asymmetric weights back where all have one scheme alone; name no other beside it"
 
 
 def check_written(spec: object) -> None:
@@ -70,8 +71,8 @@ def integers(bits: int, group_size: int | None, symmetric: bool) -> Quantization
 
 def grid_of(weights: QuantizationArgs) -> Grid:
     """The values that arguments allow a weight; ValueError says what of them no grid has."""
-    if weights.strategy not in ("group", "channel"):
-        raise ValueError(f"its weights have a scale per {weights.strategy}, not per group or channel")
+    if weights.strategy not in ("group", "channel", "tensor"):
+        raise ValueError(f"its weights have a scale per {weights.strategy}, not per group, channel or tensor")
     if weights.dynamic:
         raise ValueError("the scales of its weights are not fixed")
     if weights.num_bits not in ((8,) if weights.type == "float" else range(2, 9)):
@@ -80,20 +81,36 @@ def grid_of(weights: QuantizationArgs) -> Grid:
         raise ValueError("its weights are floats with a zero point")
     if weights.scale_dtype is not None:
         raise ValueError(f"its scales are rounded to {weights.scale_dtype}")
-    return Grid(weights.num_bits, weights.group_size or None, weights.symmetric, weights.type)
+    return Grid(weights.num_bits, weights.group_size or None, weights.symmetric, weights.type, weights.strategy == "tensor")
 
 
-def require_dynamic(scheme: QuantizationScheme) -> None:
-    """Raise ValueError where a scheme fixes scales of activations, which somebody would have to observe."""
+def require_measurable(scheme: QuantizationScheme) -> None:
+    """Raise ValueError where a scheme fixes scales of activations that nobody measures: of outputs, and of inputs unless they
+    have one in all, and no zero point."""
     for what, activations in (("inputs", scheme.input_activations), ("outputs", scheme.output_activations)):
-        if activations is not None and activations.dynamic is not True:
-            raise ValueError(f"the scales of its {what} are fixed beforehand")
+        if activations is None or activations.dynamic is True:
+            continue
+        one = activations.dynamic is False and activations.strategy == "tensor" and activations.symmetric
+        if what == "outputs" or not one:
+            raise ValueError(f"the scales of its {what} are fixed per {activations.strategy}")
 
 
-def require_readable(scheme: QuantizationScheme) -> None:
-    """Raise ValueError where compressed-tensors writes what it does not read back."""
-    if scheme.weights is not None and not scheme.weights.symmetric:
-        raise ValueError(NO_ASYMMETRIC)
+def fixed_scale(args: QuantizationArgs, peak: torch.Tensor) -> torch.Tensor:
+    """The scale [1] of activations that get as large as ``peak``."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    return calculate_qparams(-peak.view(1), peak.view(1), args)[0]
+
+
+def require_readable(schemes: Iterable[QuantizationScheme]) -> None:
+    """Raise ValueError where compressed-tensors writes what transformers does not read back. Packed zero points it reads only
+    while it dequantizes a checkpoint at once, and it does that by one scheme for all."""
+    different: list[QuantizationScheme] = []
+    for scheme in schemes:
+        if scheme.weights is not None and scheme not in different:
+            different.append(scheme)
+    if len(different) > 1 and any(not scheme.weights.symmetric for scheme in different):
+        raise ValueError(ONE_ASYMMETRIC)
 
 
 def config_groups(schemes: Mapping[str, QuantizationScheme]) -> dict[str, QuantizationScheme]:

@@ -31,6 +31,16 @@ def test_scales_and_rounding_equal_compressed_tensors(bits, group_size, symmetri
     assert torch.equal(grid.round_matrix(weight_OI, scale_OG, zero_OG), theirs)
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(8, "float"), (8, "int"), (4, "int")])
+def test_one_scale_for_a_whole_matrix_is_theirs_too(bits, kind):
+    weight_OI, grid = torch.randn(6, 24, generator=torch.Generator().manual_seed(0)), Grid(bits, None, True, kind, whole=True)
+    scale_OG, zero_OG = grid.fit(weight_OI)
+    args = QuantizationArgs(num_bits=bits, type=kind, symmetric=True, strategy="tensor")
+    theirs, _ = calculate_qparams(weight_OI.min().view(1), weight_OI.max().view(1), args)
+    assert scale_OG.shape == (1, 1) and torch.equal(scale_OG.view(1), theirs)
+    assert torch.equal(grid.round_matrix(weight_OI, scale_OG, zero_OG), fake_quantize(weight_OI, theirs, None, args))
+
+
 def test_four_bits_worked_by_hand():
     grid = Grid(bits=4, group_size=None)
     weight_OI = torch.tensor([[7.5, -7.5, 0.4, 0.0, 3.2]])

@@ -135,7 +135,11 @@ def test_a_mask_broken_in_the_packed_weights_is_found(tmp_path):
     [
         ("gpt2", {}, "c_attn.weight is a transposed Conv1D matrix"),
         ("mixtral", {}, "experts.gate_up_proj is a fused stack of experts"),
-        ("llama", {"symmetric": False}, "choose symmetric"),
+        (
+            "llama",
+            {"symmetric": False, "schemes": {"down_proj": {"W4A16": {"group_size": 8}}}},
+            "name no other beside it",
+        ),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_in_one_line(architecture, fields, match, tmp_path):

@@ -12,7 +12,7 @@ from tasks.methods import build, dump
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.promises import check_masks
 from tasks.models.files.quantized import StoredWeights, export_compressed, inputs_quantized
-from tasks.models.files.schemes import require_readable
+from tasks.models.files.schemes import read_scheme, require_readable
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -33,14 +33,23 @@ def exported(directory, quantizer="round_to_nearest", dtype=torch.float32, **fie
     return load_model(solved), method, directory / "export", config
 
 
+def scales(directory):
+    """What was left beside the weights of a dequantized model."""
+    return load_extras(directory / "solved")
+
+
 def schemes(model, method):
     return {name: method.scheme_of(linear) for name, linear in find_linears(model).items()}
 
 
-@pytest.mark.parametrize("quantizer", ["round_to_nearest", "gptq"])
+@pytest.mark.parametrize("quantizer", ["round_to_nearest", "gptq", "smooth_quant"])
 @pytest.mark.parametrize(
     ("scheme", "stored", "form"),
-    [("FP8_DYNAMIC", torch.float8_e4m3fn, "float-quantized"), ("W8A8", torch.int8, "int-quantized")],
+    [
+        ("FP8_DYNAMIC", torch.float8_e4m3fn, "float-quantized"),
+        ("FP8", torch.float8_e4m3fn, "float-quantized"),
+        ("W8A8", torch.int8, "int-quantized"),
+    ],
 )
 def test_weights_and_inputs_of_eight_bits_read_back_as_our_own_fake_quantized_model(scheme, stored, form, quantizer, tmp_path):
     model, method, export, config = exported(tmp_path, quantizer, torch.bfloat16, scheme=scheme)
@@ -50,15 +59,43 @@ def test_weights_and_inputs_of_eight_bits_read_back_as_our_own_fake_quantized_mo
     assert all(torch.equal(weights.read(name), model.get_parameter(name)) for name in masks)
     tokens_BT = torch.arange(3, 19)[None]
     with torch.no_grad():
-        with inputs_quantized(model, schemes(model, method)):
+        with inputs_quantized(model, schemes(model, method), scales(tmp_path)):
             expected = model(tokens_BT).logits
         assert torch.equal(load_model(export)(tokens_BT).logits, expected)
         assert not torch.equal(model(tokens_BT).logits, expected), "inputs are rounded too"
 
 
+def test_fixed_scales_of_inputs_are_those_of_the_largest_that_was_seen(tmp_path):
+    """E4M3 ends at 448, so what reaches the first block's queries at most is 448 times the stored scale."""
+    model, _, export, _ = exported(tmp_path, scheme="FP8")
+    peak = 0.0
+    with torch.no_grad():
+        for tokens_BT in zoo.batches():
+            embedded_BTD = model.model.embed_tokens(tokens_BT)
+            peak = max(peak, float(model.model.layers[0].input_layernorm(embedded_BTD).abs().max()))
+    stored = StoredWeights(export).files.read(["model.layers.0.self_attn.q_proj.input_scale"]).popitem()[1]
+    assert stored.shape == (1,) and float(448 * stored) == pytest.approx(peak, rel=1e-5)
+    fixed = {"model.layers.0.self_attn.q_proj.weight": read_scheme("FP8")}
+    with pytest.raises(ValueError, match="q_proj has no input_scale, and its scheme fixes one"), inputs_quantized(model, fixed):
+        pass
+
+
+@pytest.mark.parametrize("fields", [{"scheme": {"W4A16_ASYM": {"group_size": 16}}}, {"symmetric": False, "group_size": None}])
+@pytest.mark.parametrize("quantizer", ["gptq", "awq"])
+def test_asymmetric_weights_read_back_where_all_have_one_scheme(quantizer, fields, tmp_path):
+    model, _, export, config = exported(tmp_path, quantizer, torch.bfloat16, **fields)
+    weights, masks = StoredWeights(export), check_masks(export)
+    assert config["format"] == "pack-quantized" and masks.keys() == find_linears(model).keys()
+    assert all(torch.equal(weights.read(name), model.get_parameter(name)) for name in masks)
+    with torch.no_grad():
+        assert torch.equal(load_model(export)(torch.arange(3, 19)[None]).logits, model(torch.arange(3, 19)[None]).logits)
+
+
 @pytest.mark.slow
 def test_eight_bits_and_two_schemes_in_one_model_load_where_our_code_is_not_known(tmp_path):
+    asymmetric = {"scheme": {"W4A16_ASYM": {"group_size": 16}}}
     made = [exported(tmp_path / "eight", scheme="FP8_DYNAMIC"), exported(tmp_path / "mixed", "gptq", **MIXED)]
+    made += [exported(tmp_path / "fixed", scheme="FP8"), exported(tmp_path / "asymmetric", **asymmetric)]
     config = made[1][3]
     groups = [(group["weights"]["num_bits"], group["targets"]) for group in config["config_groups"].values()]
     assert groups == [(8, [r"re:.*\.down_proj$"]), (4, ["Linear"])]
@@ -67,7 +104,7 @@ def test_eight_bits_and_two_schemes_in_one_model_load_where_our_code_is_not_know
     told = subprocess.run([sys.executable, "-c", ELSEWHERE, *places], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert "Could not match" not in told.stderr + told.stdout
     for model, method, export, _ in made:
-        with torch.no_grad(), inputs_quantized(model, schemes(model, method)):
+        with torch.no_grad(), inputs_quantized(model, schemes(model, method), scales(export.parent)):
             assert torch.equal(torch.load(export / "logits"), model(torch.arange(3, 19)[None]).logits)
 
 
@@ -104,12 +141,12 @@ def test_what_was_written_before_schemes_is_written_the_same():
     [
         ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC, INT8, "),
         (
-            {"scheme": "FP8"},
-            "^gptq cannot make FP8: the scales of its inputs are fixed beforehand; choose one of FP8_DYNAMIC, ",
+            {"scheme": "NVFP4"},
+            "^gptq cannot make NVFP4: the scales of its inputs are fixed per tensor_group; choose one of FP8, FP8_DYNAMIC, ",
         ),
         (
             {"scheme": "NVFP4A16"},
-            "^gptq cannot make NVFP4A16: its weights have a scale per tensor_group, not per group or channel",
+            "^gptq cannot make NVFP4A16: its weights have a scale per tensor_group, not per group, channel or tensor",
         ),
         ({"scheme": "MXFP8A16"}, "^gptq cannot make MXFP8A16: its scales are rounded to torch.uint8; choose one of "),
         ({"scheme": {"W4A16": {"group": 64}}}, "^W4A16.group: no such field; choose one of num_bits, type, "),
@@ -164,12 +201,13 @@ def test_what_cannot_be_made_is_refused_in_one_line_before_any_work(fields, matc
 
 
 def test_what_is_proposed_instead_can_be_made_and_read():
-    for spec in ("FP8", {"W4A16": {"type": "float"}}):
+    for spec in ("NVFP4", {"W4A16": {"type": "float"}}):
         with pytest.raises(ValueError) as refused:
             build("quantizers", {"gptq": {"scheme": spec}}).named_schemes()
         for name in str(refused.value).rpartition("choose one of ")[2].split(", "):
-            for scheme in build("quantizers", {"gptq": {"scheme": name}}).named_schemes():
-                require_readable(scheme)
+            require_readable(build("quantizers", {"gptq": {"scheme": name}}).named_schemes())
+    with pytest.raises(ValueError, match="reads packed asymmetric weights back where all have one scheme alone"):
+        require_readable([read_scheme("W4A16_ASYM"), read_scheme("W4A16")])
 
 
 @pytest.mark.parametrize(
