@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tasks.formats.mask import Mask, Masks
+    from tasks.models.build.surgery import Surgery
     from tasks.models.find.linears import Linear
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
@@ -79,6 +80,10 @@ class Regime(Method):
     def check_linear(self, linear: Linear) -> None:
         """Raise ValueError where the regime cannot treat a matrix."""
         self.check_width(linear.shape[-1])
+
+    def surgery(self) -> Surgery | None:
+        """A change of the model's modules that comes before all else and stays: the model that comes out has it."""
+        return None
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get

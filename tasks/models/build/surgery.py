@@ -36,9 +36,12 @@ class Surgery(Method):
         """
         raise NotImplementedError
 
-    def undo(self, model: PreTrainedModel, before: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
+    def undo(
+        self, model: PreTrainedModel, before: PreTrainedModel, read: Callable[[str], Tensor]
+    ) -> dict[str, Callable[[Tensor], Tensor | None]]:
         """What makes stored tensors of ``model``, by name, those of the model without this surgery, so that both compute the
-        same. Both models are on the meta device. Masks are changed likewise."""
+        same; None where it has no such tensor. Both models are on the meta device, and ``read`` gives another stored tensor.
+        Masks are changed likewise."""
         raise NotImplementedError
 
 
