@@ -5,10 +5,10 @@ steps, and what lies outside it is pulled to zero by a decay that rises over the
 first and settle in the end. The decay comes through the gradient, as in the authors' code for LLaMA; their optimizer for GPT-2
 takes it with the wrong sign, and lets masked weights grow. The paper's mask by activations is not here.
 
-With ``slorb`` each matrix has a branch (SLoRB) that multiplies the sums of so many consecutive inputs. It begins as the mean of
-what the first mask takes of each group, the best there is for inputs that are alike, and trains with the rest. Where the authors
-may train the sums as well, they are sums here: what is stored is a matrix of a ``slorb``-th of the width. The model that comes
-out has the surgery ``slorb`` in its config, its bytes and FLOPs counted.
+With ``slorb`` each matrix has a branch (SLoRB) that multiplies the sums of so many consecutive inputs. It begins as the mean
+of what the first mask takes of each group, the best there is for inputs that are alike, and trains with the rest. The authors
+may train how inputs are added up as well; here they are added up, and what is stored is a matrix of a ``slorb``-th of the
+width. The model that comes out has the surgery ``slorb`` in its config, its bytes and FLOPs counted.
 
 On SmolLM2-135M (dense 21.0 on WikiText-2's test text), retrained over 2 M tokens of its valid text in 244 steps, three seeds:
 27.6 ± 0.4 from the dense weights, whose magnitude mask has 1772; masked distillation from SparseGPT's 2:4 (42.0) has

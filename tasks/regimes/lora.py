@@ -24,6 +24,7 @@ class Lora(Regime):
     paper: ClassVar[str] = "LoRA (arXiv 2106.09685), inside the mask as in SPP (arXiv 2405.16057)"
 
     freezes: ClassVar[bool] = True
+    branches: ClassVar[bool] = True
 
     rank: int = Field(8, gt=0)
     """Columns of each branch's first matrix."""

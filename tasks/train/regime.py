@@ -53,6 +53,7 @@ class Regime(Method):
     needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
     masks: ClassVar[Outcome] = "held"
     freezes: ClassVar[bool] = False  # leaves the model's own weights as they are until the end
+    branches: ClassVar[bool] = False  # all it trains are branches (tasks/train/branch.py) by its name, one in every matrix
     objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:

@@ -33,7 +33,7 @@ def add_sums(model: nn.Module, linear: Linear, group: int) -> None:
         raise ValueError(f"{linear.name} has a branch of sums (slorb) already; recover with masked, which trains it on")
     check_sums(linear, group)
     outputs, inputs = linear.shape
-    layer.add_module(NAME, Sums(layer.weight.data.new_zeros(outputs, inputs // group), group))
+    layer.add_module(NAME, Sums(model.get_parameter(linear.name).data.new_zeros(outputs, inputs // group), group))
     layer.register_forward_hook(_added)
 
 
