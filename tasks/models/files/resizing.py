@@ -18,7 +18,7 @@ from tasks.formats.mask import Mask, Masks, load_masks, save_masks
 from tasks.methods import build, dump
 from tasks.models.build.surgery import FIELD, surgeries_of
 from tasks.models.files.checkpoint import skeleton, skeleton_of
-from tasks.models.files.layout import MASKS, copy_companions
+from tasks.models.files.layout import MASKS, SINGLE, copy_companions
 from tasks.models.files.shards import TensorFiles, write_index
 from tasks.models.find.linears import Linear, find_linears
 from tasks.models.find.structure import channel_axes, feed_forwards
@@ -84,4 +84,5 @@ def _rewrite(files: TensorFiles, changes: Changes, output: Path) -> None:
         save_file(state, output / path.name, {"format": "pt"})
         places |= dict.fromkeys(state, path.name)
         total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    write_index(places, total, output)
+    if set(places.values()) != {SINGLE}:  # a loader takes one or the other
+        write_index(places, total, output)
