@@ -54,10 +54,8 @@ class Ast(DistillingRegime, NMRegime):
 
     def check_linear(self, linear: Linear) -> None:
         super().check_linear(linear)
-        if self.slorb:
-            from tasks.models.build.sums import check_sums
-
-            check_sums(linear, self.slorb)
+        if surgery := self.surgery():
+            surgery.check_linear(linear)
 
     def surgery(self) -> Surgery | None:
         spec = {"slorb": {"group": self.slorb, "location": self.location}}

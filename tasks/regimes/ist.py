@@ -8,6 +8,7 @@ fared better than the others take their turn less.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, field_validator
@@ -79,6 +80,9 @@ class Ist(Regime):
 
     def check_linear(self, linear: Linear) -> None:
         self.over.check_linear(linear)
+
+    def check_linears(self, linears: Collection[Linear]) -> None:
+        self.over.check_linears(linears)
 
     def objective(self) -> Objective:
         return self.over.objective()

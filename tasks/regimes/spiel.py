@@ -10,6 +10,8 @@ The memory of training is that of the places: 4 bytes each for place and value, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tasks.models.find.linears import Linear
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
 
@@ -57,6 +60,15 @@ class Spiel(Regime):
         if self.schedule == "cosine":
             return CosineFraction(self.moved, 0.0, steps).at(step)
         return 1.0 if step == self.gathered else self.moved * (1 - step / steps)
+
+    def check_linears(self, linears: Collection[Linear]) -> None:
+        weights = [prod(linear.shape) for linear in linears]
+        budget = self.budget or int(self.density * sum(weights))
+        if not any(budget * count // sum(weights) for count in weights):
+            said = f"budget {budget}" if self.budget else f"density {self.density:g}"
+            raise ValueError(f"spiel.{said} of {sum(weights)} weights leaves no matrix a single one; choose more")
+        if budget > sum(weights):
+            raise ValueError(f"spiel.budget {budget} is more than the {sum(weights)} weights of all matrices; choose fewer")
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         from tasks.train.adapters.delta import Delta, draw_places, live_weights, shared_out

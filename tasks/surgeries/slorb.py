@@ -37,6 +37,12 @@ class Slorb(Surgery):
     location: Literal["ffn", "all"] = "all"
     """Which matrices have one: those of the feed-forward networks, or all."""
 
+    def check_linear(self, linear: Linear) -> None:
+        if len(linear.shape) == 3:
+            raise ValueError(f"unsupported: slorb adds to single matrices, and {linear.name} is a fused stack of experts")
+        if linear.shape[1] % self.group:
+            raise ValueError(f"slorb {self.group} does not divide the input width {linear.shape[1]}; choose a divisor of it")
+
     def served(self, model: PreTrainedModel) -> dict[str, Linear]:
         """The linears that have one."""
         from tasks.models.find.linears import find_linears
@@ -47,6 +53,7 @@ class Slorb(Surgery):
         from tasks.models.build.sums import add_sums
 
         for linear in self.served(model).values():
+            self.check_linear(linear)
             add_sums(model, linear, self.group)
 
     def undo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -81,6 +81,9 @@ class Regime(Method):
     def check_linear(self, linear: Linear) -> None:
         """Raise ValueError where the regime cannot treat a matrix."""
         self.check_width(linear.shape[-1])
+
+    def check_linears(self, linears: Collection[Linear]) -> None:
+        """Raise ValueError where the regime cannot treat all matrices of a model together."""
 
     def surgery(self) -> Surgery | None:
         """A change of the model's modules that comes before all else and stays: the model that comes out has it."""

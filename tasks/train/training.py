@@ -116,6 +116,8 @@ class TrainStage(ModelStage):
         super().check_parties(parties)
         if self.needs_teacher() and parties.model and parties.teacher:
             self.minimised.check_models(parties.model, parties.teacher)
+        if parties.model:
+            self.method.check_linears(parties.model.linears.values())
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):

@@ -31,17 +31,9 @@ def add_sums(model: nn.Module, linear: Linear, group: int) -> None:
     layer = model.get_submodule(path)
     if hasattr(layer, NAME):
         raise ValueError(f"{linear.name} has a branch of sums (slorb) already; recover with masked, which trains it on")
-    check_sums(linear, group)
     outputs, inputs = linear.shape
     layer.add_module(NAME, Sums(model.get_parameter(linear.name).data.new_zeros(outputs, inputs // group), group))
     layer.register_forward_hook(_added)
-
-
-def check_sums(linear: Linear, group: int) -> None:
-    if len(linear.shape) == 3:
-        raise ValueError(f"unsupported: slorb adds to single matrices, and {linear.name} is a fused stack of experts")
-    if linear.shape[1] % group:
-        raise ValueError(f"slorb {group} does not divide the input width {linear.shape[1]}; choose a divisor of it")
 
 
 def place_of(linear: Linear) -> str:

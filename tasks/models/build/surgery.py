@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from tasks.models.find.linears import Linear
+
 FIELD = "surgeries"
 
 
@@ -26,6 +28,9 @@ class Surgery(Method):
 
     undone: ClassVar[str] = ""
     unpacked: ClassVar[str] = ""
+
+    def check_linear(self, linear: Linear) -> None:
+        """Raise ValueError where it cannot change a matrix that it would change."""
 
     def apply(self, model: PreTrainedModel) -> None:
         """Change the modules of a model that has all surgeries before this one, and never its config.
