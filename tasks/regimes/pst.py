@@ -5,9 +5,9 @@ of them nothing at first, so that the first mask is that by magnitude. Sparsity 
 the run to where ``final`` of it is left, and stays then, while masks may move on, or rest for the share ``still`` (none in the
 paper). What comes out is the changed weight under the last mask; the small matrices are gone.
 
-Trained are (``rank`` + ``importance_rank`` + 1) parameters per row and column of each matrix. Every choice ranks all weights,
-so it saves the optimizer's memory, and no time. Dead weights of the incoming model stay dead and count towards the sparsity:
-of a model that has lost as much already the masks stay, and low-rank changes remain.
+Trained are (``rank`` + ``importance_rank`` + 1) parameters per row and column of each matrix: what is saved is the optimizer's
+memory, and no time. Dead weights of the incoming model stay dead and count towards the sparsity: of a model that has lost as
+much already the masks stay, and low-rank changes remain.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Pst(Regime):
     """Share of the run, at its end, in which the sparsity is the last."""
     still: float = Field(0.0, ge=0, lt=1)
     """Share of the run, at its end, in which masks stay as they are."""
+    refresh: int = Field(1, gt=0)
+    """Steps between choices of the masks, each of which ranks all weights."""
     rank: int = Field(8, gt=0)
     """Rank of what is added to a weight."""
     importance_rank: int = Field(8, gt=0)
@@ -96,7 +98,8 @@ class Pst(Regime):
         from tasks.train.adapters.importance import ByImportance
 
         rest = setting.steps - round(self.still * setting.steps)
-        return [ByImportance(setting.linears, setting.masks, partial(self.at, steps=setting.steps), rest, self.name)]
+        at = partial(self.at, steps=setting.steps)
+        return [ByImportance(setting.linears, setting.masks, at, self.refresh, rest, self.name)]
 
     def finish(self, engine: Engine, setting: Setting) -> None:
         from tasks.train.branch import merge

@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.formats.mask import Mask
 from tasks.formats.seeding import generator_for
-from tasks.models.find.linears import Branch, Linear
+from tasks.models.find.linears import Branch, Linear, decoder_blocks
 from tasks.train.effective import substitute
 from tasks.train.engine import Engine
 
@@ -61,6 +61,13 @@ def place(linear: Linear, branch: str) -> str:
     """The name of a linear's branch: a child of the module that owns its weight."""
     path, _, key = linear.name.rpartition(".")
     return f"{path}.{branch}" if key == "weight" else f"{path}.{branch}_{key}"
+
+
+def by_block(model: nn.Module, linears: Mapping[str, Linear]) -> list[list[str]]:
+    """The names of the linears of each decoder block, in order."""
+    prefix, blocks = decoder_blocks(model)
+    starts = [f"{prefix}.{index}." for index in range(len(blocks))]
+    return [[name for name in linears if name.startswith(start)] for start in starts]
 
 
 def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears: Mapping[str, Linear]) -> None:

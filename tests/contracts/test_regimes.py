@@ -39,6 +39,7 @@ QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | 
     "dsee": {"residuals": 8},
     "ist": {"interval": 2},
     "ist+pst": {"over": "pst", "interval": 2},
+    "ig_lora": {"rank": 4},
     "ist+dsee": {"over": {"dsee": {"residuals": 8}}, "interval": 2},
 }
 OTHER_DATA = ("sparcl",)  # they see the corpus in an order of their own

@@ -76,6 +76,11 @@ TABLE = [
         "recipe.stages[3].evaluate.reference: an architecture has no weights; name a checkpoint, or an earlier stage in from",
     ),
     ("stages/3/recover/method", {"lora": {"rank": 100}}, "recipe.recover: lora.rank 100 is more than a matrix of width 64 can"),
+    (
+        "stages/3/recover/method",
+        {"ig_lora": {"rank": 100}},
+        "recipe.recover: ig_lora.rank 100 is more than a matrix of width 64 can",
+    ),
     ("stages/3/recover/method", {"pst": {"rank": 100}}, "recipe.recover: pst.rank 100 is more than a matrix of width 64 can"),
     ("stages/3/recover/method", {"dsee": {"rank": 100}}, "recipe.recover: dsee.rank 100 is more than a matrix of width 64 can"),
     (
@@ -450,8 +455,8 @@ REGIMES = [
     ("dsee", {"support": "greedy"}, "dsee.support: input should be 'residual', 'magnitude' or 'random'"),
     ("dsee", {"criterion": "both"}, "dsee.criterion: input should be 'weight' or 'update'"),
     ("dsee", {"prune_at": 1.5}, "dsee.prune_at: input should be less than or equal to 1"),
-    ("ist", {"over": "masked"}, "masked trains no branches in every layer; choose one of dsee, lora, pst"),
-    ("ist", {"over": "ist"}, "ist trains no branches in every layer; choose one of dsee, lora, pst"),
+    ("ist", {"over": "masked"}, "masked trains no branches in every layer; choose one of dsee, ig_lora, lora, pst"),
+    ("ist", {"over": "ist"}, "ist trains no branches in every layer; choose one of dsee, ig_lora, lora, pst"),
     ("ist", {"active": 0}, "ist.active: input should be greater than 0"),
     ("ist", {"rollouts": 1}, "ist.rollouts: input should be greater than 1"),
     ("ist", {"factor": 1}, "ist.factor: input should be less than 1"),

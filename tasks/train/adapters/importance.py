@@ -80,14 +80,14 @@ class _Masked(torch.autograd.Function):
 
 
 class ByImportance(Masking):
-    """Chooses masks after every step by :class:`Important`, at the ``sparsity`` of the step, from the model's own on, until
-    ``rest``; after the last step they are made fast."""
+    """Chooses masks every ``refresh`` steps by :class:`Important`, at the ``sparsity`` of the step, inside the model's own, for
+    the last time at step ``rest``; after the last step they are made fast."""
 
     def __init__(
-        self, linears: Mapping[str, Linear], masks: Masks, sparsity: Callable[[int], float], rest: int, name: str
+        self, linears: Mapping[str, Linear], masks: Masks, sparsity: Callable[[int], float], refresh: int, rest: int, name: str
     ) -> None:
         super().__init__(linears, masks)
-        self.sparsity, self.rest, self.name = sparsity, rest, name
+        self.sparsity, self.refresh, self.rest, self.name = sparsity, refresh, rest, name
         self.chosen: dict[str, torch.Tensor] = {}
 
     def on_start(self, run: Run) -> None:
@@ -101,7 +101,7 @@ class ByImportance(Masking):
             branch.keep.copy_(self._stored(name))
 
     def after_step(self, run: Run) -> None:
-        if run.step <= self.rest:
+        if run.step == self.rest or (run.step < self.rest and run.step % self.refresh == 0):
             self._choose(run)
         if run.step == run.steps:
             for name, keep in ((name, unpack(bits, self.linears[name].shape)) for name, bits in self.chosen.items()):

@@ -18,8 +18,8 @@ import torch
 from tasks.data.batch import Batch
 from tasks.data.tokens import Sampler
 from tasks.formats.seeding import generator_for
-from tasks.models.find.linears import Linear, decoder_blocks
-from tasks.train.branch import place
+from tasks.models.find.linears import Linear
+from tasks.train.branch import by_block, place
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Loss
 
@@ -54,17 +54,15 @@ class TakingTurns(Hook):
         return objective
 
     def on_start(self, run: Run) -> None:
-        prefix, blocks = decoder_blocks(run.engine.module)
-        trained = [name for name, values in run.engine.module.named_parameters() if values.requires_grad]
-        starts = [f"{prefix}.{index}." for index in range(len(blocks))]
-        self.parameters = [[name for name in trained if name.startswith(start)] for start in starts]
-        places = {name: place(linear, self.branches) for name, linear in self.linears.items()}
-        self.layers = [
-            [run.engine.module.get_submodule(path) for name, path in places.items() if name.startswith(start)]
-            for start in starts
+        module = run.engine.module
+        places = [[place(self.linears[name], self.branches) for name in names] for names in by_block(module, self.linears)]
+        self.layers = [[module.get_submodule(path) for path in paths] for paths in places]
+        self.parameters = [
+            [f"{path}.{part}" for path in paths for part, _ in module.get_submodule(path).named_parameters()]
+            for paths in places
         ]
         if not len(self.scores):
-            self.scores = torch.zeros(len(blocks), dtype=torch.float64)
+            self.scores = torch.zeros(len(places), dtype=torch.float64)
         self._take_turns(run)
 
     def after_step(self, run: Run) -> None:

@@ -57,12 +57,22 @@ def support(linear: Linear, stored: torch.Tensor, mask: Mask | None, count: int,
     elif by == "magnitude":
         score = stored.detach().abs().float()
     else:
-        left, sizes, right = torch.linalg.svd(linear.matrix(stored.detach()).float(), full_matrices=False)
-        low = (left[..., :rank] * sizes[..., None, :rank]) @ right[..., :rank, :]
+        low = nearest(linear.matrix(stored.detach()).float(), rank, generator_for(seed, linear.name, "support"))
         score = (stored.detach() - linear.stored(low)).abs().float()
     if mask is not None:
         score = score.masked_fill(~linear.stored(mask.keep), -1.0)
     return highest(score.flatten(), count)
+
+
+def nearest(matrix_OI: torch.Tensor, rank: int, draw: torch.Generator) -> torch.Tensor:
+    """The nearest matrix of that rank, by subspace iteration: a full decomposition of a large matrix takes minutes."""
+    *experts, outputs, inputs = matrix_OI.shape
+    width = min(rank + 8, outputs, inputs)
+    found = torch.linalg.qr(matrix_OI @ torch.randn(*experts, inputs, width, generator=draw))[0]
+    for _ in range(4):
+        found = torch.linalg.qr(matrix_OI @ (matrix_OI.mT @ found))[0]
+    left, sizes, right = torch.linalg.svd(found.mT @ matrix_OI, full_matrices=False)
+    return found @ (left[..., :rank] * sizes[..., None, :rank]) @ right[..., :rank, :]
 
 
 class PrunedOnce(Masking):

@@ -5,7 +5,7 @@ import torch
 
 from tasks.formats.mask import Mask
 from tasks.models.find.linears import Linear
-from tasks.train.adapters.residual import Residual, support
+from tasks.train.adapters.residual import Residual, nearest, support
 from tests.tasks.regimes.gym import UP, enter
 
 
@@ -31,6 +31,14 @@ def test_residuals_lie_where_the_weight_is_farthest_from_low_rank():
     keep = torch.ones(3, 4, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
     dead = Mask.of(keep, "unstructured", 0.25)
     assert 11 not in support(linear, weight, dead, 9, 1, "random", 0).tolist()
+
+
+def test_the_nearest_matrix_of_a_rank_is_that_of_the_full_decomposition():
+    weight = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(1))
+    weight[..., :3] *= 10
+    left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+    full = left[..., :3] * sizes[..., None, :3] @ right[..., :3, :]
+    torch.testing.assert_close(nearest(weight, 3, torch.Generator().manual_seed(0)), full, rtol=1e-3, atol=1e-3)
 
 
 def test_trained_are_the_rank_and_the_residuals_and_nothing_else():

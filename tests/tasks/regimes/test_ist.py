@@ -85,5 +85,5 @@ def test_scores_are_nothing_until_the_first_probe_and_an_important_layer_learns_
 
 def test_it_is_over_methods_that_train_branches():
     assert build("regimes", {"ist": {"over": "pst"}}).masks == "narrowed" and build("regimes", "ist").masks == "held"
-    with pytest.raises(ValueError, match="masked trains no branches in every layer; choose one of dsee, lora, pst"):
+    with pytest.raises(ValueError, match="masked trains no branches in every layer; choose one of dsee, ig_lora, lora, pst"):
         build("regimes", {"ist": {"over": "masked"}})
