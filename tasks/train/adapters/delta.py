@@ -19,7 +19,7 @@ import torch
 
 from tasks.formats.mask import Mask, Masks
 from tasks.formats.seeding import generator_for
-from tasks.formats.selection import keep_highest_overall
+from tasks.formats.selection import keep_highest_overall, quota
 from tasks.models.find.linears import Linear
 from tasks.train.adapters.seeded import SEEDS
 from tasks.train.branch import Tuned, place
@@ -51,6 +51,12 @@ class Delta(Tuned):
     def hear(self, gradient_N: torch.Tensor) -> None:
         told = gradient_N.float() if self.candidates is None else gradient_N[self.candidates].float()
         self.heard = told.clone() if self.heard is None else self.heard.add_(told)
+
+    def told(self, weights: int) -> torch.Tensor:
+        """What was heard in a step, of so many ``weights`` or of the candidates; nothing where no token came by."""
+        count = weights if self.candidates is None else len(self.candidates)
+        heard, self.heard = self.heard, None
+        return torch.zeros(count, device=self.places.device) if heard is None else heard
 
 
 def scattered(stored: torch.Tensor, values_K: torch.Tensor, places_K: torch.Tensor) -> torch.Tensor:
@@ -140,7 +146,7 @@ class Reselection(Masking):
     def after_backward(self, run: Run) -> None:
         for name, branch in self.branches.items():
             if branch.listens:
-                heard, branch.heard = averaged(run, branch.heard), None
+                heard = averaged(run, branch.told(torch.Size(self.linears[name].shape).numel()))
                 if branch.candidates is None:
                     score = heard.abs()
                     if name in self.masks:
@@ -164,9 +170,8 @@ class Reselection(Masking):
     def _choose(self, run: Run, name: str) -> None:
         inside, places_K = f"{place(self.linears[name], self.name)}.values", self.branches[name].places
         order_K = run.engine.read(inside).abs().argsort(stable=True)
-        leaving, entering = exchanged(
-            places_K, order_K, self.candidates[name], self.sums[name].abs(), int(len(places_K) * self.share(run.step))
-        )
+        count = quota(len(places_K), self.share(run.step))
+        leaving, entering = exchanged(places_K, order_K, self.candidates[name], self.sums[name].abs(), count)
         places_K[leaving] = self.candidates[name][entering].int()
         self.places[name] = places_K.cpu().clone()
         new_K = torch.zeros(len(places_K), dtype=torch.bool, device=places_K.device)

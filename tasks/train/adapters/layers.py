@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
-from math import comb, exp
+from math import exp
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from tasks.models.find.linears import Linear
 from tasks.train.branch import by_block, place
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Loss
+
+ATTEMPTS = 20  # draws of layers for probes: of few layers there are fewer sets than probes
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,11 @@ class TakingTurns(Hook):
         run.engine.freeze(still)
 
     def _probe(self, run: Run) -> None:
-        batch, counts = self._batch(run), torch.sigmoid(self.scores)
-        most = min(self.turns.rollouts, comb(len(self.layers), self.number(self.turns.suppressed)))
-        chosen: list[list[int]] = []
-        for attempt in count():
-            layers = self.drawn(counts, self.turns.suppressed, run.step, "probe", attempt)
+        batch, chosen = self._batch(run), []
+        for attempt in range(ATTEMPTS):
+            layers = self.drawn(torch.sigmoid(self.scores), self.turns.suppressed, run.step, "probe", attempt)
             chosen += [layers] if layers not in chosen else []
-            if len(chosen) == most:
+            if len(chosen) == self.turns.rollouts:
                 break
         rewards = [exp(-self._loss_without(run, layers, batch)) for layers in chosen]
         self.learn(chosen, rewards)
