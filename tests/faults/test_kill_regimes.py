@@ -40,20 +40,18 @@ def write_recipe(root: Path, method: str | None = None) -> None:
         (root / f"{task}.jsonl").write_text("\n".join(documents))
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     tasks = {task: {"files": {"paths": [str(root / f"{task}.jsonl")]}} for task in ("first", "second")}
+
+    def steps(count: int) -> dict[str, int]:
+        return {"tokens": count * 16 * 64, "length": 64, "batch": 16}
+
+    trained = [{"pretrain": {"method": {method: METHODS[method]}, **steps(400)}}] if method else [{"pretrain": steps(8)}]
+    for name in RECOVERED if method is None else ():
+        trained.append({"id": name, "from": "pretrain", "recover": {"method": {name: RECOVERED[name]}, **steps(150)}})
     recipe = {
         "name": "killed",
         "model": {"architecture": {"model_type": "llama", "num_key_value_heads": 2, **sizes}},
-        "stages": [
-            {"prepare": {"corpus": {"sequence": tasks}, "tokenizer": {"train": 300}}},
-            {"pretrain": {"method": {method: METHODS[method]}, "tokens": 400 * 16 * 64, "length": 64, "batch": 16}},
-        ],
+        "stages": [{"prepare": {"corpus": {"sequence": tasks}, "tokenizer": {"train": 300}}}, *trained],
     }
-    if method is None:
-        short = {"tokens": 150 * 16 * 64, "length": 64, "batch": 16}
-        recipe["stages"][1:] = [
-            {"pretrain": {"method": "dense", "tokens": 8 * 16 * 64, "length": 64, "batch": 16}},
-            *({"id": name, "from": "pretrain", "recover": {"method": {name: RECOVERED[name]}, **short}} for name in RECOVERED),
-        ]
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
