@@ -131,16 +131,17 @@ ROWS = (
     ("bits_per_parameter", "bits a parameter", "{:.2f}"),
     ("parameters", "parameters", "count"),
     ("live_parameters", "live parameters", "count"),
+    ("trainable_parameters", "trained parameters", "count"),
+    ("training_tokens", "training tokens", "count"),
     ("training_flops", "training FLOPs", "{:.2e}"),
     ("prefill_tokens_per_second", "prefill tok/s", "{:,.0f}"),
     ("decode_tokens_per_second", "decode tok/s", "{:,.0f}"),
     ("seconds", "stage seconds", "{:.1f}"),
+    ("peak_memory_bytes", "peak memory", "bytes"),
 )
 
 
 PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), ("disk_bytes", "bytes"))
-
-
 MOST_COLUMNS = 6
 
 

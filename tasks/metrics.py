@@ -79,6 +79,7 @@ METRICS: dict[str, Metric] = {
     "own_speedup": Metric("1", "higher", "time of the pruned matrices dense over that in the form their pattern allows"),
     "kernel_error": Metric("1", "lower", "largest relative difference of a sparse form's product from the dense one"),
     "training_flops": Metric("FLOP", "lower", "training cost by the SPDF formula"),
+    "trainable_parameters": Metric("1", "lower", "parameters that training may change and keeps moments of"),
     "training_tokens": Metric("token", "neither", "tokens seen in training"),
     "training_loss": Metric("nats/token", "lower", "cross-entropy on the last training batches"),
     "loss": Metric("nats/token", "lower", "cross-entropy on the training batch"),

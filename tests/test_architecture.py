@@ -79,7 +79,7 @@ MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydant
     "transforms": ("tasks.models.build.transform", "tasks.models.build.expanded"),
     "surgeries": ("tasks.models.build", "tasks.models.find.linears", "tasks.models.find.structure", "tasks.methods"),
     "objectives": ("tasks.train", "tasks.methods"),
-    "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation"),
+    "regimes": ("tasks.train", "tasks.methods", "tasks.models.allocation", "tasks.models.build"),
     "evaluators": ("tasks.evaluators", "tasks.data", "tasks.harness", "tasks.models", "numpy"),
 }
 CONTRACTS = (  # what a contributor implements: typed to the end, so that an editor completes it and the checker checks it

@@ -21,7 +21,7 @@ from torch import nn
 
 from cluster.deepspeed.rank import join
 from cluster.deepspeed.zero import LAYOUTS, configuration, initialize, quiet
-from tasks.train.engine import Shard, moments_of
+from tasks.train.engine import NONE, Shard, moments_of
 
 
 class DeepSpeedEngine:
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         return keep.flatten()[shard.start : shard.start + shard.numel].to(torch.uint8)
 
     @torch.no_grad()
-    def restart(self, name: str, grown: torch.Tensor) -> None:
+    def restart(self, name: str, grown: torch.Tensor, moments: Mapping[str, torch.Tensor] = NONE) -> None:
         grown = grown.to(self.device, torch.bool)
         if name not in self._shards:
             with self._frozen(name) as whole:
@@ -182,16 +182,17 @@ class DeepSpeedEngine:
                 self._exact[name].masked_fill_(grown.cpu(), 0)
             return
         shard, grown = self._shards[name], grown.flatten()
-        piece = grown[shard.start : shard.start + shard.numel]
+        own = slice(shard.start, shard.start + shard.numel)
         for values in (shard.master, *shard.moments.values(), *shard.copies):
-            values.masked_fill_(piece, 0)
+            values.masked_fill_(grown[own], 0)
+        for moment, values in moments.items():
+            shard.moments[moment][grown[own]] = values.to(self.device).flatten()[own][grown[own]]
         if (whole := self._whole(name)) is not None:
             whole.masked_fill_(grown, 0)
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         for index, (name, shard) in enumerate(self._shards.items()):
-            replicated = self._stage == 0
-            if shard.numel and (not replicated or index % self.ranks == self.rank):
+            if shard.numel and (self._stage > 0 or index % self.ranks == self.rank):  # at stage 0 every rank has all
                 yield name, shard
 
     @torch.no_grad()

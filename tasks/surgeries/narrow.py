@@ -55,7 +55,9 @@ class Narrow(Surgery):
                 side = {("Linear", 0): "out_features", ("Linear", 1): "in_features", ("Conv1D", 0): "nf", ("Conv1D", 1): "nx"}
                 setattr(module, side[type(module).__name__, axis], width)
 
-    def undo(self, model: PreTrainedModel, before: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
+    def undo(
+        self, model: PreTrainedModel, before: PreTrainedModel, read: Callable[[str], Tensor]
+    ) -> dict[str, Callable[[Tensor], Tensor | None]]:
         """Fill up with channels of zeros, which masks count as dead."""
         from tasks.models.find.linears import find_linears
         from tasks.models.find.structure import channel_axes, feed_forwards

@@ -16,13 +16,31 @@ from torch import nn
 
 from tasks.formats.mask import Mask
 from tasks.formats.seeding import generator_for
-from tasks.models.find.linears import Branch, Linear
+from tasks.models.find.linears import Branch, Linear, decoder_blocks
 from tasks.train.effective import substitute
 from tasks.train.engine import Engine
 
 
-class LowRank(Branch):
+class Tuned(Branch):
+    """Root of the branches that change a weight. ``parts`` are the parameters that :meth:`onto` takes, in its order; with those
+    in ``empty`` at zero the weight is as it was. What is added counts for ``share`` of itself: 1, but where it is probed."""
+
+    parts: tuple[str, ...]
+    empty: tuple[str, ...]
+    share = 1.0
+
+    def forward(self, stored: torch.Tensor) -> torch.Tensor:
+        return self.onto(stored, *(self.get_parameter(part) for part in self.parts))
+
+    def onto(self, stored: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class LowRank(Tuned):
     """Adds ``scale`` * up @ down to the weight, inside its mask. It starts at nothing: ``up`` is zero."""
+
+    parts: tuple[str, ...] = ("up", "down")
+    empty: tuple[str, ...] = ("up",)
 
     def __init__(self, linear: Linear, rank: int, scale: float, seed: int, mask: Mask | None) -> None:
         super().__init__()
@@ -33,11 +51,9 @@ class LowRank(Branch):
         self.down, self.up = nn.Parameter(down_RI), nn.Parameter(torch.zeros(*experts, outputs, rank))
         self.register_buffer("keep", None if mask is None else linear.stored(mask.keep), persistent=False)
 
-    def forward(self, stored: torch.Tensor) -> torch.Tensor:
-        return self.onto(stored, self.up, self.down)
-
-    def onto(self, stored: torch.Tensor, up_OR: torch.Tensor, down_RI: torch.Tensor) -> torch.Tensor:
-        added = self.linear.stored(self.scale * up_OR @ down_RI)
+    def onto(self, stored: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        up_OR, down_RI = parts
+        added = self.linear.stored(self.share * self.scale * up_OR @ down_RI)
         return stored + (added if self.keep is None else added * self.keep)
 
 
@@ -45,6 +61,13 @@ def place(linear: Linear, branch: str) -> str:
     """The name of a linear's branch: a child of the module that owns its weight."""
     path, _, key = linear.name.rpartition(".")
     return f"{path}.{branch}" if key == "weight" else f"{path}.{branch}_{key}"
+
+
+def by_block(model: nn.Module, linears: Mapping[str, Linear]) -> list[list[str]]:
+    """The names of the linears of each decoder block, in order."""
+    prefix, blocks = decoder_blocks(model)
+    starts = [f"{prefix}.{index}." for index in range(len(blocks))]
+    return [[name for name in linears if name.startswith(start)] for start in starts]
 
 
 def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears: Mapping[str, Linear]) -> None:
@@ -57,11 +80,13 @@ def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears:
 
 
 def merge(engine: Engine, name: str, linears: Mapping[str, Linear]) -> None:
-    """Write into each weight what its low-rank branch adds, and empty the branch: the model computes what it did. A
-    collective."""
+    """Write into each weight what its branch, where it has one, makes of it, and empty the branch: the model computes what it
+    did. A collective."""
+    modules = dict(engine.module.named_modules())
     for linear in linears.values():
-        inside = place(linear, name)
-        branch = engine.module.get_submodule(inside)
-        up, down = engine.read(f"{inside}.up"), engine.read(f"{inside}.down")
-        engine.write(linear.name, branch.onto(engine.read(linear.name), up, down))
-        engine.write(f"{inside}.up", torch.zeros_like(up))
+        if (branch := modules.get(inside := place(linear, name))) is None:
+            continue
+        parts = [engine.read(f"{inside}.{part}") for part in branch.parts]
+        engine.write(linear.name, branch.onto(engine.read(linear.name), *parts))
+        for part in branch.empty:
+            engine.write(f"{inside}.{part}", torch.zeros_like(parts[branch.parts.index(part)]))

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+NONE: Mapping[str, torch.Tensor] = {}
 
 
 @dataclass
@@ -92,8 +93,8 @@ class Engine(Protocol):
     def focus(self, name: str, keep: torch.Tensor | None) -> None:
         """From now on only gradients where ``keep`` is True count, for the norm too; None is all of them again."""
 
-    def restart(self, name: str, grown: torch.Tensor) -> None:
-        """Weights where ``grown`` is True start at zero with zero moments, where they have any."""
+    def restart(self, name: str, grown: torch.Tensor, moments: Mapping[str, torch.Tensor] = NONE) -> None:
+        """Weights where ``grown`` is True start at zero, with zero moments or those that are given of all weights."""
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         """This rank's shards; those of all ranks together cover every trainable parameter exactly once."""
@@ -220,10 +221,12 @@ class TorchEngine:
             self._focused[name] = keep.to(self.device, torch.uint8)
 
     @torch.no_grad()
-    def restart(self, name: str, grown: torch.Tensor) -> None:
+    def restart(self, name: str, grown: torch.Tensor, moments: Mapping[str, torch.Tensor] = NONE) -> None:
         parameter, grown = self._parameters[name], grown.to(self.device, torch.bool)
         for values in (parameter, *self._moments(name).values()):
             values.masked_fill_(grown, 0)
+        for moment, values in moments.items():
+            self._moments(name)[moment][grown] = values.to(self.device)[grown]
 
     def shards(self) -> Iterator[tuple[str, Shard]]:
         for name, parameter in self._trained.items():

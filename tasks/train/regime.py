@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tasks.formats.mask import Mask, Masks
+    from tasks.models.build.surgery import Surgery
     from tasks.models.find.linears import Linear
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
@@ -52,6 +53,7 @@ class Regime(Method):
     needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
     masks: ClassVar[Outcome] = "held"
     freezes: ClassVar[bool] = False  # leaves the model's own weights as they are until the end
+    branches: ClassVar[bool] = False  # all it trains are branches (tasks/train/branch.py) by its name, one in every matrix
     objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 
     def total_steps(self, dense_steps: int) -> int:
@@ -79,6 +81,13 @@ class Regime(Method):
     def check_linear(self, linear: Linear) -> None:
         """Raise ValueError where the regime cannot treat a matrix."""
         self.check_width(linear.shape[-1])
+
+    def check_linears(self, linears: Collection[Linear]) -> None:
+        """Raise ValueError where the regime cannot treat all matrices of a model together."""
+
+    def surgery(self) -> Surgery | None:
+        """A change of the model's modules that comes before all else and stays: the model that comes out has it."""
+        return None
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         """Shape the model before an engine takes it: freeze parameters, put branches inside linears. No parameter may get

@@ -116,6 +116,8 @@ class TrainStage(ModelStage):
         super().check_parties(parties)
         if self.needs_teacher() and parties.model and parties.teacher:
             self.minimised.check_models(parties.model, parties.teacher)
+        if parties.model:
+            self.method.check_linears(parties.model.linears.values())
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):
@@ -142,8 +144,10 @@ class TrainStage(ModelStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
+        from tasks.models.build.building import operate
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
+        from tasks.train.bill import bill
         from tasks.train.ready import ready
 
         execution = context.execution
@@ -155,10 +159,13 @@ class TrainStage(ModelStage):
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         ready(model, execution)
+        if surgery := self.method.surgery():
+            operate(model, surgery)
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         hooks = self.method.hooks(setting)
         assert context.make_engine is not None, "a training stage is given an engine"
         engine = context.make_engine(
@@ -170,16 +177,8 @@ class TrainStage(ModelStage):
         totals = self._fit(context, engine, hooks, setting)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
-        seen = setting.steps * self.batch * self.length
-        teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
-        return {
-            "prunable_parameters": shape.prunable,
-            "training_tokens": seen,
-            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / setting.steps) + teacher,
-            "average_parameters": shape.prunable * totals.density_steps / setting.steps,
-            "training_loss": totals.last["loss"],
-            **{name: value for hook in hooks for name, value in hook.results().items()},
-        }
+        tokens = self.batch * self.length
+        return bill(shape, trainable, setting.steps, tokens, self.length, totals, hooks, self.needs_teacher())
 
     def _micro_batch(self, context: Context) -> int:
         """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
@@ -242,7 +241,7 @@ class TrainStage(ModelStage):
         for name in names:
             weight = engine.read(name)
             if origin:
-                weights[name] = weight.to("cpu", origin.dtypes[name])
+                weights[name] = weight.to("cpu", origin.dtype(name))
         if origin:
             tokenizer = context.inputs["data"] / "tokenizer"
             own = origin.directory and same_tokens(origin.directory, tokenizer)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tasks.data.tokens import Sampler
-from tasks.methods import build, names
+from tasks.models.build.building import operate
 from tasks.models.files.checkpoint import load_model
 from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
@@ -25,7 +25,7 @@ from tasks.train.masking import Masking
 from tasks.train.regime import Setting
 from tasks.train.schedule import LearningRate
 from tests.cluster.deepspeed.test_engine import ranks
-from tests.contracts.test_regimes import QUICK
+from tests.contracts.test_regimes import CASES, regime_of
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
@@ -42,8 +42,10 @@ def train(
     name: str, build_engine, directory: Path, micro_batch: int | None, logits_bytes: int | None = None
 ) -> tuple[list[float], list[Hook]]:
     """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model and optimizer."""
-    regime = build("regimes", {name: {**QUICK.get(name, {}), **EXACT.get(name, {})}})
-    model, steps = zoo.in_double(zoo.model("llama", layers=1)), min(24, regime.total_steps(STEPS))
+    regime, model = regime_of(name, **EXACT.get(name, {})), zoo.model("llama", layers=1)
+    if surgery := regime.surgery():
+        operate(model, surgery)
+    model, steps = zoo.in_double(model), min(24, regime.total_steps(STEPS))
     setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
     regime.setup(model, setting)
     hooks, goal, losses = regime.hooks(setting), regime.objective(), []
@@ -75,8 +77,8 @@ def test_two_ranks_under_zero_3_train_what_one_process_trains_whatever_the_regim
     data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(16 * 40))
     data_zoo.write_sequence(tmp_path / "sequence", length=16)
     zoo.save("llama", tmp_path / "teacher", layers=1)
-    outputs = ranks(RANKS, str(tmp_path), *names("regimes"), environment={}, module="tests.cluster.test_regimes")
-    assert all(output.splitlines()[-1] == f"checked {len(names('regimes'))}" for output in outputs)
+    outputs = ranks(RANKS, str(tmp_path), *CASES, environment={}, module="tests.cluster.test_regimes")
+    assert all(output.splitlines()[-1] == f"checked {len(CASES)}" for output in outputs)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tasks.data.tokens import Sampler
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import parse_pattern
 from tasks.methods import build, dump, names
-from tasks.models.files.checkpoint import load_model
+from tasks.models.build.building import operate
+from tasks.models.files.checkpoint import load_model, save_model
 from tasks.models.files.promises import require_subset
 from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
@@ -32,9 +34,22 @@ QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | 
     "sdgf_geometric": {"pattern": "1:2"},
     "fst": {"refresh": 2, "dense": 0},
     "sparcl": {"refresh": 2, "buffer": 4, "probes": 4, "interval": 0.3, "budget": "tokens"},
+    "ast+slorb": {"slorb": 8, "refresh": 2},
+    "spiel": {"density": 0.05, "interval": 4, "gathered": 2},
+    "dsee": {"residuals": 8},
+    "ist": {"interval": 2},
+    "ist+pst": {"over": "pst", "interval": 2},
+    "ig_lora": {"rank": 4},
+    "ist+dsee": {"over": {"dsee": {"residuals": 8}}, "interval": 2},
 }
 OTHER_DATA = ("sparcl",)  # they see the corpus in an order of their own
-regimes = pytest.mark.parametrize("name", names("regimes"))
+CASES = sorted({*names("regimes"), *QUICK})  # NAME+WHAT is a regime with something that it does not have by default
+FREEZING = [name for name in CASES if build("regimes", name.partition("+")[0]).freezes]
+regimes = pytest.mark.parametrize("name", CASES)
+
+
+def regime_of(name: str, **fields):
+    return build("regimes", {name.partition("+")[0]: {**QUICK.get(name, {}), **fields}})
 
 
 class Crash(Exception):
@@ -86,8 +101,9 @@ def train(tmp_path):
     teacher = zoo.save("llama", tmp_path / "teacher", layers=1)
 
     def run(name, masks=None, crash=None, attempt=None, micro_batch=None, recompute=False, **fields):
-        regime = build("regimes", {name: {**QUICK.get(name, {}), **fields}})
-        model = zoo.model("llama", layers=1)
+        regime, model = regime_of(name, **fields), zoo.model("llama", layers=1)
+        if surgery := regime.surgery():
+            operate(model, surgery)
         for linear, mask in (masks or {}).items():
             model.get_parameter(linear).data.mul_(mask.keep)
         steps = regime.total_steps(DENSE_STEPS)
@@ -98,6 +114,7 @@ def train(tmp_path):
         regime.setup(model, setting)
         hooks, goal = regime.hooks(setting), regime.objective()
         watch = Watch(hooks, crash)
+        watch.model = model
         engine = TorchEngine(model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0)
         checkpoints = None if attempt is None else Checkpoints(tmp_path / "checkpoints", 0.0, attempt, probe=1)
         drawn, objective = sampler, goal.bind(load_model(teacher).eval() if goal.needs_teacher() else None)
@@ -105,6 +122,7 @@ def train(tmp_path):
             drawn, objective = hook.sampler(drawn), hook.objective(objective)
         rate = LearningRate(1e-2, steps)
         fit(engine, drawn, objective, [*hooks, watch], steps, rate, checkpoints=checkpoints, micro_batch=micro_batch)
+        watch.said = model.eval()(zoo.batches()[0], use_cache=False).logits.detach()
         regime.finish(engine, setting)
         return {parameter: engine.read(parameter) for parameter in own}, watch
 
@@ -126,7 +144,7 @@ def test_masks_that_are_to_be_kept_are_kept(name, train):
     """Where a regime says so, nothing that was dead before training lives after it, and no mask is lost."""
     masks = incoming()
     weights, watch = train(name, masks)
-    if not build("regimes", name).keeps_masks:
+    if not regime_of(name).keeps_masks:
         assert any(weights[linear][~mask.keep].any() for linear, mask in masks.items())
         return
     require_subset(watch.masks[-1], masks)
@@ -147,7 +165,7 @@ def of_every_pattern() -> dict[str, Mask]:
 
 @regimes
 def test_masks_of_every_pattern_keep_their_promise_to_the_end_or_are_refused_before_the_first_step(name, train):
-    masks, regime, refused = of_every_pattern(), build("regimes", name), set()
+    masks, regime, refused = of_every_pattern(), regime_of(name), set()
     for linear, mask in masks.items():
         try:
             regime.check_masks(mask.pattern)
@@ -161,7 +179,7 @@ def test_masks_of_every_pattern_keep_their_promise_to_the_end_or_are_refused_bef
 @regimes
 def test_what_a_regime_says_of_masks_is_what_comes_of_them(name, train):
     """A plan tells by it whether models have one mask."""
-    regime, came = build("regimes", {name: QUICK.get(name, {})}), incoming()
+    regime, came = regime_of(name), incoming()
     left, made = train(name, came)[1].masks[-1], train(name)[1].masks[-1]
     same_masks = left.keys() == came.keys() and all(torch.equal(left[linear].keep, came[linear].keep) for linear in came)
     said = {"held": same_masks and not made, "dropped": not left and not made, "moved": not same_masks and bool(made)}
@@ -172,7 +190,7 @@ def test_what_a_regime_says_of_masks_is_what_comes_of_them(name, train):
 @regimes
 def test_a_run_that_crashed_at_half_equals_the_undisturbed_one(name, train):
     masks = incoming()
-    half = build("regimes", {name: QUICK.get(name, {})}).total_steps(DENSE_STEPS) // 2
+    half = regime_of(name).total_steps(DENSE_STEPS) // 2
     whole, watch = train(name, masks)
     with pytest.raises(Crash):
         train(name, masks, crash=half, attempt=0)
@@ -187,12 +205,12 @@ def test_the_model_keeps_its_parameters_and_linears_by_name_and_a_branch_adds_no
     model = zoo.model("llama", layers=1)
     names, linears = dict(model.named_parameters()), find_linears(model)
     sequence = data_zoo.write_sequence(tmp_path, length=16)
-    build("regimes", name).setup(model, Setting(linears, incoming(), DENSE_STEPS, DENSE_STEPS, data=sequence))
+    regime_of(name).setup(model, Setting(linears, incoming(), DENSE_STEPS, DENSE_STEPS, data=sequence))
     after = dict(model.named_parameters())
     assert all(after[parameter] is value for parameter, value in names.items()) and find_linears(model) == linears
 
 
-@pytest.mark.parametrize("name", ["dense", "sr_ste", "s_ste", "lora", "masked"])
+@pytest.mark.parametrize("name", ["dense", "sr_ste", "s_ste", "lora", "masked", "ast+slorb", "spiel", "pst", "ist"])
 def test_layers_that_run_again_in_the_backward_pass_give_the_same_gradients_bit_for_bit(name, train):
     (weights, kept), (again, made_again) = train(name), train(name, recompute=True)
     assert same(weights, again) and all(map(same, kept.gradients, made_again.gradients))
@@ -209,10 +227,31 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(name, train):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in names("regimes") if "sparsity" in type(build("regimes", name)).model_fields and name not in OTHER_DATA],
+    [
+        name
+        for name in names("regimes")
+        if "sparsity" in type(build("regimes", name)).model_fields and name not in (*OTHER_DATA, *FREEZING)
+    ],
 )
 def test_no_sparsity_is_dense_training_bit_for_bit(name, train):
     assert same(train(name, sparsity=0)[0], train("dense")[0])
+
+
+@pytest.mark.parametrize("name", FREEZING)
+def test_what_branches_learned_is_what_plain_transformers_computes_inside_the_masks(name, train, tmp_path):
+    masks = incoming()
+    weights, watch = train(name, masks)
+    save_model(weights, watch.model.config, tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert plain.state_dict().keys() == zoo.model("llama", layers=1).state_dict().keys()
+    said = plain.eval()(zoo.batches()[0], use_cache=False).logits.detach()
+    torch.testing.assert_close(said, watch.said, rtol=1e-4, atol=1e-4)
+    untrained = {name: value for name, value in zoo.model("llama", layers=1).named_parameters() if name not in masks}
+    assert same({name: weights[name] for name in untrained}, untrained)
+    assert any(
+        not torch.equal(weights[name], zoo.model("llama", layers=1).get_parameter(name) * mask.keep)
+        for name, mask in masks.items()
+    )
 
 
 def test_masked_training_without_masks_and_teacher_is_dense_training_bit_for_bit(train):
@@ -229,13 +268,13 @@ def test_gradual_masks_are_nested(train):
 
 @regimes
 def test_a_run_has_at_least_one_step_and_no_fewer_than_its_budget(name):
-    assert build("regimes", name).total_steps(1) >= 1 and build("regimes", name).total_steps(1_000) >= 1_000
+    assert regime_of(name).total_steps(1) >= 1 and regime_of(name).total_steps(1_000) >= 1_000
 
 
 @regimes
 def test_the_name_is_in_the_dump_and_the_paper_is_named(name):
-    method = build("regimes", name)
-    assert dump(method).keys() == {name} and build("regimes", dump(method)) == method and method.paper
+    method = regime_of(name)
+    assert dump(method).keys() == {method.name} and build("regimes", dump(method)) == method and method.paper
 
 
 @pytest.mark.parametrize("shelf", ["regimes", "evaluators"])

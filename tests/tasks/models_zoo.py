@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tasks.models.build.sums import Sums
 from tasks.models.files.checkpoint import save_model
 from tests.zoo.architectures import VOCABULARY, config
 
@@ -42,10 +43,16 @@ class _Norm(LlamaRMSNorm):
         return self.weight.double() * (value * torch.rsqrt(square + self.variance_epsilon))
 
 
+class _Sums(Sums):
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        sums = value.double().unflatten(-1, (-1, self.group)).sum(-1)
+        return functional.linear(sums, self.weight.double())
+
+
 def in_double(llama: PreTrainedModel) -> PreTrainedModel:
     """The same model with float32 weights and gradients, and all between them in float64: the order of a sum, and with it
     the processor, decides no bit of what is stored."""
-    kinds = {nn.Linear: _Linear, nn.Embedding: _Embedding, LlamaRMSNorm: _Norm}
+    kinds = {nn.Linear: _Linear, nn.Embedding: _Embedding, LlamaRMSNorm: _Norm, Sums: _Sums}
     for module in llama.modules():
         module.__class__ = kinds.get(type(module), type(module))
     return llama

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from tasks.models.find.linears import Linear
+
 FIELD = "surgeries"
 
 
@@ -27,6 +29,9 @@ class Surgery(Method):
     undone: ClassVar[str] = ""
     unpacked: ClassVar[str] = ""
 
+    def check_linear(self, linear: Linear) -> None:
+        """Raise ValueError where it cannot change a matrix that it would change."""
+
     def apply(self, model: PreTrainedModel) -> None:
         """Change the modules of a model that has all surgeries before this one, and never its config.
 
@@ -36,9 +41,12 @@ class Surgery(Method):
         """
         raise NotImplementedError
 
-    def undo(self, model: PreTrainedModel, before: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
+    def undo(
+        self, model: PreTrainedModel, before: PreTrainedModel, read: Callable[[str], Tensor]
+    ) -> dict[str, Callable[[Tensor], Tensor | None]]:
         """What makes stored tensors of ``model``, by name, those of the model without this surgery, so that both compute the
-        same. Both models are on the meta device. Masks are changed likewise."""
+        same; None where it has no such tensor. Both models are on the meta device, and ``read`` gives another stored tensor.
+        Masks are changed likewise."""
         raise NotImplementedError
 
 

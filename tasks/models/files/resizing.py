@@ -18,12 +18,12 @@ from tasks.formats.mask import Mask, Masks, load_masks, save_masks
 from tasks.methods import build, dump
 from tasks.models.build.surgery import FIELD, surgeries_of
 from tasks.models.files.checkpoint import skeleton, skeleton_of
-from tasks.models.files.layout import MASKS, copy_companions
+from tasks.models.files.layout import MASKS, SINGLE, copy_companions
 from tasks.models.files.shards import TensorFiles, write_index
 from tasks.models.find.linears import Linear, find_linears
 from tasks.models.find.structure import channel_axes, feed_forwards
 
-Changes = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+Changes = Mapping[str, Callable[[torch.Tensor], torch.Tensor | None]]
 
 
 def shrink(directory: Path, output: Path) -> list[int]:
@@ -50,11 +50,11 @@ def undo_last(directory: Path, output: Path) -> None:
     *earlier, last = surgeries_of(config)
     listed = {FIELD: [dump(surgery) for surgery in earlier]} if earlier else {}
     _begin(directory, {name: value for name, value in config.items() if name != FIELD} | listed, output)
-    model = skeleton(directory)
-    changes = last.undo(model, skeleton_of(AutoConfig.from_pretrained(output)))
-    _rewrite(TensorFiles(directory), changes, output)
-    if masks := load_masks(directory / MASKS):
-        save_masks(_changed(masks, changes, find_linears(model)), output / MASKS)
+    model, files = skeleton(directory), TensorFiles(directory)
+    changes = last.undo(model, skeleton_of(AutoConfig.from_pretrained(output)), lambda name: files.read([name])[name])
+    _rewrite(files, changes, output)
+    if masks := _changed(load_masks(directory / MASKS), changes, find_linears(model)):
+        save_masks(masks, output / MASKS)
 
 
 def _begin(directory: Path, config: dict[str, Any], output: Path) -> None:
@@ -66,19 +66,23 @@ def _begin(directory: Path, config: dict[str, Any], output: Path) -> None:
 def _changed(masks: Masks, changes: Changes, linears: Mapping[str, Linear]) -> dict[str, Mask]:
     found = dict(masks)
     for name in masks.keys() & changes.keys():
-        keep = linears[name].matrix(changes[name](linears[name].stored(masks[name].keep)))
-        found[name] = Mask.of(keep, masks[name].pattern, masks[name].sparsity)
+        mask = found.pop(name)
+        if (keep := changes[name](linears[name].stored(mask.keep))) is not None:
+            found[name] = Mask.of(linears[name].matrix(keep), mask.pattern, mask.sparsity)
     return found
 
 
 def _rewrite(files: TensorFiles, changes: Changes, output: Path) -> None:
     from safetensors.torch import save_file
 
-    total = 0
+    total, places = 0, {}
     for path in files.files():
         state = files.read([name for name, place in files.places.items() if place.file == path])
         for name in state.keys() & changes.keys():
-            state[name] = changes[name](state[name]).contiguous()
+            if (changed := changes[name](state.pop(name))) is not None:
+                state[name] = changed.contiguous()
         save_file(state, output / path.name, {"format": "pt"})
+        places |= dict.fromkeys(state, path.name)
         total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    write_index({name: place.file.name for name, place in files.places.items()}, total, output)
+    if set(places.values()) != {SINGLE}:  # a loader takes one or the other
+        write_index(places, total, output)

@@ -6,6 +6,7 @@ what it stores beside the architecture. One that began at random gets what trans
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from tasks.formats.mask import Masks, save_masks
+from tasks.models.build.surgery import FIELD, surgeries_of
 from tasks.models.files.checkpoint import save_config, save_weights, skeleton, skeleton_of
 from tasks.models.files.layout import MASKS, copy_companions, tokenizer_files
 from tasks.models.files.names import hub_names, own_names, usual_names, write_names
 from tasks.models.files.shards import as_stored
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Origin:
         kept = files.read(name for name in files if name not in parameters and name not in tied)
         return cls(directory, dtypes, kept, hub_names(directory))
 
+    def dtype(self, parameter: str) -> torch.dtype:
+        """What a parameter is stored in; one that a surgery added since, in that of the first."""
+        return self.dtypes.get(parameter, next(iter(self.dtypes.values())))
+
     def write(
         self, weights: Mapping[str, torch.Tensor], model: PreTrainedModel, masks: Masks, tokenizer: Path | None, output: Path
     ) -> None:
@@ -59,7 +65,15 @@ class Origin:
             save_config(model.config, output)
         else:
             copy_companions(self.directory, output, tokenizer_files(self.directory) if tokenizer else ())
+            _write_surgeries(model.config, output / "config.json")
         if tokenizer:
             copy_companions(tokenizer, output)
         if masks:
             save_masks(masks, output / MASKS)
+
+
+def _write_surgeries(config: PretrainedConfig, path: Path) -> None:
+    """Into a config file that is its source's own: what was done to the model since."""
+    written = json.loads(path.read_text())
+    if surgeries_of(config) != surgeries_of(written):
+        path.write_text(json.dumps({**written, FIELD: getattr(config, FIELD)}, indent=2))

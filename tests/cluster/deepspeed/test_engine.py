@@ -221,6 +221,13 @@ def check_momentum(stage: int, precision: str) -> None:
     assert engine.curve == [approx(row, rel=3e-6 if precision == "fp32" else 2e-2) for row in reference.curve]
     assert not engine.read(UP)[~keeps(0)[UP]].any()
     assert {name.partition("/")[0] for name in state(engine)} <= {"master", "momentum_buffer"}
+    grown, seed = keeps(0)[UP] & keeps(CHANGE)[UP], torch.linspace(-1, 1, 192 * 32).view(192, 32)
+    for each in engines:
+        each.restart(UP, grown, {"momentum_buffer": seed})
+        backward(each, 4), each.step(1e-2)
+    tolerance = 1e-5 if precision == "fp32" else 1e-2
+    torch.testing.assert_close(engine.read(UP), reference.read(UP), rtol=0, atol=tolerance)
+    assert (engine.read(UP)[grown] + 9e-3 * seed[grown]).abs().mean() < 1e-3  # the update is mostly what was told
 
 
 class Momentum(torch.optim.SGD):

@@ -8,9 +8,10 @@ import torch
 
 from tasks.data.batch import Batch
 from tasks.methods import build
+from tasks.models.build.building import operate
 from tasks.models.find.linears import find_linears
 from tasks.objectives.cross_entropy import CrossEntropy
-from tasks.train.engine import TorchEngine, adamw
+from tasks.train.engine import TorchEngine
 from tasks.train.hook import Run
 from tasks.train.regime import Regime, Setting
 from tests.tasks import models_zoo as zoo
@@ -26,6 +27,7 @@ class Gym:
     regime: Regime
     run: Run
     hooks: list
+    setting: Setting
 
     @property
     def hook(self):
@@ -58,6 +60,12 @@ class Gym:
             self.step()
         return self
 
+    def finish(self) -> None:
+        self.regime.finish(self.engine, self.setting)
+
+    def logits(self) -> torch.Tensor:
+        return self.engine.module(zoo.batches()[0], use_cache=False).logits.detach()
+
     def live(self) -> dict[str, int]:
         return {name: mask.live for name, mask in self.hook.masks.items()}
 
@@ -66,8 +74,25 @@ def enter(name: str, steps: int = 12, masks=None, architecture: str = "llama", s
     """A regime over a fresh tiny model (hidden 32, feed-forward 48), its hooks started."""
     regime = build("regimes", {name: fields})
     model = zoo.model(architecture, layers=1, **(sizes or {}))
+    for linear, mask in (masks or {}).items():
+        model.get_parameter(linear).data.mul_(mask.keep)
+    if surgery := regime.surgery():
+        operate(model, surgery)
     setting = Setting(find_linears(model), masks or {}, steps, steps, seed=seed)
-    run, hooks = Run(TorchEngine(model, adamw(model), 1.0), steps), regime.hooks(setting)
-    for hook in hooks:
+    regime.setup(model, setting)
+    run = Run(TorchEngine(model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0), steps)
+    gym = Gym(regime, run, regime.hooks(setting), setting)
+    for hook in gym.hooks:
+        hook.sampler(Repeated())
+        hook.objective(CrossEntropy().bind())
         hook.on_start(run)
-    return Gym(regime, run, hooks)
+    return gym
+
+
+class Repeated:
+    """Draws the one batch that :meth:`Gym.step` trains on."""
+
+    batch = len(zoo.batches()[0])
+
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        return Batch(zoo.batches()[0])

@@ -6,6 +6,9 @@ import torch
 from tasks.formats.mask import pack, unpack
 from tasks.formats.pattern import NM
 from tasks.methods import build
+from tasks.models.accounting import shape_of
+from tasks.models.build.sums import place_of, spread
+from tests.tasks import models_zoo as zoo
 from tests.tasks.regimes.gym import UP, enter
 
 
@@ -56,3 +59,36 @@ def test_it_learns_from_the_dense_model_unless_told_otherwise():
     assert build("regimes", {"ast": {"kl": 0}}).objective().name == "cross_entropy"
     with pytest.raises(ValueError, match="ce and kl are both 0"):
         build("regimes", {"ast": {"kl": 0, "ce": 0}})
+
+
+def test_a_branch_begins_as_the_mean_of_what_the_mask_takes():
+    gym = enter("ast", steps=6, slorb=4)
+    weight = gym.weight(UP)
+    lost = weight * ~keep_of(weight)
+    branch = gym.weight(place_of(gym.setting.linears[UP]))
+    assert torch.equal(branch, lost.view(48, 8, 4).mean(-1))
+    # the branch is 4 inputs' sum times that mean: what is computed differs from the masked product by it alone
+    value, layer = torch.randn(3, 32), gym.engine.module.get_submodule(UP.removesuffix(".weight"))
+    expected = value @ (weight * keep_of(weight)).T + value.view(3, 8, 4).sum(-1) @ branch.T
+    torch.testing.assert_close(layer(value), expected)
+    assert (weight - weight * keep_of(weight) - spread(branch, 4)).norm() < lost.norm()
+
+
+def test_its_mask_is_exact_and_the_branch_trains_and_is_no_prunable_matrix():
+    gym = enter("ast", steps=6, slorb=16, location="ffn")
+    assert not any("self_attn" in name for name, _ in gym.engine.module.named_parameters() if "slorb" in name)
+    name = place_of(gym.setting.linears[UP])
+    before = gym.weight(name).clone()
+    gym.train(6)
+    assert ((gym.weight(UP) != 0).view(-1, 4).sum(1) == 2).all() and not torch.equal(gym.weight(name), before)
+    assert name not in gym.setting.linears
+    dense, branched = shape_of(zoo.model("llama", layers=1)), shape_of(gym.engine.module)
+    assert branched.prunable == dense.prunable and branched.unpruned == branched.parameters - dense.parameters
+    assert branched.unpruned == 48 * 2 + 48 * 2 + 32 * 3  # up and gate of 32 inputs, down of 48
+    assert branched.forward_flops(8) - dense.forward_flops(8) == 2 * branched.unpruned
+
+
+def test_without_a_branch_the_field_is_in_no_key():
+    assert "slorb" not in build("regimes", "ast").model_dump() and build("regimes", "ast").surgery() is None
+    with pytest.raises(ValueError, match=r"slorb begins with the first mask, .* leave dense 0.1 out"):
+        build("regimes", {"ast": {"slorb": 16, "dense": 0.1}})

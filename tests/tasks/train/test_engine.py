@@ -107,6 +107,15 @@ def test_restart_forgets_values_and_moments_of_the_chosen_weights_only():
     assert torch.equal(moments(engine, WEIGHT)["exp_avg"], speed.masked_fill(grown.flatten(), 0))
 
 
+def test_restart_gives_the_chosen_weights_the_moments_that_it_is_told():
+    engine, grown = engine_of(network()), half((16, 8))
+    train(engine, range(3))
+    before = {name: values.clone() for name, values in moments(engine, WEIGHT).items()}
+    engine.restart(WEIGHT, grown, {"exp_avg": torch.full((16, 8), 7.0)})
+    assert torch.equal(moments(engine, WEIGHT)["exp_avg"], before["exp_avg"].masked_fill(grown.flatten(), 7))
+    assert torch.equal(moments(engine, WEIGHT)["exp_avg_sq"], before["exp_avg_sq"].masked_fill(grown.flatten(), 0))
+
+
 def test_released_weights_grow_again():
     engine, keep = engine_of(network()), half((16, 8))
     engine.hold(WEIGHT, keep)
