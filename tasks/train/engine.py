@@ -46,6 +46,10 @@ class Answer(Protocol):
     def hidden_states(self) -> Sequence[torch.Tensor]:
         """What entered the first block and left each, [B, T, D]; only where they were asked for."""
 
+    @property
+    def attentions(self) -> Sequence[torch.Tensor]:
+        """What each head of each block looks at, [B, H, T, T]; only where they were asked for."""
+
 
 class Engine(Protocol):
     module: nn.Module

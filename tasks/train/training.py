@@ -154,7 +154,7 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        ready(model, execution)
+        ready(model, execution, self.minimised.asks())
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
@@ -181,6 +181,9 @@ class TrainStage(ModelStage):
             **{name: value for hook in hooks for name, value in hook.results().items()},
         }
 
+    def _compiles(self, context: Context) -> bool:
+        return context.execution.compile and "attentions" not in self.minimised.asks()
+
     def _micro_batch(self, context: Context) -> int:
         """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
         local = self.batch // context.execution.ranks
@@ -200,7 +203,7 @@ class TrainStage(ModelStage):
         if self.needs_teacher():
             directory = self.teacher_directory(context)
             assert directory is not None, "a stage that needs a teacher has one"
-            teacher = load_teacher(directory, execution)
+            teacher = load_teacher(directory, execution, self.minimised.asks())
         return self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
@@ -213,7 +216,7 @@ class TrainStage(ModelStage):
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
-            compilation=Compilation(context.note) if context.execution.compile else None,
+            compilation=Compilation(context.note) if self._compiles(context) else None,
         )
         sampler, objective = self._sampler(context), self._loss(context)
         for hook in hooks:
