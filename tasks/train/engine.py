@@ -48,7 +48,7 @@ class Answer(Protocol):
 
     @property
     def attentions(self) -> Sequence[torch.Tensor]:
-        """What each head of each block looks at, [B, H, T, T]; only where they were asked for."""
+        """What each head of each block looks at, [B, H, T, T]; likewise."""
 
 
 class Engine(Protocol):
@@ -105,8 +105,7 @@ class Engine(Protocol):
     def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
         """Set every trainable parameter from full flat tensors {name: {"master": ..., moment: ...}}, and the step.
 
-        A moment that is not given starts at zero. Masks are released and nothing is frozen any more: hooks carry what they
-        decided, and say it again on start.
+        A moment that is not given starts at zero. Masks are released and nothing is frozen: hooks say it again on start.
         """
 
 
