@@ -32,7 +32,7 @@ class Batch:
     def asked(self) -> dict[str, torch.Tensor]:
         """What a model is called with: the tokens, and, where documents share a row, the place of each token in its own.
         transformers lets no token attend across a place where these begin anew."""
-        if self.documents is None:
+        if self.documents is None or int(self.documents.max()) < 2:
             return {"input_ids": self.tokens}
         places_BT = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
         begins_BT = torch.ones_like(self.tokens, dtype=torch.bool)

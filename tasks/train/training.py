@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
-    from tasks.train.objective import Loss
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -141,9 +139,11 @@ class TrainStage(ModelStage):
         raise NotImplementedError
 
     def run(self, context: Context) -> dict[str, float]:
+        from tasks.data.rows import tasks_in
         from tasks.models.accounting import shape_of
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
+        from tasks.train.apart import keeps_apart
         from tasks.train.ready import ready
 
         execution = context.execution
@@ -154,6 +154,7 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
+        apart = tasks_in(context.inputs["data"], "train") and keeps_apart(model)
         ready(model, execution, self.minimised.asks())
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
@@ -167,7 +168,7 @@ class TrainStage(ModelStage):
             self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
         )
-        totals = self._fit(context, engine, hooks, setting)
+        totals = self._fit(context, engine, hooks, setting, apart)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
         seen = setting.steps * self.batch * self.length
@@ -190,23 +191,14 @@ class TrainStage(ModelStage):
         wanted = min(context.execution.micro_batch or local, local)
         return next(size for size in range(wanted, 0, -1) if local % size == 0)
 
-    def _sampler(self, context: Context) -> Sampler:
-        from tasks.data.tokens import Sampler, Tokens
-
-        return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
-
-    def _loss(self, context: Context) -> Loss:
-        """The objective, bound to the teacher it learns from."""
+    def _teacher(self, context: Context) -> PreTrainedModel | None:
         from tasks.train.ready import load_teacher
 
-        execution, teacher = context.execution, None
-        if self.needs_teacher():
-            directory = self.teacher_directory(context)
-            assert directory is not None, "a stage that needs a teacher has one"
-            teacher = load_teacher(directory, execution, self.minimised.asks())
-        return self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
+        directory = self.teacher_directory(context)
+        return load_teacher(directory, context.execution, self.minimised.asks()) if directory else None
 
-    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, apart: bool) -> Totals:
+        from tasks.train.apart import sampler
         from tasks.train.compiled import Compilation
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
@@ -218,12 +210,14 @@ class TrainStage(ModelStage):
             every=max(1, setting.steps // 200),
             compilation=Compilation(context.note) if self._compiles(context) else None,
         )
-        sampler, objective = self._sampler(context), self._loss(context)
+        teacher = self._teacher(context)
+        objective = self.minimised.bind(teacher, context.execution.logits_bytes, context.execution.compile)
+        drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
-            sampler, objective = hook.sampler(sampler), hook.objective(objective)
+            drawn, objective = hook.sampler(drawn), hook.objective(objective)
         return fit(
             engine,
-            sampler,
+            drawn,
             objective,
             hooks,
             setting.steps,
