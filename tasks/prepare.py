@@ -192,11 +192,7 @@ class Prepare(Stage):
             for count, (split, document) in enumerate(self._dealt(), 1):
                 if not document.text.strip():  # it would be an end of text and nothing else
                     continue
-                if document.turns:
-                    writers[split].add(*encode(document, tokenizer))
-                else:
-                    tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
-                    writers[split].add([*tokens, tokenizer.eos_token_id])
+                writers[split].add(*encode(document, tokenizer))
                 overlap.see(split.partition("-")[0], document.text)
                 if split.startswith("heldout"):
                     heldout.write(json.dumps({"name": document.name, "text": document.text}) + "\n")

@@ -131,8 +131,12 @@ class Chats(Lines):
         return tuple(turns)
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool]]:
-    """The tokens of a task and which of them count. An end of text follows, and counts, unless the answer ends in one."""
+def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool] | None]:
+    """The tokens of a document, an end of text after them, and which of a task's count: the end too, which is not written
+    twice where an answer ends in one. Of plain text all count."""
+    if not document.turns:
+        ids = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
+        return [*ids, tokenizer.eos_token_id], None
     tokens: list[int] = []
     counts: list[bool] = []
     for piece, counted in pieces(document, tokenizer):

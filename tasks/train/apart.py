@@ -40,6 +40,11 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     return bool((together_TV - alone_TV).abs().max() <= TOLERANCE * alone_TV.std())
 
 
+def may_share_rows(model: PreTrainedModel, data: Path) -> bool:
+    """Asked before an engine takes the model; of a training text without tasks nothing is asked."""
+    return tasks_in(data, "train") and keeps_apart(model)
+
+
 def sampler(
     data: Path, length: int, batch: int, seed: int, apart: bool, teacher: PreTrainedModel | None, note: Callable[[str], None]
 ) -> Sampler:

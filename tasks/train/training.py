@@ -139,11 +139,10 @@ class TrainStage(ModelStage):
         raise NotImplementedError
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.data.rows import tasks_in
         from tasks.models.accounting import shape_of
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
-        from tasks.train.apart import keeps_apart
+        from tasks.train.apart import may_share_rows
         from tasks.train.ready import ready
 
         execution = context.execution
@@ -154,20 +153,14 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        apart = tasks_in(context.inputs["data"], "train") and keeps_apart(model)
+        apart = may_share_rows(model, context.inputs["data"])
         ready(model, execution, self.minimised.asks())
         shape = shape_of(model)
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
-        assert context.make_engine is not None, "a training stage is given an engine"
-        engine = context.make_engine(
-            model,
-            self.method.optimizer(model, self.betas, self.weight_decay),
-            self.gradient_clipping,
-            self.batch // execution.ranks // self._micro_batch(context),
-        )
+        engine = self._engine(context, model)
         totals = self._fit(context, engine, hooks, setting, apart)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
@@ -181,6 +174,12 @@ class TrainStage(ModelStage):
             "training_loss": totals.last["loss"],
             **{name: value for hook in hooks for name, value in hook.results().items()},
         }
+
+    def _engine(self, context: Context, model: PreTrainedModel) -> Engine:
+        assert context.make_engine is not None, "a training stage is given an engine"
+        pieces = self.batch // context.execution.ranks // self._micro_batch(context)
+        optimizer = self.method.optimizer(model, self.betas, self.weight_decay)
+        return context.make_engine(model, optimizer, self.gradient_clipping, pieces)
 
     def _compiles(self, context: Context) -> bool:
         return context.execution.compile and "attentions" not in self.minimised.asks()
