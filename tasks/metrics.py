@@ -102,6 +102,7 @@ METRICS: dict[str, Metric] = {
     "calibration_tokens": Metric("token", "neither", "tokens of the calibration split"),
     "heldout_tokens": Metric("token", "neither", "tokens of the held-out split"),
     "reconstruction_error": Metric("share", "lower", "squared error of block outputs relative to the dense block, mean"),
+    "parameters_gone": Metric("share", "neither", "parameters that pruning to a smaller shape took"),
     "unseen_matrices": Metric("1", "lower", "matrices (experts) that no calibration token reached"),
     "peak_memory_bytes": Metric("B", "lower", "the most memory the stage held; on a GPU, of the GPU's"),
     "merged_models": Metric("1", "neither", "models that were merged into this one"),

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, fiel
 from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.calibrate.essential import GRID, Trials, folder_of
 from tasks.calibrate.method import Pruner
+from tasks.calibrate.resized import resize
+from tasks.calibrate.resizer import Resizer
 from tasks.context import Context
 from tasks.methods import build, dump, of, seeded
 from tasks.models.allocation import Allocator
@@ -63,6 +65,10 @@ class Prune(CalibratedStage):
 
     @model_validator(mode="after")
     def _agree(self) -> Prune:
+        if isinstance(self.method, Resizer):
+            if not isinstance(self.sparsity, float) or not self.sparsity:
+                raise ValueError(f"sparsity is needed with {self.method.name}: a share above 0 and below 1 of what it takes")
+            return self
         pattern = self._pattern()
         fixed = hasattr(pattern, "sparsity")
         if self.sparsity is None and not fixed:
@@ -81,6 +87,11 @@ class Prune(CalibratedStage):
             pattern.check(self.target_sparsity, pattern.width_multiple)
         return self
 
+    def check_written(self) -> None:
+        odd = [field for field in ("pattern", "allocator", "unseen") if field in self.model_fields_set]
+        if odd and isinstance(self.method, Resizer):
+            raise ValueError(f"{self.method.name} takes whole parts of a model and makes no masks; leave {odd[0]} out")
+
     def _pattern(self) -> Pattern:
         from tasks.formats.pattern import parse_pattern
 
@@ -95,6 +106,11 @@ class Prune(CalibratedStage):
         if self.sparsity == ESSENTIAL:
             return 0.0
         return self._pattern().sparsity if self.sparsity is None else self.sparsity
+
+    @property
+    def uneven(self) -> bool:
+        """Whether blocks of several widths are left, which no config of transformers tells."""
+        return self.shrinks and not isinstance(self.method, Resizer)
 
     @property
     def shrinks(self) -> bool:
@@ -134,12 +150,16 @@ class Prune(CalibratedStage):
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
-        if parties.model:
+        if parties.model and isinstance(self.method, Resizer):
+            self.method.check_model(parties.model.skeleton, self.target_sparsity)
+        elif parties.model:
             self.method.admit(
                 parties.model.linears, dict.fromkeys(parties.model.linears, self.target_sparsity), self._pattern()
             )
 
     def check_width(self, width: int) -> None:
+        if isinstance(self.method, Resizer):
+            return
         self._pattern().check(self.target_sparsity, width, width)  # what one matrix reads another has made
 
     @property
@@ -156,6 +176,8 @@ class Prune(CalibratedStage):
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT
         report.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.method, Resizer):
+            return resize(self.method, self.target_sparsity, self.incoming(context), self.drawn(context), context)
         if self.sparsity != ESSENTIAL:
             return self._prune(context, self.target_sparsity, context.output)
         device, prune = context.execution.device, partial(self._prune, context)
