@@ -138,6 +138,10 @@ class TrainStage(ModelStage):
         """The model before training, in float32 on the CPU, and the masks it came with."""
         raise NotImplementedError
 
+    def watchers(self, context: Context) -> list[Hook]:
+        """What looks on while the regime trains."""
+        return []
+
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
         from tasks.models.files.trained import Origin
@@ -159,18 +163,18 @@ class TrainStage(ModelStage):
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
-        hooks = self.method.hooks(setting)
+        hooks = [*self.method.hooks(setting), *self.watchers(context)]
         engine = self._engine(context, model)
         totals = self._fit(context, engine, hooks, setting, apart)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
-        seen = setting.steps * self.batch * self.length
+        seen = totals.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
             "prunable_parameters": shape.prunable,
             "training_tokens": seen,
-            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / setting.steps) + teacher,
-            "average_parameters": shape.prunable * totals.density_steps / setting.steps,
+            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / totals.steps) + teacher,
+            "average_parameters": shape.prunable * totals.density_steps / totals.steps,
             "training_loss": totals.last["loss"],
             **{name: value for hook in hooks for name, value in hook.results().items()},
         }
