@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-2  # of the logits' spread: a document that is read changes them by as much as they are
+TOLERANCE = 1e-3  # of the logits' spread, in float32; what half precision rounds off is a hundred times as much
 
 
 @torch.no_grad()
@@ -37,7 +37,8 @@ def keeps_apart(model: PreTrainedModel) -> bool:
         return False
     finally:
         model.train(was)
-    return bool((together_TV - alone_TV).abs().max() <= TOLERANCE * alone_TV.std())
+    exact = next(model.parameters()).dtype == torch.float32
+    return bool((together_TV - alone_TV).abs().max() <= TOLERANCE * (1 if exact else 100) * alone_TV.std())
 
 
 def may_share_rows(model: PreTrainedModel, data: Path) -> bool:
