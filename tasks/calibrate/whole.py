@@ -86,7 +86,7 @@ class Whole:
             return hook
 
         hooks = [block.register_forward_hook(see(index), with_kwargs=True) for index, block in enumerate(self.blocks)]
-        self._run(hooks)
+        self.watch(hooks)
         return [value / tokens for value in sums]
 
     @torch.no_grad()
@@ -103,14 +103,16 @@ class Whole:
             return hook
 
         owners = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in names}
-        self._run([owner.register_forward_pre_hook(see(name)) for name, owner in owners.items()])
+        self.watch([owner.register_forward_pre_hook(see(name)) for name, owner in owners.items()])
         return {name: value / tokens for name, value in sums.items()}
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def _run(self, hooks: Sequence[Any]) -> None:
+    @torch.no_grad()
+    def watch(self, hooks: Sequence[Any]) -> None:
+        """Run the text through the model once, and take the hooks off it."""
         try:
             for done, batch in enumerate(self.batches, 1):
                 self.model(input_ids=batch.tokens.to(self.device), use_cache=False)

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Cut:
     """Numbers of what stays, ascending; None or empty where all does. ``channels`` and ``groups`` are of each block, as many
-    in one as in another. ``scores`` is what the choice was made by, for people to read."""
+    in one as in another, ``experts`` of the blocks that have some. ``scores`` is what the choice was made by, for people."""
 
     blocks: tuple[int, ...] | None = None
     channels: tuple[torch.Tensor, ...] = ()
     groups: tuple[torch.Tensor, ...] = ()
     hidden: torch.Tensor | None = None
+    experts: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)

@@ -59,7 +59,8 @@ class Width(Resizer):
         from tasks.models.cut import Cut
 
         hidden = kept["hidden"][0] if "hidden" in kept else None
-        return Cut(None, tuple(kept.get("channels", ())), tuple(kept.get("groups", ())), hidden, scores)
+        channels, groups = (tuple(kept.get(axis, ())) for axis in ("channels", "groups"))
+        return Cut(channels=channels, groups=groups, hidden=hidden, scores=scores)
 
     def _left(self, whole: Whole, sparsity: float) -> dict[Axis, int]:
         """How many stay of each of the axes; refused where blocks differ, since one number is to tell of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from tasks.context import Context, Execution
 from tasks.data.batch import Batch
 from tasks.methods import build, dump, load, names
 from tasks.models.files.checkpoint import load_model, skeleton
+from tasks.models.files.names import write_as_on_hub
 from tasks.models.files.promises import check_model
 from tasks.stage import stage_class
 from tests.tasks import models_zoo as zoo
 
 FIELDS = {"width": {"axes": ["channels", "groups"]}}
-resizers = pytest.mark.parametrize("name", [name for name in names("pruners") if issubclass(load("pruners", name), Resizer)])
+NAMES = [name for name in names("pruners") if issubclass(load("pruners", name), Resizer)]
+resizers = pytest.mark.parametrize("name", NAMES)
+ROUTED = ["mixtral", "qwen3_moe", "gpt_oss"]
+HOME = [(name, kind) for name in NAMES for kind in (ROUTED if name == "experts" else ["llama", "qwen3", "gemma3", "gemma"])]
 BATCHES = [Batch(tokens) for tokens in zoo.batches()]
 
 
@@ -33,8 +38,12 @@ def shrunk(source, output, name, sparsity=0.5, fields=None):
     return resize(method, sparsity, source, BATCHES, context), notes
 
 
-@resizers
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gemma"])
+def home(name: str) -> str:
+    """An architecture that a method can make smaller."""
+    return next(kind for method, kind in HOME if method == name)
+
+
+@pytest.mark.parametrize(("name", "architecture"), HOME)
 def test_plain_transformers_loads_the_smaller_model_from_its_config_alone(name, architecture, tmp_path):
     source = zoo.save(architecture, tmp_path / "in", layers=4)
     metrics, _ = shrunk(source, tmp_path / "out", name)
@@ -50,8 +59,23 @@ def test_plain_transformers_loads_the_smaller_model_from_its_config_alone(name, 
 
 
 @resizers
+def test_a_model_with_the_hubs_names_goes_back_to_them(name, tmp_path):
+    """One matrix per expert, as a mixture of experts lies on the hub."""
+    model = zoo.model("mixtral" if name != "width" else "llama", layers=4)
+    model.save_pretrained(tmp_path / "in")
+    shrunk(tmp_path / "in", tmp_path / "out", name)
+    (tmp_path / "hub").mkdir()
+    write_as_on_hub(tmp_path / "out", tmp_path / "hub")
+    shutil.copyfile(tmp_path / "out" / "config.json", tmp_path / "hub" / "config.json")
+    again, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hub", output_loading_info=True)
+    assert not any(found[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours, theirs = load_model(tmp_path / "out").state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(value.equal(theirs[key]) for key, value in ours.items())
+
+
+@resizers
 def test_the_same_model_and_text_give_the_same_bytes(name, tmp_path):
-    source = zoo.save("llama", tmp_path / "in", layers=4)
+    source = zoo.save(home(name), tmp_path / "in", layers=4)
     for place in ("one", "two"):
         shrunk(source, tmp_path / place, name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir() if path.is_file())
@@ -59,7 +83,7 @@ def test_the_same_model_and_text_give_the_same_bytes(name, tmp_path):
 
 
 @resizers
-@pytest.mark.parametrize("architecture", ["gpt2", "opt", "mixtral", "bloom", "phi3", "olmo2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "mixtral", "deepseek_v3", "phi3", "olmo2"])
 def test_every_architecture_is_made_smaller_or_refused_in_one_line(name, architecture, tmp_path):
     source = zoo.save(architecture, tmp_path / "in", layers=4)
     try:
@@ -72,7 +96,7 @@ def test_every_architecture_is_made_smaller_or_refused_in_one_line(name, archite
 
 @resizers
 def test_a_sparsity_that_takes_nothing_is_refused_before_any_work(name, tmp_path):
-    source = skeleton(zoo.save("llama", tmp_path / "in", layers=4))
+    source = skeleton(zoo.save(home(name), tmp_path / "in", layers=4))
     with pytest.raises(ValueError, match=r"sparsity 0.01 takes none of \d+ \w+; choose 0.\d+, which takes 1"):
         build("pruners", {name: FIELDS.get(name, {})}, Resizer).check_model(source, 0.01)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,17 @@ from tasks.models.files.checkpoint import skeleton, skeleton_of
 from tasks.models.files.layout import NAMES, copy_companions
 from tasks.models.files.names import hub_names, own_names, write_names
 from tasks.models.files.shards import TensorFiles, write_index, write_tensors
-from tasks.models.find.linears import Linear, decoder_blocks, find_linears
+from tasks.models.find.linears import Linear, decoder_blocks, expert_count, find_linears, routers_of
 from tasks.models.find.structure import attention, by_block, channel_axes, feed_forward
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 Axes = dict[str, list[tuple[int, torch.Tensor]]]  # what stays on which axis of a tensor
 WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what configs call a network's width
+
+EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
 
 def recut(directory: Path, output: Path, scratch: Path, cut: Cut) -> None:
@@ -40,9 +43,16 @@ def recut(directory: Path, output: Path, scratch: Path, cut: Cut) -> None:
     prefix = decoder_blocks(model)[0]
     names = {name: renumbered(name, prefix, numbers) for name in files}
     _write(files, axes, {name: new for name, new in names.items() if new}, output)
-    leaf = prefix.rpartition(".")[2]
-    told = [renumbered(name, leaf, numbers) for name in hub_names(directory)]
-    write_names([name for name in told if name], output)
+    write_names(_hub_names(hub_names(directory), prefix.rpartition(".")[2], numbers, cut), output)
+
+
+def _hub_names(names: list[str], leaf: str, numbers: Mapping[int, int], cut: Cut) -> list[str]:
+    """What the tensors that stay are called on the hub, where each expert may have some of its own."""
+    left = [name for one in names if (name := renumbered(one, leaf, numbers))]
+    if not cut.experts:
+        return left
+    count = len(next(iter(cut.experts.values())))
+    return [name for name in left if not (found := re.search(r"\.experts\.(\d+)\.", name)) or int(found.group(1)) < count]
 
 
 def check_sizes(model: PreTrainedModel, cut: Cut) -> None:
@@ -116,7 +126,18 @@ def axes_of(model: PreTrainedModel, cut: Cut) -> Axes:
             _add(axes, linears[found.output], 1, columns)
     if cut.hidden is not None:
         _cut_hidden(axes, model, linears, cut.hidden)
+    for index, kept in cut.experts.items():
+        axes |= {f"{prefix}.{index}.{name}": [(0, kept)] for name in _of_experts(blocks[index])}
     return {name: found for name, found in axes.items() if name in model.state_dict()}
+
+
+def _of_experts(block: nn.Module) -> Iterator[str]:
+    """Names in a block of what has an entry for each expert: all that is fused, and all of the router that has as many."""
+    routers, counts = routers_of(block), [count for module in block.modules() if (count := expert_count(module))]
+    for path, module in block.named_modules():
+        own = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
+        if expert_count(module) or any(id(tensor) in routers for _, tensor in own):
+            yield from (f"{path}.{name}" for name, tensor in own if tensor.ndim and len(tensor) == counts[0])
 
 
 def _cut_hidden(axes: Axes, model: PreTrainedModel, linears: Mapping[str, Linear], kept_D: torch.Tensor) -> None:
@@ -174,4 +195,6 @@ def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[
             put("num_key_value_heads", len(cut.groups[0]))
     if cut.hidden is not None:
         put("hidden_size", len(cut.hidden))
+    if cut.experts:
+        put(next(name for name in EXPERTS if hasattr(text, name)), len(next(iter(cut.experts.values()))))
     return {**config, section: found} if section else found
