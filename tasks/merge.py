@@ -70,10 +70,9 @@ class Merge(Stage):
         tried = [{"models": some, "loss": loss} for some, loss in losses.items()]
         (context.output / REPORT).mkdir(exist_ok=True)
         (context.output / REPORT / "soup.json").write_text(json.dumps({"chosen": chosen, "tried": tried}))
-        names = ", ".join(str(number + 1) for number in chosen)
-        context.note(
-            f"{self.method.name}: models {names} of {len(directories)}; loss {soup:.4f}, the best alone {min(alone):.4f}"
-        )
+        which = "all" if len(chosen) == len(alone) else "number " + ", ".join(str(number + 1) for number in chosen)
+        told = f"loss {soup:.4f}, of the best alone {min(alone):.4f}"
+        context.note(f"{self.method.name} took {len(chosen)} of {len(alone)} models ({which}); {told}")
         return found | {"soup_loss": soup, "best_member_loss": min(alone), "mean_member_loss": sum(alone) / len(alone)}
 
     def _loss(

@@ -16,6 +16,7 @@ from tasks.calibrate.resizer import Resizer
 from tasks.context import Context
 from tasks.methods import build, dump, of, seeded
 from tasks.models.allocation import Allocator
+from tasks.models.facts import ModelFacts
 from tasks.stage import REPORT, Facts
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ class Prune(CalibratedStage):
     @property
     def uneven(self) -> bool:
         """Whether blocks of several widths are left, which no config of transformers tells."""
-        return self.shrinks and not isinstance(self.method, Resizer)
+        return self.shrinks and not self.resizes
+
+    @property
+    def resizes(self) -> bool:
+        """Whether a smaller model of the same architecture is left, told by its config."""
+        return isinstance(self.method, Resizer)
 
     @property
     def shrinks(self) -> bool:
@@ -119,6 +125,11 @@ class Prune(CalibratedStage):
 
     def leaves(self, pattern: str | None) -> str | None:
         return None if self.shrinks else str(self._pattern())
+
+    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+        if not isinstance(self.method, Resizer):
+            return facts
+        return ModelFacts(self.method.check_model(facts.skeleton, self.target_sparsity), facts.settled)
 
     @property
     def passes(self) -> int:

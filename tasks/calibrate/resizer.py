@@ -38,12 +38,12 @@ class Resizer(Pruner):
         Raises ValueError where the sparsity takes nothing, or the model has not what is to be taken."""
         raise NotImplementedError
 
-    def check_model(self, skeleton: PreTrainedModel, sparsity: float) -> None:
-        """Raise ValueError, before any work, where a model cannot be made so much smaller."""
+    def check_model(self, skeleton: PreTrainedModel, sparsity: float) -> PreTrainedModel:
+        """The skeleton of the smaller model; ValueError, before any work, where a model cannot be made so much smaller."""
         from tasks.calibrate.whole import Whole
         from tasks.models.files.recut import check_sizes
 
-        check_sizes(skeleton, self.outline(Whole(skeleton, []), sparsity))
+        return check_sizes(skeleton, self.outline(Whole(skeleton, []), sparsity))
 
     def suit(self, pattern: Pattern) -> None:
         raise ValueError(f"{self.name} takes whole parts of a model and makes no masks; choose a pruner of weights")

@@ -268,6 +268,15 @@ TABLE = [
         {"method": {"width": {"axes": ["hidden"]}}, "sparsity": 0.02},
         "recipe.prune: unsupported: llama cannot have the sizes that would be left",
     ),
+    (
+        "stages",
+        [
+            *GOOD["stages"][:2],
+            {"prune": {"method": "depth", "sparsity": 0.5}},
+            {"recover": {"tokens": 9, "objective": "square_head"}},
+        ],
+        "recipe.recover: square_head compares block by block, and the teacher has 2 blocks of width 64, the model 1 of 64",
+    ),
     ("stages/0/prepare/corpus", {"completions": {"paths": ["/nosuch/*.jsonl"]}}, "corpus file /nosuch/*.jsonl: does not exist"),
     (
         "stages/0/prepare/corpus",

@@ -47,7 +47,7 @@ def test_no_soup_is_worse_than_its_best_member_and_all_is_told(tmp_path, data):
     alone = [each["loss"] for each in told["tried"] if len(each["models"]) == 1]
     assert len(alone) == 3 and metrics["soup_loss"] <= min(alone) == metrics["best_member_loss"]
     assert metrics["mean_member_loss"] == pytest.approx(sum(alone) / 3) and metrics["merged_models"] == len(told["chosen"])
-    assert any(getattr(note, "text", "").startswith("greedy: models ") for note in notes)
+    assert any(getattr(note, "text", "").startswith("greedy took ") for note in notes)
     kept = [load_file(models[number] / "model.safetensors") for number in told["chosen"]]
     for key, value in weights.items():
         mean = sum(each[key].double() for each in kept) / len(kept)

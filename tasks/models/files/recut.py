@@ -55,8 +55,8 @@ def _hub_names(names: list[str], leaf: str, numbers: Mapping[int, int], cut: Cut
     return [name for name in left if not (found := re.search(r"\.experts\.(\d+)\.", name)) or int(found.group(1)) < count]
 
 
-def check_sizes(model: PreTrainedModel, cut: Cut) -> None:
-    """Raise ValueError where transformers has no model of this type in the sizes that a cut leaves of a skeleton."""
+def check_sizes(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
+    """The skeleton that a cut leaves of one; ValueError where transformers has no model of this type in such sizes."""
     kind, numbers, prefix = model.config.model_type, _numbers(model, cut), decoder_blocks(model)[0]
     given = config_of(model.config.to_dict(), model, cut)
     try:
@@ -74,6 +74,7 @@ def check_sizes(model: PreTrainedModel, cut: Cut) -> None:
         new = renumbered(name, prefix, numbers)
         if new and list(state.get(new, ())) != shape:
             raise ValueError(f"unsupported: no config tells a {kind} that is smaller so ({name} would be {shape})")
+    return smaller
 
 
 def _write(files: TensorFiles, axes: Axes, names: Mapping[str, str], output: Path) -> None:
