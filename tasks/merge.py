@@ -32,6 +32,10 @@ class Merge(Stage):
     method: Annotated[Merger, of("mergers")] = Field("uniform", validate_default=True)
     """How one model is made of several."""
 
+    def reads(self) -> dict[str, int]:
+        method = self.method
+        return {"calibration": getattr(method, "sequences", 0) * getattr(method, "length", 0)} if method.measures else {}
+
     def roles(self) -> dict[str, Kind]:
         return {role: kind for role, kind in self.needs.items() if role != "data" or self.method.measures}
 

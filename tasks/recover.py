@@ -41,6 +41,9 @@ class Recover(TrainStage):
     until: Until | None = None
     """Ends the run once the held-out text is foretold so well, ``{perplexity: 30}``, or once that is out of reach."""
 
+    def reads(self) -> dict[str, int]:
+        return super().reads() | ({"heldout": self.length} if self.until else {})
+
     def watchers(self, context: Context) -> list[Hook]:
         if self.until is None:
             return []
