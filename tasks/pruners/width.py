@@ -1,6 +1,6 @@
 """Width: take channels, groups of heads and hidden features of a model, as many of each in every block.
 
-What is ranked is how long the activations are over the calibration text, as Minitron does: of a channel what the last
+What is ranked is the mean length of activations over the calibration text, after Minitron: of a channel what the last
 matrix of its network reads, of a group what the output matrix reads of its heads, of a hidden feature what queries and
 feed-forward networks read of it, over all blocks. Channels and groups are others in each block, hidden features the same
 everywhere, since what flows past the blocks is one. A group is the heads that share keys and values, so that their ratio
