@@ -83,6 +83,12 @@ class Batch:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of the sequences of several."""
-    columns = zip(*[batch._tensors() for batch in batches], strict=True)
-    return Batch(*[None if column[0] is None else torch.cat(column) for column in columns])
+    """One batch of the sequences of several. Where some have labels, of the others every token counts."""
+    tokens = torch.cat([batch.tokens for batch in batches])
+    labels = [batch.tokens if batch.labels is None else batch.labels for batch in batches]
+    documents = [batch.documents for batch in batches if batch.documents is not None]
+    return Batch(
+        tokens,
+        torch.cat(labels) if any(batch.labels is not None for batch in batches) else None,
+        torch.cat(documents) if len(documents) == len(batches) else None,
+    )
