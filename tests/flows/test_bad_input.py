@@ -90,7 +90,11 @@ TABLE = [
     ("stages/3/recover/learning_rate", -1.0, "recover.learning_rate: input should be greater than 0, got -1.0"),
     ("stages/3/recover/betas", [2, 0.9], "recover.betas[0]: input should be less than 1, got 2"),
     ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, load, pretrain, prune"),
-    ("stages/2/prune/method", "wonda", "no method 'wonda' in tasks.pruners; choose one of cfsp, dsnot, heads, magnitude"),
+    (
+        "stages/2/prune/method",
+        "wonda",
+        "no method 'wonda' in tasks.pruners; choose one of cfsp, depth, dsnot, experts, heads, ",
+    ),
     ("model/architecture/model_type", "mamba", "unsupported: model type mamba has state-space layers"),
     ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
     ("model/hub", "my-llama", "recipe.model.hub: no such field; choose one of architecture, transform, checkpoint"),
