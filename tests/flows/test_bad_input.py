@@ -93,7 +93,7 @@ TABLE = [
     (
         "stages/2/prune/method",
         "wonda",
-        "no method 'wonda' in tasks.pruners; choose one of cfsp, depth, dsnot, experts, heads, ",
+        "no method 'wonda' in tasks.pruners; choose one of cfsp, depth, dsnot, experts, heads",
     ),
     ("model/architecture/model_type", "mamba", "unsupported: model type mamba has state-space layers"),
     ("stages/2/prune/method", {"wanda": {"alpah": 1}}, "wanda.alpah: no such field"),
