@@ -140,8 +140,6 @@ ROWS = (
 
 
 PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), ("disk_bytes", "bytes"))
-
-
 MOST_COLUMNS = 6
 
 
