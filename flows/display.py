@@ -126,6 +126,7 @@ ROWS = (
     ("reference_flips", "flipped tokens", "{:.1%}"),
     ("sparsity", "sparsity", "{:.1%}"),
     ("pattern_holds", "pattern kept", "{:.0%}"),
+    ("target_reached", "target reached", "{:.0%}"),
     ("unseen_matrices", "unseen matrices", "{:,.0f}"),
     ("bytes", "size", "bytes"),
     ("bits_per_parameter", "bits a parameter", "{:.2f}"),

@@ -33,7 +33,7 @@ class _Known:
 
     def parties(self, node: Node) -> Parties:
         data = node.id if node.stage.yields == "tokens" else node.parents.get("data")
-        others = [self._model(self.recipe.node(id)) for id in members(node.parents, node.stage.plural)]
+        others = [self._model(self.recipe.node(id), made=True) for id in members(node.parents, node.stage.plural)]
         known = tuple(facts for facts in others if facts)
         met = (self._ids(data), self._model(node), self._teacher(node), self._reference(node), known)
         return Parties(*met, meanings=self._meanings(node, data))
@@ -85,23 +85,29 @@ class _Known:
             self.tokenizers[data] = node.stage.tokenizer.ids()
         return self.tokenizers[data]
 
-    def _model(self, node: Node) -> ModelFacts | None:
-        """Of where a node's model began: a stage changes its weights, and neither its vocabulary nor its positions."""
+    def _model(self, node: Node, made: bool = False) -> ModelFacts | None:
+        """Of the model that a node takes, or of the one it has ``made``: of where that began, in the sizes that the stages
+        since then left. Nothing else of what is known here is changed on the way."""
+        passed = [node] if made else []
         while getattr(node.stage, "model", None) is None and node.came_from:
             node = self.recipe.node(node.came_from)
+            passed.append(node)
         source = getattr(node.stage, "model", None)
-        return self._facts(source, self._ids(node.parents.get("data"))) if source else None
+        facts = self._facts(source, self._ids(node.parents.get("data"))) if source else None
+        for each in reversed(passed):
+            facts = facts and each.stage.reshaped(facts)
+        return facts
 
     def _teacher(self, node: Node) -> ModelFacts | None:
         if not node.stage.needs_teacher():
             return None
         if "teacher" in node.parents:
-            return self._model(self.recipe.node(node.parents["teacher"]))
+            return self._model(self.recipe.node(node.parents["teacher"]), made=True)
         return self._facts(node.stage.teacher, None)
 
     def _reference(self, node: Node) -> ModelFacts | None:
         if "reference" in node.parents:
-            return self._model(self.recipe.node(node.parents["reference"]))
+            return self._model(self.recipe.node(node.parents["reference"]), made=True)
         source = getattr(node.stage, "reference", None)
         return self._facts(source, None) if source else None
 

@@ -114,7 +114,8 @@ def _plain(field: Schema, value: Any) -> Schema | None:
     words = [one["const"] for one in kinds if isinstance(one.get("const"), str)]
     kinds = [one for one in kinds if one.get("type") in SIMPLE or "enum" in one]
     if isinstance(value, str):
-        kinds = [one for one in kinds if one.get("type") == "string" or "enum" in one] or [{"type": "string", "enum": words}]
+        texts = [one for one in kinds if one.get("type") == "string" or "enum" in one]
+        kinds = texts or ([{"type": "string", "enum": words}] if words else [])
     if not kinds or isinstance(value, (dict, list)) or "$ref" in field:
         return None
     made = {key: kinds[0][key] for key in KEPT if key in kinds[0]}

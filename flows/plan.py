@@ -198,7 +198,9 @@ def check(recipe: Recipe) -> None:
             continue
         data = node.parents.get("data")
         tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
-        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), source.widths(), tasks, upstream, source.heads())
+        resized = any(getattr(stage, "resizes", False) for stage in upstream)  # then its sizes are asked when it is there
+        sizes = ({}, None) if resized else (source.widths(), source.heads())
+        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), sizes[0], tasks, upstream, sizes[1])
         with naming(node):
             node.stage.check(facts)
 

@@ -103,7 +103,7 @@ def _show(method: dict[str, Any]) -> None:
         console.print(f"\n{text}", markup=False, highlight=False)
     for name in ("patterns", "metrics"):
         if name in method:
-            console.print(f"\n{name}: {', '.join(method[name])}", highlight=False)
+            console.print(f"\n{name}: {', '.join(method[name]) or 'none'}", highlight=False)
     table = Table("field", "takes", "default", "help")
     for field, told in method["fields"].items():
         table.add_row(

@@ -14,16 +14,21 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.context import Context
+from tasks.data.completions import Lines
 from tasks.data.corpora import AnyCorpus, Roles
 from tasks.data.corpus import SPLITS, Split
 from tasks.data.digests import Digests
 from tasks.data.documents import Document
 from tasks.methods import short
 from tasks.models.checkpoint import Checkpoint
-from tasks.models.files.intake import check_tokenizer
+from tasks.models.files.intake import check_tokenizer, has_chat_template
 from tasks.stage import Kind, Stage
 
 LEAST_DOCUMENTS = 20  # so that every split gets one at the default shares
+NO_TEMPLATE = (
+    "the corpus is written out by a chat template, and the tokenizer has none; give the corpus a template, or take a "
+    "checkpoint's tokenizer that has one"
+)
 NEED = {1: "it needs", 2: "two splits need", 3: "three splits need"}
 
 
@@ -84,6 +89,18 @@ class Prepare(Stage):
                         f"{split} is a share of the training text, and the corpus names a {split} text; leave one of them out"
                     )
 
+    @model_validator(mode="after")
+    def _has_a_template(self) -> Prepare:
+        if self._templated and self.tokenizer.train:
+            raise ValueError(NO_TEMPLATE)
+        return self
+
+    @property
+    def _templated(self) -> bool:
+        """Whether some text is written out by the tokenizer's chat template."""
+        texts = [text for part in self.corpus.parts().values() for text in part.texts().values()]
+        return any(isinstance(text, Lines) and text.templated for text in texts)
+
     @property
     def label(self) -> str:
         return type(self.corpus).__name__.lower()
@@ -97,6 +114,8 @@ class Prepare(Stage):
     def inspect(self) -> None:
         if (checkpoint := self.tokenizer.checkpoint) and checkpoint.local:
             check_tokenizer(checkpoint.local)
+            if self._templated and not has_chat_template(checkpoint.local):
+                raise ValueError(NO_TEMPLATE)
         elif checkpoint:
             checkpoint.inspect()
 
@@ -156,12 +175,15 @@ class Prepare(Stage):
                     yield f"corpus{of} names no {split} text: it is {getattr(self, split):.1%} of the training documents"
 
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
+        from tasks.data.completions import encode
         from tasks.data.overlap import Overlap
         from tasks.data.tokenizer import count_ids
         from tasks.data.tokens import TASKS, TokenWriter
 
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; winnow needs one to separate documents")
+        if self._templated and not tokenizer.chat_template:
+            raise ValueError(NO_TEMPLATE)
         tasks, overlap = list(self.corpus.parts()), Overlap()
         names = [f"{split}-{task}" if task else split for split in SPLITS for task in tasks]
         writers = {name: TokenWriter(context.output, name, count_ids(tokenizer)) for name in names}
@@ -170,11 +192,10 @@ class Prepare(Stage):
             for count, (split, document) in enumerate(self._dealt(), 1):
                 if not document.text.strip():  # it would be an end of text and nothing else
                     continue
-                tokens = tokenizer(document.text, add_special_tokens=False, verbose=False).input_ids
-                writers[split].add([*tokens, tokenizer.eos_token_id])
+                writers[split].add(*encode(document, tokenizer))
                 overlap.see(split.partition("-")[0], document.text)
                 if split.startswith("heldout"):
-                    heldout.write(json.dumps(document._asdict()) + "\n")
+                    heldout.write(json.dumps({"name": document.name, "text": document.text}) + "\n")
                 context.progress(count, 0, "documents")
         for split, writer in writers.items():
             if not writer.documents:

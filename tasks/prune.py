@@ -11,9 +11,12 @@ from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, fiel
 from tasks.calibrate.calibration import PARTS, CalibratedStage
 from tasks.calibrate.essential import GRID, Trials, folder_of
 from tasks.calibrate.method import Pruner
+from tasks.calibrate.resized import resize
+from tasks.calibrate.resizer import Resizer
 from tasks.context import Context
 from tasks.methods import build, dump, of, seeded
 from tasks.models.allocation import Allocator
+from tasks.models.facts import ModelFacts
 from tasks.stage import REPORT, Facts
 
 if TYPE_CHECKING:
@@ -63,6 +66,10 @@ class Prune(CalibratedStage):
 
     @model_validator(mode="after")
     def _agree(self) -> Prune:
+        if isinstance(self.method, Resizer):
+            if not isinstance(self.sparsity, float) or not self.sparsity:
+                raise ValueError(f"sparsity is needed with {self.method.name}: a share above 0 and below 1 of what it takes")
+            return self
         pattern = self._pattern()
         fixed = hasattr(pattern, "sparsity")
         if self.sparsity is None and not fixed:
@@ -81,6 +88,11 @@ class Prune(CalibratedStage):
             pattern.check(self.target_sparsity, pattern.width_multiple)
         return self
 
+    def check_written(self) -> None:
+        odd = [field for field in ("pattern", "allocator", "unseen") if field in self.model_fields_set]
+        if odd and isinstance(self.method, Resizer):
+            raise ValueError(f"{self.method.name} takes whole parts of a model and makes no masks; leave {odd[0]} out")
+
     def _pattern(self) -> Pattern:
         from tasks.formats.pattern import parse_pattern
 
@@ -97,12 +109,27 @@ class Prune(CalibratedStage):
         return self._pattern().sparsity if self.sparsity is None else self.sparsity
 
     @property
+    def uneven(self) -> bool:
+        """Whether blocks of several widths are left, which no config of transformers tells."""
+        return self.shrinks and not self.resizes
+
+    @property
+    def resizes(self) -> bool:
+        """Whether a smaller model of the same architecture is left, told by its config."""
+        return isinstance(self.method, Resizer)
+
+    @property
     def shrinks(self) -> bool:
         """Whether what is pruned is gone from the matrices, and not masked."""
         return getattr(self.method, "shrink", False)
 
     def leaves(self, pattern: str | None) -> str | None:
         return None if self.shrinks else str(self._pattern())
+
+    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+        if not isinstance(self.method, Resizer):
+            return facts
+        return ModelFacts(self.method.check_model(facts.skeleton, self.target_sparsity), facts.settled)
 
     @property
     def passes(self) -> int:
@@ -134,12 +161,16 @@ class Prune(CalibratedStage):
 
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
-        if parties.model:
+        if parties.model and isinstance(self.method, Resizer):
+            self.method.check_model(parties.model.skeleton, self.target_sparsity)
+        elif parties.model:
             self.method.admit(
                 parties.model.linears, dict.fromkeys(parties.model.linears, self.target_sparsity), self._pattern()
             )
 
     def check_width(self, width: int) -> None:
+        if isinstance(self.method, Resizer):
+            return
         self._pattern().check(self.target_sparsity, width, width)  # what one matrix reads another has made
 
     @property
@@ -156,6 +187,8 @@ class Prune(CalibratedStage):
     def run(self, context: Context) -> dict[str, float]:
         report = context.output / REPORT
         report.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.method, Resizer):
+            return resize(self.method, self.target_sparsity, self.incoming(context), self.drawn(context), context)
         if self.sparsity != ESSENTIAL:
             return self._prune(context, self.target_sparsity, context.output)
         device, prune = context.execution.device, partial(self._prune, context)

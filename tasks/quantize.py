@@ -82,7 +82,7 @@ class Quantize(CalibratedStage):
         require_readable(self.method.named_schemes())
         if self.precision:
             require_readable(self.precision.schemes(self.method))
-        if any(getattr(stage, "shrinks", False) for stage in facts.upstream):
+        if any(getattr(stage, "uneven", False) for stage in facts.upstream):
             raise ValueError(
                 "no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"
             )

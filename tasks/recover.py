@@ -12,6 +12,7 @@ from tasks.models.source import ModelSource, Stored
 from tasks.stage import Kind
 from tasks.train.regime import Regime
 from tasks.train.training import TrainStage
+from tasks.train.until import Until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.formats.mask import Masks
+    from tasks.train.hook import Hook
 
 
 class Recover(TrainStage):
@@ -35,6 +37,19 @@ class Recover(TrainStage):
     """How it is finetuned: a regime."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW."""
+
+    until: Until | None = None
+    """Ends the run once the held-out text is foretold so well, ``{perplexity: 30}``, or once that is out of reach."""
+
+    def reads(self) -> dict[str, int]:
+        return super().reads() | ({"heldout": self.length} if self.until else {})
+
+    def watchers(self, context: Context) -> list[Hook]:
+        if self.until is None:
+            return []
+        from tasks.train.advisor import Advisor
+
+        return [Advisor(self.until, context.inputs["data"], self.length, self.batch * self.length, context.note)]
 
     def roles(self) -> dict[str, Kind]:
         roles = dict(self.needs)

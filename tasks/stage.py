@@ -113,6 +113,10 @@ class Stage(BaseModel):
         """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
         return pattern
 
+    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+        """What is known of the model that comes out, where that is known of the one that goes in."""
+        return facts
+
     def forecast(self, shape: Shape) -> dict[str, float]:
         """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and roughly
         ``memory_bytes``."""

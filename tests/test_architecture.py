@@ -72,7 +72,7 @@ ONE_LINE = {
     ("flows/deploy.py", "prefect.client.orchestration"),
 }
 MACHINERY = {  # what the methods of a shelf stand on, formats, torch and pydantic apart
-    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.find.structure"),
+    "pruners": ("tasks.calibrate", "tasks.methods", "tasks.models.find.structure", "tasks.models.cut"),
     "quantizers": ("tasks.calibrate",),
     "allocators": ("tasks.calibrate", "tasks.methods", "tasks.models.allocation"),
     "mergers": ("tasks.mergers",),
@@ -87,6 +87,7 @@ CONTRACTS = (  # what a contributor implements: typed to the end, so that an edi
     "tasks/calibrate/quantizer.py",
     "tasks/calibrate/folding.py",
     "tasks/calibrate/refiner.py",
+    "tasks/calibrate/resizer.py",
     "tasks/calibrate/structured.py",
     "tasks/calibrate/observe.py",
     "tasks/models/allocation.py",

@@ -19,12 +19,26 @@ IGNORED = -100  # the label of a token that is read and not predicted: what torc
 @dataclass(frozen=True)
 class Batch:
     """``labels``, where given, are the tokens with IGNORED in place of those that do not count; without, all count.
+    ``documents``, where given, number the documents of each row from 1 on, 0 is padding: no token of one sees another.
 
     Every tensor has a row per sequence. A sampler gives the batches of all ranks and steps labels, or none of them.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
+
+    @property
+    def asked(self) -> dict[str, torch.Tensor]:
+        """What a model is called with: the tokens, and, where documents share a row, the place of each token in its own.
+        transformers lets no token attend across a place where these begin anew."""
+        if self.documents is None or int(self.documents.max()) < 2:
+            return {"input_ids": self.tokens}
+        places_BT = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
+        begins_BT = torch.ones_like(self.tokens, dtype=torch.bool)
+        begins_BT[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        starts_BT = places_BT.masked_fill(~begins_BT, 0).cummax(1).values
+        return {"input_ids": self.tokens, "position_ids": places_BT - starts_BT}
 
     @property
     def following(self) -> torch.Tensor:
@@ -69,6 +83,12 @@ class Batch:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of the sequences of several."""
-    columns = zip(*[batch._tensors() for batch in batches], strict=True)
-    return Batch(*[None if column[0] is None else torch.cat(column) for column in columns])
+    """One batch of the sequences of several. Where some have labels, of the others every token counts."""
+    tokens = torch.cat([batch.tokens for batch in batches])
+    labels = [batch.tokens if batch.labels is None else batch.labels for batch in batches]
+    documents = [batch.documents for batch in batches if batch.documents is not None]
+    return Batch(
+        tokens,
+        torch.cat(labels) if any(batch.labels is not None for batch in batches) else None,
+        torch.cat(documents) if len(documents) == len(batches) else None,
+    )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
+from tasks.data.completions import Chats, Completions
 from tasks.data.corpus import SPLITS, Corpus, Files, Hub, Split, Stdlib
 from tasks.data.digests import Digests
 from tasks.data.documents import Document, digest
@@ -103,7 +104,14 @@ class Roles(Corpus):
         return ", ".join(f"{split}: {corpus.describe()}" for split, corpus in self.texts().items())
 
 
-CORPORA: dict[str, type[Corpus]] = {"stdlib": Stdlib, "files": Files, "hub": Hub, "sequence": Sequence}
+CORPORA: dict[str, type[Corpus]] = {
+    "stdlib": Stdlib,
+    "files": Files,
+    "hub": Hub,
+    "completions": Completions,
+    "chats": Chats,
+    "sequence": Sequence,
+}
 
 
 def build_corpus(spec: Any, context: Any = None) -> Corpus:

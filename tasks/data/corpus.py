@@ -131,14 +131,14 @@ class Files(Corpus):
 
     def documents(self) -> Iterator[Document]:
         files = self.files()
-        root = _shared_folder(files)
+        root = shared_folder(files)
         for path in files:
             for document in read_documents(path, self.field, self.nulls):
                 yield document._replace(name=document.name.removeprefix(root))
 
     def fingerprint(self, digests: Digests | None = None) -> str:
         files = self.files()
-        root = _shared_folder(files)
+        root = shared_folder(files)
         contents = {path: read(path) for path in files} if total_bytes(files) <= VALIDATE_BYTES else None
         if contents is None:
             for path in files:  # the schema or the first row of each; the rest when it is read
@@ -153,7 +153,8 @@ class Files(Corpus):
         return f"files {', '.join(self.paths)}"
 
 
-def _shared_folder(files: list[str]) -> str:
+def shared_folder(files: list[str]) -> str:
+    """What the names of documents leave out."""
     shared = os.path.commonprefix(files)
     return shared[: shared.rfind("/") + 1]
 

@@ -23,9 +23,17 @@ OTHERS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"\
 Nulls = Literal["refuse", "skip"]
 
 
+Turn = tuple[str, str]  # who says what
+
+
 class Document(NamedTuple):
+    """``turns`` are those of a task, of which a model learns what it is to say itself; of plain text there are none. They are
+    written out by ``template``, the tokenizer's where it is None."""
+
     name: str
     text: str
+    turns: tuple[Turn, ...] = ()
+    template: str | None = None
 
 
 def kind_of(path: str) -> str:

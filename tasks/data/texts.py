@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from tasks.data.completions import Lines
 from tasks.data.corpora import AnyCorpus, Roles, Sequence
 from tasks.data.corpus import Corpus
 from tasks.data.digests import Digests
@@ -52,6 +53,10 @@ class Text(BaseModel):
     def _plain(cls, corpus: Corpus) -> Corpus:
         if isinstance(corpus, Sequence | Roles):
             raise ValueError("one text is needed, not a sequence and not texts by role")
+        if isinstance(corpus, Lines):
+            raise ValueError(
+                "a text is read as it stands, and tasks are judged on what they ask for; make them the held-out text"
+            )
         return corpus
 
     def fingerprint(self, digests: Digests | None = None) -> str:

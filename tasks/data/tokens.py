@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tasks.data.batch import Batch
 
 SHARD_TOKENS = 1 << 26
+MARKS = "marks-"  # what the files begin with that say, of each token of a shard of tasks:
+COUNTED, STARTS = 1, 2  # a model learns to say it; a document begins with it
 TASKS = "tasks.json"  # names of the tasks of a sequence of corpora, in order
 
 
@@ -30,12 +32,18 @@ class TokenWriter:
         self.directory, self.split = directory, split
         self.dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
         self.pending: list[np.ndarray] = []
+        self.marks: list[np.ndarray] = []
         self.waiting = self.shards = self.total = self.documents = 0
         self.counts = np.zeros(vocabulary, np.int64)
 
-    def add(self, tokens: list[int]) -> None:
+    def add(self, tokens: list[int], counted: list[bool] | None = None) -> None:
+        """A document; of a task ``counted`` says which tokens a model learns. A split is all tasks or all plain text."""
         piece = np.asarray(tokens, self.dtype)
         self.pending.append(piece)
+        if counted is not None:
+            marks = np.asarray(counted, np.uint8) * np.uint8(COUNTED)
+            marks[0] |= STARTS
+            self.marks.append(marks)
         self.waiting += len(piece)
         self.total += len(piece)
         self.documents += 1
@@ -45,8 +53,11 @@ class TokenWriter:
 
     def flush(self) -> None:
         if self.pending:
-            np.save(self.directory / f"{self.split}-{self.shards:05d}.npy", np.concatenate(self.pending))
-            self.pending, self.waiting, self.shards = [], 0, self.shards + 1
+            name = f"{self.split}-{self.shards:05d}.npy"
+            np.save(self.directory / name, np.concatenate(self.pending))
+            if self.marks:
+                np.save(self.directory / f"{MARKS}{name}", np.concatenate(self.marks))
+            self.pending, self.marks, self.waiting, self.shards = [], [], 0, self.shards + 1
 
 
 class Packed:
@@ -89,15 +100,42 @@ class Tokens(Packed):
 
     @cached_property
     def shards(self) -> list[np.ndarray]:
-        files = sorted(self.directory.glob(f"{self.split}-*.npy"))
-        return [np.load(file, mmap_mode="r") for file in files]
+        return [np.load(file, mmap_mode="r") for file in self._files]
+
+    @cached_property
+    def marks(self) -> list[np.ndarray | None]:
+        """Of each shard of tasks; None of one of plain text."""
+        files = [file.with_name(f"{MARKS}{file.name}") for file in self._files]
+        return [np.load(file, mmap_mode="r") if file.exists() else None for file in files]
+
+    @property
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob(f"{self.split}-*.npy"))
+
+
+class Readable(Protocol):
+    """Text as sequences of any length: packed, or rows of whole documents (tasks/data/rows.py)."""
+
+    def sequences(self, length: int) -> int: ...
+
+    def batch(self, indices: Iterable[int], length: int) -> Batch: ...
+
+
+class Split(Readable, Protocol):
+    """One that was prepared, of so many tokens in all."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def total(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Global batches of ``batch`` sequences of ``length`` tokens; step -> sequence numbers, without repetition in an epoch."""
 
-    tokens: Tokens
+    tokens: Split
     length: int
     batch: int
     seed: int
@@ -138,14 +176,16 @@ def heldout_windows(directory: Path, length: int, tokens: int, batch: int, progr
 
 
 def windows(
-    text: Packed, name: str, length: int, stride: int, tokens: int | None, batch: int, progress: Progress
+    text: Readable, name: str, length: int, stride: int, tokens: int | None, batch: int, progress: Progress
 ) -> Iterator[Batch]:
     """Windows of ``length`` tokens that begin ``stride`` tokens apart, ``batch`` at a time; at most ``tokens`` steps in all.
 
     Where windows overlap, a token is predicted once, with as much before it as the window has. The tail of a shard that
     fills no window is left out. ``name`` is what an error calls the text.
     """
-    starts = [] if stride == length else _starts(text, length, stride)
+    if stride != length and not isinstance(text, Packed):
+        raise ValueError(f"{name} is of tasks, which are judged one by one; leave stride out")
+    starts = _starts(text, length, stride) if stride != length and isinstance(text, Packed) else []
     count = len(starts) or text.sequences(length)
     count = min(count, count if tokens is None else tokens // stride)
     if count == 0:
@@ -153,7 +193,8 @@ def windows(
     for start in range(0, count, batch):
         numbers = range(start, min(start + batch, count))
         chosen = starts[numbers.start : numbers.stop]
-        yield _overlapping(text, chosen, length, stride) if chosen else text.batch(numbers, length)
+        overlapping = chosen and isinstance(text, Packed)
+        yield _overlapping(text, chosen, length, stride) if overlapping else text.batch(numbers, length)
         progress(start + len(numbers), count, "windows")
 
 

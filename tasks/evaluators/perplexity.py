@@ -17,7 +17,7 @@ from tasks.data.texts import Text
 from tasks.evaluators import Candidate, Evaluator, Part, require_window
 
 if TYPE_CHECKING:
-    from tasks.data.tokens import Packed
+    from tasks.data.tokens import Readable
 
 DRAWS = 1000  # of the bootstrap
 
@@ -65,18 +65,20 @@ class Perplexity(Evaluator):
             raise ValueError(f"perplexity.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
+        from tasks.data.rows import reading
         from tasks.data.texts import bytes_per_token
         from tasks.data.tokens import Tokens
 
-        heldout = Tokens(candidate.data, "heldout")
-        found = self._judge(candidate, heldout, "the held-out split", bytes_per_token(candidate.data))
+        heldout = reading(candidate.data, "heldout", together=False)
+        plain = bytes_per_token(candidate.data) if isinstance(heldout, Tokens) else 0.0  # of tasks a part alone is scored
+        found = self._judge(candidate, heldout, "the held-out split", plain)
         for name, text in self.texts.items():
             ids = text.encode(candidate.tokenizer)
             figures = self._judge(candidate, ids, f"text {name}", ids.bytes / ids.plain)
             found |= {f"{metric}.{name}": value for metric, value in figures.items()}
         return found
 
-    def _judge(self, candidate: Candidate, text: Packed, name: str, bytes_per_token: float) -> dict[str, float]:
+    def _judge(self, candidate: Candidate, text: Readable, name: str, bytes_per_token: float) -> dict[str, float]:
         """Loss, perplexity with its interval, bits per byte."""
         import torch
 

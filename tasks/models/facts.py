@@ -57,6 +57,10 @@ class ModelFacts:
     def width(self) -> int:
         return self.skeleton.config.get_text_config(decoder=True).hidden_size
 
+    @property
+    def heads(self) -> int:
+        return self.skeleton.config.get_text_config(decoder=True).num_attention_heads
+
     @cached_property
     def positions(self) -> int | None:
         return positions(self.skeleton.config)

@@ -1,9 +1,9 @@
 """SquareHead: match the hidden states after each block to the teacher's, besides predicting the next token.
 
 Per block the squared difference of the hidden states over the teacher's mean square (plus bfloat16's epsilon, as in the
-authors' code), averaged over all tokens and channels; the blocks are summed, so ``features`` weighs more the deeper the
-model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states are zero costs
-about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
+authors' code), averaged over all tokens, padding left out, and channels; the blocks are summed, so ``features`` weighs more
+the deeper the model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states
+are zero costs about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
+    from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
     from tasks.train.engine import Answer
     from tasks.train.objective import Metrics
 
-EPSILON = 2.0**-7
-
 
 class SquareHead(Objective):
     paper: ClassVar[str] = "SquareHead, Sparse Fine-tuning for Inference Acceleration (arXiv 2310.06927)"
-    hidden_states: ClassVar[bool] = True
 
     ce: float = Field(1.0, ge=0)
     """Weight of the cross-entropy."""
     features: float = Field(1.0, gt=0)
     """Weight of the summed difference of the hidden states."""
+
+    def asks(self) -> tuple[str, ...]:
+        return ("hidden_states",)
 
     def needs_teacher(self) -> bool:
         return True
@@ -52,12 +53,13 @@ class SquareHead(Objective):
         loss = cross_entropy(student_NV, following_N)
         return self.ce * loss, {"loss": loss.detach()}
 
-    def of_states(self, student: Answer, teacher: Answer | None) -> tuple[torch.Tensor, Metrics]:
+    def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         assert teacher is not None, "it needs one"
         import torch
 
+        from tasks.train.states import relative_square
+
         apart = torch.zeros((), device=student.hidden_states[0].device)
         for ours, theirs in zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True):
-            theirs = theirs.float()
-            apart = apart + (ours.float() - theirs).square().mean() / (theirs.square().mean() + EPSILON)
+            apart = apart + relative_square(ours, theirs, batch)
         return self.features * apart, {"features": apart.detach()}

@@ -47,6 +47,10 @@ class Answer(Protocol):
     def hidden_states(self) -> Sequence[torch.Tensor]:
         """What entered the first block and left each, [B, T, D]; only where they were asked for."""
 
+    @property
+    def attentions(self) -> Sequence[torch.Tensor]:
+        """What each head of each block looks at, [B, H, T, T]; likewise."""
+
 
 class Engine(Protocol):
     module: nn.Module
@@ -102,8 +106,7 @@ class Engine(Protocol):
     def load(self, values: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
         """Set every trainable parameter from full flat tensors {name: {"master": ..., moment: ...}}, and the step.
 
-        A moment that is not given starts at zero. Masks are released and nothing is frozen any more: hooks carry what they
-        decided, and say it again on start.
+        A moment that is not given starts at zero. Masks are released and nothing is frozen: hooks say it again on start.
         """
 
 

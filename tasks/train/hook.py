@@ -22,6 +22,7 @@ class Run:
     steps: int
     step: int = 0
     pieces: int = 1
+    ended: bool = False  # set by a hook after a step: the run goes no further
 
 
 class Hook:
@@ -46,6 +47,10 @@ class Hook:
 
     def metrics(self) -> dict[str, float]:
         return {}
+
+    def remark(self) -> str:
+        """What the progress line says beside the loss."""
+        return ""
 
     def density(self) -> float | None:
         """Live share of the prunable weights, for the accounting; None where the hook does not decide it."""

@@ -37,8 +37,9 @@ class Telemetry:
 
 @dataclass
 class Totals:
-    """What the accounting needs of a run: density and compute summed over steps, and the last logged values."""
+    """What the accounting needs of a run: its steps, density and compute summed over them, and the last logged values."""
 
+    steps: int = 0
     density_steps: float = 0.0
     compute_steps: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
@@ -106,7 +107,7 @@ def fit(
     clock = _Clock(run.step)
     if telemetry.compilation and run.step < steps:
         telemetry.progress(0, 0, "compiling the layers, which the first step waits for")
-    while run.step < steps:
+    while run.step < steps and not run.ended:
         metrics = _accumulate(run, sampler, objective, micro_batch)
         for hook in hooks:
             hook.after_backward(run)
@@ -118,22 +119,27 @@ def fit(
         run.step += 1
         for hook in hooks:
             hook.after_step(run)
-        if run.step % telemetry.every == 0 or run.step == steps:
+        if run.step % telemetry.every == 0 or run.step == steps or run.ended:
             totals.last = _measure(engine, metrics, hooks, gradient_norm, learning_rate.at(run.step - 1))
             tokens = run.step * sampler.batch * sampler.length
             rate = clock.rate(run.step) * sampler.batch * sampler.length
             telemetry.log({**totals.last, "tokens": tokens, "tokens_per_second": rate}, run.step)
-            telemetry.progress(run.step, steps, f"loss {totals.last['loss']:.3f}")
+            telemetry.progress(run.step, steps, ", ".join(_remarks(totals, hooks)))
         if telemetry.compilation and (seconds := telemetry.compilation.step(run.step)):
             telemetry.progress(run.step, steps, f"the layers are compiled, {seconds:.0f} s with the first step")
             clock = _Clock(run.step)  # what follows is the pace of training
             if checkpoints:
                 checkpoints.begin(run.step)
-        if checkpoints and run.step < steps:
+        if checkpoints and run.step < steps and not run.ended:
             checkpoints.save_if_due(engine, run.step, lambda: _state(hooks, totals))
     if telemetry.compilation:
         telemetry.compilation.end()
+    totals.steps = run.step
     return totals
+
+
+def _remarks(totals: Totals, hooks: Sequence[Hook]) -> list[str]:
+    return [f"loss {totals.last['loss']:.3f}", *filter(None, (hook.remark() for hook in hooks))]
 
 
 def _begin(engine: Engine, hooks: Sequence[Hook], steps: int, totals: Totals, checkpoints: Checkpoints | None) -> Run:

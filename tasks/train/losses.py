@@ -32,6 +32,25 @@ def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: 
     return temperature**2 * (divergence / max(1, len(student_NV)))
 
 
+def likeliest(
+    teacher_NV: torch.Tensor, student_NV: torch.Tensor, k: int, temperature: float, tail: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of both for the teacher's ``k`` likeliest tokens, with a ``tail`` one more that has, at this temperature, the
+    odds of all others together; all logits as they are where nothing or one token would be left out."""
+    if k >= teacher_NV.shape[-1] - tail:
+        return teacher_NV, student_NV
+    best_NK = teacher_NV.topk(k, -1).indices
+
+    def cut(logits_NV: torch.Tensor) -> torch.Tensor:
+        kept_NK = logits_NV.gather(-1, best_NK)
+        if not tail:
+            return kept_NK
+        rest_NV = (logits_NV / temperature).scatter(-1, best_NK, -torch.inf)
+        return torch.cat([kept_NK, temperature * rest_NV.logsumexp(-1, keepdim=True)], -1)
+
+    return cut(teacher_NV), cut(student_NV)
+
+
 def predicting(logits_BTV: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The logits that predict a token that counts, in float32."""
     if batch.labels is None:

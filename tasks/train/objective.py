@@ -8,7 +8,7 @@ on the one they are given.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tasks.methods import Method
 
@@ -32,7 +32,10 @@ class Objective(Method):
     """Root of the objectives. Most need :meth:`of_tokens` only, a mean over tokens of what the models answered; one that needs
     other forward passes than the usual one overrides :meth:`measure`."""
 
-    hidden_states: ClassVar[bool] = False  # the answers carry what leaves each block, for :meth:`of_states`
+    def asks(self) -> tuple[str, ...]:
+        """What the answers are to carry beside logits, for :meth:`of_states`: ``hidden_states``, what leaves each block;
+        ``attentions``, what each head looks at, which layers give only in eager attention and uncompiled."""
+        return ()
 
     def needs_teacher(self) -> bool:
         return False
@@ -47,8 +50,8 @@ class Objective(Method):
         where none is needed. The tokens are those of a batch, or of a chunk of one: the mean of all is put together."""
         raise NotImplementedError
 
-    def of_states(self, student: Answer, teacher: Answer | None) -> tuple[torch.Tensor, Metrics]:
-        """What the hidden states add to the loss of a batch; only where they were asked for."""
+    def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """What the states that were asked for add to the loss of a batch."""
         raise NotImplementedError
 
     def measure(
@@ -56,9 +59,8 @@ class Objective(Method):
     ) -> tuple[torch.Tensor, Metrics]:
         import torch
 
-        asked: dict[str, torch.Tensor | bool] = {"input_ids": batch.tokens, "use_cache": False}
-        if self.hidden_states:
-            asked["output_hidden_states"] = True
+        asked: dict[str, torch.Tensor | bool] = {**batch.asked, "use_cache": False}
+        asked |= {f"output_{name}": True for name in self.asks()}
         answers = scoring.of(engine, batch)
         student, told = answers.of_student(asked), None
         if self.needs_teacher():
@@ -66,9 +68,9 @@ class Objective(Method):
                 assert teacher is not None, "bound with one"
                 told = answers.of_teacher(teacher, asked)
         loss, metrics = answers.scored()
-        if not self.hidden_states:
+        if not self.asks():
             return loss, metrics
-        apart, more = self.of_states(student, told)
+        apart, more = self.of_states(student, told, batch)
         return loss + apart, metrics | more
 
     def bind(self, teacher: torch.nn.Module | None = None, logits_bytes: int | None = None, compiled: bool = False) -> Loss:

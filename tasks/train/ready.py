@@ -17,20 +17,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def ready(model: PreTrainedModel, execution: Execution) -> None:
-    """Before a regime shapes the model, and an engine takes it."""
+def ready(model: PreTrainedModel, execution: Execution, asked: tuple[str, ...] = ()) -> None:
+    """Before a regime shapes the model, and an engine takes it; ``asked`` is what an objective wants besides logits."""
     learn_padding(model)
     model.train()
-    if execution.compile:
+    if tells(model, asked) and execution.compile:
         compile_blocks(model)
     if execution.recompute == "layer":
         recompute_blocks(model)
 
 
-def load_teacher(directory: Path, execution: Execution) -> PreTrainedModel:
+def tells(model: PreTrainedModel, asked: tuple[str, ...]) -> bool:
+    """Make a model able to say what an objective wants besides logits; whether its blocks may run compiled then."""
+    if "attentions" not in asked:
+        return True
+    model.set_attn_implementation("eager")
+    return False
+
+
+def load_teacher(directory: Path, execution: Execution, asked: tuple[str, ...] = ()) -> PreTrainedModel:
     """It only answers, in the precision that training computes in."""
     dtype = torch.bfloat16 if execution.precision == "bfloat16" else None  # None: its own
     teacher = load_model(directory, dtype, execution.device).requires_grad_(False)
-    if execution.compile:
+    if tells(teacher, asked) and execution.compile:
         compile_blocks(teacher)
     return teacher

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from tasks.data.tokens import Sampler
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
-    from tasks.train.objective import Loss
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -142,11 +140,16 @@ class TrainStage(ModelStage):
         """The model before training, in float32 on the CPU, and the masks it came with."""
         raise NotImplementedError
 
+    def watchers(self, context: Context) -> list[Hook]:
+        """What looks on while the regime trains."""
+        return []
+
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
         from tasks.models.build.building import operate
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
+        from tasks.train.apart import may_share_rows
         from tasks.train.bill import bill
         from tasks.train.ready import ready
 
@@ -158,7 +161,8 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        ready(model, execution)
+        apart = may_share_rows(model, context.inputs["data"])
+        ready(model, execution, self.minimised.asks())
         if surgery := self.method.surgery():
             operate(model, surgery)
         shape = shape_of(model)
@@ -166,19 +170,21 @@ class TrainStage(ModelStage):
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        hooks = self.method.hooks(setting)
-        assert context.make_engine is not None, "a training stage is given an engine"
-        engine = context.make_engine(
-            model,
-            self.method.optimizer(model, self.betas, self.weight_decay),
-            self.gradient_clipping,
-            self.batch // execution.ranks // self._micro_batch(context),
-        )
-        totals = self._fit(context, engine, hooks, setting)
+        hooks = [*self.method.hooks(setting), *self.watchers(context)]
+        engine = self._engine(context, model)
+        totals = self._fit(context, engine, hooks, setting, apart)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
-        tokens = self.batch * self.length
-        return bill(shape, trainable, setting.steps, tokens, self.length, totals, hooks, self.needs_teacher())
+        return bill(shape, trainable, self.batch * self.length, self.length, totals, hooks, self.needs_teacher())
+
+    def _engine(self, context: Context, model: PreTrainedModel) -> Engine:
+        assert context.make_engine is not None, "a training stage is given an engine"
+        pieces = self.batch // context.execution.ranks // self._micro_batch(context)
+        optimizer = self.method.optimizer(model, self.betas, self.weight_decay)
+        return context.make_engine(model, optimizer, self.gradient_clipping, pieces)
+
+    def _compiles(self, context: Context) -> bool:
+        return context.execution.compile and "attentions" not in self.minimised.asks()
 
     def _micro_batch(self, context: Context) -> int:
         """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
@@ -186,23 +192,14 @@ class TrainStage(ModelStage):
         wanted = min(context.execution.micro_batch or local, local)
         return next(size for size in range(wanted, 0, -1) if local % size == 0)
 
-    def _sampler(self, context: Context) -> Sampler:
-        from tasks.data.tokens import Sampler, Tokens
-
-        return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
-
-    def _loss(self, context: Context) -> Loss:
-        """The objective, bound to the teacher it learns from."""
+    def _teacher(self, context: Context) -> PreTrainedModel | None:
         from tasks.train.ready import load_teacher
 
-        execution, teacher = context.execution, None
-        if self.needs_teacher():
-            directory = self.teacher_directory(context)
-            assert directory is not None, "a stage that needs a teacher has one"
-            teacher = load_teacher(directory, execution)
-        return self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
+        directory = self.teacher_directory(context)
+        return load_teacher(directory, context.execution, self.minimised.asks()) if directory else None
 
-    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, apart: bool) -> Totals:
+        from tasks.train.apart import sampler
         from tasks.train.compiled import Compilation
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
@@ -212,14 +209,16 @@ class TrainStage(ModelStage):
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             every=max(1, setting.steps // 200),
-            compilation=Compilation(context.note) if context.execution.compile else None,
+            compilation=Compilation(context.note) if self._compiles(context) else None,
         )
-        sampler, objective = self._sampler(context), self._loss(context)
+        teacher = self._teacher(context)
+        objective = self.minimised.bind(teacher, context.execution.logits_bytes, context.execution.compile)
+        drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
-            sampler, objective = hook.sampler(sampler), hook.objective(objective)
+            drawn, objective = hook.sampler(drawn), hook.objective(objective)
         return fit(
             engine,
-            sampler,
+            drawn,
             objective,
             hooks,
             setting.steps,

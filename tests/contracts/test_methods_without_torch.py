@@ -17,8 +17,8 @@ class Untouchable(types.ModuleType):
 sys.modules["torch"] = Untouchable("torch")
 from tasks.methods import build, dump, load
 for name in sys.argv[2:]:
-    load(sys.argv[1], name)
-    if sys.argv[1] not in ("surgeries", "evaluators"):       # some have fields without a default
+    fields = load(sys.argv[1], name).model_fields.values()
+    if sys.argv[1] != "evaluators" and not any(field.is_required() for field in fields):
         dump(build(sys.argv[1], name))
 assert "transformers" not in sys.modules
 """

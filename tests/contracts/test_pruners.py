@@ -1,12 +1,16 @@
-"""What every pruner on the shelf promises, whatever its depth: run through the walker, as recipes run it."""
+"""What every pruner of weights on the shelf promises, whatever its depth: run through the walker, as recipes run it.
+
+What those promise that leave a smaller model stands in tests/contracts/test_resizers.py.
+"""
 
 import pytest
 import torch
 
+from tasks.calibrate.resizer import Resizer
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import load_masks
 from tasks.formats.pattern import parse_pattern
-from tasks.methods import build, dump, names
+from tasks.methods import build, dump, load, names
 from tasks.models.files.layout import MASKS
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -20,8 +24,9 @@ EXAMPLES = {
     "channel": "channel",
     "neuron": "neuron",
 }
-PATTERNS = {name: build("pruners", name).patterns for name in names("pruners")}
-pruners = pytest.mark.parametrize("name", names("pruners"))
+WALKED = [name for name in names("pruners") if not issubclass(load("pruners", name), Resizer)]
+PATTERNS = {name: build("pruners", name).patterns for name in WALKED}
+pruners = pytest.mark.parametrize("name", WALKED)
 single = pytest.mark.parametrize("name", [name for name in PATTERNS if "unstructured" in PATTERNS[name]])
 
 

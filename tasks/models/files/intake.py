@@ -194,3 +194,9 @@ def check_tokenizer(directory: Path) -> None:
         with file.open("rb") as content:
             if content.read(len(POINTER)) == POINTER:
                 raise ValueError(f"{file} is a git-lfs pointer and not the file itself; run git lfs pull in its folder")
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Whether a tokenizer in a directory brings a chat template, wherever it keeps it."""
+    config = directory / "tokenizer_config.json"
+    return bool(_names(directory, "chat_template*")) or (config.exists() and '"chat_template"' in config.read_text())

@@ -86,7 +86,7 @@ def find_linears(model: nn.Module) -> dict[str, Linear]:
     prefix, blocks = decoder_blocks(model)
     linears, owners = {}, {}
     for index, block in enumerate(blocks):
-        routers = _routers(block)
+        routers = routers_of(block)
         attention = tuple(path for path, module in block.named_modules() if "Attention" in type(module).__name__)
         branches = tuple(path for path, module in block.named_modules() if isinstance(module, Branch))
         for path, module in block.named_modules():
@@ -114,7 +114,7 @@ def _vectors(block: nn.Module, path: str) -> frozenset[int]:
 
 
 def _linear(name: str, module: nn.Module, key: str, parameter: nn.Parameter) -> Linear | None:
-    shape, experts = tuple(parameter.shape), _expert_count(module)
+    shape, experts = tuple(parameter.shape), expert_count(module)
     if isinstance(module, nn.Linear):
         return Linear(name, shape) if key == "weight" else None
     if _is_conv1d(module):
@@ -135,22 +135,22 @@ def _is_conv1d(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def _expert_count(module: nn.Module) -> int | None:
+def expert_count(module: nn.Module) -> int | None:
     """How many experts lie fused in the 3-D parameters of a module. transformers marks such modules' orientation."""
     fused = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim == 3]
     return fused[0].shape[0] if fused and hasattr(module, "is_transposed") else None
 
 
 def _has_matrix(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or _expert_count(module) for module in block.modules())
+    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or expert_count(module) for module in block.modules())
 
 
-def _routers(block: nn.Module) -> set[int]:
+def routers_of(block: nn.Module) -> set[int]:
     """Parameters that choose experts: siblings of the experts whose every matrix has one output per expert (or one)."""
     routers: set[int] = set()
     for parent in block.modules():
         children = list(parent.children())
-        counts = {_expert_count(child) for child in children} - {None}
+        counts = {expert_count(child) for child in children} - {None}
         counts |= {len(child) for child in children if isinstance(child, nn.ModuleList) and len(child) > 1}
         for child in children if counts else ():
             matrices = [parameter for parameter in child.parameters() if parameter.ndim >= 2]

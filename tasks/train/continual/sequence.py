@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from tasks.data.batch import Batch
-from tasks.data.tokens import TASKS, Sampler, Tokens
+from tasks.data.rows import reading
+from tasks.data.tokens import TASKS, Sampler, Split
 from tasks.models.scoring import summed_loss
 from tasks.train.hook import Hook, Run
 
@@ -42,7 +43,7 @@ class TaskSampler:
     ``alive[task]`` are the sequence numbers that are left, in ``segment[task]`` since which step they are the same.
     """
 
-    tasks: Sequence[Tokens]
+    tasks: Sequence[Split]
     length: int
     batch: int
     seed: int
@@ -91,7 +92,7 @@ class TaskSequence(Hook):
         self.losses: list[list[float]] = []  # [task that ended][task measured]
 
     def sampler(self, sampler: Sampler) -> TaskSampler:
-        tasks = [Tokens(self.data, f"train-{name}") for name in self.names]
+        tasks = [reading(self.data, f"train-{name}", together=False) for name in self.names]
         self.tasks = TaskSampler(tasks, sampler.length, sampler.batch, sampler.seed, self.steps)
         self.wrong = [np.zeros(len(alive)) for alive in self.tasks.alive]
         self.seen = [np.zeros(len(alive)) for alive in self.tasks.alive]
@@ -133,7 +134,7 @@ class TaskSequence(Hook):
 
     @torch.no_grad()
     def _heldout_loss(self, run: Run, name: str) -> float:
-        tokens, length = Tokens(self.data, f"heldout-{name}"), self.tasks.length
+        tokens, length = reading(self.data, f"heldout-{name}", together=False), self.tasks.length
         count = min(self.probes, tokens.sequences(length))
         if not count:
             raise ValueError(f"corpus is too small: the held-out split of {name} has less than one sequence of {length} tokens")

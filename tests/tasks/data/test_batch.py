@@ -28,3 +28,15 @@ def test_pieces_put_together_are_the_batch():
         assert [len(piece) for piece in pieces] == [1, 1] and torch.equal(again.tokens, TOKENS)
         assert again.labels is batch.labels is None or torch.equal(again.labels, LABELS)
         assert batch[torch.tensor([1, 1, 0])].tokens[:, 0].tolist() == [1, 1, 5]
+
+
+def test_joined_with_plain_text_prompts_stay_unlearned_and_of_the_text_every_token_counts():
+    plain, task = Batch(TOKENS), Batch(TOKENS, LABELS)
+    assert joined([plain, task]).labels.equal(torch.cat([TOKENS, LABELS])) and joined([plain, plain]).labels is None
+    assert joined([task, plain]).predicted == task.predicted + plain.predicted
+
+
+def test_places_begin_anew_with_each_document_of_a_row():
+    documents = torch.tensor([[1, 1, 2], [1, 0, 0]])
+    assert Batch(TOKENS[:2, :3], documents=documents).asked["position_ids"].tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert Batch(TOKENS).asked.keys() == {"input_ids"}

@@ -45,7 +45,7 @@ def test_each_parquet_row_is_a_document(tmp_path):
 
     parquet.write_table(pyarrow.table({"text": ["a", None, "", "c"], "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
     skipping = Files(paths=(str(tmp_path / "a.parquet"),), nulls="skip")
-    assert [(name.rpartition(":")[2], text) for name, text in skipping.documents()] == [("0", "a"), ("2", ""), ("3", "c")]
+    assert [(row.name.rpartition(":")[2], row.text) for row in skipping.documents()] == [("0", "a"), ("2", ""), ("3", "c")]
     with pytest.raises(ValueError, match="a.parquet, row 1: field 'text' is null; nulls: skip leaves out such rows"):
         texts(Files(paths=(str(tmp_path / "a.parquet"),)))
     with pytest.raises(ValueError, match="no field 'body'; choose one of text, n"):

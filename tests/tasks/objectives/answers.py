@@ -16,8 +16,8 @@ COMPLETION = Batch(TOKENS, torch.tensor([[IGNORED, IGNORED, 1], [IGNORED, 1, 0]]
 class Fixed:
     """Stands for an engine and for a teacher: gives answers that do not depend on the tokens."""
 
-    def __init__(self, logits_BTV: torch.Tensor, *hidden_BTD: torch.Tensor) -> None:
-        self.answer = SimpleNamespace(logits=logits_BTV, hidden_states=hidden_BTD)
+    def __init__(self, logits_BTV: torch.Tensor, *hidden_BTD: torch.Tensor, attentions: tuple = ()) -> None:
+        self.answer = SimpleNamespace(logits=logits_BTV, hidden_states=hidden_BTD, attentions=attentions)
 
     def forward(self, **given) -> SimpleNamespace:
         return self.answer
