@@ -11,7 +11,7 @@ from cluster.ray.events import Event, Metrics, Note, Progress
 from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
-    from tasks.train.engine import MakeEngine
+    from tasks.train.birth import MakeEngine
 
 
 @dataclass
@@ -58,3 +58,8 @@ class Execution:
     attempt: int = 0
     workers: int = 1  # share out the calibration sequences
     activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether a parameter is whole only while the module that owns it runs (ZeRO-3), and no rank holds the model."""
+        return self.engine == "deepspeed" and self.zero == 3

@@ -60,6 +60,7 @@ class Checkpoints:
 
     def restore(self, engine: Engine) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]] | None:
         """What the newest valid snapshot carried, loaded into the engine; None where there is none."""
+        self.attempt = self._agree(engine, self.attempt)
         if engine.rank == 0:
             register_attempt(self.directory, self.attempt)
         found = latest(self.directory)
@@ -79,11 +80,11 @@ class Checkpoints:
         if self._interval and (step - begun - self.probe) % self._interval == 0 and step - begun > self.probe:
             save(engine, self.directory, step, *state(), self.attempt)
 
-    def _agree(self, engine: Engine, interval: int) -> int:
+    def _agree(self, engine: Engine, number: int) -> int:
         """Rank 0's clock counts."""
         if engine.ranks == 1:
-            return interval
-        shared = torch.tensor([interval], device=engine.device)
+            return number
+        shared = torch.tensor([number], device=engine.device)
         torch.distributed.broadcast(shared, 0)
         return int(shared.item())
 

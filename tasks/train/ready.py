@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tasks.context import Execution
+from tasks.context import Context, Execution
 from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
+from tasks.models.stream.slices import sliced
 from tasks.train.compiled import compile_blocks
 from tasks.train.recomputed import recompute_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from tasks.train.birth import Weights
 
 
 def ready(model: PreTrainedModel, execution: Execution) -> None:
@@ -25,6 +28,15 @@ def ready(model: PreTrainedModel, execution: Execution) -> None:
         compile_blocks(model)
     if execution.recompute == "layer":
         recompute_blocks(model)
+
+
+def load(directory: Path, context: Context) -> tuple[PreTrainedModel, Weights | None]:
+    """A stored model to train, in float32: whole on the CPU, or, where the engine keeps each rank's pieces alone, hollow and
+    beside it the weights, by slices of its files."""
+    execution = context.execution
+    if execution.in_pieces:
+        return sliced(directory, context.scratch / f"pieces-{execution.rank}")
+    return load_model(directory, dtype=torch.float32), None
 
 
 def load_teacher(directory: Path, execution: Execution) -> PreTrainedModel:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
     from tasks.models.files.trained import Origin
+    from tasks.train.birth import Weights
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
@@ -136,8 +137,9 @@ class TrainStage(ModelStage):
         """The directory of the model that is trained; None where it begins at random."""
         return self.incoming(context)
 
-    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
-        """The model before training, in float32 on the CPU, and the masks it came with."""
+    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks, Weights | None]:
+        """The model before training, in float32 on the CPU, and the masks it came with; hollow and beside it the weights
+        where the engine keeps each rank's pieces alone."""
         raise NotImplementedError
 
     def run(self, context: Context) -> dict[str, float]:
@@ -150,7 +152,7 @@ class TrainStage(ModelStage):
         if self.batch % execution.ranks:
             raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
         directory = self.origin(context)
-        model, masks = self.initial(context, directory)
+        model, masks, weights = self.initial(context, directory)
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
@@ -166,6 +168,7 @@ class TrainStage(ModelStage):
             self.method.optimizer(model, self.betas, self.weight_decay),
             self.gradient_clipping,
             self.batch // execution.ranks // self._micro_batch(context),
+            weights,
         )
         totals = self._fit(context, engine, hooks, setting)
         self.method.finish(engine, setting)
@@ -238,12 +241,11 @@ class TrainStage(ModelStage):
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
-        weights = {}
-        for name in names:
-            weight = engine.read(name)
-            if origin:
-                weights[name] = weight.to("cpu", origin.dtypes[name])
-        if origin:
-            tokenizer = context.inputs["data"] / "tokenizer"
-            own = origin.directory and same_tokens(origin.directory, tokenizer)
-            origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
+        weights = ((name, engine.read(name)) for name in names)
+        if not origin:
+            for _ in weights:  # reading is a collective
+                pass
+            return
+        tokenizer = context.inputs["data"] / "tokenizer"
+        own = origin.directory and same_tokens(origin.directory, tokenizer)
+        origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
