@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
     from tasks.train.birth import Weights
+    from tasks.train.cost import Machine
 
 
 class Pretrain(TrainStage):
@@ -104,9 +105,9 @@ class Pretrain(TrainStage):
                 f"with transform {self.model.transform.name} choose {iso:.6g}"
             )
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
         iso = self.model.iso_sparsity(shape.vocabulary, self.length)
-        return super().forecast(shape) | ({} if iso is None else {"iso_sparsity": iso})
+        return super().forecast(shape, machine) | ({} if iso is None else {"iso_sparsity": iso})
 
     def facts(self, context: Context, ids: int) -> ModelFacts:
         return facts_of(self.model, ids) if self.model.architecture else super().facts(context, ids)

@@ -22,6 +22,7 @@ from tasks.models.source import ModelSource
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
+    from tasks.train.cost import Machine
 
 STAGES = ("prepare", "load", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
@@ -113,9 +114,9 @@ class Stage(BaseModel):
         """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
         return pattern
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
-        """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and roughly
-        ``memory_bytes``."""
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
+        """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and on a machine
+        ``memory_bytes`` of a rank, ``tokens_per_second`` and ``hours``."""
         return {}
 
     def parties(self, context: Context) -> Parties:

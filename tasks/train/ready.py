@@ -12,22 +12,42 @@ from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
 from tasks.models.stream.slices import sliced
 from tasks.train.compiled import compile_blocks
+from tasks.train.cost import Running, fitting, memory
 from tasks.train.recomputed import recompute_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tasks.models.accounting import Shape
     from tasks.train.birth import Weights
 
 
-def ready(model: PreTrainedModel, execution: Execution) -> None:
+def ready(model: PreTrainedModel, execution: Execution, recompute: bool) -> None:
     """Before a regime shapes the model, and an engine takes it."""
     learn_padding(model)
     model.train()
     if execution.compile:
         compile_blocks(model)
-    if execution.recompute == "layer":
+    if recompute:
         recompute_blocks(model)
+
+
+def recomputes(context: Context, shape: Shape, how: Running) -> bool:
+    """Whether the backward pass runs each layer again. ``auto``: where the step would not fit the card otherwise."""
+    execution = context.execution
+    if execution.recompute != "auto" or execution.device != "cuda":
+        return execution.recompute == "layer"
+    room = memory_of(execution.device)
+    if fitting(shape, how, execution.recompute, room).recompute == "none":
+        return False
+    needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
+    context.note(f"the backward pass runs each layer again; without that a step takes {needed}")
+    return True
+
+
+def memory_of(device: str) -> int:
+    """Bytes of a card."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def load(directory: Path, context: Context) -> tuple[PreTrainedModel, Weights | None]:

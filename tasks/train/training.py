@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tasks.context import Context
+from tasks.context import Context, Execution
 from tasks.methods import of
 from tasks.stage import Facts, ModelStage
 from tasks.train.objective import Objective
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.models.facts import Parties
     from tasks.models.files.trained import Origin
     from tasks.train.birth import Weights
+    from tasks.train.cost import Machine, Running
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
@@ -99,7 +100,6 @@ class TrainStage(ModelStage):
                 f"{self.method.name} learns a sequence of corpora, and corpus is one; write corpus: "
                 "{sequence: {NAME: CORPUS, ...}}"
             )
-
         pattern: str | None = None
         for stage in reversed(facts.upstream):
             pattern = stage.leaves(pattern)
@@ -124,14 +124,17 @@ class TrainStage(ModelStage):
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
+    def step_on(self, execution: Execution, teacher: Shape | None) -> Running:
+        """How a step of it runs, what ``auto`` means apart."""
+        from tasks.train.cost import Running
+
+        return Running.of(execution, self.length, self.batch, self.method.name != "dense", teacher)
+
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
         seen = self.steps * self.batch * self.length
-        activations = self.batch * self.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
-        return {
-            "tokens": seen,
-            "flops": shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps)),
-            "memory_bytes": 16 * shape.parameters + activations,
-        }
+        flops = shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps))
+        found = machine.expected(shape, self.step_on(machine.execution, machine.teacher), seen) if machine else {}
+        return {"tokens": seen, "flops": flops, **found}
 
     def origin(self, context: Context) -> Path | None:
         """The directory of the model that is trained; None where it begins at random."""
@@ -144,9 +147,11 @@ class TrainStage(ModelStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
+        from tasks.models.files.checkpoint import skeleton
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
-        from tasks.train.ready import ready
+        from tasks.train.cost import micro_batch
+        from tasks.train.ready import ready, recomputes
 
         execution = context.execution
         if self.batch % execution.ranks:
@@ -156,8 +161,10 @@ class TrainStage(ModelStage):
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
-        ready(model, execution)
         shape = shape_of(model)
+        taught = self.teacher_directory(context)
+        teacher = shape_of(skeleton(taught)) if taught else None
+        ready(model, execution, recomputes(context, shape, self.step_on(execution, teacher)))
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
@@ -167,7 +174,7 @@ class TrainStage(ModelStage):
             model,
             self.method.optimizer(model, self.betas, self.weight_decay),
             self.gradient_clipping,
-            self.batch // execution.ranks // self._micro_batch(context),
+            self.batch // execution.ranks // micro_batch(self.batch, execution),
             weights,
         )
         totals = self._fit(context, engine, hooks, setting)
@@ -183,12 +190,6 @@ class TrainStage(ModelStage):
             "training_loss": totals.last["loss"],
             **{name: value for hook in hooks for name, value in hook.results().items()},
         }
-
-    def _micro_batch(self, context: Context) -> int:
-        """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
-        local = self.batch // context.execution.ranks
-        wanted = min(context.execution.micro_batch or local, local)
-        return next(size for size in range(wanted, 0, -1) if local % size == 0)
 
     def _sampler(self, context: Context) -> Sampler:
         from tasks.data.tokens import Sampler, Tokens
@@ -208,6 +209,7 @@ class TrainStage(ModelStage):
 
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
         from tasks.train.compiled import Compilation
+        from tasks.train.cost import micro_batch
         from tasks.train.loop import Checkpoints, Telemetry, fit
         from tasks.train.schedule import LearningRate
 
@@ -228,7 +230,7 @@ class TrainStage(ModelStage):
             hooks,
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
-            micro_batch=self._micro_batch(context),
+            micro_batch=micro_batch(self.batch, context.execution),
             checkpoints=Checkpoints(
                 context.scratch / "checkpoints", context.execution.checkpoint_every_seconds, context.execution.attempt
             ),

@@ -193,7 +193,7 @@ def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None,
     kind = {"engine": "torch"} if zero is None else {"engine": "deepspeed", "zero": zero}
     execution = Execution(device="cuda", precision="bfloat16", **{**kind, "compile": True, **how})
     regime, model = build("regimes", {name: fields}), on_card(size)
-    ready(model, execution)
+    ready(model, execution, execution.recompute == "layer")
     engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1)
     run = Run(engine, 100_000)
     hooks, goal = regime.hooks(Setting(find_linears(model), {}, run.steps, run.steps)), regime.objective()
