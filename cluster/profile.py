@@ -135,6 +135,9 @@ class Profile(_Section):
     """How often a failed job is tried again."""
     max_failures: int = Field(3, ge=0, le=1000)
     """How often a group of ranks is started again after a rank died."""
+    patience: float = Field(600, gt=0)
+    """Seconds in which some training step must end; ranks that take longer hang, and are started again. A step may always take
+    ten times as long as the longest before it, and the first one three times as long."""
     checkpoint_every_seconds: float = Field(60, gt=0)
     """Seconds between checkpoints of a training."""
     activation_bytes: int = Field(8 << 30, ge=0)

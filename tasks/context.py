@@ -56,6 +56,7 @@ class Execution:
     recompute: Literal["none", "layer", "auto"] = "none"  # what the backward pass makes again instead of keeping it
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
+    patience: float = 600.0  # seconds without a finished step, after which ranks that wait for each other end
     workers: int = 1  # share out the calibration sequences
     activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
 

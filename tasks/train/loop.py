@@ -31,6 +31,7 @@ class Telemetry:
 
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    beat: Callable[[int], None] = lambda done: None  # on every rank, after every step
     every: int = 10
     compilation: Compilation | None = None  # watched where layers are compiled: in the first step, and not again
 
@@ -119,6 +120,7 @@ def fit(
         run.step += 1
         for hook in hooks:
             hook.after_step(run)
+        telemetry.beat(run.step)
         if run.step % telemetry.every == 0 or run.step == steps:
             totals.last = _measure(engine, metrics, hooks, gradient_norm, learning_rate.at(run.step - 1))
             tokens = run.step * sampler.batch * sampler.length

@@ -12,14 +12,16 @@ from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
 from tasks.models.stream.slices import sliced
 from tasks.train.compiled import compile_blocks
-from tasks.train.cost import Running, fitting, memory
+from tasks.train.cost import FULL, Running, fitting, memory, remedy
 from tasks.train.recomputed import recompute_blocks
+from tasks.train.watch import PULSES, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.models.accounting import Shape
     from tasks.train.birth import Weights
+    from tasks.train.objective import Loss, Objective
 
 
 def ready(model: PreTrainedModel, execution: Execution, recompute: bool) -> None:
@@ -57,6 +59,23 @@ def load(directory: Path, context: Context) -> tuple[PreTrainedModel, Weights | 
     if execution.in_pieces:
         return sliced(directory, context.scratch / f"pieces-{execution.rank}")
     return load_model(directory, dtype=torch.float32), None
+
+
+def loss_of(objective: Objective, taught: Path | None, execution: Execution) -> Loss:
+    """An objective, bound to the teacher it learns from."""
+    teacher = load_teacher(taught, execution) if taught else None
+    return objective.bind(teacher, execution.logits_bytes, execution.compile)
+
+
+def watch_over(context: Context, shape: Shape, how: Running, steps: int) -> Watch:
+    """Over this rank. What would save memory is asked as if a step took a tenth more than there is."""
+    execution = context.execution
+    address = f"{context.scratch.parent.name}/{context.scratch.name}"
+
+    def advice() -> str:
+        return remedy(shape, how, 0.9 * memory(shape, how) / FULL) or "set micro_batch to 1"
+
+    return Watch(context.scratch / PULSES, address, execution.rank, execution.ranks, steps, execution.patience, advice)
 
 
 def load_teacher(directory: Path, execution: Execution) -> PreTrainedModel:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
-    from tasks.train.objective import Loss
+    from tasks.train.watch import Watch
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -151,7 +151,7 @@ class TrainStage(ModelStage):
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
         from tasks.train.cost import micro_batch
-        from tasks.train.ready import ready, recomputes
+        from tasks.train.ready import ready, recomputes, watch_over
 
         execution = context.execution
         if self.batch % execution.ranks:
@@ -163,8 +163,8 @@ class TrainStage(ModelStage):
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         shape = shape_of(model)
         taught = self.teacher_directory(context)
-        teacher = shape_of(skeleton(taught)) if taught else None
-        ready(model, execution, recomputes(context, shape, self.step_on(execution, teacher)))
+        how = self.step_on(execution, shape_of(skeleton(taught)) if taught else None)
+        ready(model, execution, recomputes(context, shape, how))
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
@@ -177,7 +177,8 @@ class TrainStage(ModelStage):
             self.batch // execution.ranks // micro_batch(self.batch, execution),
             weights,
         )
-        totals = self._fit(context, engine, hooks, setting)
+        with watch_over(context, shape, how, setting.steps) as watch:
+            totals = self._fit(context, engine, hooks, setting, watch)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
         seen = setting.steps * self.batch * self.length
@@ -196,31 +197,23 @@ class TrainStage(ModelStage):
 
         return Sampler(Tokens(context.inputs["data"], "train"), self.length, self.batch, self.seed)
 
-    def _loss(self, context: Context) -> Loss:
-        """The objective, bound to the teacher it learns from."""
-        from tasks.train.ready import load_teacher
-
-        execution, teacher = context.execution, None
-        if self.needs_teacher():
-            directory = self.teacher_directory(context)
-            assert directory is not None, "a stage that needs a teacher has one"
-            teacher = load_teacher(directory, execution)
-        return self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
-
-    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting) -> Totals:
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, watch: Watch) -> Totals:
         from tasks.train.compiled import Compilation
         from tasks.train.cost import micro_batch
         from tasks.train.loop import Checkpoints, Telemetry, fit
+        from tasks.train.ready import loss_of
         from tasks.train.schedule import LearningRate
 
         step_tokens = self.batch * self.length
         telemetry = Telemetry(
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
+            beat=watch.step,
             every=max(1, setting.steps // 200),
             compilation=Compilation(context.note) if context.execution.compile else None,
         )
-        sampler, objective = self._sampler(context), self._loss(context)
+        objective = loss_of(self.minimised, self.teacher_directory(context), context.execution)
+        sampler = self._sampler(context)
         for hook in hooks:
             sampler, objective = hook.sampler(sampler), hook.objective(objective)
         return fit(
