@@ -94,6 +94,9 @@ class Watch:
             )
             (self.directory / _VERDICT).write_text(verdict)
             print(verdict, file=sys.stderr, flush=True)
+        until = time.monotonic() + 5 * self.every
+        while not (self.directory / _VERDICT).exists() and time.monotonic() < until:
+            time.sleep(self.every / 10)  # one rank's end may be that of all
         os._exit(HUNG)
 
 
