@@ -71,7 +71,7 @@ class Exact:
         whole = torch.zeros(shape.numel(), device=self._engine.device)
         whole[self.span(name)] = self._pieces[name].to(whole.device)
         if self._engine.sharded:
-            dist.all_reduce(whole)
+            dist.all_reduce(whole.view(torch.int32))  # bits, of which one rank has any
         return whole.view(shape)
 
     def write(self, name: str, whole: torch.Tensor) -> None:

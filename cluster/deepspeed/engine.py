@@ -226,7 +226,7 @@ class DeepSpeedEngine:
         if piece is not None:
             full[shard.start : shard.start + shard.numel] = piece
         if self._stage > 0 and self.ranks > 1:
-            dist.all_reduce(full)
+            dist.all_reduce(full.view(torch.int32))  # bits, of which one rank has any: a sum would lose the sign of zero
         return full.view(shape)
 
     def _norm(self, gradients: list[torch.Tensor]) -> float:

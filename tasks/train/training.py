@@ -170,26 +170,26 @@ class TrainStage(ModelStage):
         self.method.setup(model, setting)
         hooks = self.method.hooks(setting)
         assert context.make_engine is not None, "a training stage is given an engine"
-        engine = context.make_engine(
-            model,
-            self.method.optimizer(model, self.betas, self.weight_decay),
-            self.gradient_clipping,
-            self.batch // execution.ranks // micro_batch(self.batch, execution),
-            weights,
-        )
+        micro_batches = self.batch // execution.ranks // micro_batch(self.batch, execution)
         with watch_over(context, shape, how, setting.steps) as watch:
+            optimizer = self.method.optimizer(model, self.betas, self.weight_decay)
+            engine = context.make_engine(model, optimizer, self.gradient_clipping, micro_batches, weights)
             totals = self._fit(context, engine, hooks, setting, watch)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
-        seen = setting.steps * self.batch * self.length
+        results = {name: value for hook in hooks for name, value in hook.results().items()}
+        return {**self._counted(shape, totals), **results}
+
+    def _counted(self, shape: Shape, totals: Totals) -> dict[str, float]:
+        """What training came to, on a model of that shape."""
+        seen = self.steps * self.batch * self.length
         teacher = shape.forward_flops(self.length) * seen if self.needs_teacher() else 0.0
         return {
             "prunable_parameters": shape.prunable,
             "training_tokens": seen,
-            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / setting.steps) + teacher,
-            "average_parameters": shape.prunable * totals.density_steps / setting.steps,
+            "training_flops": shape.training_flops(seen, self.length, totals.compute_steps / self.steps) + teacher,
+            "average_parameters": shape.prunable * totals.density_steps / self.steps,
             "training_loss": totals.last["loss"],
-            **{name: value for hook in hooks for name, value in hook.results().items()},
         }
 
     def _sampler(self, context: Context) -> Sampler:
