@@ -78,7 +78,10 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("micro_batch: many", "micro_batch: should be a valid integer"),
         ("retries: -1", "retries: should be greater"),
         ("checkpoint_every_seconds: 0", "checkpoint_every_seconds: should be greater than 0"),
-        ("sparsity: 0.5", "no field 'sparsity'; choose one of activation_bytes, card, checkpoint_every_seconds, compile, device"),
+        (
+            "sparsity: 0.5",
+            "no field 'sparsity'; choose one of activation_bytes, card, checkpoint_every_seconds, compile, device",
+        ),
         ("ray: {adress: x}", "no field 'ray.adress'; choose one of address"),
         ("ray: {address: 'ray://head:10001'}", "ray.address: "),
         ("prefect: {api_url: 'http://me:secret@host/api'}", "prefect.api_url: "),

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.context import Execution
+from tasks.context import Context, Execution
 from tasks.models.accounting import Shape
+from tasks.train import ready
 from tasks.train.cost import CARDS, FULL, Running, fitting, memory, micro_batch, remedy, seconds
 from tests.bench.bench_gpu_training import SIZES, WORDS
 
@@ -94,3 +95,16 @@ def test_a_running_is_read_off_what_a_job_is_given():
     )
     how = Running.of(execution, 128, 8, True, None)
     assert (how.local, how.micro_batch, how.low, how.recompute) == (4, 2, True, "none") and micro_batch(8, execution) == 2
+
+
+def test_a_job_decides_auto_by_its_own_card_and_tells_where_it_changes_anything(tmp_path, monkeypatch):
+    told: list = []
+    execution = Execution(device="cuda", precision="bfloat16", compile=True, recompute="auto")
+    context = Context({}, tmp_path, tmp_path, execution, told.append)
+    for room, again in ((80e9, False), (40e9, True)):
+        monkeypatch.setattr(ready, "memory_of", lambda device, room=room: room)
+        assert ready.recomputes(context, SHAPES["1.3B"], running("1.3B")) is again
+    (note,) = told
+    assert note.text == "the backward pass runs each layer again; without that a step takes 42 GB of 40"
+    elsewhere = Context({}, tmp_path, tmp_path, Execution(recompute="auto"))
+    assert not ready.recomputes(elsewhere, SHAPES["1.3B"], running("1.3B"))
