@@ -80,7 +80,7 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("checkpoint_every_seconds: 0", "checkpoint_every_seconds: should be greater than 0"),
         (
             "sparsity: 0.5",
-            "no field 'sparsity'; choose one of activation_bytes, card, checkpoint_every_seconds, compile, device",
+            "no field 'sparsity'; choose one of activation_bytes, card, checkpoint_every_seconds, compile",
         ),
         ("ray: {adress: x}", "no field 'ray.adress'; choose one of address"),
         ("ray: {address: 'ray://head:10001'}", "ray.address: "),
