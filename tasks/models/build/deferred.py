@@ -90,7 +90,7 @@ class Drawn:
         touched: set[int] = set()
         for index in range(len(self.calls) - 1, -1, -1):
             call = self.calls[index]
-            for memory in {_memory(each) for each in call.tensors}:
+            for memory in dict.fromkeys(_memory(each) for each in call.tensors):  # in one order on every rank
                 self.last.setdefault(memory, index)
                 if memory not in touched:
                     self.over[index].append(memory)
