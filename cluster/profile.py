@@ -120,8 +120,11 @@ class Profile(_Section):
     """Sequences per forward pass of a rank."""
     compile: Literal["auto"] | bool = "auto"
     """Whether training compiles each decoder block; ``auto`` does on a GPU, up to ZeRO stage 2."""
-    recompute: Literal["none", "layer"] = "none"
-    """What the backward pass computes again to save memory: nothing, or each decoder layer from its input."""
+    recompute: Literal["none", "layer", "auto"] = "auto"
+    """What the backward pass computes again to save memory: nothing, or each decoder layer from its input; ``auto`` is that
+    where a training step would not fit the GPU otherwise."""
+    card: Literal["A100", "H100", "H200"] | None = None
+    """The GPU that training runs on: ``winnow plan`` tells memory and time on it, and what does not fit is refused."""
     logits_bytes: int = Field(1 << 30, ge=1)
     """Bytes of float32 logits held at once in training; a forward pass that has more is scored in chunks of its tokens."""
     runs: int = Field(1, ge=1, le=1000)
@@ -132,6 +135,9 @@ class Profile(_Section):
     """How often a failed job is tried again."""
     max_failures: int = Field(3, ge=0, le=1000)
     """How often a group of ranks is started again after a rank died."""
+    patience: float = Field(600, gt=0)
+    """Seconds in which some training step must end; ranks that take longer hang, and are started again. A step may always take
+    ten times as long as the longest before it, and the first one three times as long."""
     checkpoint_every_seconds: float = Field(60, gt=0)
     """Seconds between checkpoints of a training."""
     activation_bytes: int = Field(8 << 30, ge=0)
@@ -165,6 +171,8 @@ class Profile(_Section):
             for stage, resources in self.stages.items():
                 if resources.gpus:
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
+            if self.card:
+                raise ValueError(f"card is {self.card} but device is cpu; leave one of them out")
         if self.compile is True and self.engine == "deepspeed" and self.zero == 3:
             raise ValueError(
                 "compile is true, but zero 3 keeps parameters in pieces; set compile to auto, or zero to at most 2"

@@ -164,13 +164,14 @@ def show_plan(
 ) -> None:
     """Say what is cached, what will run and why, and what it will cost. Starts nothing."""
     from cluster.profile import load_profile
-    from flows.display import plan_table
     from flows.override import parse_settings
     from flows.part import Part
     from flows.plan import describe, prepare
+    from flows.planned import plan_table
 
-    plan, _ = prepare(recipe, load_profile(profile), part=Part(only, until), settings=parse_settings(settings or []))
-    rows = [describe(plan, step) for step in plan.steps]
+    where = load_profile(profile)
+    plan, _ = prepare(recipe, where, part=Part(only, until), settings=parse_settings(settings or []))
+    rows = [describe(plan, step, where) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:
         print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later}))

@@ -17,7 +17,7 @@ from cluster.ray import events
 from cluster.store.artifacts import Record
 from flows.conductor import Watcher
 from flows.gates import UNKNOWN, by_gate, coloured, verdict
-from flows.plan import Plan, Step
+from flows.plan import Step
 
 LINE_SECONDS = 15.0
 
@@ -142,7 +142,6 @@ ROWS = (
 )
 
 
-PLANNED = (("tokens", "count"), ("flops", "{:.2e}"), ("memory_bytes", "bytes"), ("disk_bytes", "bytes"))
 MOST_COLUMNS = 6
 
 
@@ -210,25 +209,6 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
         colour = "green" if claim["holds"] else "red" if claim["clear"] else "yellow"
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), verdict)
-    return table
-
-
-def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What is cached, what will run and why; costs where the model is known. Of evaluations only those are listed that a
-    model lacks which is there."""
-    table = Table()
-    table.add_column("stage", overflow="fold")
-    table.add_column("state", overflow="fold")
-    for title in ("tokens", "FLOPs", "memory", "disk"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for step, row in zip(plan.steps, rows, strict=True):
-        if step.node.measures and (step.cached or not plan.by_id[step.node.measures].cached):
-            continue
-        costs = (cell(row.get(name), form) for name, form in PLANNED)
-        state = "cached" if row["cached"] else f"[bold]will run[/bold], {row['reason']}"
-        if "iso_sparsity" in row:
-            state += f"; costs what the dense model costs at sparsity {row['iso_sparsity']:.6g}"
-        table.add_row(f"{row['id']}\n[dim]{row['address'].partition('/')[2]}[/dim]", state, *costs)
     return table
 
 

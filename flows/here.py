@@ -33,7 +33,9 @@ def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> N
             lock = Path(profile.scratch) / "locks" / step.artifact.key
             try:
                 with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
-                    produce(submitter.payload(step), lambda event, step=step: watcher.event(step, event))
+                    work = submitter.payload(step)
+                    work["execution"] = {**work["execution"], "attempt": time.time_ns()}  # rank 0's is that of all
+                    produce(work, lambda event, step=step: watcher.event(step, event))
                     lock.unlink(missing_ok=True)  # who waits for it finds the artifact
             except Exception as error:
                 if not alone:  # the other ranks may be well, and would wait

@@ -33,6 +33,17 @@ def line(nodes: Iterable[Node], id: str | None) -> Iterator[Node]:
         id = known[id].came_from
 
 
+def upstream(nodes: Iterable[Node], node: Node) -> Iterator[Stage]:
+    """The stages a node's model has been through, the last first."""
+    return (before.stage for before in line(nodes, node.came_from))
+
+
+def source_of(nodes: Iterable[Node], node: Node) -> ModelSource | None:
+    """Where the model of a node began."""
+    sources = (getattr(stage, "model", None) for stage in (node.stage, *upstream(nodes, node)))
+    return next(filter(None, sources), None)
+
+
 def check_merged(nodes: Sequence[Node]) -> None:
     """Raise ValueError where models are merged that were not each trained from the same one, under the same mask."""
     known = {node.id: node for node in nodes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,15 @@ from cluster.store.local import Store
 from cluster.store.url import open_store
 from flows.enough import require_enough
 from flows.facts import examine
-from flows.lineage import line
+from flows.forecast import check_room, forecast
+from flows.lineage import source_of, upstream
 from flows.nodes import Node, Recipe, naming
 from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
 from flows.trials import Values
 from tasks.data.digests import DIGESTS, Digests
-from tasks.models.source import ModelSource
-from tasks.stage import STAGES, Facts, Stage
+from tasks.stage import STAGES, Facts
 
 RESOURCED = ("default", *STAGES, "speed")  # what a profile may name resources for; speed is measured apart
 TOGETHER = 32  # steps of one job at most: what it is told has to fit a variable of its environment
@@ -130,6 +130,7 @@ def prepare(
     if plan.due:
         check(plan.recipe)
         examine(plan.recipe)
+        check_room(plan.recipe, [step.node for step in plan.due], profile)
     return plan, store
 
 
@@ -193,49 +194,25 @@ def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store
 def check(recipe: Recipe) -> None:
     """What the fields alone do not show: patterns and groups against the model's widths, tokenizer against vocabulary."""
     for node in recipe.nodes:
-        source, upstream = _source(recipe, node), tuple(_upstream(recipe, node))
+        source, before = source_of(recipe.nodes, node), tuple(upstream(recipe.nodes, node))
         if node.measures or node.stage.yields != "model" or source is None:
             continue
         data = node.parents.get("data")
         tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
-        resized = any(getattr(stage, "resizes", False) for stage in upstream)  # then its sizes are asked when it is there
+        resized = any(getattr(stage, "resizes", False) for stage in before)  # then its sizes are asked when it is there
         sizes = ({}, None) if resized else (source.widths(), source.heads())
-        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), sizes[0], tasks, upstream, sizes[1])
+        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), sizes[0], tasks, before, sizes[1])
         with naming(node):
             node.stage.check(facts)
 
 
-def _source(recipe: Recipe, node: Node) -> ModelSource | None:
-    """Where the model of a node began."""
-    sources = (getattr(stage, "model", None) for stage in (node.stage, *_upstream(recipe, node)))
-    return next(filter(None, sources), None)
-
-
-def _upstream(recipe: Recipe, node: Node) -> Iterator[Stage]:
-    """The stages a node's model has been through, the last first."""
-    return (before.stage for before in line(recipe.nodes, node.came_from))
-
-
-def describe(plan: Plan, step: Step) -> dict[str, Any]:
-    """One step for people and scripts: where it is, whether it runs and why, what it costs."""
+def describe(plan: Plan, step: Step, profile: Profile | None = None) -> dict[str, Any]:
+    """One step for people and scripts: where it is, whether it runs and why, what it costs where the profile runs it."""
     return {
         "id": step.id,
         "address": step.artifact.address,
         "key": step.artifact.key,
         "cached": step.cached,
         "reason": step.reason,
-        **forecast(plan.recipe, step.node),
+        **forecast(plan.recipe, step.node, profile),
     }
-
-
-def forecast(recipe: Recipe, node: Node) -> dict[str, Any]:
-    """Tokens, FLOPs, and rough peak memory and disk of one model stage; empty where the model is not known yet."""
-    from tasks.models.accounting import shape_of_config
-
-    source = _source(recipe, node)
-    if node.stage.yields != "model" or source is None or source.architecture is None:
-        return {}
-    data = next((before.parents["data"] for before in line(recipe.nodes, node.id) if "data" in before.parents), None)
-    shape = shape_of_config(source.initial_config(vocabulary(recipe.nodes, data)))
-    bytes_each = 2 if source.architecture.dtype == "bfloat16" else 4
-    return {"disk_bytes": shape.parameters * bytes_each, **node.stage.forecast(shape)}

@@ -65,6 +65,7 @@ class Submitter:
             "recompute": self.profile.recompute,
             "logits_bytes": self.profile.logits_bytes,
             "checkpoint_every_seconds": self.profile.checkpoint_every_seconds,
+            "patience": self.profile.patience,
             "threads": resources.threads,
             "workers": resources.workers,
             "activation_bytes": self.profile.activation_bytes,

@@ -11,7 +11,7 @@ from cluster.ray.events import Event, Metrics, Note, Progress
 from tasks.workers import Worker, start_here
 
 if TYPE_CHECKING:
-    from tasks.train.engine import MakeEngine
+    from tasks.train.birth import MakeEngine
 
 
 @dataclass
@@ -53,8 +53,14 @@ class Execution:
     micro_batch: int | None = None
     logits_bytes: int = 1 << 30  # of float32 logits held at once in training
     compile: bool = False  # the blocks of what is trained, and of its teacher
-    recompute: Literal["none", "layer"] = "none"  # what the backward pass makes again instead of keeping it
+    recompute: Literal["none", "layer", "auto"] = "none"  # what the backward pass makes again instead of keeping it
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
+    patience: float = 600.0  # seconds without a finished step, after which ranks that wait for each other end
     workers: int = 1  # share out the calibration sequences
     activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether a parameter is whole only while the module that owns it runs (ZeRO-3), and no rank holds the model."""
+        return self.engine == "deepspeed" and self.zero == 3

@@ -32,6 +32,7 @@ from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
 from tasks.stage import REPORT, ModelStage, Stage, stage_class
+from tasks.train.watch import PULSES, last_words
 
 JOB_VARIABLE = "WINNOW_JOB"
 Payload = dict[str, Any]
@@ -198,7 +199,10 @@ def _launch(work: Payload) -> None:
         room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
         run_task("tasks.job:produce", work, **room, env=env, warm=resources["workers"] == 1)  # others ask Ray for workers
         return
-    work = {**work, "execution": {**work["execution"], "attempt": time.time_ns()}}
+    work, address = (
+        {**work, "execution": {**work["execution"], "attempt": time.time_ns()}},
+        Artifact(**work["artifact"]).address,
+    )
     run_group(
         "tasks.job:produce",
         work,
@@ -207,7 +211,8 @@ def _launch(work: Payload) -> None:
         resources["gpus"],
         work["max_failures"],
         storage=Path(work["scratch"]) / "ray-train",
-        tell=partial(print_note, Artifact(**work["artifact"]).address),
+        tell=partial(print_note, address),
+        seen=partial(last_words, Path(work["scratch"]) / address / PULSES, address),
     )
 
 

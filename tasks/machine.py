@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from tasks.train.birth import Weights
     from tasks.train.engine import Engine
 
 # One heap for all threads, in huge pages. With what is free in it given back before each block (tasks/models/stream), a walk
@@ -47,13 +48,21 @@ def _in_pieces(fields: Mapping[str, Any]) -> bool:
     return fields.get("engine") == "deepspeed" and fields.get("zero") == 3
 
 
-def make_engine(execution: Execution, model: Module, optimizer: Optimizer, clipping: float, accumulation: int) -> Engine:
+def make_engine(
+    execution: Execution,
+    model: Module,
+    optimizer: Optimizer,
+    clipping: float,
+    accumulation: int,
+    weights: Weights | None = None,
+) -> Engine:
     """The engine the profile names, behind the one protocol."""
     precision = {"float32": "fp32", "bfloat16": "bf16"}[execution.precision]
     if execution.engine == "deepspeed":
         from cluster.deepspeed.engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(model, optimizer, clipping, execution.device, precision, execution.zero, accumulation)
+        how = (clipping, execution.device, precision, execution.zero, accumulation)
+        return DeepSpeedEngine(model, optimizer, *how, weights=weights)
     from tasks.train.engine import TorchEngine
 
     if execution.ranks > 1:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
+    from tasks.train.birth import Weights
+    from tasks.train.cost import Machine
 
 
 class Pretrain(TrainStage):
@@ -103,9 +105,9 @@ class Pretrain(TrainStage):
                 f"with transform {self.model.transform.name} choose {iso:.6g}"
             )
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
         iso = self.model.iso_sparsity(shape.vocabulary, self.length)
-        return super().forecast(shape) | ({} if iso is None else {"iso_sparsity": iso})
+        return super().forecast(shape, machine) | ({} if iso is None else {"iso_sparsity": iso})
 
     def facts(self, context: Context, ids: int) -> ModelFacts:
         return facts_of(self.model, ids) if self.model.architecture else super().facts(context, ids)
@@ -113,21 +115,25 @@ class Pretrain(TrainStage):
     def origin(self, context: Context) -> Path | None:
         return self.model.checkpoint.fetch(context.scratch) if self.model.checkpoint else None
 
-    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
+    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks, Weights | None]:
         import torch
 
         from tasks.data.tokenizer import count_ids, load_tokenizer
         from tasks.models.build.building import builder
-        from tasks.models.files.checkpoint import load_model
+        from tasks.models.build.deferred import deferred
+        from tasks.train.ready import load
 
         if origin:
-            return load_model(origin, dtype=torch.float32), {}
+            model, weights = load(origin, context, whole=self.method.reads_weights)
+            return model, {}, weights
         tokenizer = load_tokenizer(context.inputs["data"] / "tokenizer")
         config = self.model.initial_config(count_ids(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         dtype = config.dtype  # what the model is stored in; from_config overwrites it with what it trains in
-        torch.manual_seed(self.seed)
-        model = builder(config).from_config(config, dtype=torch.float32)
+        model, weights = (deferred(config, self.seed) if context.execution.in_pieces else None) or (None, None)
+        if model is None:
+            torch.manual_seed(self.seed)
+            model = builder(config).from_config(config, dtype=torch.float32)
         model.config.dtype = dtype
-        return model, {}
+        return model, {}, weights

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.formats.mask import Masks
+    from tasks.train.birth import Weights
     from tasks.train.hook import Hook
 
 
@@ -57,14 +58,13 @@ class Recover(TrainStage):
             del roles["teacher"]
         return roles
 
-    def initial(self, context: Context, origin: Path) -> tuple[PreTrainedModel, Masks]:
-        import torch
-
+    def initial(self, context: Context, origin: Path) -> tuple[PreTrainedModel, Masks, Weights | None]:
         from tasks.formats.mask import load_masks
-        from tasks.models.files.checkpoint import load_model
         from tasks.models.files.layout import MASKS
+        from tasks.train.ready import load
 
-        return load_model(origin, dtype=torch.float32), load_masks(origin / MASKS)
+        model, weights = load(origin, context, whole=self.method.reads_weights)
+        return model, load_masks(origin / MASKS), weights
 
     def teacher_directory(self, context: Context) -> Path | None:
         if not self.needs_teacher():

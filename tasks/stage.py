@@ -22,6 +22,7 @@ from tasks.models.source import ModelSource
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
+    from tasks.train.cost import Machine
 
 STAGES = ("prepare", "load", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
 Kind = Literal["tokens", "model", "metrics"]
@@ -117,9 +118,9 @@ class Stage(BaseModel):
         """What is known of the model that comes out, where that is known of the one that goes in."""
         return facts
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
-        """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and roughly
-        ``memory_bytes``."""
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
+        """What a run on a model of this shape will cost, as far as a formula tells: ``tokens``, ``flops``, and on a machine
+        ``memory_bytes`` of a rank, ``tokens_per_second`` and ``hours``."""
         return {}
 
     def parties(self, context: Context) -> Parties:

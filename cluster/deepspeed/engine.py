@@ -14,18 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from cluster.deepspeed.born import Exact, cut, fill, unrounded
 from cluster.deepspeed.rank import join
 from cluster.deepspeed.zero import LAYOUTS, configuration, initialize, quiet
 from tasks.train.engine import NONE, Shard, moments_of
 
+if TYPE_CHECKING:
+    from tasks.train.birth import Weights
+
 
 class DeepSpeedEngine:
-    """``optimizer`` is a torch optimizer over ``module``; ``accumulation`` is the number of micro-batches per step.
+    """``optimizer`` is a torch optimizer over ``module``; ``accumulation`` is the number of micro-batches per step. ``weights``
+    are those of a hollow module, for stage 3.
 
     Joins the process group that exists, else the one torchrun's variables describe, else makes one of a single rank.
     """
@@ -39,6 +45,7 @@ class DeepSpeedEngine:
         precision: str = "fp32",
         zero_stage: int = 1,
         accumulation: int = 1,
+        weights: Weights | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"no precision {precision!r}; choose fp32 or bf16")
@@ -51,9 +58,12 @@ class DeepSpeedEngine:
         self._accumulation, self._micro_batches = accumulation, 0
         self._parameters = dict(module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        settings = configuration(zero_stage, precision, accumulation, device)
         # DeepSpeed would round the weights to bfloat16 and make the float32 masters from that
-        originals = {name: p.detach() for name, p in self._parameters.items()} if precision == "bf16" else {}
-        self._engine = initialize(module, optimizer, configuration(zero_stage, precision, accumulation, device))
+        rounded = precision == "bf16" and weights is None
+        originals = {name: p.detach() for name, p in self._parameters.items()} if rounded else {}
+        own = cut(module, settings, precision) if weights is not None else {}
+        self._engine = initialize(module, optimizer, settings)
         self.device = torch.device(self._engine.device)
         self._layout = LAYOUTS[zero_stage](self._engine.optimizer, optimizer, self.rank)
         for values in self._layout.updated:  # AdamW makes its state in the first step: too late for a mask or a load
@@ -64,20 +74,11 @@ class DeepSpeedEngine:
         self._held: dict[str, torch.Tensor] = {}
         self._focused: dict[str, torch.Tensor] = {}
         self._still: set[str] = set()
-        self._exact: dict[str, torch.Tensor] = {}
-        if originals:
-            self._unrounded(originals)
-
-    def _unrounded(self, originals: dict[str, torch.Tensor]) -> None:
-        """Put the float32 values in the masters. What never trains has none: its own are kept aside where bfloat16 has not
-        the bits for them, so that what no step changed is read as it came."""
-        for name, values in originals.items():
-            if name in self._shards:
-                dist.broadcast(values := values.to(self.device), 0)
-                originals[name] = values.flatten()
-            elif not torch.equal(values, values.bfloat16().float()):
-                self._exact[name] = values.to("cpu", copy=True)
-        self.load({name: {"master": originals[name]} for name in self._shards}, step=0)
+        self._exact = Exact(self)
+        if weights is not None:
+            fill(self, weights, own)
+        elif originals:
+            unrounded(self, originals)
 
     def forward(self, *args, **kwargs):
         return self._engine(*args, **kwargs)
@@ -114,7 +115,7 @@ class DeepSpeedEngine:
         if name in self._shards:
             return self._gathered(name, self._shards[name].master)
         if name in self._exact:
-            return self._exact[name].to(self.device, copy=True)
+            return self._exact.read(name)
         with self._frozen(name) as whole:
             return whole.to(torch.float32, copy=True)
 
@@ -124,7 +125,7 @@ class DeepSpeedEngine:
             with self._frozen(name) as whole:
                 whole.copy_(weight)
                 if whole.dtype != weight.dtype:
-                    self._exact[name] = weight.to("cpu", torch.float32, copy=True)
+                    self._exact.write(name, weight)
             return
         shard, flat = self._shards[name], weight.to(self.device).flatten()
         for tensor in (shard.master, *shard.copies):
@@ -178,8 +179,7 @@ class DeepSpeedEngine:
         if name not in self._shards:
             with self._frozen(name) as whole:
                 whole.masked_fill_(grown, 0)
-            if name in self._exact:
-                self._exact[name].masked_fill_(grown.cpu(), 0)
+            self._exact.zero(name, grown)
             return
         shard, grown = self._shards[name], grown.flatten()
         own = slice(shard.start, shard.start + shard.numel)
@@ -227,7 +227,7 @@ class DeepSpeedEngine:
         if piece is not None:
             full[shard.start : shard.start + shard.numel] = piece
         if self._stage > 0 and self.ranks > 1:
-            dist.all_reduce(full)
+            dist.all_reduce(full.view(torch.int32))  # bits, of which one rank has any: a sum would lose the sign of zero
         return full.view(shape)
 
     def _norm(self, gradients: list[torch.Tensor]) -> float:

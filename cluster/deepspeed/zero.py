@@ -115,20 +115,32 @@ def configuration(zero_stage: int, precision: str, accumulation: int, device: st
 
 
 def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
-    """deepspeed.initialize without compiling anything."""
+    """deepspeed.initialize."""
+    import deepspeed
+
+    with quiet():
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+
+
+def cutter(settings: dict, dtype: torch.dtype):
+    """What DeepSpeed cuts up parameters with at stage 3; it treats linear maps from then on as when it cuts up a model."""
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    with quiet():
+        found = Init(config_dict_or_path=settings, dtype=dtype)
+    found._enable_mem_efficient_linear()
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice DeepSpeed prints and logs to stdout, and compiling nothing; errors pass."""
     import deepspeed
 
     # Its gloo backend would compile a shared-memory operator (90 s cold) that only its inference calls use.
     deepspeed.ops.__compatible_ops__ = {}
     # torch 2.13 tells DeepSpeed at every collective that the name it uses will change.
     warnings.filterwarnings("ignore", r"`torch.distributed\.\w+` is deprecated", FutureWarning)
-    with quiet():
-        return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the advice DeepSpeed prints and logs to stdout; errors pass."""
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     logger.setLevel(logging.ERROR)

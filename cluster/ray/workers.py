@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.ray.retries import Tell, stop_at_mistakes
+from cluster.ray.retries import Seen, Tell, culprit, nowhere, said_of, stop_at_mistakes
 from cluster.ray.targets import (
     THREADS,
     Host,
@@ -144,28 +144,28 @@ def run_group(
     storage: str | Path = "",
     env: Mapping[str, str] | None = None,
     tell: Tell = print,
+    seen: Seen = nowhere,
 ) -> None:
     """Run `module:function(payload)` on every rank of one torch.distributed group, to the end.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set and the process group is initialised (gloo on CPU,
     nccl on GPU). `storage` is a directory for Ray Train's own bookkeeping, seen by every node. A dead rank starts the
-    group anew, up to `max_failures` times, and is told of; a mistake (see MISTAKES) does neither.
+    group anew, up to `max_failures` times, and is told of with where it was `seen`; a mistake (see MISTAKES) does neither.
     """
     settings = _settings(cpus_per_rank, env) | ({} if gpus_per_rank else {"DS_ACCELERATOR": "cpu"})
     config = {"target": target, "payload": dict(payload), "settings": settings}
     try:
         if ranks == 1:
-            _run_alone(config, cpus_per_rank, gpus_per_rank, max_failures, tell)
+            _run_alone(config, cpus_per_rank, gpus_per_rank, max_failures, tell, seen)
         else:
             where = Path(storage or Path.cwd() / ".ray-train").resolve()
-            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where, tell)
+            _run_ranks(config, ranks, cpus_per_rank, gpus_per_rank, max_failures, name, where, tell, seen)
     except Exception as error:
-        raise RuntimeError(f"{target} on {ranks} rank{'s' * (ranks > 1)}: {_cause(error)}") from None
+        raise RuntimeError(f"{target} on {ranks} rank{'s' * (ranks > 1)}: {_cause(error, seen)}") from None
 
 
-def _run_alone(config: dict, cpus: float, gpus: float, max_failures: int, tell: Tell) -> None:
-    """A group of one is a task that is tried again: it starts in 3 s where Ray Train takes 12 (it imports torch in the
-    driver, in its controller and in the rank, one after the other)."""
+def _run_alone(config: dict, cpus: float, gpus: float, max_failures: int, tell: Tell, seen: Seen) -> None:
+    """A group of one is a task that is tried again: it starts in 3 s where Ray Train takes 12, importing torch three times."""
     for failures in range(max_failures + 1):
         try:
             _start(run_single_rank if gpus else run_warm_rank, **config, cpus=cpus, gpus=gpus, max_calls=1).result()
@@ -175,11 +175,12 @@ def _run_alone(config: dict, cpus: float, gpus: float, max_failures: int, tell: 
         except RuntimeError as error:
             if failures == max_failures:
                 raise
-            tell(f"try {failures + 1} of {max_failures + 1} failed, trying again: {str(error).splitlines()[0][:200]}")
+            said = f"try {failures + 1} of {max_failures + 1} failed {seen(0)}, trying again"
+            tell(f"{said}: {str(error).splitlines()[0][:200]}")
 
 
 def _run_ranks(
-    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path, tell: Tell
+    config: dict, ranks: int, cpus: float, gpus: float, max_failures: int, name: str, storage: Path, tell: Tell, seen: Seen
 ) -> None:
     connect()
     _check_room(ranks, cpus, gpus)
@@ -197,7 +198,7 @@ def _run_ranks(
             name=f"{name}-{time.time_ns()}",  # a name used twice would resume Ray Train's own state
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[stop_at_mistakes(tell)],
+            callbacks=[stop_at_mistakes(tell, seen)],
         ),
     ).fit()
 
@@ -240,11 +241,10 @@ def _check_room(ranks: int, cpus: float, gpus: float) -> None:
             raise ValueError(f"{ranks} x {wanted / ranks:g} {name} were asked for, this machine has {there:g}")
 
 
-def _cause(error: BaseException) -> str:
-    """Ray Train wraps what a rank raised; of several ranks the one that did not merely lose its peer is the cause."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, failure = min(failures.items(), key=lambda item: ("closed by peer" in str(item[1]), item[0]))
-        return f"rank {rank}: {failure}"
+def _cause(error: BaseException, seen: Seen) -> str:
+    """Ray Train wraps what a rank raised."""
+    if failures := getattr(error, "worker_failures", None):
+        rank, failure = culprit(failures)
+        return f"{said_of(rank, failure, seen)}\n{failure}"
     inner = getattr(error, "controller_failure", None) or error
     return str(inner) if isinstance(inner, RuntimeError) else f"{type(inner).__name__}: {inner}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.data.batch import Batch
     from tasks.models.accounting import Shape
     from tasks.models.stream.activations import MemoryBudget
+    from tasks.train.cost import Machine
 
 
 PARTS = "parts"  # the folder of a walk that holds its finished blocks, and what was decided before them
@@ -52,7 +53,7 @@ class CalibratedStage(ModelStage):
     def reads(self) -> dict[str, int]:
         return {"calibration": self.sequences * self.length}
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
         tokens, block = self.sequences * self.length, 4 * shape.prunable // max(1, shape.layers)
         return {
             "tokens": tokens,

@@ -30,13 +30,15 @@ def _keep_highest_by_pairs(score: torch.Tensor, pruned: int) -> torch.Tensor:
     if score.device.type != "cpu":
         rows = max(1, _AT_ONCE // score.shape[-1] ** 2)
         return torch.cat([_ranks_at_least(part, pruned) for part in score.split(rows)])
-    columns = score.T.contiguous()
-    below = torch.zeros(columns.shape, dtype=torch.uint8, device=score.device)
-    for later in range(1, len(columns)):
+    columns = score.detach().T.contiguous()
+    width = len(columns)
+    below = torch.arange(width - 1, -1, -1, dtype=torch.uint8)[:, None].repeat(1, len(score))  # as if each later one were lower
+    higher = torch.empty(len(score), dtype=torch.bool)
+    for later in range(1, width):
         for earlier in range(later):
-            higher = columns[later] >= columns[earlier]
-            below[later] += higher
-            below[earlier] += ~higher
+            torch.ge(columns[later], columns[earlier], out=higher)
+            below[later] += higher.view(torch.uint8)  # a type of its own would be converted first
+            below[earlier] -= higher.view(torch.uint8)
     return (below >= pruned).T.contiguous()
 
 

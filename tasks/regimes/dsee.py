@@ -29,6 +29,7 @@ class Dsee(Regime):
     paper: ClassVar[str] = "DSEE (arXiv 2111.00160)"
 
     freezes: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = True
     branches: ClassVar[bool] = True
     masks: ClassVar[Outcome] = "narrowed"
 

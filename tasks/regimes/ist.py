@@ -60,6 +60,10 @@ class Ist(Regime):
     def masks(self) -> Outcome:  # type: ignore[override]
         return self.over.masks
 
+    @property
+    def reads_weights(self) -> bool:  # type: ignore[override]
+        return self.over.reads_weights
+
     def total_steps(self, dense_steps: int) -> int:
         return self.over.total_steps(dense_steps)
 

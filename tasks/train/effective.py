@@ -10,7 +10,7 @@ Shapes: O = output features, I = input features, T = tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,42 +24,25 @@ from tasks.train.recomputed import Recomputed
 
 Stored = Mapping[str, torch.Tensor]  # weights by name, in the layout of the module that owns them
 Effective = Callable[[Stored], Stored]  # the weights of a module or block -> those to compute with
+Gradients = Sequence[torch.Tensor | None]
+Back = Callable[[Gradients, Sequence[torch.Tensor]], Gradients]
 Place = tuple[nn.Module, str]  # a module and the key of its parameter
 
 
-class Scaled(torch.autograd.Function):
-    """Weights outside ``keep`` count for ``share`` of themselves; what flows back to them is the caller's choice.
-
-    ``straight``: the gradient passes as it is, else it is scaled like the weight. ``decay`` times the weight is added
-    to the gradient outside ``keep``.
-    """
+class InPlaceOf(torch.autograd.Function):
+    """The ``effective`` weights of a module or block, all at once, in place of its weights. ``back`` makes of their gradients,
+    and of what is ``saved``, those of the weights; without it they pass as they are."""
 
     @staticmethod
-    def forward(ctx: Any, weight, keep, share: float, straight: bool, decay: float) -> torch.Tensor:
-        ctx.share, ctx.straight, ctx.decay = share, straight, decay
-        ctx.save_for_backward(*([weight] if decay else []), *([keep] if decay or not straight else []))
-        return torch.where(keep, weight, weight * share if share else 0.0)
+    def forward(ctx: Any, back: Back | None, saved: Sequence[torch.Tensor], effective: Sequence[torch.Tensor], *weights):
+        ctx.back = back
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)  # what was not computed with gets no gradient, and takes no step
+        return tuple(effective)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor):
-        *weights, keep = ctx.saved_tensors or (None,)
-        if not ctx.straight:
-            gradient = torch.where(keep, gradient, gradient * ctx.share)
-        for weight in weights:
-            gradient = gradient + torch.where(keep, 0.0, ctx.decay * weight)
-        return gradient, None, None, None, None
-
-
-class Straight(torch.autograd.Function):
-    """Computes with ``effective``, and gives the weight its gradient unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, effective: torch.Tensor) -> torch.Tensor:
-        return effective.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor):
-        return gradient, None
+    def backward(ctx: Any, *gradients: torch.Tensor | None):
+        return None, None, None, *(ctx.back(gradients, ctx.saved_tensors) if ctx.back else gradients)
 
 
 class SparseGradientLinear(torch.autograd.Function):

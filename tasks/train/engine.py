@@ -110,11 +110,6 @@ class Engine(Protocol):
         """
 
 
-class MakeEngine(Protocol):
-    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer, clipping: float, accumulation: int) -> Engine:
-        """The engine that the profile names; ``accumulation`` micro-batches make one step."""
-
-
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """What an optimizer remembers of each parameter, in the parameter's shape and from zero on; one that is no AdamW says it
     in ``moments``. An update from a zero value, gradient and moments must be zero, or masks would not hold."""

@@ -31,6 +31,7 @@ class Telemetry:
 
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    beat: Callable[[int], None] = lambda done: None  # on every rank, after every step
     every: int = 10
     compilation: Compilation | None = None  # watched where layers are compiled: in the first step, and not again
 
@@ -61,6 +62,7 @@ class Checkpoints:
 
     def restore(self, engine: Engine) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]] | None:
         """What the newest valid snapshot carried, loaded into the engine; None where there is none."""
+        self.attempt = self._agree(engine, self.attempt)
         if engine.rank == 0:
             register_attempt(self.directory, self.attempt)
         found = latest(self.directory)
@@ -80,11 +82,11 @@ class Checkpoints:
         if self._interval and (step - begun - self.probe) % self._interval == 0 and step - begun > self.probe:
             save(engine, self.directory, step, *state(), self.attempt)
 
-    def _agree(self, engine: Engine, interval: int) -> int:
+    def _agree(self, engine: Engine, number: int) -> int:
         """Rank 0's clock counts."""
         if engine.ranks == 1:
-            return interval
-        shared = torch.tensor([interval], device=engine.device)
+            return number
+        shared = torch.tensor([number], device=engine.device)
         torch.distributed.broadcast(shared, 0)
         return int(shared.item())
 
@@ -119,6 +121,7 @@ def fit(
         run.step += 1
         for hook in hooks:
             hook.after_step(run)
+        telemetry.beat(run.step)
         if run.step % telemetry.every == 0 or run.step == steps or run.ended:
             totals.last = _measure(engine, metrics, hooks, gradient_norm, learning_rate.at(run.step - 1))
             tokens = run.step * sampler.batch * sampler.length

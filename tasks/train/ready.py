@@ -7,23 +7,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tasks.context import Execution
+from tasks.context import Context, Execution
 from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
+from tasks.models.stream.slices import sliced
 from tasks.train.compiled import compile_blocks
+from tasks.train.cost import FULL, Running, fitting, memory, remedy
 from tasks.train.recomputed import recompute_blocks
+from tasks.train.watch import PULSES, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tasks.models.accounting import Shape
+    from tasks.train.birth import Weights
 
-def ready(model: PreTrainedModel, execution: Execution, asked: tuple[str, ...] = ()) -> None:
+
+def ready(model: PreTrainedModel, execution: Execution, recompute: bool, asked: tuple[str, ...] = ()) -> None:
     """Before a regime shapes the model, and an engine takes it; ``asked`` is what an objective wants besides logits."""
     learn_padding(model)
     model.train()
     if tells(model, asked) and execution.compile:
         compile_blocks(model)
-    if execution.recompute == "layer":
+    if recompute:
         recompute_blocks(model)
 
 
@@ -33,6 +39,44 @@ def tells(model: PreTrainedModel, asked: tuple[str, ...]) -> bool:
         return True
     model.set_attn_implementation("eager")
     return False
+
+
+def recomputes(context: Context, shape: Shape, how: Running) -> bool:
+    """Whether the backward pass runs each layer again. ``auto``: where the step would not fit the card otherwise."""
+    execution = context.execution
+    if execution.recompute != "auto" or execution.device != "cuda":
+        return execution.recompute == "layer"
+    room = memory_of(execution.device)
+    if fitting(shape, how, execution.recompute, room).recompute == "none":
+        return False
+    needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
+    context.note(f"the backward pass runs each layer again; without that a step takes {needed}")
+    return True
+
+
+def memory_of(device: str) -> int:
+    """Bytes of a card."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def load(directory: Path, context: Context, whole: bool) -> tuple[PreTrainedModel, Weights | None]:
+    """A stored model to train, in float32: whole on the CPU, or, where the engine keeps each rank's pieces alone, hollow and
+    beside it the weights, by slices of its files."""
+    execution = context.execution
+    if execution.in_pieces and not whole:
+        return sliced(directory, context.scratch / f"pieces-{execution.rank}")
+    return load_model(directory, dtype=torch.float32), None
+
+
+def watch_over(context: Context, shape: Shape, how: Running, steps: int) -> Watch:
+    """Over this rank. What would save memory is asked as if a step took a tenth more than there is."""
+    execution = context.execution
+    address = f"{context.scratch.parent.name}/{context.scratch.name}"
+
+    def advice() -> str:
+        return remedy(shape, how, 0.9 * memory(shape, how) / FULL) or "set micro_batch to 1"
+
+    return Watch(context.scratch / PULSES, address, execution.rank, execution.ranks, steps, execution.patience, advice)
 
 
 def load_teacher(directory: Path, execution: Execution, asked: tuple[str, ...] = ()) -> PreTrainedModel:

@@ -53,6 +53,7 @@ class Regime(Method):
     needs_sequence: ClassVar[bool] = False  # learns a sequence of corpora
     masks: ClassVar[Outcome] = "held"
     freezes: ClassVar[bool] = False  # leaves the model's own weights as they are until the end
+    reads_weights: ClassVar[bool] = False  # :meth:`setup` looks at them, so each rank is to have the whole model then
     branches: ClassVar[bool] = False  # all it trains are branches (tasks/train/branch.py) by its name, one in every matrix
     objective_fields: ClassVar[tuple[str, ...]] = ()  # its fields that :meth:`objective` reads, and nothing else
 

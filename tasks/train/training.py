@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tasks.context import Context
+from tasks.context import Context, Execution
 from tasks.methods import of
 from tasks.stage import Facts, ModelStage
 from tasks.train.objective import Objective
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
     from tasks.models.files.trained import Origin
+    from tasks.train.birth import Weights
+    from tasks.train.cost import Machine, Running
     from tasks.train.engine import Engine
     from tasks.train.hook import Hook
     from tasks.train.loop import Totals
+    from tasks.train.watch import Watch
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -96,7 +99,6 @@ class TrainStage(ModelStage):
                 f"{self.method.name} learns a sequence of corpora, and corpus is one; write corpus: "
                 "{sequence: {NAME: CORPUS, ...}}"
             )
-
         pattern: str | None = None
         for stage in reversed(facts.upstream):
             pattern = stage.leaves(pattern)
@@ -123,21 +125,25 @@ class TrainStage(ModelStage):
             except ValueError as error:
                 raise ValueError(f"{error} ({name})") from None
 
-    def forecast(self, shape: Shape) -> dict[str, float]:
+    def step_on(self, execution: Execution, teacher: Shape | None) -> Running:
+        """How a step of it runs, what ``auto`` means apart."""
+        from tasks.train.cost import Running
+
+        return Running.of(execution, self.length, self.batch, self.method.name != "dense", teacher)
+
+    def forecast(self, shape: Shape, machine: Machine | None = None) -> dict[str, float]:
         seen = self.steps * self.batch * self.length
-        activations = self.batch * self.length * (shape.layers * shape.hidden * 34 + 8 * shape.vocabulary)
-        return {
-            "tokens": seen,
-            "flops": shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps)),
-            "memory_bytes": 16 * shape.parameters + activations,
-        }
+        flops = shape.training_flops(seen, self.length, self.method.expected_density(self.dense_steps))
+        found = machine.expected(shape, self.step_on(machine.execution, machine.teacher), seen) if machine else {}
+        return {"tokens": seen, "flops": flops, **found}
 
     def origin(self, context: Context) -> Path | None:
         """The directory of the model that is trained; None where it begins at random."""
         return self.incoming(context)
 
-    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks]:
-        """The model before training, in float32 on the CPU, and the masks it came with."""
+    def initial(self, context: Context, origin: Path | None) -> tuple[PreTrainedModel, Masks, Weights | None]:
+        """The model before training, in float32 on the CPU, and the masks it came with; hollow and beside it the weights
+        where the engine keeps each rank's pieces alone."""
         raise NotImplementedError
 
     def watchers(self, context: Context) -> list[Hook]:
@@ -147,71 +153,65 @@ class TrainStage(ModelStage):
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
         from tasks.models.build.building import operate
+        from tasks.models.files.checkpoint import skeleton
         from tasks.models.files.trained import Origin
         from tasks.models.find.linears import find_linears
         from tasks.train.apart import may_share_rows
         from tasks.train.bill import bill
-        from tasks.train.ready import ready
+        from tasks.train.cost import micro_batch
+        from tasks.train.ready import ready, recomputes, watch_over
 
         execution = context.execution
         if self.batch % execution.ranks:
             raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
         directory = self.origin(context)
-        model, masks = self.initial(context, directory)
+        model, masks, weights = self.initial(context, directory)
         for mask in masks.values():
             self.method.check_masks(mask.pattern)
-        origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         apart = may_share_rows(model, context.inputs["data"])
-        ready(model, execution, self.minimised.asks())
         if surgery := self.method.surgery():
             operate(model, surgery)
+        origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         shape = shape_of(model)
+        taught = self.teacher_directory(context)
+        how = self.step_on(execution, shape_of(skeleton(taught)) if taught else None)
+        ready(model, execution, recomputes(context, shape, how), self.minimised.asks())
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.method.setup(model, setting)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         hooks = [*self.method.hooks(setting), *self.watchers(context)]
-        engine = self._engine(context, model)
-        totals = self._fit(context, engine, hooks, setting, apart)
+        assert context.make_engine is not None, "a training stage is given an engine"
+        micro_batches = self.batch // execution.ranks // micro_batch(self.batch, execution)
+        with watch_over(context, shape, how, setting.steps) as watch:
+            optimizer = self.method.optimizer(model, self.betas, self.weight_decay)
+            engine = context.make_engine(model, optimizer, self.gradient_clipping, micro_batches, weights)
+            totals = self._fit(context, engine, hooks, setting, apart, watch)
         self.method.finish(engine, setting)
         self._write(context, engine, hooks, names, origin)
         return bill(shape, trainable, self.batch * self.length, self.length, totals, hooks, self.needs_teacher())
 
-    def _engine(self, context: Context, model: PreTrainedModel) -> Engine:
-        assert context.make_engine is not None, "a training stage is given an engine"
-        pieces = self.batch // context.execution.ranks // self._micro_batch(context)
-        optimizer = self.method.optimizer(model, self.betas, self.weight_decay)
-        return context.make_engine(model, optimizer, self.gradient_clipping, pieces)
-
     def _compiles(self, context: Context) -> bool:
         return context.execution.compile and "attentions" not in self.minimised.asks()
 
-    def _micro_batch(self, context: Context) -> int:
-        """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
-        local = self.batch // context.execution.ranks
-        wanted = min(context.execution.micro_batch or local, local)
-        return next(size for size in range(wanted, 0, -1) if local % size == 0)
-
-    def _teacher(self, context: Context) -> PreTrainedModel | None:
-        from tasks.train.ready import load_teacher
-
-        directory = self.teacher_directory(context)
-        return load_teacher(directory, context.execution, self.minimised.asks()) if directory else None
-
-    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, apart: bool) -> Totals:
+    def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, apart: bool, watch: Watch) -> Totals:
         from tasks.train.apart import sampler
         from tasks.train.compiled import Compilation
+        from tasks.train.cost import micro_batch
         from tasks.train.loop import Checkpoints, Telemetry, fit
+        from tasks.train.ready import load_teacher
         from tasks.train.schedule import LearningRate
 
         step_tokens = self.batch * self.length
         telemetry = Telemetry(
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
+            beat=watch.step,
             every=max(1, setting.steps // 200),
             compilation=Compilation(context.note) if self._compiles(context) else None,
         )
-        teacher = self._teacher(context)
+        taught = self.teacher_directory(context)
+        teacher = load_teacher(taught, context.execution, self.minimised.asks()) if taught else None
         objective = self.minimised.bind(teacher, context.execution.logits_bytes, context.execution.compile)
         drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
@@ -223,7 +223,7 @@ class TrainStage(ModelStage):
             hooks,
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
-            micro_batch=self._micro_batch(context),
+            micro_batch=micro_batch(self.batch, context.execution),
             checkpoints=Checkpoints(
                 context.scratch / "checkpoints", context.execution.checkpoint_every_seconds, context.execution.attempt
             ),
@@ -236,12 +236,11 @@ class TrainStage(ModelStage):
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
-        weights = {}
-        for name in names:
-            weight = engine.read(name)
-            if origin:
-                weights[name] = weight.to("cpu", origin.dtype(name))
-        if origin:
-            tokenizer = context.inputs["data"] / "tokenizer"
-            own = origin.directory and same_tokens(origin.directory, tokenizer)
-            origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
+        weights = ((name, engine.read(name)) for name in names)
+        if not origin:
+            for _ in weights:  # reading is a collective
+                pass
+            return
+        tokenizer = context.inputs["data"] / "tokenizer"
+        own = origin.directory and same_tokens(origin.directory, tokenizer)
+        origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)

@@ -4,11 +4,14 @@ Two Llamas, 162M and 1.3B parameters. The plain loop is what one writes without 
 and under each regime; weight masks save no time on dense hardware, and the ratio says what they cost, with what a regime does
 only now and then (choosing masks) spread over the steps between. MFU counts the dense model's FLOPs (SPDF's formula) against
 the card's dense bf16 peak. Without a GPU there is nothing to measure.
+
+``python -m tests.bench.bench_gpu_training 162M ste sr_ste`` measures these regimes alone, against our dense step.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +84,18 @@ def of_size(name: str) -> list[Measured]:
     both = Pace(dense.seconds + answering.seconds)
     tell("distillation", taught, both, 1 / 0.9, "of a dense step and a teacher's forward pass")
     tell("deepspeed", alone(lambda: ours(size, "dense", {}, zero=1)), plain, PLAIN, "our step on DeepSpeed, ZeRO 1")
+    return lines
+
+
+def of_regimes(name: str, regimes: list[str]) -> list[Measured]:
+    """The dense step before and after, so that a card that slows down is seen."""
+    size, lines = SIZES[name], []
+    dense = alone(lambda: ours(size, "dense", {}))
+    for regime in [*regimes, "dense"]:
+        fields, bar = REGIMES.get(regime, ({}, None))
+        pace = alone(lambda regime=regime, fields=fields: ours(size, regime, fields))
+        share = pace.seconds / dense.seconds
+        lines.append(Measured(f"gpu.{name}.{regime}", share, bar, f"of our dense step: {said(size, pace)}"))
     return lines
 
 
@@ -193,7 +208,7 @@ def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None,
     kind = {"engine": "torch"} if zero is None else {"engine": "deepspeed", "zero": zero}
     execution = Execution(device="cuda", precision="bfloat16", **{**kind, "compile": True, **how})
     regime, model = build("regimes", {name: fields}), on_card(size)
-    ready(model, execution)
+    ready(model, execution, execution.recompute == "layer")
     engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1)
     run = Run(engine, 100_000)
     hooks, goal = regime.hooks(Setting(find_linears(model), {}, run.steps, run.steps)), regime.objective()
@@ -232,3 +247,8 @@ def time_of(call: Callable[[], Any], times: int, warm: int = 3) -> float:
         call()
     torch.cuda.synchronize()
     return (time.perf_counter() - begun) / times
+
+
+if __name__ == "__main__":
+    for line in of_regimes(sys.argv[1], sys.argv[2:]):
+        print(f"{line.name}: {line.value:.3f} (at most {line.bar}) {line.compared}")

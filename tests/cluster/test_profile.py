@@ -78,7 +78,10 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("micro_batch: many", "micro_batch: should be a valid integer"),
         ("retries: -1", "retries: should be greater"),
         ("checkpoint_every_seconds: 0", "checkpoint_every_seconds: should be greater than 0"),
-        ("sparsity: 0.5", "no field 'sparsity'; choose one of activation_bytes, checkpoint_every_seconds, compile, device"),
+        (
+            "sparsity: 0.5",
+            "no field 'sparsity'; choose one of activation_bytes, card, checkpoint_every_seconds, compile",
+        ),
         ("ray: {adress: x}", "no field 'ray.adress'; choose one of address"),
         ("ray: {address: 'ray://head:10001'}", "ray.address: "),
         ("prefect: {api_url: 'http://me:secret@host/api'}", "prefect.api_url: "),
@@ -90,6 +93,8 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("stages: {prune: {cpus: some}}", "should be a number above 0 or 'all'"),
         ("stages: {prune: {gpu: 1}}", "no field 'stages.prune.gpu'"),
         ("device: cpu\nstages: {prune: {gpus: 1}}", "stages.prune.gpus is 1 but device is cpu"),
+        ("device: cpu\ncard: H100", "card is H100 but device is cpu; leave one of them out"),
+        ("card: V100", "card: should be 'A100', 'H100' or 'H200'"),
         ("ray: {address: 'http://a:8265'}\nstages: {speed: {cpus: all}}", "stages.speed.cpus: all is this machine's cores"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 
 from cluster.profile import Profile, load_profile
 from cluster.store.local import LocalStore
-from flows.plan import forecast, prepare
+from flows.forecast import forecast
+from flows.plan import prepare
 from flows.recipe import parse_recipe
 from tests.flows.recipes import BASE, plan, publish, recipe
 from tests.tasks import data_zoo
@@ -223,3 +224,48 @@ def test_the_forecast_tells_the_sparsity_a_transform_needs_and_that_it_then_cost
     assert [costs[name]["tokens"] for name in models] == 2 * [costs["dense"]["tokens"]]
     assert [costs[name]["flops"] for name in models] == pytest.approx(2 * [costs["dense"]["flops"]], rel=1e-4)
     assert costs["dense"]["disk_bytes"] < min(costs["wide"]["disk_bytes"], costs["parallel"]["disk_bytes"])
+
+
+SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+LARGE = {"model_type": "llama", "vocab_size": 128_256, **SIZES}
+
+
+def where(**fields) -> Profile:
+    return Profile.model_validate({"name": "lab", "micro_batch": 8, "zero": 1, **fields})
+
+
+def test_on_a_named_card_the_plan_tells_memory_speed_and_hours_also_of_a_checkpoint(tmp_path):
+    from tests.tasks import models_zoo as zoo
+
+    begun = recipe(BASE["stages"][0], *BASE["stages"][2:], model={"checkpoint": str(zoo.save("llama", tmp_path / "in"))})
+    told = {node.id: forecast(begun, node, where(card="H100")) for node in begun.nodes}
+    assert told["recover"].keys() >= {"tokens", "flops", "memory_bytes", "disk_bytes", "tokens_per_second", "hours"}
+    assert told["recover"]["hours"] == pytest.approx(told["recover"]["tokens"] / told["recover"]["tokens_per_second"] / 3600)
+    weights = sum(path.stat().st_size for path in (tmp_path / "in").glob("*.safetensors"))
+    assert 0.9 * weights < told["prune"]["disk_bytes"] < weights and told["prune"]["tokens"] == 128 * 256
+    there = forecast(begun, begun.node("recover"), where())
+    assert "hours" not in there and there["memory_bytes"] > 0
+
+
+def test_what_cannot_fit_the_card_is_refused_with_what_to_change():
+    from flows.forecast import check_room
+
+    made = recipe(model={"architecture": LARGE})
+    check_room(made, made.nodes, where())  # no card is named
+    with pytest.raises(
+        ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GB .* 'lab' has cards \(H100\) of 80 GB"
+    ) as told:
+        check_room(made, made.nodes, where(card="H100"))
+    assert "set engine to deepspeed, zero to 3, ranks to 4" in str(told.value) and "\n" not in str(told.value)
+    check_room(made, made.nodes, where(card="H200", ranks=4, zero=3, recompute="layer", micro_batch=1))
+
+
+def test_a_card_is_one_that_the_forecast_knows():
+    from typing import get_args
+
+    from tasks.train.cost import CARDS
+
+    (names, _) = get_args(Profile.model_fields["card"].annotation)
+    assert set(get_args(names)) == set(CARDS)
+    with pytest.raises(ValueError, match="card is H100 but device is cpu; leave one of them out"):
+        where(card="H100", device="cpu")

@@ -50,6 +50,25 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
         return builder(config).from_config(config)
 
 
+def hollow(model: PreTrainedModel) -> PreTrainedModel:
+    """A model from the meta device on the CPU: parameters have their shapes and no memory, buffers that were not there yet
+    have memory and no values. Optimizers and regimes take it for a model; an engine that cuts it up gives each rank its
+    pieces of the weights."""
+    from torch import nn
+
+    shells: dict[int, nn.Parameter] = {}  # a tied one is one
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in shells:
+                nothing = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                shells[id(parameter)] = nn.Parameter(nothing, parameter.requires_grad)
+            module._parameters[key] = None if parameter is None else shells[id(parameter)]
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = torch.zeros_like(buffer, device="cpu")
+    return model
+
+
 def learn_padding(model: PreTrainedModel) -> None:
     """Let the token that pads elsewhere, often the end of text, learn like any other: nothing is padded here."""
     from torch import nn

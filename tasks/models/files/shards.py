@@ -89,6 +89,22 @@ class TensorFiles:
                     tensors[name] = file.get_tensor(self.places[name].stored).to(device, copy=True)
         return tensors
 
+    def piece(self, name: str, start: int, count: int) -> torch.Tensor:
+        """So many elements of a flattened tensor from ``start`` on; nothing else of it is read."""
+        file, _ = self.places[name]
+        dtype = self.dtype(name)
+        assert dtype is not None, f"{name} is stored in a type that is no weight's"
+        begin = self._begins(file) + self.entry(name)["data_offsets"][0] + start * dtype.itemsize
+        with file.open("rb") as opened:
+            opened.seek(begin)
+            content = bytearray(opened.read(count * dtype.itemsize))
+        return torch.frombuffer(content, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+    def _begins(self, file: Path) -> int:
+        """Where a file's data begin: behind its header, whose length stands first."""
+        with file.open("rb") as opened:
+            return 8 + int.from_bytes(opened.read(8), "little")
+
 
 def header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
     """A safetensors file's tensors, its metadata, and where its data begin."""

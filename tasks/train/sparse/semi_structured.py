@@ -1,28 +1,30 @@
 """N:M sparsity in training: weights are stored and updated dense, and multiplied sparse.
 
-Which N of M count is decided anew in every forward pass from the current magnitudes, so a weight that fell out may
+Which N of M count is decided anew in every step from the current magnitudes, so a weight that fell out may
 come back. A :class:`Phase` says what holds at a step; regimes differ in their phases and in what flows back to the
 weights outside the mask. At the last step the mask is made fast, and what lies outside it is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 from typing import Any, TypedDict
 
 import torch
 
 from tasks.formats.mask import Masks, pack, unpack
 from tasks.formats.pattern import NM
-from tasks.formats.selection import keep_highest
 from tasks.models.find.linears import Linear
 from tasks.train.compiled import fused
-from tasks.train.effective import Scaled, Stored, substitute
+from tasks.train.effective import Gradients, InPlaceOf, Stored, substitute
 from tasks.train.hook import Run
 from tasks.train.masking import Masking
-
-FLIPS_EVERY = 10  # steps between two measurements of the flip rate
+from tasks.train.sparse import fading
+from tasks.train.sparse.choices import Choices, Flips, Numbers
+from tasks.train.sparse.fading import Tensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Phase:
 
 
 class Flow(TypedDict, total=False):
-    """What flows back to the weights outside the mask, as arguments of :class:`SemiStructured`."""
+    """What flows back to the weights outside the mask, as arguments of :class:`SemiStructured`: their gradients as they are
+    (``straight``) or scaled like the weights, with ``decay`` times the weight added."""
 
     straight: bool
     decay: float
@@ -54,7 +57,8 @@ class SemiStructured(Masking):
     ) -> None:
         super().__init__(linears, masks)
         self.treated, self.phase, self.straight, self.decay = treated, phase, straight, decay
-        self.flips = Flips()
+        self.flips, self.choices, self.numbers = Flips(), Choices(), Numbers()
+        self.bits: dict[str, torch.Tensor] = {}
 
     def on_start(self, run: Run) -> None:
         self.hold_masks(run)
@@ -64,7 +68,9 @@ class SemiStructured(Masking):
         """The masks the model came with are held throughout."""
         super().on_start(run)
         self.run = run
-        self.chosen_from = fused(run.engine.module, chosen_from)
+        self.chosen_and_faded, self.faded, self.flowed = (
+            fused(run.engine.module, function) for function in (fading.chosen_and_faded, fading.faded, fading.flowed)
+        )
 
     def after_step(self, run: Run) -> None:
         if run.step == run.steps and (last := self.phase(run.steps)):
@@ -76,27 +82,50 @@ class SemiStructured(Masking):
         if (phase := self.phase(self.run.step)) is None:
             return stored
         weights = [weight.detach() for weight in stored.values()]
-        before = [self._before(name, weight.device) for name, weight in stored.items()]
+        share = self.numbers.of("share", phase.share, self.run.engine.device) if phase.share else None
+        if (keeps := self.choices.at(self.run.step, stored)) is not None:
+            return self.replaced(stored, keeps, self.faded(weights, keeps, share), phase.share)
+        before = [self._before(name) for name in stored]
         sides = [self.treated[name].transposed for name in stored]
-        keeps = self.chosen_from(weights, before, sides, phase.pattern.n, phase.pattern.m)
-        return self.kept(stored, keeps, phase.share)
+        keeps, values = self.chosen_and_faded(weights, before, sides, phase.pattern.n, phase.pattern.m, share)
+        if self.run.pieces > 1:
+            self.choices.keep(self.run.step, dict(zip(stored, keeps, strict=True)))
+        return self.replaced(stored, keeps, values, phase.share)
 
-    def kept(self, stored: Stored, keeps: Sequence[torch.Tensor], share: float = 0.0) -> Stored:
-        """The weights, those outside ``keeps`` faded to ``share`` of themselves."""
+    def replaced(self, stored: Stored, keeps: Tensors, values: Tensors, share: float = 0.0) -> Stored:
+        """``values`` in place of the weights, which get gradients as the regime says where they lie outside ``keeps``."""
         self.flips.see(self.run.step, dict(zip(stored, keeps, strict=True)))
-        decay, pairs = self.pull() / self.run.pieces, zip(stored.items(), keeps, strict=True)
-        return {name: Scaled.apply(weight, keep, share, self.straight, decay) for (name, weight), keep in pairs}
+        number, device = self.numbers.of, self.run.engine.device
+        decay = number("decay", pull / self.run.pieces, device) if (pull := self.pull()) else None
+        scale = None if self.straight else number("scale", share, device)
+        if decay is None and scale is None:
+            return dict(zip(stored, InPlaceOf.apply(None, (), values, *stored.values()), strict=True))
+        saved = [*keeps, *(stored.values() if decay is not None else ())]
+        back = partial(self._back, share=scale, decay=decay)
+        return dict(zip(stored, InPlaceOf.apply(back, saved, values, *stored.values()), strict=True))
+
+    def _back(self, gradients: Gradients, saved: Tensors, share: torch.Tensor | None, decay: torch.Tensor | None) -> Gradients:
+        """Of ``saved``, the masks come first, then the weights where there is a decay."""
+        there = [gradient is not None for gradient in gradients]
+        keeps, weights = (list(compress(part, there)) for part in (saved[: len(there)], saved[len(there) :]))
+        flowed = iter(self.flowed(list(compress(gradients, there)), keeps, weights, share, decay))
+        return [next(flowed) if each else None for each in there]
 
     def pull(self) -> float:
         """Times the weight, what is added at this step to the gradient of weights outside the mask."""
         return self.decay
 
-    def _before(self, name: str, device: torch.device) -> torch.Tensor | None:
-        return self.masks[name].on(device) if name in self.masks else None
+    def _before(self, name: str) -> torch.Tensor | None:
+        """The mask that a linear came with, its bits on the device since they were first asked for."""
+        if name not in self.masks:
+            return None
+        if name not in self.bits:
+            self.bits[name] = self.masks[name].packed.to(self.run.engine.device)
+        return unpack(self.bits[name], self.masks[name].shape)
 
     def _keep(self, name: str, weight: torch.Tensor, pattern: NM) -> torch.Tensor:
         """The mask of a matrix by magnitude, inside the one the linear came with."""
-        return chosen_from([weight], [self._before(name, weight.device)], [False], pattern.n, pattern.m)[0]
+        return fading.chosen_from([weight], [self._before(name)], [False], pattern.n, pattern.m)[0]
 
     def density(self) -> float:
         phase = self.phase(self.run.step)
@@ -150,7 +179,8 @@ class Refreshed(SemiStructured):
         for name in stored.keys() - self.keeps.keys():  # a byte per weight, until the next choice
             linear = self.treated[name]
             self.keeps[name] = linear.stored(unpack(self.chosen[name].to(self.run.engine.device), linear.shape))
-        return self.kept(stored, [self.keeps[name] for name in stored])
+        keeps = [self.keeps[name] for name in stored]
+        return self.replaced(stored, keeps, self.faded([weight.detach() for weight in stored.values()], keeps, None))
 
     def after_step(self, run: Run) -> None:
         if (now := self.phase(run.step)) is None:
@@ -180,42 +210,6 @@ class Refreshed(SemiStructured):
         super().load_state_dict(values, tensors)
         self.chosen = {name: tensors[place] for name in self.treated if (place := f"chosen/{name}") in tensors}
         self.keeps = {}
-
-
-def chosen_from(
-    stored: Sequence[torch.Tensor], before: Sequence[torch.Tensor | None], transposed: Sequence[bool], n: int, m: int
-) -> list[torch.Tensor]:
-    """Masks as stored: ``n`` of every ``m`` along each row of a matrix, the largest of those that lived ``before``."""
-    keeps = []
-    for weight, alive, turned in zip(stored, before, transposed, strict=True):
-        matrix = weight.mT if turned else weight
-        score = matrix.abs() if alive is None else matrix.abs().masked_fill(~alive, -1.0)
-        keep = keep_highest(score.reshape(-1, m), m - n).view(matrix.shape)
-        keep = keep if alive is None else keep & alive
-        keeps.append(keep.mT if turned else keep)
-    return keeps
-
-
-class Flips:
-    """The share of weights whose mask differs from the step before, measured now and then."""
-
-    def __init__(self) -> None:
-        self.before: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, tuple[int, int]] = {}
-
-    def due(self, step: int) -> bool:
-        return (step + 1) % FLIPS_EVERY == 0 or step % FLIPS_EVERY == 0
-
-    def see(self, step: int, keeps: Mapping[str, torch.Tensor]) -> None:
-        if (step + 1) % FLIPS_EVERY == 0:
-            self.before |= keeps
-        elif step % FLIPS_EVERY == 0:
-            for name in keeps.keys() & self.before.keys():
-                self.counts[name] = (int((self.before.pop(name) ^ keeps[name]).sum()), keeps[name].numel())
-
-    def metrics(self) -> dict[str, float]:
-        flipped, total = (sum(column) for column in zip(*self.counts.values(), strict=True)) if self.counts else (0, 0)
-        return {"flip_rate": flipped / total} if total else {}
 
 
 def _numel(linear: Linear) -> int:

@@ -18,7 +18,7 @@ from tasks.formats.pattern import NM
 from tasks.formats.semi_structured import keep_transposable, soft_threshold
 from tasks.models.find.linears import Linear
 from tasks.train.compiled import fused
-from tasks.train.effective import Stored, Straight, substitute
+from tasks.train.effective import InPlaceOf, Stored, substitute
 from tasks.train.hook import Run
 from tasks.train.sparse.semi_structured import Phase, Refreshed, SemiStructured
 
@@ -44,10 +44,10 @@ class SoftThreshold(SemiStructured):
 
     def effective(self, stored: Stored) -> Stored:
         weights, sides = [weight.detach() for weight in stored.values()], [self.treated[name].transposed for name in stored]
-        soft = dict(zip(stored, self.softened(weights, [self.factors[name] for name in stored], sides), strict=True))
+        soft = self.softened(weights, [self.factors[name] for name in stored], sides)
         if self.flips.due(self.run.step):
-            self.flips.see(self.run.step, {name: values != 0 for name, values in soft.items()})
-        return {name: Straight.apply(weight, soft[name]) for name, weight in stored.items()}
+            self.flips.see(self.run.step, {name: values != 0 for name, values in zip(stored, soft, strict=True)})
+        return dict(zip(stored, InPlaceOf.apply(None, (), soft, *stored.values()), strict=True))
 
     def after_step(self, run: Run) -> None:
         for name in self.treated if run.step == run.steps else ():

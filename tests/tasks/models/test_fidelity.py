@@ -104,8 +104,7 @@ def test_pruning_changes_the_pruned_matrices_and_not_a_byte_beside_them(source, 
 def test_a_model_that_was_trained_keeps_what_training_did_not_touch(source, tmp_path):
     model = load_model(source, dtype=torch.float32)
     origin = Origin.of(model, source, tmp_path / "scratch")
-    weights = {name: value.detach().to(origin.dtypes[name]) for name, value in model.named_parameters()}
-    origin.write(weights, model, {}, None, tmp_path / "trained")
+    origin.write(model.named_parameters(), model, {}, None, tmp_path / "trained")
     check_model(tmp_path / "trained")
     before, after = tensors(source), tensors(export(tmp_path / "trained", tmp_path / "out"))
     assert before.keys() == after.keys() and all(same_bytes(before[name], after[name]) for name in before)
@@ -118,7 +117,7 @@ def test_everything_beside_the_weights_travels(made, source, tmp_path):
     else:
         model = load_model(source, dtype=torch.float32)
         artifact = tmp_path / "made"
-        Origin.of(model, source, tmp_path / "scratch").write(dict(model.named_parameters()), model, {}, None, artifact)
+        Origin.of(model, source, tmp_path / "scratch").write(model.named_parameters(), model, {}, None, artifact)
     out = export(artifact, tmp_path / "out")
     for name in ("config.json", "generation_config.json", "processor_config.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -188,7 +187,7 @@ def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to_stays_itself(
     walk(BlockStream(tmp_path / "source", tmp_path / "pruned"), zoo.batches(), build("pruners", "magnitude"), sparsity=0.0)
     model = load_model(tmp_path / "source", dtype=torch.float32)
     origin = Origin.of(model, tmp_path / "source", tmp_path / "scratch")
-    origin.write({name: value.detach() for name, value in model.named_parameters()}, model, {}, None, tmp_path / "trained")
+    origin.write(model.named_parameters(), model, {}, None, tmp_path / "trained")
     before = tensors(tmp_path / "source")
     for made in ("pruned", "trained"):
         after = tensors(export(tmp_path / made, tmp_path / f"{made}-out"))

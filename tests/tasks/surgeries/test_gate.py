@@ -88,7 +88,9 @@ def test_a_buffer_that_training_changed_is_saved_changed_and_the_others_bit_for_
     model = load_model(tmp_path / "gated")
     origin = Origin.of(model, tmp_path / "gated", tmp_path / "scratch")
     model.model.layers[0].mlp.down_proj.threshold.fill_(0.5)
-    origin.write(dict(model.named_parameters()), model.bfloat16(), {}, None, tmp_path / "out")  # as an engine may hold it
+    origin.write(
+        dict(model.named_parameters()).items(), model.bfloat16(), {}, None, tmp_path / "out"
+    )  # as an engine may hold it
     before, after = TensorFiles(tmp_path / "gated"), TensorFiles(tmp_path / "out")
     thresholds = [name for name in before if name.endswith(".threshold")]
     read = {name: (before.read([name])[name], after.read([name])[name]) for name in thresholds}

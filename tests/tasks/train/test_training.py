@@ -19,6 +19,7 @@ from tasks.models.find.linears import find_linears
 from tasks.pretrain import Pretrain
 from tasks.recover import Recover
 from tasks.train import compiled
+from tasks.train.cost import micro_batch
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
@@ -65,8 +66,8 @@ def recover(**fields) -> Recover:
 @pytest.mark.parametrize(
     ("wanted", "ranks", "expected"), [(None, 1, 12), (8, 1, 6), (5, 1, 4), (8, 2, 6), (4, 4, 3), (1, 1, 1)]
 )
-def test_the_micro_batch_divides_the_ranks_share(wanted, ranks, expected, data, tmp_path):
-    assert pretrain(batch=12)._micro_batch(context(data, tmp_path, ranks=ranks, micro_batch=wanted)) == expected
+def test_the_micro_batch_divides_the_ranks_share(wanted, ranks, expected):
+    assert micro_batch(12, Execution(ranks=ranks, micro_batch=wanted)) == expected
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(data, tmp_path):

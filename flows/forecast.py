@@ -1,0 +1,109 @@
+"""What the stages of a recipe will cost where a profile runs them, and which of them cannot fit there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.profile import Profile
+from flows.lineage import line, source_of
+from flows.nodes import Node, Recipe, naming
+from flows.recipe import vocabulary
+from tasks.context import Execution
+from tasks.models.source import ModelSource
+from tasks.train.cost import CARDS, Machine, fitting, remedy
+
+if TYPE_CHECKING:
+    from tasks.models.accounting import Shape
+
+
+def forecast(recipe: Recipe, node: Node, profile: Profile | None = None) -> dict[str, Any]:
+    """Tokens, FLOPs, disk, and with a profile the peak of memory of a rank and on its card speed and hours, of one model stage;
+    empty where the model is not known yet."""
+    source = source_of(recipe.nodes, node)
+    if node.stage.yields != "model" or source is None or (shape := _shape(recipe, node, source)) is None:
+        return {}
+    disk = _stored_bytes(source.checkpoint.local) if source.checkpoint else shape.parameters * _value_bytes(source)
+    return {"disk_bytes": disk, **node.stage.forecast(shape, profile and machine(recipe, node, profile))}
+
+
+def check_room(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:
+    """Raise ValueError, in one line, at the first stage whose training does not fit the profile's card."""
+    for node in nodes if profile.card else ():
+        source = source_of(recipe.nodes, node)
+        if not node.stage.distributed or source is None or (shape := _shape(recipe, node, source)) is None:
+            continue
+        on = machine(recipe, node, profile)
+        how, card = node.stage.step_on(on.execution, on.teacher), CARDS[profile.card]
+        how = fitting(shape, how, on.execution.recompute, card.memory)
+        if said := remedy(shape, how, card.memory):
+            needed = on.expected(shape, how, 1)["memory_bytes"]
+            with naming(node):
+                raise ValueError(
+                    f"a step takes about {needed / 1e9:,.0f} GB of a rank's memory, and profile '{profile.name}' has cards "
+                    f"({card.name}) of {card.memory / 1e9:.0f} GB; {said} in the profile"
+                )
+
+
+def machine(recipe: Recipe, node: Node, profile: Profile) -> Machine:
+    """Where a profile runs a stage."""
+    resources = profile.resources(node.name)
+    gpu = profile.device != "cpu" and bool(profile.card or profile.device == "cuda" or resources.gpus)
+    low = profile.precision == "bfloat16" or (profile.precision == "auto" and gpu)
+    whole = profile.engine != "deepspeed" or profile.zero < 3
+    execution = Execution(
+        ranks=resources.ranks or 1,
+        device="cuda" if gpu else "cpu",
+        precision="bfloat16" if low else "float32",
+        engine=profile.engine,
+        zero=profile.zero,
+        micro_batch=profile.micro_batch,
+        logits_bytes=profile.logits_bytes,
+        compile=(gpu and whole) if profile.compile == "auto" else profile.compile,
+        recompute=profile.recompute,
+    )
+    return Machine(execution, CARDS[profile.card] if profile.card and gpu else None, _teacher(recipe, node))
+
+
+def _teacher(recipe: Recipe, node: Node) -> Shape | None:
+    """Of the model that a stage learns from."""
+    if not node.stage.needs_teacher():
+        return None
+    other = recipe.node(node.parents["teacher"]) if "teacher" in node.parents else node
+    source = getattr(node.stage, "teacher", None) or source_of(recipe.nodes, other)
+    return _shape(recipe, other, source) if source else None
+
+
+def _shape(recipe: Recipe, node: Node, source: ModelSource) -> Shape | None:
+    """Of the model that a node's began as; None where it lies elsewhere."""
+    if source.checkpoint:
+        return _shape_in(source.checkpoint.local) if source.checkpoint.local else None
+    data = next((before.parents["data"] for before in line(recipe.nodes, node.id) if "data" in before.parents), None)
+    return _shape_of(source.model_dump_json(), vocabulary(recipe.nodes, data))
+
+
+@cache
+def _shape_of(source: str, ids: int | None) -> Shape:
+    from tasks.models.accounting import shape_of_config
+
+    return shape_of_config(ModelSource.model_validate_json(source).initial_config(ids))
+
+
+@cache
+def _shape_in(directory: Path) -> Shape:
+    from tasks.models.accounting import shape_of
+    from tasks.models.facts import facts_in
+
+    return shape_of(facts_in(directory).skeleton)
+
+
+def _stored_bytes(directory: Path) -> int:
+    from tasks.models.files.intake import check_weights
+
+    return sum(end - begin for begin, end in (entry["data_offsets"] for entry in check_weights(directory).values()))
+
+
+def _value_bytes(source: ModelSource) -> int:
+    return 2 if source.architecture and source.architecture.dtype == "bfloat16" else 4

@@ -1,0 +1,203 @@
+"""What a step of training takes of a machine before it runs: the memory of a rank, and on a known card its time.
+
+The formulas are those of a decoder's shape; their factors are fitted to runs that were measured, which
+tests/tasks/train/test_cost.py has. Bytes of one rank, at whichever of two moments holds more: where the backward pass begins,
+with the activations of all layers and what the loss holds, or where it ends, with all gradients and one layer's activations.
+Seconds are those of the products, at a share of the card's peak, and of the memory that everything else moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tasks.context import Execution
+    from tasks.models.accounting import Shape
+
+Recompute = Literal["none", "layer"]
+FULL = 0.92  # of a card's memory: the rest is the driver's, the communication's and what lies between tensors
+_PRODUCTS = 0.89  # of the peak, where nothing but products were computed
+_BANDWIDTH = 0.75  # of the card's
+_MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
+_OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
+_LINK = 155e9  # bytes a second between two GPUs
+_GATHERED = 1.45  # times as long: under ZeRO-3 modules wait for their parameters
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet: dense bf16 operations a second, bytes a second, bytes."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CARDS = {
+    card.name: card
+    for card in (Card("A100", 312e12, 2.04e12, 80e9), Card("H100", 989e12, 3.35e12, 80e9), Card("H200", 989e12, 4.8e12, 141e9))
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a forecast is for: how the profile runs a stage, the card where it names one, the model that is learned from."""
+
+    execution: Execution
+    card: Card | None = None
+    teacher: Shape | None = None
+
+    def expected(self, shape: Shape, how: Running, tokens: int) -> dict[str, float]:
+        """Of training on ``tokens`` tokens: ``memory_bytes`` of a rank, and on a known card speed of all ranks and hours."""
+        if self.card is None:
+            return {"memory_bytes": memory(shape, how)}
+        how = fitting(shape, how, self.execution.recompute, self.card.memory)
+        speed = how.ranks * how.local * how.length / seconds(shape, how, self.card)
+        return {"memory_bytes": memory(shape, how), "tokens_per_second": speed, "hours": tokens / speed / 3600}
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a step runs: the fields of a profile, with everything ``auto`` decided, and what the stage asks for."""
+
+    length: int
+    local: int  # sequences of a rank's step
+    micro_batch: int  # of them, at once
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero: int = 0
+    ranks: int = 1
+    low: bool = True  # computes in bfloat16
+    compile: bool = True
+    recompute: Recompute = "none"
+    logits_bytes: int = 1 << 30
+    masked: bool = False
+    teacher: Shape | None = None
+
+    @classmethod
+    def of(cls, execution: Execution, length: int, batch: int, masked: bool, teacher: Shape | None) -> Running:
+        """A stage's step of ``batch`` sequences; what is to be recomputed is not decided yet where it says ``auto``."""
+        return cls(
+            length,
+            batch // execution.ranks,
+            micro_batch(batch, execution),
+            execution.engine,
+            execution.zero,
+            execution.ranks,
+            execution.precision == "bfloat16",
+            execution.compile,
+            "layer" if execution.recompute == "layer" else "none",
+            execution.logits_bytes,
+            masked,
+            teacher,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward pass."""
+        return self.micro_batch * self.length
+
+
+def micro_batch(batch: int, execution: Execution) -> int:
+    """Sequences per forward pass on one rank: the profile's, lowered to divide the rank's part of the batch."""
+    local = batch // execution.ranks
+    wanted = min(execution.micro_batch or local, local)
+    return next((size for size in range(wanted, 0, -1) if local % size == 0), 1)
+
+
+def memory(shape: Shape, how: Running) -> float:
+    """The most bytes a rank holds."""
+    held = _states(shape, how) + (2 if how.low else 4) * (how.teacher.parameters if how.teacher else 0)
+    layers = _activations(shape, how)
+    one = layers / max(1, shape.layers)
+    inputs = how.tokens * shape.hidden * shape.layers * _residual(how)
+    kept = inputs + one if how.recompute == "layer" else layers
+    return held + max(kept + _loss(shape, how), _gradients(shape, how) + one)
+
+
+def _states(shape: Shape, how: Running) -> float:
+    """Weights, masters, moments, masks: what is there between two steps."""
+    cut = how.ranks if how.zero else 1
+    masks = shape.prunable / cut if how.masked else 0.0
+    if how.engine == "torch":
+        return 12 * shape.parameters + masks
+    own = 16 if how.low or how.zero else 8  # master, moments, and gradients in float32
+    copy = 2 if how.low else 4  # what the forward pass reads; under ZeRO-3 a few layers are whole at a time
+    whole = shape.parameters if how.zero < 3 else shape.parameters / how.ranks + 2 * shape.prunable / max(1, shape.layers)
+    return own * shape.parameters / cut + copy * whole + masks
+
+
+def _gradients(shape: Shape, how: Running) -> float:
+    """At the end of a backward pass, beside the states."""
+    if how.engine == "torch":
+        return 4 * shape.parameters
+    return (2 if how.low else 4) * shape.parameters if how.zero < 2 else 0.0
+
+
+def _residual(how: Running) -> int:
+    """Bytes of a feature between two layers: autocast leaves it in float32, a model in bfloat16 does not."""
+    return 2 if how.low and how.engine == "deepspeed" else 4
+
+
+def _activations(shape: Shape, how: Running) -> float:
+    """What all layers keep for the backward pass: what enters and leaves the products, the residual stream, and, where
+    weights are rounded for each pass, the rounded ones."""
+    products, rest = (2.0, 4.0) if how.compile else (2.5, 20.0)
+    if not how.low:
+        products, rest = 2 * products, 2 * rest
+    each = products * shape.active / shape.hidden + shape.layers * shape.hidden * (rest + 2 * _residual(how))
+    rounded = 2 * shape.prunable if how.low and how.engine == "torch" else 0
+    return how.tokens * each + (rounded if how.recompute == "none" else rounded / max(1, shape.layers))
+
+
+def _loss(shape: Shape, how: Running) -> float:
+    """Logits, their gradients, and where they come in chunks the head's own gradient."""
+    logits = 4 * how.tokens * shape.vocabulary
+    at_once = min(logits, how.logits_bytes) * (1 if how.compile else 3) * (2 if how.teacher else 1)
+    chunked = 4 * shape.vocabulary * shape.hidden + 4 * how.tokens * shape.hidden
+    return at_once + (chunked if logits > how.logits_bytes else 0)
+
+
+def seconds(shape: Shape, how: Running, card: Card) -> float:
+    """Of one step."""
+    tokens = how.local * how.length
+    again = 4 / 3 if how.recompute == "layer" else 1.0
+    speed, rate = card.flops * (_PRODUCTS if how.low else _PRODUCTS / 16), card.bandwidth * _BANDWIDTH
+    products = again * shape.training_flops(tokens, how.length) / speed
+    moved = again * _MOVED[how.compile] * (1 if how.low else 2) * tokens * shape.layers * shape.hidden / rate
+    cut = how.ranks if how.zero else 1
+    updated = _OPTIMIZER[how.engine] * shape.parameters / cut / rate
+    if how.teacher:
+        products += how.teacher.forward_flops(how.length) * tokens / speed
+        moved += moved / again / 3
+    sent = 4 * shape.parameters / _LINK * 2 * (how.ranks - 1) / how.ranks
+    return (products + moved) * (_GATHERED if how.zero == 3 and how.ranks > 1 else 1.0) + updated + sent
+
+
+def fitting(shape: Shape, how: Running, recompute: str, room: float) -> Running:
+    """The same, with ``recompute: auto`` decided: nothing is computed twice as long as it fits."""
+    if recompute == "auto" and memory(shape, how) > FULL * room:
+        return replace(how, recompute="layer")
+    return how
+
+
+def remedy(shape: Shape, how: Running, room: float) -> str | None:
+    """What to change of a profile so that a step fits into so many bytes, the least costly change first; None where it does."""
+
+    def fits(**changes: Any) -> bool:
+        return memory(shape, replace(how, **changes)) <= FULL * room
+
+    if fits():
+        return None
+    smaller = [size for size in range(how.micro_batch - 1, 0, -1) if how.local % size == 0]
+    for size in smaller:
+        if fits(micro_batch=size):
+            return f"set micro_batch to {size}"
+    for size in [how.micro_batch, *smaller] if how.recompute == "none" else ():
+        if fits(recompute="layer", micro_batch=size):
+            return "set recompute to layer" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
+    for ranks in (2, 4, 8, 16, 32, 64):
+        if ranks >= how.ranks and fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
+            return f"set engine to deepspeed, zero to 3, ranks to {ranks}, recompute to layer and micro_batch to 1"
+    return "choose a larger card or a smaller model"

@@ -1,0 +1,129 @@
+"""A rank that hangs, dies or runs out of memory: one line that names rank, stage, step and what to change.
+
+Each rank leaves a pulse in a folder that all see: the step it is in, when, and which line of code it stands at. A thread writes
+it, so a rank that waits still has one, and a process that was stopped has none. Where no step ends for long the ranks wait for
+each other; the first of those that live says who stands where, and all end, to be started again from the last checkpoint. What
+is found there tells who died of what as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PULSES = "pulses"  # the folder, in a stage's scratch
+HUNG = 86  # the exit code of a rank that ended itself
+FIRST = 3  # times as patient with the first step, which compiles
+LONGER = 10  # times the longest step so far: how slow one may be whatever the patience
+_VERDICT = "verdict.txt"
+
+
+class Watch:
+    """Over one rank while it trains; ``stage`` is its address. ``remedy`` says what to change of the profile to save memory.
+
+    A single rank waits for nobody and may stand in a debugger, so it is never taken to hang.
+    """
+
+    def __init__(
+        self, directory: Path, stage: str, rank: int, ranks: int, steps: int, patience: float, remedy: Callable[[], str]
+    ) -> None:
+        self.directory, self.stage, self.rank, self.ranks, self.steps = directory, stage, rank, ranks, steps
+        self.patience, self.remedy, self.every = patience, remedy, min(2.0, patience / 5)
+        self.done, self.begun, self.longest = -1, time.monotonic(), 0.0
+        self._ended = threading.Event()
+        self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._look_after, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / _VERDICT).unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        if error is not None and (where := out_of_memory(error)):
+            raise ValueError(
+                f"rank {self.rank} of {self.ranks} ran out of {where} memory in {self._step()} of {self.stage}; "
+                f"{self.remedy()} in the profile"
+            ) from error
+
+    def step(self, done: int) -> None:
+        """So many steps are finished."""
+        now = time.monotonic()
+        if self.done >= 0:
+            self.longest = max(self.longest, now - self.begun)
+        self.done, self.begun = done, now
+
+    def _step(self) -> str:
+        return f"step {max(0, self.done) + 1} of {self.steps}" if self.done >= 0 else "its first step"
+
+    def _look_after(self) -> None:
+        while True:
+            self._leave_pulse()
+            limit = max(self.patience * (FIRST if self.done < 0 else 1), LONGER * self.longest)
+            if self.ranks > 1 and time.monotonic() - self.begun > limit and sys.gettrace() is None:
+                self._give_up(limit)
+            if self._ended.wait(self.every):
+                return
+
+    def _leave_pulse(self) -> None:
+        pulse = {"step": self._step(), "time": time.time(), "where": _place(sys._current_frames().get(self._main))}
+        half = self.directory / f".rank-{self.rank}"
+        half.write_text(json.dumps(pulse))
+        half.rename(self.directory / f"rank-{self.rank}.json")
+
+    def _give_up(self, limit: float) -> None:
+        """Say who stands where, if no rank before this one can, and end."""
+        pulses = {rank: read_pulse(self.directory, rank) for rank in range(self.ranks)}
+        silent = [rank for rank, pulse in pulses.items() if pulse is None or time.time() - pulse["time"] > 5 * self.every]
+        if self.rank == min(rank for rank in pulses if rank not in silent or rank == self.rank):
+            stands = ", ".join(f"rank {rank} stands at {pulse['where']}" for rank, pulse in pulses.items() if pulse)
+            still = ", ".join(f"rank {rank} is not heard of any more" for rank in silent)
+            verdict = (
+                f"no step for {limit:.0f} s in {self._step()} of {self.stage}: {still or stands}; where that is only slow, "
+                "raise patience in the profile"
+            )
+            (self.directory / _VERDICT).write_text(verdict)
+            print(verdict, file=sys.stderr, flush=True)
+        until = time.monotonic() + 5 * self.every
+        while not (self.directory / _VERDICT).exists() and time.monotonic() < until:
+            time.sleep(self.every / 10)  # one rank's end may be that of all
+        os._exit(HUNG)
+
+
+def read_pulse(directory: Path, rank: int) -> dict[str, Any] | None:
+    path = directory / f"rank-{rank}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def last_words(directory: Path, stage: str, rank: int) -> str:
+    """Of a rank that is gone: what it was at, or what was said of all before they ended."""
+    if (verdict := directory / _VERDICT).exists():
+        return verdict.read_text()
+    pulse = read_pulse(directory, rank)
+    return f"in {pulse['step']} of {stage}" if pulse else f"before the first step of {stage}"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory was not enough, GPU or host; None for any other error."""
+    import torch  # a job's driver reads pulses, and goes without
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU"
+    return "host" if isinstance(error, MemoryError) or "can't allocate memory" in str(error) else None
+
+
+def _place(frame: FrameType | None) -> str:
+    """File, line and function at which a thread stands."""
+    if frame is None:
+        return "its end"
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"

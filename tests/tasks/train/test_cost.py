@@ -1,0 +1,110 @@
+"""The forecast of a training step against runs that were measured on H100s: memory and time within 15 %, and what to change."""
+
+from dataclasses import replace
+
+import pytest
+
+from tasks.context import Context, Execution
+from tasks.models.accounting import Shape
+from tasks.train import ready
+from tasks.train.cost import CARDS, FULL, Running, fitting, memory, micro_batch, remedy, seconds
+from tests.bench.bench_gpu_training import SIZES, WORDS
+
+H100, ALL = CARDS["H100"], 10**12
+
+
+def shape(hidden: int, inner: int, layers: int, words: int = WORDS) -> Shape:
+    matrices = layers * (4 * hidden**2 + 3 * hidden * inner)
+    norms = (2 * layers + 1) * hidden
+    return Shape(matrices + 2 * words * hidden + norms, matrices, matrices, layers, hidden, hidden, words)
+
+
+SHAPES = {name: shape(size.hidden, size.inner, size.layers) for name, size in SIZES.items()}
+
+
+def running(name: str, **how) -> Running:
+    size = SIZES[name]
+    return replace(Running(size.length, size.batch, size.batch), **how)
+
+
+LONG = {"length": 32_768, "local": 1, "micro_batch": 1}
+ZERO = {"engine": "deepspeed", "zero": 1}
+EAGER = {"compile": False, "logits_bytes": ALL}
+MEASURED = [  # bf16 on one H100, torch 2.11: (size, how, GiB, thousand tokens per second)
+    ("162M", {}, 9.4, 385),
+    ("162M", ZERO, 9.1, 346),
+    ("162M", EAGER, 17.4, 181),
+    ("1.3B", {}, 38.6, 68.4),
+    ("1.3B", ZERO, 41.9, 65.2),
+    ("1.3B", {"recompute": "layer"}, 19.3, 68.4 / 1.29),
+    ("1.3B", EAGER, 52.0, 49.7),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "gibibytes", "rate"), MEASURED)
+def test_memory_and_time_are_within_15_percent_of_what_was_measured(name, how, gibibytes, rate):
+    planned, size = running(name, **how), SIZES[name]
+    assert memory(SHAPES[name], planned) / 2**30 == pytest.approx(gibibytes, rel=0.15)
+    assert size.batch * size.length / seconds(SHAPES[name], planned, H100) / 1000 == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize(("zero", "rate"), [(0, 78), (1, 88), (2, 91), (3, 61)])
+def test_on_two_cards_too_at_every_zero_stage(zero, rate):
+    """Both together, not compiled."""
+    how = running("1.3B", engine="deepspeed", zero=zero, ranks=2, compile=False)
+    assert 2 * 8 * 2048 / seconds(SHAPES["1.3B"], how, H100) / 1000 == pytest.approx(rate, rel=0.15)
+
+
+def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_more():
+    llama = shape(4096, 14336, 32, 128_256)
+
+    def of(**how) -> float:
+        return memory(llama, Running(2048, 1, 1, engine="deepspeed", **how))
+
+    assert of(zero=3, ranks=8) < of(zero=2, ranks=8) < of(zero=0, ranks=8)
+    assert of(zero=3, ranks=8) < of(zero=3, ranks=4) < of(zero=3, ranks=2)
+    assert of(zero=1, masked=True) > of(zero=1) < of(zero=1, teacher=llama)
+
+
+def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
+    how = running("1.3B")
+    needed = memory(SHAPES["1.3B"], how)
+    for room, auto in ((needed / FULL * 1.01, "none"), (needed / FULL * 0.99, "layer")):
+        assert fitting(SHAPES["1.3B"], how, "auto", room).recompute == auto
+        assert fitting(SHAPES["1.3B"], how, "none", room) == how
+
+
+@pytest.mark.parametrize(
+    ("how", "room", "said"),
+    [
+        ({}, 80e9, None),
+        ({}, 40e9, "set micro_batch to 4"),
+        ({}, 25e9, "set micro_batch to 1"),
+        (LONG, 60e9, "set recompute to layer"),
+        ({}, 15e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
+        ({"recompute": "layer"}, 1e9, "choose a larger card or a smaller model"),
+    ],
+)
+def test_the_least_costly_change_that_helps_is_named(how, room, said):
+    assert remedy(SHAPES["1.3B"], running("1.3B", **how), room) == said
+
+
+def test_a_running_is_read_off_what_a_job_is_given():
+    execution = Execution(
+        ranks=2, micro_batch=3, engine="deepspeed", zero=2, precision="bfloat16", compile=True, recompute="auto"
+    )
+    how = Running.of(execution, 128, 8, True, None)
+    assert (how.local, how.micro_batch, how.low, how.recompute) == (4, 2, True, "none") and micro_batch(8, execution) == 2
+
+
+def test_a_job_decides_auto_by_its_own_card_and_tells_where_it_changes_anything(tmp_path, monkeypatch):
+    told: list = []
+    execution = Execution(device="cuda", precision="bfloat16", compile=True, recompute="auto")
+    context = Context({}, tmp_path, tmp_path, execution, told.append)
+    for room, again in ((80e9, False), (40e9, True)):
+        monkeypatch.setattr(ready, "memory_of", lambda device, room=room: room)
+        assert ready.recomputes(context, SHAPES["1.3B"], running("1.3B")) is again
+    (note,) = told
+    assert note.text == "the backward pass runs each layer again; without that a step takes 42 GB of 40"
+    elsewhere = Context({}, tmp_path, tmp_path, Execution(recompute="auto"))
+    assert not ready.recomputes(elsewhere, SHAPES["1.3B"], running("1.3B"))
