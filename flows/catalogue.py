@@ -8,10 +8,12 @@ from typing import Any
 
 from cluster.logged import NOTE, OURS, Model
 from cluster.tracking import Tracking, flatten
+from dashboards.numbers import rank
 from flows import gates, note
 from flows.plan import Plan, Step
 
 GATES = "winnow.gates"  # the tag that says what models came to by the gates of their recipe
+PART = "/"  # between a stage and its number, on the parent: MLflow groups charts by what stands before it
 CONFIG = "config.json"
 Read = Callable[[str, str], str]  # of a step a file of its artifact, empty where there is none
 
@@ -49,6 +51,12 @@ class Catalogue:
         earlier = self.numbers.get(before, {})
         places = {f"run of {before}": self.page(before)} if earlier else {}
         return note.of_stage(step.id, self.numbers[step.id], before if earlier else "", earlier, step.artifact.address, places)
+
+
+def ordered(scalars: Mapping[str, float]) -> dict[str, float]:
+    """A parent's numbers, those that a choice is made by first: MLflow's page of compared runs opens on the first that was
+    written of those they share."""
+    return dict(sorted(scalars.items(), key=lambda number: (PART in number[0], rank(number[0]))))
 
 
 def numbers_of(model: Mapping[str, Any]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
 from dashboards.layers import LAYERS
 from flows import gates, note
-from flows.catalogue import GATES, Catalogue, numbers_of
+from flows.catalogue import GATES, PART, Catalogue, numbers_of, ordered
 from flows.lazy import hidden
 from flows.pictures import SPARSITY, layers, of_model, of_stage
 from flows.plan import Plan, Step
@@ -43,7 +43,6 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
-PART = "/"  # between a stage and its number, on the parent: MLflow groups charts by what stands before it
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -181,7 +180,7 @@ class Chronicle:
                 scalars["peak_memory_bytes"] = max(held)
             with hidden("torch"):
                 self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
-        self.tracking.scalars(None, scalars)
+        self.tracking.scalars(None, ordered(scalars))
         if groups := groups_of(models):
             self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])
         catalogue = Catalogue(self.plan, summary, self.tracking, self._place, self._file)

@@ -78,6 +78,11 @@ def test_a_cached_runs_parent_has_every_figure_of_every_model(first, second):
     assert first.parent.data.metrics.keys() >= {"prune/size_figure", "pretrain/pattern_figure", "size_figure", "prune/seconds"}
 
 
+def test_numbers_that_a_choice_is_made_by_are_the_first_that_mlflow_compares(first):
+    names = list(first.parent.data.metrics)  # in the order of its database
+    assert names[0] == "bytes" and "/" not in "".join(names[: sum("/" not in name for name in names)])
+
+
 def test_a_model_artifact_is_one_logged_model(second):
     found = second.tracking.client.search_logged_models([second.tracking.experiment])
     assert sorted(model.tags["winnow.address"].partition("/")[0] for model in found) == ["pretrain", "prune"]
