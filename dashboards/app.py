@@ -4,9 +4,10 @@ could write. It serves every script and style itself, to loopback names alone un
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, no_update, set_props
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, no_update, set_props
 from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
 
@@ -14,7 +15,7 @@ from dashboards import shell
 from dashboards.choice import Choice
 from dashboards.pages import claims, compare, model, pareto, table, waterfall
 from dashboards.reading import Reading
-from dashboards.sight import Places, Sight
+from dashboards.sight import Places, Sight, empty
 
 PAGES = {
     "": ("Choose", pareto.page),
@@ -55,6 +56,10 @@ def make_app(reading: Reading, places: Places) -> Dash:
     return app
 
 
+def nowhere(name: str, sight: Sight) -> list[Any]:
+    return [empty(f"There is no page {name!r} here.", dcc.Link("Choose a model", href=sight.page("")))]
+
+
 def _show(app: Dash, reading: Reading, places: Places) -> None:
     @app.callback(
         Output("page", "children"),
@@ -74,13 +79,13 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         version = reading.looked()
         sight = Sight(reading.book, Choice.of(search), reading, places)
         name = (path or "").removeprefix(places.prefix).strip("/")
-        name = name if name in PAGES else ""
-        parts = PAGES[name][1](sight)
+        title, draw = PAGES.get(name, ("", partial(nowhere, name)))
+        parts = draw(sight)
         shape, before = [name, *map(shell.shape, parts)], before or {}
         if alike := shape == before.get("parts"):  # a figure keeps its zoom, a table its order and its place
             for number, part in enumerate(parts):
                 set_props(*shell.changes(number, part))
-        page = no_update if alike else shell.page(f"page-{name or 'choose'}", PAGES[name][0], parts)
+        page = no_update if alike else shell.page(f"page-{name or 'choose'}", title, parts)
         choices = shell.options(sight)
         kept = [str(hash(repr(one))) for one in choices]
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
@@ -95,11 +100,9 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         run = (over or {"points": [{}]})["points"][0].get("customdata", "")
         return pareto.hovered(Sight(reading.book, Choice.of(search), reading, places), run)
 
-    @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
-    def poll(_: int, seen: int | None) -> Any:
-        """Whether there is something new; who asks is who makes MLflow be read again."""
-        version = reading.looked()
-        return no_update if version == seen else version
+    @app.callback(Input("again", "n_clicks"), prevent_initial_call=True)
+    def again(_: int) -> None:
+        reading.again()
 
 
 def _follow(app: Dash) -> None:
@@ -108,6 +111,15 @@ def _follow(app: Dash) -> None:
     def ours(name: str) -> ClientsideFunction:
         return ClientsideFunction("winnow", name)
 
+    app.clientside_callback(
+        ours("poll"),
+        Output("version", "data"),
+        Output("away", "children"),
+        Input("poll", "n_intervals"),
+        State("seen", "data"),
+        State("away", "children"),
+        prevent_initial_call=True,
+    )
     controls = [f"c-{name}" for name in CONTROLS]
     app.clientside_callback(
         ours("choose"),
@@ -165,6 +177,11 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
     @server.get(f"{prefix}health")
     def health() -> str:
         return "OK, all read" if reading.complete else "OK"
+
+    @server.get(f"{prefix}version")
+    def version() -> str:
+        """What an open page asks every few seconds; who asks is who makes MLflow be read again."""
+        return str(reading.looked())
 
     @server.get(f"{prefix}table.csv")
     def as_csv() -> Response:

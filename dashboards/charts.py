@@ -6,6 +6,8 @@ says too. Text and lines take their colour from the page's style, light or dark.
 
 from __future__ import annotations
 
+import html as markup
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from dashboards.book import Stage
 from dashboards.layers import cells
-from dashboards.numbers import better, change, metric, shown, title
+from dashboards.numbers import better, change, is_sound, metric, shown, title
 from dashboards.pareto import Point, spread_out
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8a8f98"
@@ -45,6 +47,12 @@ def _layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
     return figure
 
 
+def label(text: str, most: int = 16) -> str:
+    """A name as plotly is to draw it, as text and no markup; of a long one its ends, by which those of a grid differ."""
+    short = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+    return markup.escape(short, quote=False)
+
+
 def pareto_figure(
     found: Sequence[Point],
     front: Sequence[Point],
@@ -63,7 +71,7 @@ def pareto_figure(
     dots = _dots(beaten, hovers, "beaten by another", GREY, 8, picked)
     figure.add_trace({**dots, "type": kind, "opacity": 0.55, "mode": "markers"})
     several = len(front) > 1
-    text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
+    text = [label(names[point.model.run], 40) if len(front) <= MOST_NAMES else "" for point in front]
     middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
     sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
@@ -114,7 +122,7 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
     )
     for place, name in enumerate(names):
         row, column = place // 2 + 1, place % 2 + 1
-        known = [(label, numbers[name]) for label, numbers in stages if name in numbers]
+        known = [(id, numbers[name]) for id, numbers in stages if is_sound(name, numbers)]
         if not known:
             axis = f"{place + 1 if place else ''} domain"
             where = {"xref": f"x{axis}", "yref": f"y{axis}", "x": 0.5, "y": 0.5}
@@ -124,6 +132,8 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
             figure.update_yaxes(visible=False, row=row, col=column)
             continue
         figure.add_trace(_bars(known, name), row, column)
+        names_of = [*(label(id) for id, _ in known), "end"]
+        figure.update_xaxes(tickvals=list(range(len(names_of))), ticktext=names_of, showgrid=False, row=row, col=column)
         levels = _levels(known, name)
         low, high = (0.0, max(levels)) if _adds_up(name) else (min(levels), max(levels))
         room = max(high - low, 0.05 * abs(high)) or 1.0  # what hardly moved is to look like it
@@ -160,7 +170,7 @@ def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
     if _adds_up(name):
         rising = {"color": SKY}
     return go.Waterfall(
-        x=[*(label for label, _ in known), "end"],
+        x=list(range(len(known) + 1)),  # and not by their names, of which two may be shortened to one
         y=[*steps, 0],
         measure=["relative" if _adds_up(name) else "absolute", *(["relative"] * (len(known) - 1)), "total"],
         text=[*text, shown(name, sum(values) if _adds_up(name) else values[-1])],
@@ -172,7 +182,8 @@ def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
         decreasing={"marker": falling},
         totals={"marker": {"color": BLUE}},
         connector={"line": {"color": GREY, "width": 1, "dash": "dot"}},
-        hovertemplate="%{x}: %{text}<extra></extra>",
+        hovertext=[*(markup.escape(id, quote=False) for id, _ in known), "end"],
+        hovertemplate="%{hovertext}: %{text}<extra></extra>",
     )
 
 
@@ -190,7 +201,7 @@ def curves_figure(lines: Sequence[tuple[str, Stage, Mapping[str, Sequence[tuple[
                     go.Scatter(
                         x=[tokens[step] * factor for step in steps],
                         y=[loss[step] for step in steps],
-                        name=name,
+                        name=label(name, 60),
                         legendgroup=name,
                         showlegend=column == 1,
                         mode="lines",
@@ -210,9 +221,8 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
     """A number of every matrix, model beside model on one scale: kinds of matrices down, decoder blocks across."""
     found = [(name, cells(shares)) for name, shares in maps]
     kinds = list(dict.fromkeys(kind for _, known in found for kind, _ in known))
-    figure = make_subplots(
-        1, len(found), subplot_titles=[name for name, _ in found], shared_yaxes=True, horizontal_spacing=0.03
-    )
+    titles = [label(name, 120 // len(found)) for name, _ in found]
+    figure = make_subplots(1, len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     for column, (_, known) in enumerate(found, 1):
         blocks = sorted({block for _, block in known})
         grid = [[known.get((kind, block)) for block in blocks] for kind in kinds]
@@ -226,7 +236,8 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
     figure.update_yaxes(autorange="reversed")
     figure = _layout(figure, 130 + 26 * len(kinds))
     scale = {"tickformat": ".0%"} if what == "sparsity" else {"exponentformat": "power"}
-    most = 1.0 if what == "sparsity" else max((value for _, known in found for value in known.values()), default=1.0)
+    sound = (value for _, known in found for value in known.values() if math.isfinite(value))
+    most = 1.0 if what == "sparsity" else max(sound, default=1.0)
     bar = {"title": what, "thickness": 12, **scale}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": most, "colorbar": bar})
     return figure

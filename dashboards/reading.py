@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -68,6 +69,16 @@ class Reading:
             self._wake.set()
         return self.version
 
+    @property
+    def anew(self) -> bool:
+        """Whether all is to be read once more."""
+        return self.complete and bool(self.experiment) and not self._all_at
+
+    def again(self) -> None:
+        """Read all once more, soon."""
+        self._all_at, self.version = 0.0, self.version + 1
+        self._wake.set()
+
     def _go_on(self) -> None:
         while True:
             self.step()
@@ -102,13 +113,13 @@ class Reading:
 
     def _read_all(self) -> None:
         found: dict[str, Pipeline | Stage] = {}
-        first = not self.complete
+        first, anew = not self.complete, self.anew
         for runs in self._pages("", FIRST_PAGE if first else PAGE):
             self._take(runs, found)
             if first:
                 self._show(dict(found))
         self._all_at = time.monotonic()
-        if found != self._runs or first:
+        if found != self._runs or first or anew:
             self._show(found)
         self.complete = True
         self.prepare()
@@ -172,7 +183,8 @@ class Reading:
     @lru_cache(maxsize=200)  # noqa: B019  one reading lives as long as its process
     def _curves(self, run: str, moved: float | None) -> Mapping[str, list[tuple[int, float]]]:
         found = {name: self.client.get_metric_history(run, name) for name in CURVES}
-        return {name: sorted({point.step: point.value for point in told}.items()) for name, told in found.items() if told}
+        by_step = {name: {point.step: _unbounded(point.value) for point in told} for name, told in found.items()}
+        return {name: sorted(told.items()) for name, told in by_step.items() if told}
 
     @lru_cache(maxsize=200)  # noqa: B019
     def text(self, run: str, file: str) -> str:
@@ -213,10 +225,15 @@ def read(run: Run) -> Pipeline | Stage | None:
         address=tags[ADDRESS],
         parents={name.removeprefix(FED): value for name, value in tags.items() if name.startswith(FED)},
         params={sys.intern(name): sys.intern(value) for name, value in run.data.params.items()},
-        numbers={sys.intern(name): value for name, value in run.data.metrics.items()},
+        numbers={sys.intern(name): _unbounded(value) for name, value in run.data.metrics.items()},
         gates=tags.get("winnow.gates", ""),
         note=tags.get("mlflow.note.content", "") if told[0] != FINISHED else "",
     )
+
+
+def _unbounded(value: float) -> float:
+    """MLflow's databases keep the largest number there is in place of infinity."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def book_of(found: Iterable[Pipeline | Stage], kept: Mapping[Any, Any] | None = None) -> Book:

@@ -14,6 +14,7 @@ from dashboards.numbers import COSTS, OF_A_LINE, base, better, is_quality, rank,
 from dashboards.sight import Sight
 from tasks.metrics import METRICS
 
+AGAIN = "reads all of MLflow anew: what was deleted there, or tagged by hand, is seen then"
 ASSETS = Path(__file__).parent / "assets"
 KEPT = {"Graph": ("figure", "style"), "AgGrid": ("rowData",)}  # and what of them is set anew
 INDEX = """<!doctype html>
@@ -34,7 +35,9 @@ def layout(poll: int) -> html.Div:
                 [
                     html.Strong("Winnow", className="brand"),
                     html.Nav(id="tabs", **{"aria-label": "pages"}),
+                    html.Strong(id="away", className="bad", role="alert"),
                     html.Span(id="known", role="status"),
+                    html.Button("read again", id="again", title=AGAIN),
                     html.Button("light / dark", id="theme", title="light, dark, or as the system has it"),
                 ]
             ),
@@ -103,7 +106,7 @@ def known(sight: Sight) -> list[Any]:
     told: list[Any] = [
         html.Span(
             f"{chosen}{runs:,} {'run' if runs == 1 else 'runs'}, {len(sight.models):,} models"
-            + ("" if reading.complete else ", reading on …")
+            + (", reading all again …" if reading.anew else "" if reading.complete else ", reading on …")
         )
     ]
     if len(sight.pipelines) < runs:

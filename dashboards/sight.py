@@ -121,6 +121,12 @@ def empty(text: str, more: Any = "") -> html.Div:
     return html.Div([html.P(text), html.P(more)], className="empty", role="status")
 
 
+def gone(sight: Sight, what: str, more: Any) -> html.Div:
+    """Of what a link names and MLflow does not."""
+    why = "it may have been deleted." if sight.reading.complete else "not all of it is read yet."
+    return empty(f"MLflow has no such {what}; {why}", more)
+
+
 def links(*pairs: tuple[str, str]) -> list[Any]:
     """To pages elsewhere; of what has no address nothing."""
     return [

@@ -16,10 +16,26 @@ function write(search, key, value) {
     return query.length ? `?${query.join("&")}` : "";
 }
 
+const PREFIX = JSON.parse(document.getElementById("_dash-config").textContent).requests_pathname_prefix;
+const AWAY = "This dashboard's server does not answer; what stands here is as it was, and it is asked again.";
+
 const same = (left, right) => JSON.stringify(left || null) === JSON.stringify(right || null);
 
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
     winnow: {
+        async poll(_, seen, away) {
+            const none = window.dash_clientside.no_update;
+            if (document.hidden) return [none, none];
+            try {
+                const told = await fetch(`${PREFIX}version`, {cache: "no-store", signal: AbortSignal.timeout(10000)});
+                if (!told.ok) throw new Error(told.status);
+                const version = Number(await told.text());
+                if (away) return [-Date.now(), ""];  // what was asked for meanwhile is asked for again
+                return [version === seen ? none : version, none];
+            } catch {
+                return [none, away ? none : AWAY];
+            }
+        },
         choose(search, ...values) {
             const none = window.dash_clientside.no_update;
             const moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
@@ -71,8 +87,8 @@ functions.winnowTheme = quartz => quartz.withParams({
     borderColor: "var(--line)", accentColor: "var(--accent)", browserColorScheme: "inherit", fontFamily: "inherit", fontSize: 13,
     headerTextColor: "var(--ink)", rowHoverColor: "var(--raised)", selectedRowBackgroundColor: "var(--picked)", spacing: 6,
 });
-functions.winnowNumber = (value, unit) => {
-    if (value === null || value === undefined) return "";
+functions.winnowNumber = (value, unit, broken) => {
+    if (value === null || value === undefined) return broken || "";
     const scaled = units => { let at = 0; while (Math.abs(value) >= 1000 && at < units.length - 1) { value /= 1000; at++; }
         return `${at ? value.toFixed(2) : value.toFixed(0)} ${units[at]}`; };
     if (unit === "B") return scaled(["B", "kB", "MB", "GB", "TB"]);

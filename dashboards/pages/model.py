@@ -9,16 +9,14 @@ from dash import dcc, html
 from dashboards.book import Stage
 from dashboards.charts import curves_figure, heat_figure
 from dashboards.numbers import base, interval, metric, rank, shown, title
-from dashboards.sight import Sight, chart, empty, gate, links, pill, sheet
+from dashboards.sight import Sight, chart, gate, gone, links, pill, sheet
 from dashboards.words import fields
 
 
 def page(sight: Sight) -> list[Any]:
     model = sight.book.stages.get(sight.choice.model)
     if model is None:
-        return [
-            empty("MLflow has no such model, or it is not read yet.", dcc.Link("All models", href=sight.page("", model="")))
-        ]
+        return [gone(sight, "model", dcc.Link("All models", href=sight.page("", model="")))]
     line = sight.book.line(model)
     return [_head(sight, model), _line(sight, line), _numbers(sight, model), *_curves(sight, line), *_layers(sight, model)]
 
