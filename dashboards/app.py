@@ -57,7 +57,7 @@ def make_app(reading: Reading, places: Places) -> Dash:
 
 
 def nowhere(name: str, sight: Sight) -> list[Any]:
-    return [empty(f"There is no page {name!r} here.", dcc.Link("Choose a model", href=sight.page("")))]
+    return [empty(f"There is no page {name} here.", dcc.Link("Choose a model", href=sight.page("")))]
 
 
 def _show(app: Dash, reading: Reading, places: Places) -> None:
