@@ -85,6 +85,7 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         if alike := shape == before.get("parts"):  # a figure keeps its zoom, a table its order and its place
             for number, part in enumerate(parts):
                 set_props(*shell.changes(number, part))
+        set_props("drawn", {"data": f"{path}{search}"})
         page = no_update if alike else shell.page(f"page-{name or 'choose'}", title, parts)
         choices = shell.options(sight)
         kept = [str(hash(repr(one))) for one in choices]
@@ -108,51 +109,22 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
 def _follow(app: Dash) -> None:
     """What happens in the browser alone: the address bar and the controls follow each other, clicks and ticks go into it."""
 
-    def ours(name: str) -> ClientsideFunction:
-        return ClientsideFunction("winnow", name)
+    def follow(name: str, *given: Any, later: bool = True) -> None:
+        app.clientside_callback(ClientsideFunction("winnow", name), *given, prevent_initial_call=later)
 
-    app.clientside_callback(
-        ours("poll"),
-        Output("version", "data"),
-        Output("away", "children"),
-        Input("poll", "n_intervals"),
-        State("seen", "data"),
-        State("away", "children"),
-        prevent_initial_call=True,
-    )
     controls = [f"c-{name}" for name in CONTROLS]
-    app.clientside_callback(
-        ours("choose"),
-        Output("url", "search"),
-        *(Output(id, "value") for id in controls),
-        Input("url", "search"),
-        *(Input(id, "value") for id in controls),
-    )
-    app.clientside_callback(
-        ours("open"),
-        Output("url", "pathname", allow_duplicate=True),
-        Output("url", "search", allow_duplicate=True),
-        Input("pareto", "clickData"),
-        State("url", "pathname"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ours("pick"),
-        Output("url", "search", allow_duplicate=True),
-        Input({"grid": ALL}, "selectedRows"),
-        State({"grid": ALL}, "id"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ours("columns"),
-        Output("url", "search", allow_duplicate=True),
-        Input({"key": ALL}, "value"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(ours("theme"), Output("theme", "title"), Input("theme", "n_clicks"))
+    values = [Output(id, "value") for id in controls]
+    path, search = State("url", "pathname"), State("url", "search")
+    to_path, to_search = Output("url", "pathname", allow_duplicate=True), Output("url", "search", allow_duplicate=True)
+    given = [Input(id, "value") for id in controls]
+    follow("choose", Output("url", "search"), *values, Input("url", "search"), *given, later=False)
+    follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
+    follow("pick", to_search, Input({"grid": ALL}, "selectedRows"), State({"grid": ALL}, "id"), search)
+    follow("columns", to_search, Input({"key": ALL}, "value"), search)
+    follow("theme", Output("theme", "title"), Input("theme", "n_clicks"), later=False)
+    told = State("seen", "data"), State("away", "children")
+    follow("poll", Output("version", "data"), Output("away", "children"), Input("poll", "n_intervals"), *told)
+    follow("settle", Output("version", "data", allow_duplicate=True), Input("drawn", "data"), path, search)
 
 
 def _serve(server: Flask, reading: Reading, places: Places) -> None:

@@ -28,6 +28,7 @@ def layout(poll: int) -> html.Div:
             dcc.Location(id="url", refresh="callback-nav"),
             dcc.Store(id="version"),
             dcc.Store(id="seen"),
+            dcc.Store(id="drawn"),
             dcc.Store(id="shape"),
             dcc.Interval(id="poll", interval=poll),
             html.A("to the page", href="#page", className="skip"),

@@ -49,6 +49,9 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
             CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
             return [query === search ? none : query, ...CONTROLS.map(() => none)];
         },
+        settle(drawn, path, search) {  // an answer that was overtaken by a later one, and came after it, is mended
+            return drawn === `${path}${search}` ? window.dash_clientside.no_update : -Date.now();
+        },
         open(click, path, search) {
             const none = window.dash_clientside.no_update;
             const run = click?.points?.[0]?.customdata;
