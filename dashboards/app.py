@@ -162,16 +162,19 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
             table.as_csv(sight), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=winnow.csv"}
         )
 
-    inner = server.wsgi_app
+    if prefix != "/":
+        server.wsgi_app = _below(prefix, server.wsgi_app)  # type: ignore[method-assign]
+
+
+def _below(prefix: str, inner: Any) -> Any:
+    """A proxy may hand its path on, or cut it off."""
 
     def prefixed(environ: dict[str, Any], start: Any) -> Any:
-        """A proxy may hand its path on, or cut it off."""
         if not environ["PATH_INFO"].startswith(prefix):
             environ["PATH_INFO"] = prefix + environ["PATH_INFO"].lstrip("/")
         return inner(environ, start)
 
-    if prefix != "/":
-        server.wsgi_app = prefixed  # type: ignore[method-assign,assignment]
+    return prefixed
 
 
 def make_service(reading: Reading, places: Places, host: str, port: int) -> Any:
