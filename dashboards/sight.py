@@ -105,7 +105,7 @@ def gate(text: str) -> Any:
 
 def chart(id: str, figure: Any, label: str) -> dcc.Graph:
     return dcc.Graph(
-        id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure.layout.height}
+        id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure["layout"]["height"]}
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from dash import dcc, html
 
 from dashboards.book import QUALITY, Book, Stage
-from dashboards.charts import pareto_figure
 from dashboards.numbers import OVER_DENSE, SPEEDS, is_sound, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
+from dashboards.plane import pareto_figure
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
 from dashboards.words import describe, differences
 

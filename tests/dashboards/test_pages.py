@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plotly.io.json import to_json_plotly
 
 import dashboards
 from dashboards import shell
@@ -128,7 +129,7 @@ def test_numbers_that_are_none_are_shown_as_what_they_are_and_the_csv_has_them()
     assert "nan" in as_csv(known).splitlines()[-1]
     for page in PAGES.values():
         page[1](known)
-    assert json.loads(json.dumps(json.loads(PAGES[""][1](known)[1].figure.to_json()), allow_nan=False))
+    assert json.dumps(json.loads(to_json_plotly(PAGES[""][1](known)[1].figure)), allow_nan=False)
     largest = SimpleNamespace(value=1.7976931348623157e308, step=1)
     reading = Reading("sqlite://", SimpleNamespace(get_metric_history=lambda run, name: [largest]))
     assert reading.curves(stage("pretrain", "a", training_tokens=1.0))["loss"] == [(1, math.inf)]
