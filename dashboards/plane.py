@@ -97,7 +97,8 @@ def _direction(name: str) -> str:
 
 
 def _limit(value: float, name: str, logarithmic: bool) -> Data:
-    """A line across, with its name above its end; on a log axis plotly wants the exponent of a text's place, and of no line's."""
+    """A line across, with its name above its end. On a log axis plotly wants the exponent of a text's place, but not of a
+    line's."""
     line = {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": value, "y1": value}
     place = {"xref": "x domain", "x": 1, "xanchor": "right", "y": math.log10(value) if logarithmic else value}
     text = {"text": name, "showarrow": False, "yanchor": "bottom", "font": {"size": 12}, **place}

@@ -24,6 +24,8 @@ from dashboards.choice import Choice
 from dashboards.layers import LAYERS
 from dashboards.pages.pareto import hovered
 from dashboards.pages.table import as_csv
+from dashboards.pareto import Point
+from dashboards.plane import pareto_figure
 from dashboards.reading import FIRST_PAGE, PAGE, Reading
 from dashboards.sight import Places, Sight
 from dashboards.static import everything, render
@@ -144,6 +146,13 @@ def test_what_a_link_names_and_mlflow_does_not_is_said():
     assert "1 no more, or they are not read yet." in text(PAGES["compare"][1](sight(known, "?pick=quantize0,nosuch")))
     assert "There is no page nosuch here" in text(nowhere("nosuch", sight(known)))
     assert "perplexity" in as_csv(sight(known, "?columns=nosuch'];alert(1)//")).splitlines()[0]
+
+
+def test_the_line_of_what_is_good_enough_has_its_name_beside_it_on_a_log_axis_too():
+    for values, place in (((60.0, 70.0), 65.0), ((6.0, 700.0), math.log10(65))):
+        found = [Point(stage("prune", f"m{value}"), 1.0, value) for value in values]
+        figure = pareto_figure(found, found[:1], ("bytes", "perplexity"), {}, {"m6.0": "a", "m60.0": "a"}, limit=(65.0, "near"))
+        assert figure["layout"]["shapes"][0]["y0"] == 65.0 and figure["layout"]["annotations"][0]["y"] == pytest.approx(place)
 
 
 def test_names_are_drawn_as_text_and_long_ones_by_their_ends():
