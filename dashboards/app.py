@@ -48,6 +48,7 @@ def make_app(reading: Reading, places: Places) -> Dash:
         suppress_callback_exceptions=True,
         serve_locally=True,
     )
+    app.interpolate_index = shell.interpolated(app.interpolate_index)
     app.layout = shell.layout(POLL)
     reading.prepare = lambda: pareto.page(Sight(reading.book, Choice(find="/"), reading, places))
     _show(app, reading, places)
@@ -82,17 +83,19 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         title, draw = PAGES.get(name, ("", partial(nowhere, name)))
         parts = draw(sight)
         shape, before = [name, *map(shell.shape, parts)], before or {}
+        told = [*map(shell.told, parts)]
         if alike := shape == before.get("parts"):  # a figure keeps its zoom, a table its order and its place
             for number, part in enumerate(parts):
-                set_props(*shell.changes(number, part))
+                if not told[number] or told[number] != before["told"][number]:
+                    set_props(*shell.changes(number, part))
         set_props("drawn", {"data": f"{path}{search}"})
         page = no_update if alike else shell.page(f"page-{name or 'choose'}", title, parts)
         choices = shell.options(sight)
         kept = [str(hash(repr(one))) for one in choices]
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
         old = before.get("choices", [""] * len(kept))
-        told = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
-        return page, {"parts": shape, "choices": kept}, tabs, shell.known(sight), *told, version
+        news = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
+        return page, {"parts": shape, "told": told, "choices": kept}, tabs, shell.known(sight), *news, version
 
     @app.callback(
         Output("hovered", "children"), Input("pareto", "hoverData"), State("url", "search"), prevent_initial_call=True
@@ -113,11 +116,10 @@ def _follow(app: Dash) -> None:
         app.clientside_callback(ClientsideFunction("winnow", name), *given, prevent_initial_call=later)
 
     controls = [f"c-{name}" for name in CONTROLS]
-    values = [Output(id, "value") for id in controls]
     path, search = State("url", "pathname"), State("url", "search")
     to_path, to_search = Output("url", "pathname", allow_duplicate=True), Output("url", "search", allow_duplicate=True)
     given = [Input(id, "value") for id in controls]
-    follow("choose", Output("url", "search"), *values, Input("url", "search"), *given, later=False)
+    follow("choose", Output("url", "search"), Input("url", "search"), *given, later=False)
     follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
     follow("pick", to_search, Input({"grid": ALL}, "selectedRows"), State({"grid": ALL}, "id"), search)
     follow("columns", to_search, Input({"key": ALL}, "value"), search)

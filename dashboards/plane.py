@@ -18,7 +18,7 @@ from dashboards.pareto import Point, spread_out
 SYMBOLS = {"pretrain": "circle", "load": "circle", "prune": "square", "recover": "diamond", "quantize": "triangle-up"}
 OTHER_SYMBOL = "hexagon"
 MOST_NAMES, MOST_SVG = 9, 1500
-HEIGHT = 460
+HEIGHT, MARGIN = 460, {"l": 76, "r": 24, "t": 36, "b": 58}  # room for any tick: measuring them would draw all twice
 LOG_TICKS = {"type": "log", "minor": {"ticks": "outside"}, "dtick": "D2"}
 Data = dict[str, Any]
 
@@ -40,7 +40,14 @@ def pareto_figure(
     dots = _dots(beaten, hovers, "beaten by another", GREY, 8, picked)
     kind = "scattergl" if len(beaten) > MOST_SVG else "scatter"
     data = [{**dots, "type": kind, "opacity": 0.55, "mode": "markers"}, _line(found, front, hovers, names, picked)]
-    layout: Data = {**LAYOUT, "height": HEIGHT, "uirevision": view, "hovermode": "closest", "clickmode": "event"}
+    layout: Data = {
+        **LAYOUT,
+        "margin": MARGIN,
+        "height": HEIGHT,
+        "uirevision": view,
+        "hovermode": "closest",
+        "clickmode": "event",
+    }
     layout["xaxis"], layout["yaxis"] = (
         _axis([point.x for point in found], axes[0]),
         _axis([point.y for point in found], axes[1]),
@@ -86,7 +93,12 @@ def _dots(found: Sequence[Point], hovers: Mapping[str, str], name: str, color: s
 
 
 def _axis(values: Sequence[float], name: str) -> Data:
-    axis = {**AXIS, "title": {"text": f"{title(name)}{_direction(name)}"}, **(LOG_TICKS if spread_out(values) else {})}
+    axis = {
+        **AXIS,
+        "automargin": False,
+        "title": {"text": f"{title(name)}{_direction(name)}"},
+        **(LOG_TICKS if spread_out(values) else {}),
+    }
     if metric(name).unit == "share":
         return {**axis, "tickformat": ".0%"}
     return {**axis, "exponentformat": "SI", "hoverformat": ".4g", "ticksuffix": "B" if metric(name).unit == "B" else ""}

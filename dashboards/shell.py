@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from tasks.metrics import METRICS
 AGAIN = "reads all of MLflow anew: what was deleted there, or tagged by hand, is seen then"
 ASSETS = Path(__file__).parent / "assets"
 KEPT = {"Graph": ("figure", "style"), "AgGrid": ("rowData",)}  # and what of them is set anew
+LATER = re.compile(r"<script (src=[^>]*/dash_ag_grid[^>]*>)")  # half of all scripts, and the table's alone
 INDEX = """<!doctype html>
 <html lang="en"><head>{%metas%}<meta name="color-scheme" content="light dark"><title>{%title%}</title>{%favicon%}{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
+
+
+def interpolated(draw: Callable[..., str]) -> Callable[..., str]:
+    """Dash's index, which waits for no script that only some pages need."""
+    return lambda **parts: draw(**{**parts, "scripts": LATER.sub(r"<script defer \1", parts["scripts"])})
 
 
 def layout(poll: int) -> html.Div:
@@ -83,7 +90,7 @@ def tab(name: str, address: str, here: bool) -> dcc.Link:
 
 
 def page(id: str, title: str, parts: Sequence[Any]) -> html.Div:
-    every = [html.Div(part, id={"part": number}) for number, part in enumerate(parts)]
+    every = [html.Div(part, id=f"part-{number}") for number, part in enumerate(parts)]
     return html.Div(every, id=id, **{"aria-label": title})
 
 
@@ -93,10 +100,16 @@ def shape(part: Any) -> str:
     return " ".join([part._type, str(part.id) if part._type in KEPT else "", *columns])
 
 
+def told(part: Any) -> str:
+    """By which a part that says the same is known, and not sent again; nothing of one that is mostly numbers, or that the
+    browser fills."""
+    return "" if part._type in KEPT or getattr(part, "id", "") == "hovered" else str(hash(repr(part)))
+
+
 def changes(number: int, part: Any) -> tuple[Any, dict[str, Any]]:
     """Which component is to have which properties, for the page to show a part anew."""
     if part._type not in KEPT:
-        return {"part": number}, {"children": part}
+        return f"part-{number}", {"children": part}
     return part.id, {name: getattr(part, name) for name in KEPT[part._type]}
 
 

@@ -40,14 +40,15 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
             const none = window.dash_clientside.no_update;
             const moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
             if (!moved.length || moved.includes("url.search")) {
-                return [none, ...CONTROLS.map((key, place) => {
-                    const told = read(search, key);
-                    return same(told, values[place]) || (!told?.length && !values[place]?.length) ? none : told;
-                })];
+                CONTROLS.forEach((key, place) => {
+                    const told = read(search, key), empty = !told?.length && !values[place]?.length;
+                    if (!empty && !same(told, values[place])) window.dash_clientside.set_props(`c-${key}`, {value: told});
+                });
+                return none;
             }
             let query = search;
             CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
-            return [query === search ? none : query, ...CONTROLS.map(() => none)];
+            return query === search ? none : query;
         },
         settle(drawn, path, search) {  // an answer that was overtaken by a later one, and came after it, is mended
             return drawn === `${path}${search}` ? window.dash_clientside.no_update : -Date.now();
@@ -109,5 +110,17 @@ components.WinnowLink = props => make("a", {href: props.data.href}, props.value)
 components.WinnowState = props => make("span", {className: `pill ${props.value}`}, `${props.data.sign} ${props.value}`);
 components.WinnowLinks = props => make("span", {}, ...(props.data.pages || []).map(one =>
     make("a", {href: one.href, target: "_blank", rel: "noopener", className: "out", key: one.name}, `${one.name} ↗`)));
+
+// The grid's script comes beside the others: whoever asks for the table before it is there waits for it.
+const grid = document.querySelector("script[src*='/dash_ag_grid']");
+if (!window.dash_ag_grid) {
+    const Waiting = props => {
+        const [, again] = React.useState(0);
+        React.useEffect(() => grid.addEventListener("load", () => again(1)), []);
+        const Grid = window.dash_ag_grid.AgGrid;
+        return Grid === Waiting ? null : make(Grid, props);
+    };
+    window.dash_ag_grid = {AgGrid: Waiting};
+}
 
 document.documentElement.dataset.theme = localStorage.getItem("winnow-theme") || "";
