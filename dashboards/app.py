@@ -122,7 +122,8 @@ def _follow(app: Dash) -> None:
     follow("choose", Output("url", "search"), Input("url", "search"), *given, later=False)
     follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
     follow("pick", to_search, Input({"grid": ALL}, "selectedRows"), State({"grid": ALL}, "id"), search)
-    follow("columns", to_search, Input({"key": ALL}, "value"), search)
+    ticked = {"key": ALL, "told": ALL}
+    follow("columns", to_search, Input(ticked, "value"), State(ticked, "id"), search)
     follow("theme", Output("theme", "title"), Input("theme", "n_clicks"), later=False)
     told = State("seen", "data"), State("away", "children")
     follow("poll", Output("version", "data"), Output("away", "children"), Input("poll", "n_intervals"), *told)

@@ -96,7 +96,7 @@ def _axis(values: Sequence[float], name: str) -> Data:
     axis = {
         **AXIS,
         "automargin": False,
-        "title": {"text": f"{title(name)}{_direction(name)}"},
+        "title": {"text": f"{title(name)}{_direction(name)}", "standoff": 12},
         **(LOG_TICKS if spread_out(values) else {}),
     }
     if metric(name).unit == "share":

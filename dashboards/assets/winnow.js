@@ -68,10 +68,9 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
             const query = write(search, key, key === "pick" ? runs.slice(-6) : runs);
             return query === search ? none : query;
         },
-        columns(values, search) {
+        columns(values, ids, search) {
             const none = window.dash_clientside.no_update;
-            const moved = window.dash_clientside.callback_context.triggered;
-            if (!values.length || !moved.length || !moved[0].value) return none;
+            if (!values.length || values[0].join(",") === ids[0].told) return none;  // as the page set them
             const query = write(search, "columns", values[0]);
             return query === search ? none : query;
         },

@@ -8,9 +8,9 @@ from typing import Any
 
 from dash import dcc, html
 
-from dashboards.book import Stage
+from dashboards.book import QUALITY, Stage
 from dashboards.charts import curves_figure, heat_figure
-from dashboards.numbers import alike, base, better, change, interval, is_sound, metric, rank, sure, title
+from dashboards.numbers import OVER_DENSE, alike, base, better, change, interval, is_sound, metric, rank, sure, title
 from dashboards.pages.pareto import axes, nothing
 from dashboards.pareto import front, points
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
@@ -107,7 +107,8 @@ def _cells(name: str, numbers: Sequence[Mapping[str, float]]) -> list[Any]:
 def _against(name: str, numbers: Mapping[str, float], others: Mapping[str, float]) -> str:
     if name not in numbers or name not in others:
         return ""
-    ours, theirs = interval(name, numbers), interval(name, others)
+    sure_of = QUALITY if name == OVER_DENSE else name  # which is perplexity in other words
+    ours, theirs = interval(sure_of, numbers), interval(sure_of, others)
     noise = ours and theirs and ours.low <= theirs.high and theirs.low <= ours.high
     return f" {change(name, numbers[name], others[name])}" + (", intervals overlap" if noise else "")
 

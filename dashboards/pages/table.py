@@ -53,7 +53,9 @@ def _columns(sight: Sight) -> list[Any]:
         html.Details(
             [
                 html.Summary(f"columns ({len(told)} of {len(known)})"),
-                dcc.Checklist(id={"key": "columns"}, options=options, value=told, className="columns", inline=True),
+                dcc.Checklist(
+                    id={"key": "columns", "told": ",".join(told)}, options=options, value=told, className="columns", inline=True
+                ),
             ],
             open=bool(sight.choice.columns),
         )

@@ -35,11 +35,14 @@ def page(sight: Sight) -> list[Any]:
 
 
 def chosen(sight: Sight) -> Pipeline:
-    """The pipeline that is asked for; else the newest with a model that was measured, or with any."""
+    """The pipeline that is asked for; else the newest of which two models were measured, or one, or with any."""
     asked = sight.book.pipelines.get(sight.choice.pipeline)
     made = [one for one in sight.pipelines if sight.book.models_of(one.run)]
-    measured = (one for one in made if any(QUALITY in model.numbers for model in sight.book.models_of(one.run).values()))
-    return asked or next(measured, (made or sight.pipelines)[0])
+    measured = {
+        one.run: sum(QUALITY in model.numbers for model in sight.book.models_of(one.run).values()) for one in sight.pipelines
+    }
+    told = (one for least in (2, 1) for one in made if measured[one.run] >= least)
+    return asked or next(told, (made or sight.pipelines)[0])
 
 
 def _ends(sight: Sight, pipeline: Pipeline) -> list[Stage]:

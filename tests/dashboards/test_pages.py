@@ -155,6 +155,13 @@ def test_the_line_of_what_is_good_enough_has_its_name_beside_it_on_a_log_axis_to
         assert figure["layout"]["shapes"][0]["y0"] == 65.0 and figure["layout"]["annotations"][0]["y"] == pytest.approx(place)
 
 
+def test_without_a_choice_the_waterfall_is_of_the_newest_run_that_has_one():
+    early = line("0", "q", NUMBERS)
+    known = book(pipeline("p", "broken", "FAILED", reused={"pretrain": "pretrain0"}), pipeline("q", "whole"), *early)
+    told = text(PAGES["waterfall"][1](sight(known)))
+    assert told.startswith("whole") and "prune lost the most" in told
+
+
 def test_names_are_drawn_as_text_and_long_ones_by_their_ends():
     assert label("<b>x</b>") == "&lt;b&gt;x&lt;/b&gt;" and label("recover-" + "x" * 200 + "-seed0") == "recover…xx-seed0"
     two = [("recover-" + "x" * 200 + f"-{kind}" + "y" * 9, {"perplexity": 1.0}) for kind in "ab"]
