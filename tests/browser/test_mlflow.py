@@ -4,7 +4,6 @@ with what the stage did; a model with what goes in and comes out; runs compared 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -54,7 +53,7 @@ def test_the_link_opens_on_the_runs_with_the_columns_that_matter(server: str, br
 def test_its_charts_are_few_and_chosen_and_the_others_are_grouped_by_stage(server: str, browser: Browser) -> None:
     browser.driver.get(page(server, EXPERIMENT) + "&compareRunsMode=CHART")
     browser.reads("Models (4)")
-    browser.until(lambda: re.search(r"prune \(\d+\)", browser.text()), "a group of a stage")
+    browser.reads("prepare (1)")
     browser.picture("mlflow-charts")
 
 
@@ -67,7 +66,6 @@ def test_the_view_is_listed_where_mlflow_lists_views(browser: Browser, server: s
 def test_the_run_of_a_stage_says_what_it_did(browser: Browser, server: str, runs: list[Tracking]) -> None:
     browser.driver.get(f"{server}/{runs[-1].page('prune')}")
     browser.reads("pretrain (before)")
-    browser.reads("run of pretrain")
     browser.picture("mlflow-stage")
 
 
