@@ -77,7 +77,8 @@ def test_a_model_and_its_version_say_what_they_are(browser: Browser, server: str
     browser.picture("mlflow-model")
     moved = promote(server, model.tags["winnow.address"], key, "looked_at", "shadow", force=True)
     browser.driver.get(f"{server}/#/models/looked_at/versions/{moved.version}")
-    browser.reads("input_ids")
+    browser.reads("Inputs (1) Outputs (1)")
+    browser.reads("Take it by")
     browser.picture("mlflow-version")
 
 
