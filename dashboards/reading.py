@@ -42,7 +42,7 @@ class Reading:
 
     def __init__(self, uri: str, client: Any = None) -> None:
         self.uri, self.book, self.version, self.trouble, self.complete = uri, Book(), 0, "", False
-        self.experiment = ""
+        self.experiment, self.anew = "", False  # whether all is to be read once more
         self._client = client
         self._runs: dict[str, Pipeline | Stage] = {}
         self._newest, self._all_at = 0, 0.0
@@ -69,14 +69,9 @@ class Reading:
             self._wake.set()
         return self.version
 
-    @property
-    def anew(self) -> bool:
-        """Whether all is to be read once more."""
-        return self.complete and bool(self.experiment) and not self._all_at
-
     def again(self) -> None:
         """Read all once more, soon."""
-        self._all_at, self.version = 0.0, self.version + 1
+        self._all_at, self.version, self.anew = 0.0, self.version + 1, self.complete
         self._wake.set()
 
     def _go_on(self) -> None:
@@ -113,12 +108,13 @@ class Reading:
 
     def _read_all(self) -> None:
         found: dict[str, Pipeline | Stage] = {}
-        first, anew = not self.complete, self.anew
+        first = not self.complete
         for runs in self._pages("", FIRST_PAGE if first else PAGE):
             self._take(runs, found)
             if first:
                 self._show(dict(found))
         self._all_at = time.monotonic()
+        anew, self.anew = self.anew, False
         if found != self._runs or first or anew:
             self._show(found)
         self.complete = True

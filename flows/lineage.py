@@ -183,7 +183,9 @@ def check_required(nodes: Sequence[Node], gates: Sequence[Gate], evaluators: Seq
             _check_metric(metric, evaluators, where)
         if gate.reference is None:
             if METRICS[gate.metric.partition(".")[0]].unit == "share" and gate.number > 1:
-                raise ValueError(f"{where}: {gate.metric} is a share, from 0 to 1; write {gate.number:g} % or {gate.number / 100:g}")
+                raise ValueError(
+                    f"{where}: {gate.metric} is a share, from 0 to 1; write {gate.number:g} % or {gate.number / 100:g}"
+                )
             continue
         found = {id: references[gate.reference] for id, references in judged.items()}
         if not any(found.values()):

@@ -191,6 +191,7 @@ def test_the_file_needs_nothing_else_and_says_what_the_pages_say():
     parser = Balanced()
     parser.feed(written)
     assert parser.open == []
+    assert "reading" not in text(shell.known(Sight(known, Choice(), Nowhere(known))))
     outside = re.sub(r"<script[^>]*>.*?</script>", "", written, flags=re.S)
     assert not re.search(r"(src|url\()\s*=?\s*['\"]?https?:", outside) and "prune lost the most" in outside
     assert "href='https://mlflow.example/#/experiments/" in outside and outside.count("<a id=") == 8
