@@ -121,13 +121,16 @@ def _follow(app: Dash) -> None:
     given = [Input(id, "value") for id in controls]
     follow("choose", Output("url", "search"), Input("url", "search"), *given, later=False)
     follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
-    follow("pick", to_search, Input({"grid": ALL}, "selectedRows"), State({"grid": ALL}, "id"), search)
+    any_grid = {"grid": ALL}
+    grids = State(any_grid, "id"), State(any_grid, "rowData")
+    follow("pick", to_search, Input(any_grid, "selectedRows"), *grids, search)
     ticked = {"key": ALL, "told": ALL}
     follow("columns", to_search, Input(ticked, "value"), State(ticked, "id"), search)
     follow("theme", Output("theme", "title"), Input("theme", "n_clicks"), later=False)
     told = State("seen", "data"), State("away", "children")
     follow("poll", Output("version", "data"), Output("away", "children"), Input("poll", "n_intervals"), *told)
-    follow("settle", Output("version", "data", allow_duplicate=True), Input("drawn", "data"), path, search)
+    again = Output("version", "data", allow_duplicate=True)
+    follow("settle", again, Input("drawn", "data"), path, search, *grids, State(any_grid, "selectedRows"))
 
 
 def _serve(server: Flask, reading: Reading, places: Places) -> None:

@@ -19,7 +19,23 @@ function write(search, key, value) {
 const PREFIX = JSON.parse(document.getElementById("_dash-config").textContent).requests_pathname_prefix;
 const AWAY = "This dashboard's server does not answer; what stands here is as it was, and it is asked again.";
 
+let ticked = -Infinity;  // when a person did something in the grid; what it says a second later is not of that
+for (const kind of ["click", "keydown"]) document.addEventListener(kind, event => {
+    if (event.target.closest?.(".ag-root") && (kind === "click" || event.key === " ")) ticked = performance.now();
+}, true);
+
 const same = (left, right) => JSON.stringify(left || null) === JSON.stringify(right || null);
+
+// The rows are others, or the address is, by Back or a link: the ticks follow it.
+function follow(ids, rows, selected, search) {
+    if (ids.length) {
+        const there = new Set((rows[0] || []).map(row => row.id)), now = selected[0]?.ids || (selected[0] || []).map(row => row.id);
+        const wanted = (read(search, ids[0].grid === "models" ? "pick" : "run") || "").split(",").filter(run => there.has(run));
+        const alike = wanted.length === now.length && wanted.every(run => now.includes(run));
+        if (!alike) window.dash_clientside.set_props(ids[0], {selectedRows: {ids: wanted}});
+    }
+    return window.dash_clientside.no_update;
+}
 
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
     winnow: {
@@ -50,22 +66,25 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
             CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
             return query === search ? none : query;
         },
-        settle(drawn, path, search) {  // an answer that was overtaken by a later one, and came after it, is mended
-            return drawn === `${path}${search}` ? window.dash_clientside.no_update : -Date.now();
+        settle(drawn, path, search, ids, rows, selected) {
+            if (drawn !== `${path}${search}`) return -Date.now();  // overtaken by a later answer, and here after it
+            return performance.now() - ticked > 1000 ? follow(ids, rows, selected, search) : window.dash_clientside.no_update;
         },
         open(click, path, search) {
             const none = window.dash_clientside.no_update;
             const run = click?.points?.[0]?.customdata;
             return run ? [`${path.replace(/\/$/, "")}/model`, write(search, "model", run)] : [none, none];
         },
-        pick(selected, ids, search) {
+        pick(selected, ids, rows, search) {
             const none = window.dash_clientside.no_update;
             if (!ids.length || !Array.isArray(selected[0])) return none;  // as the page set them
             const key = ids[0].grid === "models" ? "pick" : "run";
-            const shown = new Set(selected[0].map(row => row.id));
-            const runs = (read(search, key) || "").split(",").filter(run => shown.has(run));
-            shown.forEach(run => runs.includes(run) || runs.push(run));
-            const query = write(search, key, key === "pick" ? runs.slice(-6) : runs);
+            const shown = new Set(selected[0].map(row => row.id)), there = new Set((rows[0] || []).map(row => row.id));
+            const runs = (read(search, key) || "").split(",").filter(Boolean);
+            if (performance.now() - ticked > 1000) return follow(ids, rows, selected, search);
+            const kept = runs.filter(run => shown.has(run) || !there.has(run));  // what a filter hides stays picked
+            shown.forEach(run => kept.includes(run) || kept.push(run));
+            const query = write(search, key, key === "pick" ? kept.slice(-6) : kept);
             return query === search ? none : query;
         },
         columns(values, ids, search) {

@@ -41,7 +41,9 @@ def _head(sight: Sight, model: Stage) -> html.Div:
         *links(("MLflow", sight.mlflow(model.run)), ("Prefect", sight.prefect(maker) if maker else "")),
     ]
     where = html.P(["artifact ", html.Code(model.address), " · take it by ", html.Code(f"winnow export {model.address} DIR")])
-    return html.Div([html.Div(told, className="head"), where, *([html.P(model.note, className="bad")] if model.note else [])])
+    return html.Div(
+        [html.Div(told, className="head"), where, *([html.P(model.note, className="bad words")] if model.note else [])]
+    )
 
 
 def _line(sight: Sight, line: list[Stage]) -> html.Div:
