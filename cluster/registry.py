@@ -98,7 +98,8 @@ def _version(client: Any, uri: str, name: str, model: Any, address: str, key: st
         tags |= {tag: model.tags[tag] for tag in (GATES, SIZE, RECIPE) if tag in model.tags}
         mlflow.set_tracking_uri(uri)  # a database asks the process's own MLflow what models:/ means
         source = {"source": f"models:/{model.model_id}", "run_id": model.source_run_id, "model_id": model.model_id}
-        client.create_model_version(name, **source, tags=tags, await_creation_for=0)
+        about = model.tags.get("mlflow.note.content")
+        client.create_model_version(name, **source, tags=tags, description=about, await_creation_for=0)
         found = _of_key(client, name, key)  # the first, where two made one
     return found
 

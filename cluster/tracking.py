@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from cluster.lock import locked
-from cluster.origins import KEY, Origins
+from cluster.logged import Model, tell
+from cluster.origins import Origins
 from cluster.overview import to_tell
 from cluster.profile import home
 from cluster.reach import Plain, artifact_location, check_tracking, plainly
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
-FIRST = frozenset({"winnow.recipe"})  # tags of a model that say who told of it first
 BATCH = 900
 FLUSH_SECONDS = 3.0
 SETTINGS = {
@@ -74,6 +74,7 @@ class Tracking:
     experiment: str
     parent: str
     children: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)  # ids of LoggedModels by the keys of their artifacts
     _last: dict[str, int] = field(default_factory=dict)  # step of a run's curves; final numbers end them, not begin them
     _pending: dict[str, list[Any]] = field(default_factory=dict)
     _flushed: float = 0.0
@@ -161,23 +162,14 @@ class Tracking:
         for start in range(0, len(rows), BATCH):
             self.client.log_batch(self.run(id), metrics=rows[start : start + BATCH])
 
-    def model(self, id: str, name: str, key: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+    def model(self, id: str, model: Model) -> None:
         """The LoggedModel of a model artifact, one whoever tells of it, with its evaluation."""
-        from mlflow.entities import LoggedModelStatus
         from mlflow.entities import Metric as Row
 
-        model = self.origins.model(key)
-        known = {metric.key for metric in model.metrics or ()} if model else set()
-        if model is None:
-            model = self.client.create_logged_model(
-                self.experiment, name=name, source_run_id=self.run(id), tags={**tags, KEY: key}, model_type="winnow"
-            )
-            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        elif new := {tag: value for tag, value in tags.items() if tag not in FIRST and model.tags.get(tag) != value}:
-            self.client.set_logged_model_tags(model.model_id, new)
-        now, last = int(time.time() * 1000), self._last.get(self.run(id), 0)
-        told = {metric: value for metric, value in metrics.items() if metric not in known}
-        rows = [Row(metric, float(value), now, last, model_id=model.model_id) for metric, value in told.items()]
+        last = self._last.get(self.run(id), 0)
+        self.models[model.key], known = tell(self.origins, self.run(id), last, model, self.models)
+        now, told = int(time.time() * 1000), {name: value for name, value in model.metrics.items() if name not in known}
+        rows = [Row(metric, float(value), now, last, model_id=self.models[model.key]) for metric, value in told.items()]
         if rows:
             self.client.log_batch(self.run(id), metrics=rows)
 

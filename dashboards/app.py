@@ -4,9 +4,10 @@ could write. It serves every script and style itself, to loopback names alone un
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, no_update, set_props
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, no_update, set_props
 from flask import Flask, Response, abort, request
 from werkzeug.serving import make_server
 
@@ -14,7 +15,7 @@ from dashboards import shell
 from dashboards.choice import Choice
 from dashboards.pages import claims, compare, model, pareto, table, waterfall
 from dashboards.reading import Reading
-from dashboards.sight import Places, Sight
+from dashboards.sight import Places, Sight, empty
 
 PAGES = {
     "": ("Choose", pareto.page),
@@ -47,12 +48,17 @@ def make_app(reading: Reading, places: Places) -> Dash:
         suppress_callback_exceptions=True,
         serve_locally=True,
     )
+    app.interpolate_index = shell.interpolated(app.interpolate_index)
     app.layout = shell.layout(POLL)
     reading.prepare = lambda: pareto.page(Sight(reading.book, Choice(find="/"), reading, places))
     _show(app, reading, places)
     _follow(app)
     _serve(app.server, reading, places)
     return app
+
+
+def nowhere(name: str, sight: Sight) -> list[Any]:
+    return [empty(f"There is no page {name} here.", dcc.Link("Choose a model", href=sight.page("")))]
 
 
 def _show(app: Dash, reading: Reading, places: Places) -> None:
@@ -74,19 +80,22 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         version = reading.looked()
         sight = Sight(reading.book, Choice.of(search), reading, places)
         name = (path or "").removeprefix(places.prefix).strip("/")
-        name = name if name in PAGES else ""
-        parts = PAGES[name][1](sight)
+        title, draw = PAGES.get(name, ("", partial(nowhere, name)))
+        parts = draw(sight)
         shape, before = [name, *map(shell.shape, parts)], before or {}
+        told = [*map(shell.told, parts)]
         if alike := shape == before.get("parts"):  # a figure keeps its zoom, a table its order and its place
             for number, part in enumerate(parts):
-                set_props(*shell.changes(number, part))
-        page = no_update if alike else shell.page(f"page-{name or 'choose'}", PAGES[name][0], parts)
+                if not told[number] or told[number] != before["told"][number]:
+                    set_props(*shell.changes(number, part))
+        set_props("drawn", {"data": f"{path}{search}"})
+        page = no_update if alike else shell.page(f"page-{name or 'choose'}", title, parts)
         choices = shell.options(sight)
         kept = [str(hash(repr(one))) for one in choices]
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
         old = before.get("choices", [""] * len(kept))
-        told = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
-        return page, {"parts": shape, "choices": kept}, tabs, shell.known(sight), *told, version
+        news = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
+        return page, {"parts": shape, "told": told, "choices": kept}, tabs, shell.known(sight), *news, version
 
     @app.callback(
         Output("hovered", "children"), Input("pareto", "hoverData"), State("url", "search"), prevent_initial_call=True
@@ -95,52 +104,33 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         run = (over or {"points": [{}]})["points"][0].get("customdata", "")
         return pareto.hovered(Sight(reading.book, Choice.of(search), reading, places), run)
 
-    @app.callback(Output("version", "data"), Input("poll", "n_intervals"), State("seen", "data"), prevent_initial_call=True)
-    def poll(_: int, seen: int | None) -> Any:
-        """Whether there is something new; who asks is who makes MLflow be read again."""
-        version = reading.looked()
-        return no_update if version == seen else version
+    @app.callback(Input("again", "n_clicks"), prevent_initial_call=True)
+    def again(_: int) -> None:
+        reading.again()
 
 
 def _follow(app: Dash) -> None:
     """What happens in the browser alone: the address bar and the controls follow each other, clicks and ticks go into it."""
 
-    def ours(name: str) -> ClientsideFunction:
-        return ClientsideFunction("winnow", name)
+    def follow(name: str, *given: Any, later: bool = True) -> None:
+        app.clientside_callback(ClientsideFunction("winnow", name), *given, prevent_initial_call=later)
 
     controls = [f"c-{name}" for name in CONTROLS]
-    app.clientside_callback(
-        ours("choose"),
-        Output("url", "search"),
-        *(Output(id, "value") for id in controls),
-        Input("url", "search"),
-        *(Input(id, "value") for id in controls),
-    )
-    app.clientside_callback(
-        ours("open"),
-        Output("url", "pathname", allow_duplicate=True),
-        Output("url", "search", allow_duplicate=True),
-        Input("pareto", "clickData"),
-        State("url", "pathname"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ours("pick"),
-        Output("url", "search", allow_duplicate=True),
-        Input({"grid": ALL}, "selectedRows"),
-        State({"grid": ALL}, "id"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ours("columns"),
-        Output("url", "search", allow_duplicate=True),
-        Input({"key": ALL}, "value"),
-        State("url", "search"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(ours("theme"), Output("theme", "title"), Input("theme", "n_clicks"))
+    path, search = State("url", "pathname"), State("url", "search")
+    to_path, to_search = Output("url", "pathname", allow_duplicate=True), Output("url", "search", allow_duplicate=True)
+    given = [Input(id, "value") for id in controls]
+    follow("choose", Output("url", "search"), Input("url", "search"), *given, later=False)
+    follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
+    any_grid = {"grid": ALL}
+    grids = State(any_grid, "id"), State(any_grid, "rowData")
+    follow("pick", to_search, Input(any_grid, "selectedRows"), *grids, search)
+    ticked = {"key": ALL, "told": ALL}
+    follow("columns", to_search, Input(ticked, "value"), State(ticked, "id"), search)
+    follow("theme", Output("theme", "title"), Input("theme", "n_clicks"), later=False)
+    told = State("seen", "data"), State("away", "children")
+    follow("poll", Output("version", "data"), Output("away", "children"), Input("poll", "n_intervals"), *told)
+    again = Output("version", "data", allow_duplicate=True)
+    follow("settle", again, Input("drawn", "data"), path, search, *grids, State(any_grid, "selectedRows"))
 
 
 def _serve(server: Flask, reading: Reading, places: Places) -> None:
@@ -166,6 +156,11 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
     def health() -> str:
         return "OK, all read" if reading.complete else "OK"
 
+    @server.get(f"{prefix}version")
+    def version() -> str:
+        """What an open page asks every few seconds; who asks is who makes MLflow be read again."""
+        return str(reading.looked())
+
     @server.get(f"{prefix}table.csv")
     def as_csv() -> Response:
         sight = Sight(reading.book, Choice.of(request.query_string.decode()), reading, places)
@@ -173,16 +168,19 @@ def _serve(server: Flask, reading: Reading, places: Places) -> None:
             table.as_csv(sight), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=winnow.csv"}
         )
 
-    inner = server.wsgi_app
+    if prefix != "/":
+        server.wsgi_app = _below(prefix, server.wsgi_app)  # type: ignore[method-assign]
+
+
+def _below(prefix: str, inner: Any) -> Any:
+    """A proxy may hand its path on, or cut it off."""
 
     def prefixed(environ: dict[str, Any], start: Any) -> Any:
-        """A proxy may hand its path on, or cut it off."""
         if not environ["PATH_INFO"].startswith(prefix):
             environ["PATH_INFO"] = prefix + environ["PATH_INFO"].lstrip("/")
         return inner(environ, start)
 
-    if prefix != "/":
-        server.wsgi_app = prefixed  # type: ignore[method-assign,assignment]
+    return prefixed
 
 
 def make_service(reading: Reading, places: Places, host: str, port: int) -> Any:

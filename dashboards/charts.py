@@ -6,6 +6,8 @@ says too. Text and lines take their colour from the page's style, light or dark.
 
 from __future__ import annotations
 
+import html as markup
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,96 +16,35 @@ from plotly.subplots import make_subplots
 
 from dashboards.book import Stage
 from dashboards.layers import cells
-from dashboards.numbers import better, change, metric, shown, title
-from dashboards.pareto import Point, spread_out
+from dashboards.numbers import better, change, is_sound, metric, shown, title
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8a8f98"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = {"pretrain": "circle", "load": "circle", "prune": "square", "recover": "diamond", "quantize": "triangle-up"}
-OTHER_SYMBOL = "hexagon"
-MOST_NAMES, MOST_SVG = 9, 1500
 CONFIG = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d"]], "responsive": True}
-LOG_TICKS = {"type": "log", "minor": {"ticks": "outside"}, "dtick": "D2"}
+LAYOUT = {
+    "margin": {"l": 64, "r": 24, "t": 36, "b": 52},
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "hoverlabel": {"bgcolor": "#20262e", "bordercolor": "#20262e", "font": {"color": "#ffffff", "size": 12}, "align": "left"},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+}
+AXIS = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
 
 
 def _layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 64, "r": 24, "t": 36, "b": 52},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hoverlabel={"bgcolor": "#20262e", "bordercolor": "#20262e", "font": {"color": "#ffffff", "size": 12}, "align": "left"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        **more,
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False, automargin=True)
+    figure.update_layout(template="none", height=height, **LAYOUT, **more)
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**AXIS)
     return figure
 
 
-def pareto_figure(
-    found: Sequence[Point],
-    front: Sequence[Point],
-    axes: tuple[str, str],
-    hovers: Mapping[str, str],
-    names: Mapping[str, str],
-    picked: Sequence[str] = (),
-    limit: tuple[float, str] | None = None,
-    view: str = "",
-) -> go.Figure:
-    """Quality over cost. The front is a line with names; what something beats is grey. ``hovers`` and ``names`` go by the id of
-    a model's run; ``limit`` is a quality that is good enough, and what it is called."""
-    figure, best = go.Figure(), {point.model.run for point in front}
-    beaten = [point for point in found if point.model.run not in best]
-    kind = "scattergl" if len(beaten) > MOST_SVG else "scatter"
-    dots = _dots(beaten, hovers, "beaten by another", GREY, 8, picked)
-    figure.add_trace({**dots, "type": kind, "opacity": 0.55, "mode": "markers"})
-    several = len(front) > 1
-    text = [names[point.model.run] if len(front) <= MOST_NAMES else "" for point in front]
-    middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
-    sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
-    dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)
-    line = {"color": BLUE, "width": 1.5, "shape": "hv"}
-    mode = "+".join(["markers", *(["lines"] if several else []), *(["text"] if any(text) else [])])
-    figure.add_trace({**dots, "type": "scatter", "mode": mode, "line": line, "text": text, "textposition": sides})
-    if limit and found:
-        figure.add_hline(
-            limit[0], line={"color": ORANGE, "dash": "dash", "width": 1.5}, annotation={"text": limit[1], "font": {"size": 12}}
-        )
-    for axis, values, name in (
-        (figure.update_xaxes, [point.x for point in found], axes[0]),
-        (figure.update_yaxes, [point.y for point in found], axes[1]),
-    ):
-        axis(title=f"{title(name)}{_direction(name)}", **(LOG_TICKS if spread_out(values) else {}))
-        axis(**({"tickformat": ".0%"} if metric(name).unit == "share" else {"exponentformat": "SI", "hoverformat": ".4g"}))
-    if metric(axes[0]).unit == "B":
-        figure.update_xaxes(ticksuffix="B")
-    return _layout(figure, 460, uirevision=view, hovermode="closest", clickmode="event")
-
-
-def _dots(found: Sequence[Point], hovers: Mapping[str, str], name: str, color: str, size: int, picked: Sequence[str]) -> dict:
-    return {
-        "x": [point.x for point in found],
-        "y": [point.y for point in found],
-        "name": name,
-        "customdata": [point.model.run for point in found],
-        "hovertext": [hovers.get(point.model.run, "") for point in found],
-        "hovertemplate": "%{hovertext}<extra></extra>",
-        "marker": {
-            "color": color,
-            "size": size,
-            "symbol": [SYMBOLS.get(point.model.kind, OTHER_SYMBOL) for point in found],
-            "line": {"color": VERMILLION, "width": [3 if point.model.run in picked else 0 for point in found] if picked else 0},
-        },
-    }
-
-
-def _direction(name: str) -> str:
-    return {1: " (more is better)", -1: " (less is better)", 0: ""}[better(name)]
+def label(text: str, most: int = 16) -> str:
+    """A name as plotly is to draw it, as text and no markup; of a long one its ends, by which those of a grid differ."""
+    short = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+    return markup.escape(short, quote=False)
 
 
 def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]) -> go.Figure:
@@ -114,7 +55,7 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
     )
     for place, name in enumerate(names):
         row, column = place // 2 + 1, place % 2 + 1
-        known = [(label, numbers[name]) for label, numbers in stages if name in numbers]
+        known = [(id, numbers[name]) for id, numbers in stages if is_sound(name, numbers)]
         if not known:
             axis = f"{place + 1 if place else ''} domain"
             where = {"xref": f"x{axis}", "yref": f"y{axis}", "x": 0.5, "y": 0.5}
@@ -124,6 +65,8 @@ def waterfall_figure(stages: Sequence[tuple[str, Mapping[str, float]]], names: S
             figure.update_yaxes(visible=False, row=row, col=column)
             continue
         figure.add_trace(_bars(known, name), row, column)
+        names_of = [*(label(id) for id, _ in known), "end"]
+        figure.update_xaxes(tickvals=list(range(len(names_of))), ticktext=names_of, showgrid=False, row=row, col=column)
         levels = _levels(known, name)
         low, high = (0.0, max(levels)) if _adds_up(name) else (min(levels), max(levels))
         room = max(high - low, 0.05 * abs(high)) or 1.0  # what hardly moved is to look like it
@@ -160,7 +103,7 @@ def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
     if _adds_up(name):
         rising = {"color": SKY}
     return go.Waterfall(
-        x=[*(label for label, _ in known), "end"],
+        x=list(range(len(known) + 1)),  # and not by their names, of which two may be shortened to one
         y=[*steps, 0],
         measure=["relative" if _adds_up(name) else "absolute", *(["relative"] * (len(known) - 1)), "total"],
         text=[*text, shown(name, sum(values) if _adds_up(name) else values[-1])],
@@ -172,7 +115,8 @@ def _bars(known: Sequence[tuple[str, float]], name: str) -> go.Waterfall:
         decreasing={"marker": falling},
         totals={"marker": {"color": BLUE}},
         connector={"line": {"color": GREY, "width": 1, "dash": "dot"}},
-        hovertemplate="%{x}: %{text}<extra></extra>",
+        hovertext=[*(markup.escape(id, quote=False) for id, _ in known), "end"],
+        hovertemplate="%{hovertext}: %{text}<extra></extra>",
     )
 
 
@@ -190,7 +134,7 @@ def curves_figure(lines: Sequence[tuple[str, Stage, Mapping[str, Sequence[tuple[
                     go.Scatter(
                         x=[tokens[step] * factor for step in steps],
                         y=[loss[step] for step in steps],
-                        name=name,
+                        name=label(name, 60),
                         legendgroup=name,
                         showlegend=column == 1,
                         mode="lines",
@@ -210,9 +154,8 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
     """A number of every matrix, model beside model on one scale: kinds of matrices down, decoder blocks across."""
     found = [(name, cells(shares)) for name, shares in maps]
     kinds = list(dict.fromkeys(kind for _, known in found for kind, _ in known))
-    figure = make_subplots(
-        1, len(found), subplot_titles=[name for name, _ in found], shared_yaxes=True, horizontal_spacing=0.03
-    )
+    titles = [label(name, 120 // len(found)) for name, _ in found]
+    figure = make_subplots(1, len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     for column, (_, known) in enumerate(found, 1):
         blocks = sorted({block for _, block in known})
         grid = [[known.get((kind, block)) for block in blocks] for kind in kinds]
@@ -226,7 +169,8 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
     figure.update_yaxes(autorange="reversed")
     figure = _layout(figure, 130 + 26 * len(kinds))
     scale = {"tickformat": ".0%"} if what == "sparsity" else {"exponentformat": "power"}
-    most = 1.0 if what == "sparsity" else max((value for _, known in found for value in known.values()), default=1.0)
+    sound = (value for _, known in found for value in known.values() if math.isfinite(value))
+    most = 1.0 if what == "sparsity" else max(sound, default=1.0)
     bar = {"title": what, "thickness": 12, **scale}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": most, "colorbar": bar})
     return figure

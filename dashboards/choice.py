@@ -6,6 +6,7 @@ may be older than the page; a value that means nothing stands for the default.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ from dashboards.words import fields as words_of
 
 MANY = 300  # models, from which on only those are drawn that no other is made from, unless all are asked for
 MOST_PICKED = 6
+ONE_OF = {"show": ("final", "all"), "rows": ("models", "runs")}
 STATES = ("running", "finished", "cached", "failed", "killed")
 
 
@@ -54,10 +56,11 @@ class Choice:
             if isinstance(one.default, tuple):
                 found[one.name] = tuple(dict.fromkeys(part for part in text.split(",") if part))
             elif isinstance(one.default, float):
-                found[one.name] = float(text) if text.replace(".", "", 1).isdigit() else one.default
+                found[one.name] = _percent(text, one.default)
             else:
                 found[one.name] = text
         found["pick"] = found.get("pick", ())[:MOST_PICKED]
+        found = {name: value for name, value in found.items() if value in ONE_OF.get(name, (value,))}
         return cls(**found)
 
     @property
@@ -106,13 +109,21 @@ class Choice:
         return (book.stages[run] for run in self.pick if run in book.stages)
 
 
+def _percent(text: str, default: float) -> float:
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError:
+        return default
+    return value if 0 <= value < math.inf else default
+
+
 def _day(text: str, more: int) -> int | None:
     """Milliseconds at which a day begins here; None where it is no day."""
     try:
         day = time.strptime(text, "%Y-%m-%d")
-    except ValueError:
+        return round(1000 * time.mktime((day.tm_year, day.tm_mon, day.tm_mday + more, 0, 0, 0, 0, 0, -1)))
+    except (ValueError, OverflowError):
         return None
-    return round(1000 * time.mktime((day.tm_year, day.tm_mon, day.tm_mday + more, 0, 0, 0, 0, 0, -1)))
 
 
 def _tagged(tags: Mapping[str, str], wanted: str) -> bool:

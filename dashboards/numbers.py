@@ -43,6 +43,11 @@ def better(name: str) -> int:
     return {"higher": 1, "lower": -1, "neither": 0}[metric(name).better]
 
 
+def is_sound(name: str, numbers: Mapping[str, float]) -> bool:
+    """Whether a number is there, and one: a model that broke has NaN, or infinity."""
+    return math.isfinite(numbers.get(name, math.nan))
+
+
 def rank(name: str) -> tuple[int, str]:
     """Sorts metrics: what a choice is made by comes first."""
     return (FIRST.index(base(name)) if base(name) in FIRST else len(FIRST), name)
@@ -76,8 +81,10 @@ def interval(name: str, numbers: Mapping[str, float]) -> Interval | None:
 
 def shown(name: str, value: float | None) -> str:
     """A number for people, with its unit; nothing where there is none."""
-    if value is None or math.isnan(value):
+    if value is None:
         return ""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
     unit = metric(name).unit
     if unit == "B":
         return scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
@@ -92,8 +99,8 @@ def shown(name: str, value: float | None) -> str:
 
 
 def change(name: str, value: float | None, before: float | None) -> str:
-    """A difference with its sign: in points for shares, in percent for all else."""
-    if value is None or before is None:
+    """A difference with its sign: in points for shares, in percent for all else; of what broke none."""
+    if value is None or before is None or not (math.isfinite(value) and math.isfinite(before)):
         return ""
     if alike(value, before):
         return "≈"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dashboards.book import QUALITY, Book, Stage
-from dashboards.numbers import OVER_DENSE, SPEEDS, better, change, shown, title
+from dashboards.numbers import OVER_DENSE, SPEEDS, better, change, is_sound, shown, title
 
 
 class Point(NamedTuple):
@@ -22,8 +21,7 @@ class Point(NamedTuple):
 
 def points(models: Sequence[tuple[Stage, Mapping[str, float]]], x: str, y: str) -> list[Point]:
     """Of models with their numbers those that have both, finite."""
-    found = [Point(model, numbers[x], numbers[y]) for model, numbers in models if x in numbers and y in numbers]
-    return [point for point in found if math.isfinite(point.x) and math.isfinite(point.y)]
+    return [Point(model, told[x], told[y]) for model, told in models if is_sound(x, told) and is_sound(y, told)]
 
 
 def front(found: Sequence[Point], x: str, y: str) -> list[Point]:
@@ -69,7 +67,7 @@ class Answer(NamedTuple):
 
 def answers(book: Book, models: Sequence[tuple[Stage, Mapping[str, float]]], within: float) -> list[Answer]:
     """The three that a choice begins with: the best, the smallest that is good enough, the fastest of those."""
-    told = [(model, numbers) for model, numbers in models if QUALITY in numbers]
+    told = [(model, numbers) for model, numbers in models if is_sound(QUALITY, numbers)]
     near = [(model, numbers) for model, numbers in told if OVER_DENSE in numbers and numbers[OVER_DENSE] <= within / 100]
     limit = f"within {within:g} % of dense {title(QUALITY)}"
     found = [_answer("Best quality", told, QUALITY)]
@@ -80,7 +78,7 @@ def answers(book: Book, models: Sequence[tuple[Stage, Mapping[str, float]]], wit
 
 
 def _answer(question: str, models: Sequence[tuple[Stage, Mapping[str, float]]], name: str) -> Answer:
-    fitting = [(model, numbers) for model, numbers in models if name in numbers]
+    fitting = [(model, numbers) for model, numbers in models if is_sound(name, numbers)]
     if not fitting:
         return Answer(question, None, "no model with these numbers")
     model, numbers = min(fitting, key=lambda one: (-better(name) * one[1][name], one[0].started))

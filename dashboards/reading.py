@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -41,7 +42,7 @@ class Reading:
 
     def __init__(self, uri: str, client: Any = None) -> None:
         self.uri, self.book, self.version, self.trouble, self.complete = uri, Book(), 0, "", False
-        self.experiment = ""
+        self.experiment, self.anew = "", False  # whether all is to be read once more
         self._client = client
         self._runs: dict[str, Pipeline | Stage] = {}
         self._newest, self._all_at = 0, 0.0
@@ -67,6 +68,11 @@ class Reading:
         if not self._wake.is_set():
             self._wake.set()
         return self.version
+
+    def again(self) -> None:
+        """Read all once more, soon."""
+        self._all_at, self.version, self.anew = 0.0, self.version + 1, self.complete
+        self._wake.set()
 
     def _go_on(self) -> None:
         while True:
@@ -108,7 +114,8 @@ class Reading:
             if first:
                 self._show(dict(found))
         self._all_at = time.monotonic()
-        if found != self._runs or first:
+        anew, self.anew = self.anew, False
+        if found != self._runs or first or anew:
             self._show(found)
         self.complete = True
         self.prepare()
@@ -172,7 +179,8 @@ class Reading:
     @lru_cache(maxsize=200)  # noqa: B019  one reading lives as long as its process
     def _curves(self, run: str, moved: float | None) -> Mapping[str, list[tuple[int, float]]]:
         found = {name: self.client.get_metric_history(run, name) for name in CURVES}
-        return {name: sorted({point.step: point.value for point in told}.items()) for name, told in found.items() if told}
+        by_step = {name: {point.step: _unbounded(point.value) for point in told} for name, told in found.items()}
+        return {name: sorted(told.items()) for name, told in by_step.items() if told}
 
     @lru_cache(maxsize=200)  # noqa: B019
     def text(self, run: str, file: str) -> str:
@@ -213,10 +221,15 @@ def read(run: Run) -> Pipeline | Stage | None:
         address=tags[ADDRESS],
         parents={name.removeprefix(FED): value for name, value in tags.items() if name.startswith(FED)},
         params={sys.intern(name): sys.intern(value) for name, value in run.data.params.items()},
-        numbers={sys.intern(name): value for name, value in run.data.metrics.items()},
+        numbers={sys.intern(name): _unbounded(value) for name, value in run.data.metrics.items()},
         gates=tags.get("winnow.gates", ""),
         note=tags.get("mlflow.note.content", "") if told[0] != FINISHED else "",
     )
+
+
+def _unbounded(value: float) -> float:
+    """MLflow's databases keep the largest number there is in place of infinity."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def book_of(found: Iterable[Pipeline | Stage], kept: Mapping[Any, Any] | None = None) -> Book:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ from dashboards.numbers import COSTS, OF_A_LINE, base, better, is_quality, rank,
 from dashboards.sight import Sight
 from tasks.metrics import METRICS
 
+AGAIN = "reads all of MLflow anew: what was deleted there, or tagged by hand, is seen then"
 ASSETS = Path(__file__).parent / "assets"
 KEPT = {"Graph": ("figure", "style"), "AgGrid": ("rowData",)}  # and what of them is set anew
+LATER = re.compile(r"<script (src=[^>]*/dash_ag_grid[^>]*>)")  # half of all scripts, and the table's alone
 INDEX = """<!doctype html>
 <html lang="en"><head>{%metas%}<meta name="color-scheme" content="light dark"><title>{%title%}</title>{%favicon%}{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"""
+
+
+def interpolated(draw: Callable[..., str]) -> Callable[..., str]:
+    """Dash's index, which waits for no script that only some pages need."""
+    return lambda **parts: draw(**{**parts, "scripts": LATER.sub(r"<script defer \1", parts["scripts"])})
 
 
 def layout(poll: int) -> html.Div:
@@ -27,6 +35,7 @@ def layout(poll: int) -> html.Div:
             dcc.Location(id="url", refresh="callback-nav"),
             dcc.Store(id="version"),
             dcc.Store(id="seen"),
+            dcc.Store(id="drawn"),
             dcc.Store(id="shape"),
             dcc.Interval(id="poll", interval=poll),
             html.A("to the page", href="#page", className="skip"),
@@ -34,7 +43,9 @@ def layout(poll: int) -> html.Div:
                 [
                     html.Strong("Winnow", className="brand"),
                     html.Nav(id="tabs", **{"aria-label": "pages"}),
+                    html.Strong(id="away", className="bad", role="alert"),
                     html.Span(id="known", role="status"),
+                    html.Button("read again", id="again", title=AGAIN),
                     html.Button("light / dark", id="theme", title="light, dark, or as the system has it"),
                 ]
             ),
@@ -79,7 +90,7 @@ def tab(name: str, address: str, here: bool) -> dcc.Link:
 
 
 def page(id: str, title: str, parts: Sequence[Any]) -> html.Div:
-    every = [html.Div(part, id={"part": number}) for number, part in enumerate(parts)]
+    every = [html.Div(part, id=f"part-{number}") for number, part in enumerate(parts)]
     return html.Div(every, id=id, **{"aria-label": title})
 
 
@@ -89,10 +100,16 @@ def shape(part: Any) -> str:
     return " ".join([part._type, str(part.id) if part._type in KEPT else "", *columns])
 
 
+def told(part: Any) -> str:
+    """By which a part that says the same is known, and not sent again; nothing of one that is mostly numbers, or that the
+    browser fills."""
+    return "" if part._type in KEPT or getattr(part, "id", "") == "hovered" else str(hash(repr(part)))
+
+
 def changes(number: int, part: Any) -> tuple[Any, dict[str, Any]]:
     """Which component is to have which properties, for the page to show a part anew."""
     if part._type not in KEPT:
-        return {"part": number}, {"children": part}
+        return f"part-{number}", {"children": part}
     return part.id, {name: getattr(part, name) for name in KEPT[part._type]}
 
 
@@ -103,7 +120,7 @@ def known(sight: Sight) -> list[Any]:
     told: list[Any] = [
         html.Span(
             f"{chosen}{runs:,} {'run' if runs == 1 else 'runs'}, {len(sight.models):,} models"
-            + ("" if reading.complete else ", reading on …")
+            + (", reading all again …" if reading.anew else "" if reading.complete else ", reading on …")
         )
     ]
     if len(sight.pipelines) < runs:

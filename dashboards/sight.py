@@ -105,7 +105,7 @@ def gate(text: str) -> Any:
 
 def chart(id: str, figure: Any, label: str) -> dcc.Graph:
     return dcc.Graph(
-        id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure.layout.height}
+        id=id, figure=figure, config=CONFIG, className="chart", responsive=True, style={"height": figure["layout"]["height"]}
     )
 
 
@@ -119,6 +119,12 @@ def sheet(head: Sequence[Any], rows: Sequence[Sequence[Any]], caption: str = "",
 
 def empty(text: str, more: Any = "") -> html.Div:
     return html.Div([html.P(text), html.P(more)], className="empty", role="status")
+
+
+def gone(sight: Sight, what: str, more: Any) -> html.Div:
+    """Of what a link names and MLflow does not."""
+    why = "it may have been deleted." if sight.reading.complete else "not all of it is read yet."
+    return empty(f"MLflow has no such {what}; {why}", more)
 
 
 def links(*pairs: tuple[str, str]) -> list[Any]:

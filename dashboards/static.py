@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from cluster.tracking import Tracking
@@ -102,8 +103,8 @@ def render(part: Any) -> str:
         return "".join(map(render, part))
     kind, props = part._type, part.to_plotly_json()["props"]
     if kind == "Graph":
-        figure = json.dumps(json.loads(props["figure"].to_json())).replace("<", "\\u003c")
-        place = f"<div style='height:{props['figure'].layout.height}px'></div>"
+        figure = json.dumps(json.loads(to_json_plotly(props["figure"]))).replace("<", "\\u003c")
+        place = f"<div style='height:{props['figure']['layout']['height']}px'></div>"
         return f"{place}<script class='figure' type='application/json'>{figure}</script>"
     inner = render(props.get("children"))
     if kind == "Link":

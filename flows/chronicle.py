@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from cluster.logged import NOTE
 from cluster.origins import CACHED, EVALUATE, KEY
 from cluster.profile import Profile
 from cluster.ray.events import Event, Metrics
@@ -20,6 +21,7 @@ from cluster.store.local import Store
 from cluster.tracking import Tracking, tracker, tracking_uri
 from dashboards.layers import LAYERS
 from flows import gates, note
+from flows.catalogue import GATES, PART, Catalogue, numbers_of, ordered
 from flows.lazy import hidden
 from flows.pictures import SPARSITY, layers, of_model, of_stage
 from flows.plan import Plan, Step
@@ -41,8 +43,6 @@ OF_THE_WORK = frozenset(
         "unseen_matrices",
     }
 )
-PART = "/"  # between a stage and its number, on the parent: MLflow groups charts by what stands before it
-GATES = "winnow.gates"  # the tag that says what models came to by the gates of their recipe
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -160,7 +160,7 @@ class Chronicle:
 
     def failed(self, step: Step, error: Exception) -> None:
         self.failures.add(_owner(step))
-        self.tracking.tag(_owner(step), "mlflow.note.content", str(error))
+        self.tracking.tag(_owner(step), NOTE, str(error))
 
     def close(self, summary: Mapping[str, Any], status: Status) -> None:
         """The parent gets every stage's scalars, the last model's by their plain names, the whole run's seconds and
@@ -175,26 +175,24 @@ class Chronicle:
             scalars |= {f"{_owner(step)}{PART}{name}": value for name, value in record.metrics.items()}
             scalars |= {} if step.node.measures else {f"{step.id}{PART}seconds": record.seconds}
         if models:
-            scalars |= {name: value for name, value in _numbers(models[-1]).items() if name not in OF_THE_WORK}
+            scalars |= {name: value for name, value in numbers_of(models[-1]).items() if name not in OF_THE_WORK}
             if held := [model["peak_memory_bytes"] for model in models if "peak_memory_bytes" in model]:
                 scalars["peak_memory_bytes"] = max(held)
             with hidden("torch"):
                 self.tracking.figures(None, [("quality_against_bytes", quality_against_bytes(models))])
-        self.tracking.scalars(None, scalars)
+        self.tracking.scalars(None, ordered(scalars))
         if groups := groups_of(models):
             self.tracking.figures(None, [("sweep", groups_figure(groups, "perplexity"))])
-        for model in models:
-            tags = {"winnow.address": model["address"], "winnow.recipe": self.plan.recipe.name, **note.of_model(model)}
-            tags |= {GATES: gates.told(model["gates"])} if "gates" in model else {}
-            self.tracking.model(model["stage"], model["address"].replace("/", "-"), model["key"], tags, _numbers(model))
+        catalogue = Catalogue(self.plan, summary, self.tracking, self._place, self._file)
+        catalogue.list_models()
         if summary["claims"]:
             write(self.tracking, summary["claims"])
         for id, verdict in gates.tags(models):
             self.tracking.tag(None, ".".join(filter(None, (GATES, id))), verdict)
             if id and id not in self.linked:  # that run's own recipe may require something else
                 self.tracking.tag(id, GATES, verdict)
-        self._end_stages(status)
-        self.tracking.tag(None, "mlflow.note.content", note.note(summary, self._place))
+        self._end_stages(status, catalogue)
+        self.tracking.tag(None, NOTE, note.note(summary, self._place))
         if status == "FINISHED" and self.uri:
             crown(self.tracking, self.uri, summary)
         self.tracking.end(None, status)
@@ -207,9 +205,9 @@ class Chronicle:
     def _place(self, id: str) -> str:
         return self.tracking.page(id) if id in self.tracking.children else ""
 
-    def _end_stages(self, status: Status) -> None:
-        """Of a model that was made, an evaluation may be missing: its run says how the flow ended. One that lacked an
-        evaluation and got it has all now."""
+    def _end_stages(self, status: Status, catalogue: Catalogue) -> None:
+        """What has all says what it did. Of a model that was made, an evaluation may be missing: its run says how the flow
+        ended. One that lacked an evaluation and got it has all now."""
         missing = {_owner(step) for step in self.plan.steps if step.id not in self.records}
         got = {step.node.measures for step, _ in self._finished() if step.node.measures and not self._known(step)}
         for id in self.tracking.children:
@@ -217,12 +215,17 @@ class Chronicle:
                 self.tracking.end(id, "FAILED" if id in self.failures else status)
             elif id in got - missing and id in self.linked:
                 self.tracking.end(id, "FINISHED")
+            if id not in missing and (id in got or id not in self.linked):
+                catalogue.describe_stage(self.plan.by_id[id], self.linked.get(id, {}).get(NOTE, ""))
 
     def _finished(self) -> Iterator[tuple[Step, Record]]:
         return ((step, self.records[step.id]) for step in self.plan.steps if step.id in self.records)
 
     def _history(self, record: Record) -> list[Metrics]:
         return read_history(self._read(record, f"{REPORT}/{HISTORY}"))
+
+    def _file(self, id: str, name: str) -> str:
+        return self._read(self.records[id], name)
 
     def _read(self, record: Record, name: str) -> str:
         return (self.store.take(record) / name).read_text() if name in record.files else ""
@@ -234,10 +237,6 @@ def evaluation_tags(step: Step) -> dict[str, str]:
     if "reference" in step.parent_addresses:
         tags[f"{EVALUATE}{step.node.stage.label}.reference"] = step.parent_addresses["reference"]
     return tags
-
-
-def _numbers(model: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in model.items() if isinstance(value, (int, float))}
 
 
 def _owner(step: Step) -> str:

@@ -1,4 +1,5 @@
-"""The description of a run in MLflow: what the models came to, what each stage cost, and the run that tells of it."""
+"""Descriptions in MLflow: of a run what the models came to, what each stage cost, and the run that tells of it; of a stage or a
+model its numbers beside those of the model it came from."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 from flows.display import cell, size
 from flows.gates import told
-from flows.markdown import grid
+from flows.markdown import Links, Numbers, grid, stage_page
 
 ROOM = 7500  # MLflow keeps 8000 characters
 SHOWN = (("perplexity", "{:.2f}"), ("sparsity", "{:.1%}"), ("bytes", "bytes"), ("decode_tokens_per_second", "{:,.0f}"))
@@ -35,6 +36,17 @@ def bounded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     while len(text := grid(header, rows[:kept], align)) > ROOM:
         kept -= 1
     return text if kept == len(rows) else f"{text}\n\nand {len(rows) - kept} more"
+
+
+def of_stage(id: str, numbers: Numbers, before: str, earlier: Numbers, address: str, places: Links) -> str:
+    """A table that fits: of many numbers those that were measured apart, of a task or a setting, are left out from the end."""
+    names = sorted(numbers, key=lambda name: "." in name)  # what belongs together stays so
+    title = f"{before} (before)" if before else ""
+    while True:
+        text = stage_page(id, {name: numbers[name] for name in names}, title, earlier, address, places)
+        if len(text) <= ROOM:
+            return text
+        names = names[: min(len(names) - 1, len(names) * ROOM // len(text))]
 
 
 def of_model(model: Mapping[str, Any]) -> dict[str, str]:

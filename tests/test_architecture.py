@@ -38,7 +38,7 @@ TOP = {
 FORBIDDEN_NAMES = ("utils", "util", "helpers", "base", "common", "misc")
 LIBRARIES = {  # where a library may be imported: path prefixes
     "ray": ("cluster/ray/", "cluster/servers/services.py"),
-    "mlflow": ("cluster/tracking.py", "cluster/runs.py", "cluster/registry.py", "dashboards/"),
+    "mlflow": ("cluster/tracking.py", "cluster/logged.py", "cluster/runs.py", "cluster/registry.py", "dashboards/"),
     "deepspeed": ("cluster/deepspeed/",),
     "boto3": ("cluster/store/bucket.py",),
     "botocore": ("cluster/store/bucket.py",),

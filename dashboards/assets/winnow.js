@@ -16,42 +16,80 @@ function write(search, key, value) {
     return query.length ? `?${query.join("&")}` : "";
 }
 
+const PREFIX = JSON.parse(document.getElementById("_dash-config").textContent).requests_pathname_prefix;
+const AWAY = "This dashboard's server does not answer; what stands here is as it was, and it is asked again.";
+
+let ticked = -Infinity;  // when a person did something in the grid; what it says a second later is not of that
+for (const kind of ["click", "keydown"]) document.addEventListener(kind, event => {
+    if (event.target.closest?.(".ag-root") && (kind === "click" || event.key === " ")) ticked = performance.now();
+}, true);
+
 const same = (left, right) => JSON.stringify(left || null) === JSON.stringify(right || null);
+
+// The rows are others, or the address is, by Back or a link: the ticks follow it.
+function follow(ids, rows, selected, search) {
+    if (ids.length) {
+        const there = new Set((rows[0] || []).map(row => row.id)), now = selected[0]?.ids || (selected[0] || []).map(row => row.id);
+        const wanted = (read(search, ids[0].grid === "models" ? "pick" : "run") || "").split(",").filter(run => there.has(run));
+        const alike = wanted.length === now.length && wanted.every(run => now.includes(run));
+        if (!alike) window.dash_clientside.set_props(ids[0], {selectedRows: {ids: wanted}});
+    }
+    return window.dash_clientside.no_update;
+}
 
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
     winnow: {
+        async poll(_, seen, away) {
+            const none = window.dash_clientside.no_update;
+            if (document.hidden) return [none, none];
+            try {
+                const told = await fetch(`${PREFIX}version`, {cache: "no-store", signal: AbortSignal.timeout(10000)});
+                if (!told.ok) throw new Error(told.status);
+                const version = Number(await told.text());
+                if (away) return [-Date.now(), ""];  // what was asked for meanwhile is asked for again
+                return [version === seen ? none : version, none];
+            } catch {
+                return [none, away ? none : AWAY];
+            }
+        },
         choose(search, ...values) {
             const none = window.dash_clientside.no_update;
             const moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
             if (!moved.length || moved.includes("url.search")) {
-                return [none, ...CONTROLS.map((key, place) => {
-                    const told = read(search, key);
-                    return same(told, values[place]) || (!told?.length && !values[place]?.length) ? none : told;
-                })];
+                CONTROLS.forEach((key, place) => {
+                    const told = read(search, key), empty = !told?.length && !values[place]?.length;
+                    if (!empty && !same(told, values[place])) window.dash_clientside.set_props(`c-${key}`, {value: told});
+                });
+                return none;
             }
             let query = search;
             CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
-            return [query === search ? none : query, ...CONTROLS.map(() => none)];
+            return query === search ? none : query;
+        },
+        settle(drawn, path, search, ids, rows, selected) {
+            if (drawn !== `${path}${search}`) return -Date.now();  // overtaken by a later answer, and here after it
+            return performance.now() - ticked > 1000 ? follow(ids, rows, selected, search) : window.dash_clientside.no_update;
         },
         open(click, path, search) {
             const none = window.dash_clientside.no_update;
             const run = click?.points?.[0]?.customdata;
             return run ? [`${path.replace(/\/$/, "")}/model`, write(search, "model", run)] : [none, none];
         },
-        pick(selected, ids, search) {
+        pick(selected, ids, rows, search) {
             const none = window.dash_clientside.no_update;
             if (!ids.length || !Array.isArray(selected[0])) return none;  // as the page set them
             const key = ids[0].grid === "models" ? "pick" : "run";
-            const shown = new Set(selected[0].map(row => row.id));
-            const runs = (read(search, key) || "").split(",").filter(run => shown.has(run));
-            shown.forEach(run => runs.includes(run) || runs.push(run));
-            const query = write(search, key, key === "pick" ? runs.slice(-6) : runs);
+            const shown = new Set(selected[0].map(row => row.id)), there = new Set((rows[0] || []).map(row => row.id));
+            const runs = (read(search, key) || "").split(",").filter(Boolean);
+            if (performance.now() - ticked > 1000) return follow(ids, rows, selected, search);
+            const kept = runs.filter(run => shown.has(run) || !there.has(run));  // what a filter hides stays picked
+            shown.forEach(run => kept.includes(run) || kept.push(run));
+            const query = write(search, key, key === "pick" ? kept.slice(-6) : kept);
             return query === search ? none : query;
         },
-        columns(values, search) {
+        columns(values, ids, search) {
             const none = window.dash_clientside.no_update;
-            const moved = window.dash_clientside.callback_context.triggered;
-            if (!values.length || !moved.length || !moved[0].value) return none;
+            if (!values.length || values[0].join(",") === ids[0].told) return none;  // as the page set them
             const query = write(search, "columns", values[0]);
             return query === search ? none : query;
         },
@@ -71,8 +109,8 @@ functions.winnowTheme = quartz => quartz.withParams({
     borderColor: "var(--line)", accentColor: "var(--accent)", browserColorScheme: "inherit", fontFamily: "inherit", fontSize: 13,
     headerTextColor: "var(--ink)", rowHoverColor: "var(--raised)", selectedRowBackgroundColor: "var(--picked)", spacing: 6,
 });
-functions.winnowNumber = (value, unit) => {
-    if (value === null || value === undefined) return "";
+functions.winnowNumber = (value, unit, broken) => {
+    if (value === null || value === undefined) return broken || "";
     const scaled = units => { let at = 0; while (Math.abs(value) >= 1000 && at < units.length - 1) { value /= 1000; at++; }
         return `${at ? value.toFixed(2) : value.toFixed(0)} ${units[at]}`; };
     if (unit === "B") return scaled(["B", "kB", "MB", "GB", "TB"]);
@@ -90,5 +128,17 @@ components.WinnowLink = props => make("a", {href: props.data.href}, props.value)
 components.WinnowState = props => make("span", {className: `pill ${props.value}`}, `${props.data.sign} ${props.value}`);
 components.WinnowLinks = props => make("span", {}, ...(props.data.pages || []).map(one =>
     make("a", {href: one.href, target: "_blank", rel: "noopener", className: "out", key: one.name}, `${one.name} ↗`)));
+
+// The grid's script comes beside the others: whoever asks for the table before it is there waits for it.
+const grid = document.querySelector("script[src*='/dash_ag_grid']");
+if (!window.dash_ag_grid) {
+    const Waiting = props => {
+        const [, again] = React.useState(0);
+        React.useEffect(() => grid.addEventListener("load", () => again(1)), []);
+        const Grid = window.dash_ag_grid.AgGrid;
+        return Grid === Waiting ? null : make(Grid, props);
+    };
+    window.dash_ag_grid = {AgGrid: Waiting};
+}
 
 document.documentElement.dataset.theme = localStorage.getItem("winnow-theme") || "";

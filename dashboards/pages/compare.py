@@ -8,9 +8,9 @@ from typing import Any
 
 from dash import dcc, html
 
-from dashboards.book import Stage
+from dashboards.book import QUALITY, Stage
 from dashboards.charts import curves_figure, heat_figure
-from dashboards.numbers import alike, base, better, change, interval, metric, rank, sure, title
+from dashboards.numbers import OVER_DENSE, alike, base, better, change, interval, is_sound, metric, rank, sure, title
 from dashboards.pages.pareto import axes, nothing
 from dashboards.pareto import front, points
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
@@ -21,15 +21,17 @@ HIDDEN = ("evaluate", "tokens", "loss", "gradient_norm", "learning_rate", "overh
 
 
 def page(sight: Sight) -> list[Any]:
-    models = list(sight.choice.picked(sight.book)) or suggested(sight)
+    picked = list(sight.choice.picked(sight.book))
+    models = picked or suggested(sight)
     if not sight.models and not models:
         return [nothing(sight)]
     if len(models) < 2:
-        return [empty("Pick two to six models to compare: tick them in the table, or open one and add it.")]
+        text = "Pick two to six models to compare: tick them in the table, or open one and add it."
+        return [empty(text, _told_of(sight, len(picked)))]
     against = next((one for one in models if one.run == sight.choice.base), models[0])
     others = [one for one in models if one is not against]
     ordered = [against, *others]
-    told = [_head(sight, ordered, bool(sight.choice.pick)), *_recipes(sight, against, others), _metrics(sight, ordered)]
+    told = [_head(sight, ordered, _told_of(sight, len(picked))), *_recipes(sight, against, others), _metrics(sight, ordered)]
     return [*told, *_tasks(sight, ordered), *_curves(sight, ordered), *_layers(sight, ordered)]
 
 
@@ -41,7 +43,17 @@ def suggested(sight: Sight) -> list[Stage]:
     return [point.model for point in sorted(found, key=lambda point: point.model.run not in kept)[:2]]
 
 
-def _head(sight: Sight, models: Sequence[Stage], picked: bool) -> html.Div:
+def _told_of(sight: Sight, picked: int) -> str:
+    """Why these models, where it is not plain."""
+    if not sight.choice.pick:
+        return "Nothing is picked: these are the two best. Tick others in the table."
+    if lacking := len(sight.choice.pick) - picked:
+        rest = "" if picked else ": these are the two best"
+        return f"Of {len(sight.choice.pick)} picked models MLflow has {lacking} no more, or they are not read yet{rest}."
+    return ""
+
+
+def _head(sight: Sight, models: Sequence[Stage], told: str) -> html.Div:
     rows, whole = [], sight.choice.pick or tuple(one.run for one in models)
     for place, one in enumerate(models):
         left = tuple(run for run in whole if run != one.run)
@@ -50,7 +62,6 @@ def _head(sight: Sight, models: Sequence[Stage], picked: bool) -> html.Div:
         away = dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else ""
         state, verdict = pill(sight.book.state(one)), gate(one.gates) or "not judged"
         rows.append([name, other if place else html.B("baseline"), state, html.Code(one.address), verdict, away])
-    told = "" if picked else "Nothing is picked: these are the two best. Tick others in the table."
     return sheet(["model", "", "state", "artifact", "gates", ""], rows, told)
 
 
@@ -77,7 +88,7 @@ def _metrics(sight: Sight, models: Sequence[Stage]) -> html.Div:
     for name in names:
         if base(name) in HIDDEN or name.endswith(("_stderr", "_low", "_high")) or "_stderr." in name or "." in name:
             continue
-        if len({each.get(name) for each in numbers}) == 1:
+        if len({str(each.get(name)) for each in numbers}) == 1:
             continue
         rows.append([html.Span(title(name), title=metric(name).meaning), *_cells(name, numbers)])
     head = ["metric", *map(sight.name, models)]
@@ -96,7 +107,8 @@ def _cells(name: str, numbers: Sequence[Mapping[str, float]]) -> list[Any]:
 def _against(name: str, numbers: Mapping[str, float], others: Mapping[str, float]) -> str:
     if name not in numbers or name not in others:
         return ""
-    ours, theirs = interval(name, numbers), interval(name, others)
+    sure_of = QUALITY if name == OVER_DENSE else name  # which is perplexity in other words
+    ours, theirs = interval(sure_of, numbers), interval(sure_of, others)
     noise = ours and theirs and ours.low <= theirs.high and theirs.low <= ours.high
     return f" {change(name, numbers[name], others[name])}" + (", intervals overlap" if noise else "")
 
@@ -106,6 +118,7 @@ def _verdict(name: str, numbers: Mapping[str, float], others: Mapping[str, float
         name not in numbers
         or name not in others
         or not better(name)
+        or not is_sound(name, others)
         or alike(numbers[name], others[name])
         or "overlap" in _against(name, numbers, others)
     ):

@@ -9,16 +9,14 @@ from dash import dcc, html
 from dashboards.book import Stage
 from dashboards.charts import curves_figure, heat_figure
 from dashboards.numbers import base, interval, metric, rank, shown, title
-from dashboards.sight import Sight, chart, empty, gate, links, pill, sheet
+from dashboards.sight import Sight, chart, gate, gone, links, pill, sheet
 from dashboards.words import fields
 
 
 def page(sight: Sight) -> list[Any]:
     model = sight.book.stages.get(sight.choice.model)
     if model is None:
-        return [
-            empty("MLflow has no such model, or it is not read yet.", dcc.Link("All models", href=sight.page("", model="")))
-        ]
+        return [gone(sight, "model", dcc.Link("All models", href=sight.page("", model="")))]
     line = sight.book.line(model)
     return [_head(sight, model), _line(sight, line), _numbers(sight, model), *_curves(sight, line), *_layers(sight, model)]
 
@@ -43,7 +41,9 @@ def _head(sight: Sight, model: Stage) -> html.Div:
         *links(("MLflow", sight.mlflow(model.run)), ("Prefect", sight.prefect(maker) if maker else "")),
     ]
     where = html.P(["artifact ", html.Code(model.address), " · take it by ", html.Code(f"winnow export {model.address} DIR")])
-    return html.Div([html.Div(told, className="head"), where, *([html.P(model.note, className="bad")] if model.note else [])])
+    return html.Div(
+        [html.Div(told, className="head"), where, *([html.P(model.note, className="bad words")] if model.note else [])]
+    )
 
 
 def _line(sight: Sight, line: list[Stage]) -> html.Div:

@@ -8,9 +8,9 @@ from typing import Any
 from dash import dcc, html
 
 from dashboards.book import QUALITY, Book, Stage
-from dashboards.charts import pareto_figure
-from dashboards.numbers import OVER_DENSE, SPEEDS, shown, sure, title
+from dashboards.numbers import OVER_DENSE, SPEEDS, is_sound, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
+from dashboards.plane import pareto_figure
 from dashboards.sight import Sight, chart, empty, gate, pill, sheet
 from dashboards.words import describe, differences
 
@@ -98,7 +98,7 @@ def _limit(sight: Sight, y: str) -> tuple[float, str] | None:
     if y == OVER_DENSE:
         return sight.choice.within / 100, f"dense + {sight.choice.within:g} %"
     dense = {one.run: one for model, _ in sight.models for one in [sight.book.dense(model)] if one}
-    if y != QUALITY or len(dense) != 1 or QUALITY not in (only := next(iter(dense.values()))).numbers:
+    if y != QUALITY or len(dense) != 1 or not is_sound(QUALITY, (only := next(iter(dense.values()))).numbers):
         return None
     return only.numbers[QUALITY] * (1 + sight.choice.within / 100), f"dense + {sight.choice.within:g} %"
 

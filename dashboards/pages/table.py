@@ -6,19 +6,21 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import dash_ag_grid as ag
 from dash import dcc, html
 
 from dashboards.book import Pipeline, Stage
-from dashboards.numbers import base, better, metric, rank, title
+from dashboards.numbers import base, better, is_sound, metric, rank, shown, title
 from dashboards.pages.pareto import nothing
 from dashboards.sight import STATES, Sight
 
 DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", "bytes", "decode_tokens_per_second", "seconds")
 MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates")
 RUN_COLUMNS = ("run", "state", "recipe", "models", "gates", "claims", "seconds", "started", "commit")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NEVER = ("evaluate", "tokens", "learning_rate", "gradient_norm")
 
 
@@ -46,12 +48,14 @@ def _count(sight: Sight) -> str:
 def _columns(sight: Sight) -> list[Any]:
     known = sorted((name for name in sight.metrics if base(name) not in NEVER), key=rank)
     options = [{"label": title(name), "value": name, "title": metric(name).meaning} for name in known]
-    told = [name for name in columns(sight) if name in known]
+    told = list(columns(sight))
     return [
         html.Details(
             [
                 html.Summary(f"columns ({len(told)} of {len(known)})"),
-                dcc.Checklist(id={"key": "columns"}, options=options, value=told, className="columns", inline=True),
+                dcc.Checklist(
+                    id={"key": "columns", "told": ",".join(told)}, options=options, value=told, className="columns", inline=True
+                ),
             ],
             open=bool(sight.choice.columns),
         )
@@ -59,9 +63,9 @@ def _columns(sight: Sight) -> list[Any]:
 
 
 def columns(sight: Sight) -> tuple[str, ...]:
-    """The chosen metrics, else those that matter and are there."""
-    if sight.choice.columns:
-        return sight.choice.columns
+    """The chosen metrics that are there, else those that matter."""
+    if chosen := tuple(name for name in sight.choice.columns if name in sight.metrics):
+        return chosen
     wanted = dict.fromkeys([sight.choice.y, *DEFAULT, sight.choice.x])
     return tuple(sorted((name for name in wanted if name in sight.metrics), key=rank))
 
@@ -120,7 +124,7 @@ def _number(name: str) -> dict[str, Any]:
         "headerName": title(name),
         "headerTooltip": metric(name).meaning,
         "valueGetter": {"function": f"params.data.numbers['{name}']"},
-        "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}')"},
+        "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}', params.data.broken['{name}'])"},
         "filter": "agNumberColumnFilter",
         "type": "rightAligned",
         "sortingOrder": ["desc", "asc", None] if better(name) > 0 else ["asc", "desc", None],
@@ -150,7 +154,7 @@ def _elsewhere_column(sight: Sight) -> list[dict[str, Any]]:
 
 
 def _model(sight: Sight, model: Stage) -> dict[str, Any]:
-    maker, numbers = sight.book.pipelines.get(model.maker), sight.book.numbers(model)
+    maker, numbers, names = sight.book.pipelines.get(model.maker), sight.book.numbers(model), columns(sight)
     state = sight.book.state(model)
     if maker is None or maker.run not in sight.chosen:
         state = "cached" if state == "finished" else state
@@ -164,7 +168,8 @@ def _model(sight: Sight, model: Stage) -> dict[str, Any]:
         "method": model.method,
         "address": model.address,
         "gates": model.gates,
-        "numbers": {name: round(numbers[name], 12) for name in columns(sight) if name in numbers},
+        "numbers": {name: round(numbers[name], 12) for name in names if is_sound(name, numbers)},
+        "broken": {name: shown(name, numbers[name]) for name in names if name in numbers and not is_sound(name, numbers)},
         "pages": _elsewhere(sight, model.run, maker),
     }
 
@@ -200,13 +205,18 @@ def as_csv(sight: Sight) -> str:
     if sight.choice.rows != "models":
         writer.writerow([*RUN_COLUMNS, "id"])
         writer.writerows(
-            [[row[name] for name in (*RUN_COLUMNS, "id")] for row in (_run(sight, one) for one in sight.pipelines)]
+            _inert(row[name] for name in (*RUN_COLUMNS, "id")) for row in (_run(sight, one) for one in sight.pipelines)
         )
         return out.getvalue()
     names = columns(sight)
     writer.writerow([*MODEL_COLUMNS, "address", "mlflow_run", *names])
     for model, numbers in sight.models:
         row = _model(sight, model)
-        cells = [row[name] for name in (*MODEL_COLUMNS, "address", "id")]
+        cells = _inert(row[name] for name in (*MODEL_COLUMNS, "address", "id"))
         writer.writerow([*cells, *(numbers.get(name, "") for name in names)])
     return out.getvalue()
+
+
+def _inert(cells: Iterable[Any]) -> list[Any]:
+    """Text that a spreadsheet would take for a formula is marked as text."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in cells]

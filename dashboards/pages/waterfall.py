@@ -8,14 +8,16 @@ from dash import dcc, html
 
 from dashboards.book import QUALITY, Pipeline, Stage
 from dashboards.charts import waterfall_figure
-from dashboards.numbers import SPEEDS, alike, better, change, metric, shown, title
+from dashboards.numbers import SPEEDS, alike, better, change, is_sound, metric, shown, title
 from dashboards.pages.pareto import nothing
-from dashboards.sight import Sight, chart, empty, links, pill, sheet
+from dashboards.sight import Sight, chart, empty, gone, links, pill, sheet
 
 
 def page(sight: Sight) -> list[Any]:
     if not sight.pipelines:
         return [nothing(sight)]
+    if sight.choice.pipeline and sight.choice.pipeline not in sight.book.pipelines:
+        return [gone(sight, "run", dcc.Link("The newest run", href=sight.page("waterfall", pipeline="", model="")))]
     pipeline = chosen(sight)
     ends = _ends(sight, pipeline)
     if not ends:
@@ -23,8 +25,7 @@ def page(sight: Sight) -> list[Any]:
     end = next((one for one in ends if one.run == sight.choice.model), None) or ends[0]
     line = sight.book.line(end)
     names = _names(sight, line)
-    stages = [(one.id if len(one.id) <= 16 else f"{one.id[:7]}…{one.id[-8:]}", one.numbers) for one in line]
-    figure = waterfall_figure(stages, names)
+    figure = waterfall_figure([(one.id, one.numbers) for one in line], names)
     return [
         _head(sight, pipeline, end, ends),
         html.P(worst(line, names[0]), className="finding"),
@@ -34,17 +35,21 @@ def page(sight: Sight) -> list[Any]:
 
 
 def chosen(sight: Sight) -> Pipeline:
-    """The pipeline that is asked for; else the newest with a model that was measured, or with any."""
+    """The pipeline that is asked for; else the newest of which two models were measured, or one, or with any."""
     asked = sight.book.pipelines.get(sight.choice.pipeline)
     made = [one for one in sight.pipelines if sight.book.models_of(one.run)]
-    measured = (one for one in made if any(QUALITY in model.numbers for model in sight.book.models_of(one.run).values()))
-    return asked or next(measured, (made or sight.pipelines)[0])
+    measured = {
+        one.run: sum(QUALITY in model.numbers for model in sight.book.models_of(one.run).values()) for one in sight.pipelines
+    }
+    told = (one for least in (2, 1) for one in made if measured[one.run] >= least)
+    return asked or next(told, (made or sight.pipelines)[0])
 
 
 def _ends(sight: Sight, pipeline: Pipeline) -> list[Stage]:
     """The models of a pipeline that no other is made from, the best first."""
     models, used = sight.book.models_of(pipeline.run).values(), sight.book.used(pipeline.run)
-    return sorted((one for one in models if one.address not in used), key=lambda one: (one.numbers.get(QUALITY, 1e30), one.id))
+    worth = lambda one: (not is_sound(QUALITY, one.numbers), one.numbers.get(QUALITY, 0.0), one.id)  # noqa: E731
+    return sorted((one for one in models if one.address not in used), key=worth)
 
 
 def _names(sight: Sight, line: list[Stage]) -> list[str]:
@@ -56,11 +61,14 @@ def _names(sight: Sight, line: list[Stage]) -> list[str]:
 
 def worst(line: list[Stage], name: str) -> str:
     """Which stage lost the most of the quality that the one before had."""
+    broken = (one for before, one in _pairs(line) if is_sound(name, before.numbers) and name in one.numbers)
+    if one := next((one for one in broken if not is_sound(name, one.numbers)), None):
+        return f"{one.id} broke the model: {title(name)} is {shown(name, one.numbers[name])}."
     sign = better(name) or -1
     told = [
         (one, before.numbers[name], one.numbers[name])
         for before, one in _pairs(line)
-        if name in before.numbers and name in one.numbers
+        if is_sound(name, before.numbers) and is_sound(name, one.numbers)
     ]
     losses = [(sign * (after - before), one, before, after) for one, before, after in told]
     if not losses:

@@ -27,19 +27,22 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from cluster import overview
 from cluster.servers.services import Services
+from cluster.tracking import EXPERIMENT
 from dashboards.app import make_service
 from dashboards.reading import Reading
 from dashboards.sight import Places
 from dashboards.static import NAME, write
 from flows.dashboard import dashboard
-from tests.browser import CHROMIUM, DRIVER, Browser, chromium
+from tests.browser import Browser, chromium
 from tests.dashboards.told import Teller
 from tests.pipeline.cloud import POSTGRES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REQUIRED = ("perplexity <= 1.05 * dense",)
 PAGES = ("", "waterfall", "compare", "table", "claims")
+EVIL = "<img src=x onerror=alert(1)>" + "long" * 50
 WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -82,17 +85,6 @@ class Page(Browser):
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """MLflow and the dashboard, as winnow up starts them."""
-    missing = [str(program) for program in (CHROMIUM, DRIVER) if not program.exists()]
-    assert not missing, f"{', '.join(missing)}: install Debian's packages chromium and chromium-driver"
-    standing = Services(tmp_path_factory.mktemp("dashboard") / "home")
-    standing.start(["mlflow", "dashboard"], mode="up")
-    yield standing
-    standing.stop()
-
-
-@pytest.fixture(scope="module")
 def page(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     page = Page(f"{services.server('dashboard').url}/", tmp_path_factory.mktemp("chromium"))
     page.size(1280, 900)
@@ -100,14 +92,8 @@ def page(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     page.close()
 
 
-@pytest.fixture(scope="module")
-def teller(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teller]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WINNOW_HOME", str(services.home))
-        yield Teller(services.server("mlflow").url, tmp_path_factory.mktemp("told"))
-
-
-def test_before_the_first_run_the_page_says_how_to_make_one(page: Page) -> None:
+def test_before_the_first_run_the_page_says_how_to_make_one(page: Page, services: Services) -> None:
+    assert overview.page(services.server("mlflow").url, EXPERIMENT) == ""  # nor is there a place in MLflow to name
     for name in PAGES:
         page.open(name)
         page.reads("No chosen run has claimed anything" if name == "claims" else "MLflow has no run of a recipe yet")
@@ -154,7 +140,8 @@ def several(teller: Teller, one: str) -> Any:
     teller.run(
         teller.plan("sparser", prune={"sparsity": 0.6, "pattern": "unstructured"}, require=("perplexity <= 0.9 * dense",)), 0.9
     )
-    teller.run(teller.plan("broken", prune={"sequences": 17}), 1.1, "FAILED", "prune")
+    broken = teller.run(teller.plan("broken", prune={"sequences": 17}), 1.1, "FAILED", "prune")
+    broken.tracking.tag(None, "winnow.recipe", EVIL)
     return teller.run(teller.plan("moving", pretrain={"tokens": 20_000}), 1.0, "", "pretrain")
 
 
@@ -219,6 +206,44 @@ def test_ticked_models_are_compared_and_the_table_leaves_as_csv(page: Page, seve
     page.picture("dashboard_compare")
 
 
+def test_ticks_survive_what_is_read_anew_and_back_and_forward_lead_through_the_choices(page: Page, several: Any) -> None:
+    page.open("table?find=quantize/")
+    boxes = "//*[contains(@class,'ag-selection-checkbox')]//input"
+    page.until(lambda: page._all(boxes)[1:], "rows")
+    page._all(boxes)[0].click()
+    page.reads("1 picked")
+    known = _version(page)
+    page.click("read again")
+    page.until(lambda: _version(page) >= known + 2, "read again")  # asked for, and done
+    page.until(lambda: "reading all again" not in page.text(), "told of")
+    assert [one.is_selected() for one in page._all(boxes)].count(True) == 1
+    page.click("Claims")
+    page.reads("has claimed anything")
+    page.driver.back()
+    page.reads("1 picked")
+    page.driver.back()
+    page.until(lambda: "pick=" not in page.driver.current_url and " picked" not in page.text(), "as it was before")
+    page.driver.forward()
+    page.reads("1 picked")
+    assert page.find("//*[@id='c-find']").get_attribute("value") == "quantize/"
+
+
+def _version(page: Page) -> int:
+    return int(urllib.request.urlopen(f"{page.url}version").read())
+
+
+def test_an_answer_that_comes_late_and_an_address_that_leads_nowhere_are_mended(page: Page, several: Any) -> None:
+    page.open("nosuch")
+    page.reads("There is no page nosuch here")
+    page.click("Choose a model")
+    page.reads("beaten by none")
+    late = {"known": {"children": "of another choice"}, "drawn": {"data": "/?find=another"}}
+    page.driver.execute_script(
+        "for (const [id, told] of Object.entries(arguments[0])) dash_clientside.set_props(id, told)", late
+    )
+    page.until(lambda: "of another choice" not in page.text(), "mended")
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_no_page_scrolls_sideways_in_light_or_dark(page: Page, several: Any, name: str) -> None:
     page.open(name)
@@ -272,7 +297,9 @@ def test_nothing_was_said_in_the_console_and_nobody_else_was_asked(page: Page, s
 
 
 @pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL under /usr/lib/postgresql: apt-get install postgresql")
-def test_it_reads_a_server_on_postgresql(postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_reads_a_server_on_postgresql_and_the_page_says_when_its_own_server_is_gone(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
     teller = Teller(postgresql, tmp_path)
     teller.run(teller.plan(require=REQUIRED))
@@ -283,9 +310,17 @@ def test_it_reads_a_server_on_postgresql(postgresql: str, tmp_path: Path, monkey
     page = Page(f"http://127.0.0.1:{service.server_port}/", tmp_path / "chromium")
     page.open("")
     page.reads("Smallest within 5 % of dense perplexity quantize 2.50 MB, perplexity 63")
-    page.close()
+    page.heed()
+    said, port = list(page.said), service.server_port
     service.shutdown()
-    assert page.said == []
+    service.server_close()
+    page.reads("This dashboard's server does not answer")
+    again = make_service(reading, Places(), "127.0.0.1", port)
+    threading.Thread(target=again.serve_forever, daemon=True).start()
+    page.until(lambda: "does not answer" not in page.text(), "an answer again")
+    page.close()
+    again.shutdown()
+    assert said == []
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import registry
+from cluster.logged import Model
 from cluster.overview import TAG
 from cluster.servers.ports import LOOPBACK
 from cluster.tracking import EXPERIMENT, Tracking
@@ -96,7 +97,7 @@ def told(server, tmp_path_factory) -> Tracking:
         tags = {"winnow.address": f"prune/wanda-{key}", "winnow.recipe": "tiny", "winnow.size": "1.00 MB"}
         gates = {"winnow.gates": "passes" if key < "c" else "fails: sparsity >= 0.5 (0.4, and the limit is 0.5)"}
         for _ in range(2):  # a cached rerun tells it again
-            run.model(key, f"prune-wanda-{key}", key, tags | gates, {"perplexity": 12.5})
+            run.model(key, Model(f"prune-wanda-{key}", key, tags | gates, {"perplexity": 12.5}))
     return run
 
 

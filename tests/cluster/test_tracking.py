@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mlflow.models import Model as Described
 
+from cluster.logged import NOTE, Model
 from cluster.reach import artifact_location
 from cluster.registry import promote
 from cluster.tracking import BATCH, EXPERIMENT, Tracking, flatten
@@ -129,6 +132,7 @@ def remembered(tmp_path_factory):
         run = Tracking.start(f"sqlite:///{root}/mlflow.db", "tiny", {"winnow.process": process}, {"prune": {"sparsity": 0.5}})
         run.close_abandoned(lambda name, here=process: name == here)
         run.child("prune", {"winnow.key": "abc"}, {"method": {"wanda": {}}})
+        run.link("dead", run.parent)
         for _ in range(2):  # the second telling is a replay: same steps, same times
             points(run, "prune", range(1500))
             run.flush()
@@ -136,7 +140,11 @@ def remembered(tmp_path_factory):
     last = runs[-1]
     last.scalars("prune", {"sparsity": 0.5})
     last.scalars(None, {"sparsity": 0.5}, "prune.")
-    last.model("prune", "prune-wanda-abc", "abc", {"winnow.address": "prune/wanda-abc"}, {"perplexity": 12.5})
+    last.model("dead", Model("pretrain-dense-abb", "abb", {}, {}))
+    told = Model("prune-wanda-abc", "abc", {"winnow.address": "prune/wanda-abc", NOTE: "| | prune |"}, {"perplexity": 12.5})
+    told = told._replace(metrics={**told.metrics, "bytes": 1e6}, params={"method.wanda": "{}"}, parents=("abb", "data"))
+    for config in ('{"vocab_size": 512}', "no JSON: of a model that is there nothing is read"):
+        last.model("prune", told._replace(config=lambda text=config: text))
     last.text(None, "name: tiny", "recipe.yaml")
     last.dataset("prune", "prepare", "d" * 64, "prepare/files-ddd")
     last.end("prune", "FINISHED")
@@ -170,10 +178,37 @@ def test_a_run_whose_process_is_gone_is_closed_as_killed_with_its_children(remem
 
 @pytest.mark.slow
 def test_a_model_is_logged_with_its_evaluation(remembered):
-    (model,) = remembered.client.search_logged_models([remembered.run.experiment])
-    assert model.name == "prune-wanda-abc" and model.status.name == "READY"
+    model = model_of(remembered)
+    assert model.name == "prune-wanda-abc" and model.status.name == "READY" and model.params == {"method.wanda": "{}"}
     assert model.tags["winnow.address"] == "prune/wanda-abc" and model.source_run_id == remembered.run.run("prune")
-    assert [(metric.key, metric.value) for metric in model.metrics] == [("perplexity", 12.5)]
+    assert sorted((metric.key, metric.value) for metric in model.metrics) == [("bytes", 1e6), ("perplexity", 12.5)]
+
+
+def model_of(remembered):
+    """The pruned one, of which there is one however often it was told."""
+    found = remembered.client.search_logged_models([remembered.run.experiment], "tags.`winnow.key` = 'abc'")
+    (model,) = found
+    return model
+
+
+@pytest.mark.slow
+def test_a_model_says_what_goes_in_and_comes_out_how_large_it_is_and_from_which_it_was_made(remembered, tmp_path):
+    model, run = model_of(remembered), remembered.client.get_run(remembered.run.run("prune"))
+    file = remembered.client.list_logged_model_artifacts(model.model_id)[0].path
+    described = Described.load(str(Path(model.artifact_location.removeprefix("file://")) / file))
+    assert described.signature.inputs.input_names() == ["input_ids"] and described.model_size_bytes == 1_000_000
+    assert described.signature.outputs.inputs[0].shape == (-1, -1, 512)
+    assert [each.model_id for each in run.inputs.model_inputs] == [remembered.run.models["abb"]]
+    assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
+
+
+@pytest.mark.slow
+def test_a_description_of_a_model_follows_its_numbers_until_somebody_writes_another(remembered):
+    for text, written in (("| | prune | twice", ""), ("| | prune | again", "mine")):
+        if written:
+            remembered.client.set_logged_model_tags(model_of(remembered).model_id, {NOTE: written})
+        remembered.run.model("prune", Model("", "abc", {NOTE: text}, {}))
+        assert model_of(remembered).tags[NOTE] == written or text
 
 
 @pytest.mark.slow
@@ -188,7 +223,7 @@ def test_a_promoted_model_is_one_version_whoever_asks_and_no_other_mlflow_is_tou
     ask = (f"sqlite:///{remembered.root}/mlflow.db", "prune/wanda-abc", "abc", "winnow")
     assert [promote(*ask, alias).version for alias in ("champion", "champion", "shadow")] == [1, 1, 1]
     version = remembered.client.get_model_version_by_alias("winnow", "champion")
-    (model,) = remembered.client.search_logged_models([remembered.run.experiment])
+    model = model_of(remembered)
     assert version.source == f"models:/{model.model_id}" and version.tags["winnow.address"] == "prune/wanda-abc"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="^prune/wanda-def: MLflow knows no such model"):

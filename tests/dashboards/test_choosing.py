@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -64,6 +65,18 @@ def test_the_answers_are_the_best_the_smallest_near_dense_and_the_fastest_of_tho
     assert [one.model for one in answers(known, Choice().models(known), -10)][1:] == [None, None]
 
 
+def test_a_model_that_broke_is_never_the_best_and_is_named():
+    broken = {**NUMBERS, "recover": {**NUMBERS["recover"], "perplexity": math.nan}}
+    broken["quantize"] = {"perplexity": math.inf, "bytes": 1.0}
+    known = book(pipeline(), *line(numbers=broken))
+    best, smallest, _ = answers(known, Choice().models(known), 50)
+    assert best.model.run == "pretrain" and smallest.model.run not in ("recover", "quantize")
+    assert worst([one for one in line(numbers=broken) if one.makes_a_model], "perplexity") == (
+        "recover broke the model: perplexity is NaN."
+    )
+    assert [shown("bytes", math.nan), shown("perplexity", math.inf), change("perplexity", math.nan, 1.0)] == ["NaN", "∞", ""]
+
+
 def test_the_stage_that_lost_the_most_is_named_with_its_loss():
     models = [one for one in line(numbers=NUMBERS) if one.makes_a_model]
     assert worst(models, "perplexity") == "prune lost the most: perplexity 64 → 70 (+9.4 %)."
@@ -99,6 +112,20 @@ def test_a_field_below_the_method_is_named_as_set_names_it():
 )
 def test_the_address_holds_the_whole_choice(query):
     assert Choice.of(query).query == query
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["?within=²", "?within=1e999", "?within=-3", "?within=nan", "?rows=x&show=y", "?pick=,,&recipe=%20&tag=,", "?%00=%ff"],
+)
+def test_no_address_is_an_error(query):
+    assert Choice.of(query) == Choice()
+
+
+def test_a_percentage_may_have_a_comma_and_a_day_be_of_any_year():
+    assert Choice.of("?within=2,5").within == 2.5
+    for day in ("0001-01-01", "9999-12-31"):
+        assert Choice.of(f"?since={day}&until={day}").pipelines(book(pipeline())) == []
 
 
 def test_what_means_nothing_in_an_address_stands_for_the_default():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,14 +14,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plotly.io.json import to_json_plotly
 
 import dashboards
 from dashboards import shell
-from dashboards.app import PAGES, make_app
+from dashboards.app import PAGES, make_app, nowhere
+from dashboards.charts import label, waterfall_figure
 from dashboards.choice import Choice
 from dashboards.layers import LAYERS
 from dashboards.pages.pareto import hovered
 from dashboards.pages.table import as_csv
+from dashboards.pareto import Point
+from dashboards.plane import pareto_figure
 from dashboards.reading import FIRST_PAGE, PAGE, Reading
 from dashboards.sight import Places, Sight
 from dashboards.static import everything, render
@@ -104,6 +111,63 @@ def test_the_csv_has_a_row_a_model_with_every_digit_and_its_address():
     assert rows[-1] == "quantize,finished,tiny,plain,,quantize/plain-quantize,quantize,63.0,2500000.0" and len(rows) == 4
 
 
+def test_a_cell_that_a_spreadsheet_would_run_is_text_and_names_keep_their_commas():
+    known = book(
+        pipeline(recipe='=HYPERLINK("http://x")'),
+        *line(numbers=NUMBERS),
+        pipeline("q", 'a, "b" ±'),
+        stage("prune", "x", maker="q"),
+    )
+    rows = {row["mlflow_run"]: row["recipe"] for row in csv.DictReader(io.StringIO(as_csv(sight(known))))}
+    assert rows["prune"] == '\'=HYPERLINK("http://x")' and rows["x"] == 'a, "b" ±'
+    assert "'=HYPERLINK" in as_csv(sight(known, "?rows=runs"))
+
+
+def test_numbers_that_are_none_are_shown_as_what_they_are_and_the_csv_has_them():
+    broken = {**NUMBERS, "quantize": {"perplexity": math.nan, "bytes": math.inf}}
+    known = sight(book(pipeline(), *line(numbers=broken)))
+    (row,) = [row for row in PAGES["table"][1](known)[-1].rowData if row["id"] == "quantize"]
+    assert row["broken"] == {"perplexity": "NaN", "bytes": "∞", "over_dense": "NaN"} and "bytes" not in row["numbers"]
+    assert "nan" in as_csv(known).splitlines()[-1]
+    for page in PAGES.values():
+        page[1](known)
+    assert json.dumps(json.loads(to_json_plotly(PAGES[""][1](known)[1].figure)), allow_nan=False)
+    largest = SimpleNamespace(value=1.7976931348623157e308, step=1)
+    reading = Reading("sqlite://", SimpleNamespace(get_metric_history=lambda run, name: [largest]))
+    assert reading.curves(stage("pretrain", "a", training_tokens=1.0))["loss"] == [(1, math.inf)]
+
+
+def test_what_a_link_names_and_mlflow_does_not_is_said():
+    known = STATES["two"]
+    assert "no such run; it may have been deleted" in text(PAGES["waterfall"][1](sight(known, "?pipeline=nosuch")))
+    assert "no such model; it may have been deleted" in text(PAGES["model"][1](sight(known, "?model=nosuch")))
+    told = text(PAGES["compare"][1](sight(known, "?pick=quantize0,prune0,nosuch")))
+    assert "Of 3 picked models MLflow has 1 no more" in told
+    assert "1 no more, or they are not read yet." in text(PAGES["compare"][1](sight(known, "?pick=quantize0,nosuch")))
+    assert "There is no page nosuch here" in text(nowhere("nosuch", sight(known)))
+    assert "perplexity" in as_csv(sight(known, "?columns=nosuch'];alert(1)//")).splitlines()[0]
+
+
+def test_the_line_of_what_is_good_enough_has_its_name_beside_it_on_a_log_axis_too():
+    for values, place in (((60.0, 70.0), 65.0), ((6.0, 700.0), math.log10(65))):
+        found = [Point(stage("prune", f"m{value}"), 1.0, value) for value in values]
+        figure = pareto_figure(found, found[:1], ("bytes", "perplexity"), {}, {"m6.0": "a", "m60.0": "a"}, limit=(65.0, "near"))
+        assert figure["layout"]["shapes"][0]["y0"] == 65.0 and figure["layout"]["annotations"][0]["y"] == pytest.approx(place)
+
+
+def test_without_a_choice_the_waterfall_is_of_the_newest_run_that_has_one():
+    early = line("0", "q", NUMBERS)
+    known = book(pipeline("p", "broken", "FAILED", reused={"pretrain": "pretrain0"}), pipeline("q", "whole"), *early)
+    told = text(PAGES["waterfall"][1](sight(known)))
+    assert told.startswith("whole") and "prune lost the most" in told
+
+
+def test_names_are_drawn_as_text_and_long_ones_by_their_ends():
+    assert label("<b>x</b>") == "&lt;b&gt;x&lt;/b&gt;" and label("recover-" + "x" * 200 + "-seed0") == "recover…xx-seed0"
+    two = [("recover-" + "x" * 200 + f"-{kind}" + "y" * 9, {"perplexity": 1.0}) for kind in "ab"]
+    assert len(waterfall_figure(two, ["perplexity"]).data[0].x) == 3  # though both are shortened to the same
+
+
 class Balanced(HTMLParser):
     """Which tags were opened and not closed, of those that have to be."""
 
@@ -127,6 +191,7 @@ def test_the_file_needs_nothing_else_and_says_what_the_pages_say():
     parser = Balanced()
     parser.feed(written)
     assert parser.open == []
+    assert "reading" not in text(shell.known(Sight(known, Choice(), Nowhere(known))))
     outside = re.sub(r"<script[^>]*>.*?</script>", "", written, flags=re.S)
     assert not re.search(r"(src|url\()\s*=?\s*['\"]?https?:", outside) and "prune lost the most" in outside
     assert "href='https://mlflow.example/#/experiments/" in outside and outside.count("<a id=") == 8
@@ -165,6 +230,27 @@ def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
     asked.clear()
     reading.refresh()
     assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 10  # nothing changed
+
+
+def test_what_was_deleted_is_gone_once_all_is_read_again():
+    class Client:
+        there = 2
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            return SimpleNamespace(experiment_id="7")
+
+        def search_runs(self, experiments: list[str], which: str, *rest: Any) -> Any:
+            return Page() if which else Page(map(_run, range(self.there)))
+
+    reading = Reading("sqlite://", Client())
+    reading.refresh()
+    Client.there = 1
+    reading.refresh()
+    assert len(reading.book.pipelines) == 2
+    reading.again()
+    assert "reading all again" in text(shell.known(Sight(reading.book, Choice(), reading)))
+    reading.refresh()
+    assert len(reading.book.pipelines) == 1 and not reading.anew and reading.version == 4
 
 
 def test_an_mlflow_that_is_away_is_told_of_and_asked_again():

@@ -64,9 +64,23 @@ def test_a_cached_run_is_a_parent_that_names_the_runs_that_made_its_stages(telle
     assert all(f"runs/{run})" in note for run in made.values()) and note.count("| cached |") == 3
 
 
+def test_a_stages_run_says_what_it_did_beside_the_model_it_came_from(teller, first, second):
+    pretrain = teller.children(first)["pretrain"]
+    note = first.tracking.client.get_run(teller.children(first)["prune"]).data.tags["mlflow.note.content"]
+    assert "| pretrain (before) | **prune** |" in note and "| size | 7 B | 7 B |" in note and f"/runs/{pretrain})" in note
+    models = first.tracking.client.search_logged_models([first.tracking.experiment])
+    abouts = {model.source_run_id: model.tags["mlflow.note.content"] for model in models}
+    assert "winnow export pretrain/" in abouts[pretrain] and len(abouts) == 2
+
+
 def test_a_cached_runs_parent_has_every_figure_of_every_model(first, second):
     assert second.parent.data.metrics == first.parent.data.metrics
     assert first.parent.data.metrics.keys() >= {"prune/size_figure", "pretrain/pattern_figure", "size_figure", "prune/seconds"}
+
+
+def test_numbers_that_a_choice_is_made_by_are_the_first_that_mlflow_compares(first):
+    names = list(first.parent.data.metrics)  # in the order of its database
+    assert names[0] == "bytes" and "/" not in "".join(names[: sum("/" not in name for name in names)])
 
 
 def test_a_model_artifact_is_one_logged_model(second):
@@ -84,6 +98,7 @@ def test_a_new_evaluation_of_a_cached_model_is_told_in_the_models_own_run(teller
     (made, own) = teller.children(first), told.tracking.client.get_run(teller.children(first)["prune"])
     assert teller.children(told) == {} and own.data.metrics["perplexity_figure"] == 1.0
     assert "winnow.evaluate.perplexity" in own.data.tags and own.info.status == "FINISHED"
+    assert "| perplexity figure |" in own.data.tags["mlflow.note.content"]
     models = told.tracking.client.search_logged_models([told.tracking.experiment])
     (model,) = [model for model in models if model.source_run_id == made["prune"]]
     assert "perplexity_figure" in {metric.key for metric in model.metrics}
