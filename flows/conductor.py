@@ -19,7 +19,6 @@ from cluster.ray.follower import Away
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
-from flows.enough import require_enough
 from flows.plan import Plan, Step
 from flows.submit import Submitter
 
@@ -145,7 +144,7 @@ class Conductor:
         # An evaluation may have begun in its job before its turn came here.
         self.watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
         try:
-            require_enough(self.plan, step, record)
+            self.plan.require_enough(step, record)
         except ValueError as error:
             raise StageFailed(str(error), final=True) from None
         return record

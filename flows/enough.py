@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
-from flows.nodes import naming
-
-if TYPE_CHECKING:
-    from cluster.store.artifacts import Record
-    from flows.plan import Plan, Step
+from flows.nodes import Node, naming
 
 
-def require_enough(plan: Plan, step: Step, record: Record) -> None:
-    """Raise ValueError at the first stage to be made that needs more tokens of a split than ``step`` found in it; nothing where
-    ``step`` makes no tokens."""
-    for due in plan.due if step.node.stage.yields == "tokens" else ():
-        wanted = due.node.stage.reads() if due.node.parents.get("data") == step.id else {}
+def require_enough(data: Node, counted: Mapping[str, float], due: Iterable[Node]) -> None:
+    """Raise ValueError at the first node of those ``due`` that needs more tokens of a split than were ``counted`` in ``data``;
+    nothing where that makes no tokens."""
+    for node in due if data.stage.yields == "tokens" else ():
+        wanted = node.stage.reads() if node.parents.get("data") == data.id else {}
         for split, least in wanted.items():
-            if (found := int(record.metrics[f"{split}_tokens"])) < least:
-                with naming(due.node):
+            if (found := int(counted[f"{split}_tokens"])) < least:
+                with naming(node):
                     raise ValueError(
                         f"corpus is too small: the {split} split holds {found:,} tokens, at least {least:,} are needed; "
-                        f"give more text, or shorter or fewer sequences"
+                        "give more text, or shorter or fewer sequences"
                     )

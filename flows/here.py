@@ -11,7 +11,6 @@ from cluster.lock import locked
 from cluster.profile import Profile
 from cluster.store.local import Store
 from flows.conductor import Spared, Watcher
-from flows.enough import require_enough
 from flows.plan import Plan
 from flows.submit import Submitter
 
@@ -45,4 +44,4 @@ def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> N
         while (record := store.done(step.artifact)) is None:
             time.sleep(0.2)
         watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
-        require_enough(plan, step, record)
+        plan.require_enough(step, record)

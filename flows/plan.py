@@ -81,6 +81,10 @@ class Plan:
         stages = {id for trial in self.recipe.trials for id in trial.nodes}
         return frozenset(step.id for step in self.steps if (step.node.measures or step.id) in stages)
 
+    def require_enough(self, step: Step, record: Record) -> None:
+        """Raise ValueError where a stage that must run needs more of the tokens of ``step`` than there are."""
+        require_enough(step.node, record.metrics, (due.node for due in self.due))
+
     def jobs(self) -> list[list[Step]]:
         """Steps that share a Ray job: a stage that must run, then the missing evaluations of its model. An evaluation that also
         needs what may not be there yet when that job begins, text that is prepared meanwhile or how a reference did, has
@@ -126,7 +130,7 @@ def prepare(
         plan = alone(plan, named)
     for step in plan.steps:
         if step.record:
-            require_enough(plan, step, step.record)
+            plan.require_enough(step, step.record)
     if plan.due:
         check(plan.recipe)
         examine(plan.recipe)

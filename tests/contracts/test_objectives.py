@@ -183,7 +183,8 @@ def test_every_regime_minimises_the_objective_it_is_given(name, tmp_path):
 
     def spied(engine, batch):
         loss, metrics = plain(engine, batch)
-        loss.register_hook(lambda gradient: arrived.append(gradient.item()))
+        if loss.requires_grad:  # a probe of layers only looks
+            loss.register_hook(lambda gradient: arrived.append(gradient.item()))
         return loss, metrics
 
     data, steps = data_zoo.write_sequence(tmp_path / "sequence", length=16), 3
@@ -194,5 +195,6 @@ def test_every_regime_minimises_the_objective_it_is_given(name, tmp_path):
     sampler, objective = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(64)), 16, 4, 0), spied
     for hook in hooks:
         sampler, objective = hook.sampler(sampler), hook.objective(objective)
-    fit(TorchEngine(model, adamw(model)), sampler, objective, hooks, steps, LearningRate(1e-3, steps))
+    engine = TorchEngine(model, regime.optimizer(model, (0.9, 0.95), 0.1))
+    fit(engine, sampler, objective, hooks, steps, LearningRate(1e-3, steps))
     assert arrived == [1.0] * steps
