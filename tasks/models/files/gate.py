@@ -90,8 +90,8 @@ class Reader:
             atexit.register(self.stop)
 
     def stop(self) -> None:
-        if self._process and self._process.stdin:
-            self._process.stdin.close()
+        if self._process:
+            self._process.terminate()
             self._process.wait()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:

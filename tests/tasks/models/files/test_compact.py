@@ -111,6 +111,7 @@ def test_experts_by_the_hubs_names_keep_their_masks_in_a_file(tmp_path):
     [
         {"gptq": {"group_size": 8}},
         {"gptq": {"bits": 3, "group_size": 8}},
+        {"gptq": {"group_size": 8, "symmetric": False}},
         {"round_to_nearest": {"bits": 8, "group_size": None}},
         {"gptq": {"scheme": "W8A8"}},
         {"round_to_nearest": {"scheme": "FP8_DYNAMIC"}},
