@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,9 +13,8 @@ from mlflow import MlflowClient
 from cluster.servers.services import Services
 from cluster.store.local import LocalStore
 from flows.schedules import MADE, MARKED
-from tests.browser import Browser
-from tests.browser.conftest import deploy
-from tests.pipeline import Home
+from tests.browser import CHROMIUM, DRIVER, Browser
+from tests.pipeline import Home, made_home, pretrain, prune
 from tests.pipeline.test_standing import Ui
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -23,8 +23,33 @@ Run = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def home(standing: Home) -> Home:
-    return standing
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    missing = [str(program) for program in (CHROMIUM, DRIVER) if not program.exists()]
+    assert not missing, f"{', '.join(missing)}: install Debian's packages chromium and chromium-driver"
+    with made_home(tmp_path_factory, "browser") as home:
+        recipe = home.recipe("tiny", pretrain("dense", 10), prune(), evaluate={"size": {}})
+        home.directory.mkdir(parents=True)
+        _list(home, [{"recipe": str(recipe), "profile": str(home.profile), "schedule": "0 3 29 2 *"}])
+        home.winnow("up")
+        yield home
+
+
+def _list(home: Home, deployments: list[dict[str, Any]]) -> None:
+    listing = {"deployments": deployments, "promote": str(home.profile)}
+    (home.directory / "deployments.yaml").write_text(yaml.safe_dump(listing))
+
+
+@pytest.fixture(scope="module")
+def ui(home: Home) -> Ui:
+    return Ui(Services(home.directory).environment())
+
+
+@pytest.fixture(scope="module")
+def browser(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    server = Services(home.directory).server("prefect")
+    browser = Browser(server.url.removesuffix("/api"), server.token, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +225,11 @@ def test_what_the_file_no_longer_lists_goes_and_what_others_made_stays(home: Hom
     id = page.rpartition("/")[2]
     (theirs,) = ui.ask("POST", f"/deployments/{id}/schedules", [{"schedule": {"cron": "0 4 29 2 *"}, "active": False}])
     (entry,) = yaml.safe_load((home.directory / "deployments.yaml").read_text())["deployments"]
-    deploy(home, [{**entry, "schedule": None}, {**entry, "name": "second"}])
+    _list(home, [{**entry, "schedule": None}, {**entry, "name": "second"}])
     assert "deployed second" in home.winnow("deploy").out
     found = deployments(ui)
     assert [one["id"] for one in found["tiny"]["schedules"]] == [theirs["id"]]
     assert [one["slug"] for one in found["second"]["schedules"]] == ["winnow"]
-    deploy(home, [{**entry, "schedule": None}])
+    _list(home, [{**entry, "schedule": None}])
     assert "removed second" in home.winnow("deploy").out
     assert deployments(ui).keys() == {"tiny", "promote"}

@@ -7,16 +7,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.servers.services import Services
 from cluster.turn import Queue
 from tests.browser import Browser
-from tests.browser.conftest import deploy
-from tests.pipeline import LENGTH, Home, pretrain, prune
+from tests.pipeline import LENGTH, Home, made_home, pretrain, prune
 from tests.pipeline.test_standing import Ui
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,19 +37,19 @@ class Told(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def home(standing: Home) -> Iterator[Home]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with made_home(tmp_path_factory, "page") as home, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        standing.variables["WINNOW_WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_address[1]}/hook"
-        deploy(standing, [{"recipe": str(recipe), "profile": str(standing.profile)} for recipe in _recipes(standing)])
-        standing.winnow("deploy")
-        standing.winnow("notify")
-        yield standing
+        home.variables["WINNOW_WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        _deploy(home)
+        home.winnow("up")
+        home.winnow("notify")
+        yield home
         server.shutdown()
 
 
-def _recipes(home: Home) -> list[Path]:
-    """One that takes a while, and one that claims what will not hold."""
+def _deploy(home: Home) -> None:
+    """Two recipes: one that takes a while, and one that claims what will not hold."""
     seen = home.recipe("seen", pretrain("dense", STEPS), prune(), evaluate=EVALUATE)
     pruned = {"prune": {"method": "magnitude", "sequences": 16, "length": LENGTH}, "grid": {"sparsity": [0.3, 0.6]}}
     follower = home.recipe("follower", pretrain("dense", 5), pruned)
@@ -59,7 +58,22 @@ def _recipes(home: Home) -> list[Path]:
         {"says": "less is more", "stage": "prune", "metric": "sparsity", "order": ["sparsity0_3", "sparsity0_6"]}
     ]
     follower.write_text(yaml.safe_dump(recipe))
-    return [seen, follower]
+    home.directory.mkdir(parents=True)
+    listed = [{"recipe": str(file), "profile": str(home.profile)} for file in (seen, follower)]
+    (home.directory / "deployments.yaml").write_text(yaml.safe_dump({"deployments": listed}))
+
+
+@pytest.fixture(scope="module")
+def ui(home: Home) -> Ui:
+    return Ui(Services(home.directory).environment())
+
+
+@pytest.fixture(scope="module")
+def browser(home: Home, ui: Ui, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    server = Services(home.directory).server("prefect")
+    browser = Browser(server.url.removesuffix("/api"), server.token, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 def trigger(ui: Ui, deployment: str, **given: Any) -> str:
@@ -84,7 +98,7 @@ def artifacts(ui: Ui, run: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run(home: Home, ui: Ui) -> str:
+def run(ui: Ui) -> str:
     return trigger(ui, "seen", name="typed by me")
 
 
