@@ -8,7 +8,8 @@ import torch
 from tasks.data.batch import Batch
 from tasks.data.rows import reading
 from tasks.methods import build
-from tasks.train.apart import keeps_apart, sampler
+from tasks.models.build.building import hollow, on_meta
+from tasks.train.apart import alike, keeps_apart, sampler
 from tasks.train.engine import TorchEngine, adamw
 from tests.tasks import models_zoo as zoo
 from tests.tasks.data.test_rows import written
@@ -23,7 +24,17 @@ def test_a_shared_row_is_answered_as_its_documents_are_alone(architecture):
         alone = torch.cat([model(input_ids=each[None], use_cache=False).logits[0] for each in (first, second)])
         mixed = model(input_ids=row.tokens, use_cache=False).logits[0]
     assert torch.allclose(shared, alone, atol=1e-4) and not torch.allclose(mixed[9:], alone[9:], atol=1e-2)
-    assert keeps_apart(model)
+    assert keeps_apart(model) and keeps_apart(alike(model))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "gpt2", "opt", "phi3", "qwen3_5"])
+def test_a_model_without_weights_is_answered_for_by_a_small_one_of_its_config(architecture):
+    """And it answers as the model itself, whichever way that is."""
+    model = zoo.model(architecture, layers=4, **({"no_rope_layers": [1, 0, 1, 0]} if architecture == "smollm3" else {}))
+    state = torch.random.get_rng_state()
+    hollowed = hollow(on_meta(model.config))
+    assert keeps_apart(alike(hollowed)) == keeps_apart(model)
+    assert torch.random.get_rng_state().equal(state)
 
 
 class Leaky(torch.nn.Module):
