@@ -36,7 +36,7 @@ CASE = "case"
 Branch = dict[str, str]  # axis -> label
 RESERVED = ("id", "from", "grid", "search", "gather")
 # fields written NAME or {NAME: {FIELD: ...}}
-NAMED = ("method", "objective", "allocator", "initial", "rounding", "pruner", "transform")
+NAMED = ("method", "objective", "allocator", "initial", "rounding", "pruner", "over", "transform")
 
 
 @dataclass(frozen=True)

@@ -324,8 +324,9 @@ def made_with(shop, chain, **fields):
 def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table_and_the_card(shop, chain, tmp_path, capsys):
     from rich.console import Console
 
+    from flows.card import model_card
     from flows.display import models_table
-    from flows.export import model_card
+    from tasks.models.files.bits import bits_of
 
     model = zoo.model("mixtral", vocab_size=300)
     for layer in model.model.layers:
@@ -340,7 +341,8 @@ def test_experts_that_no_token_reached_are_told_in_the_run_the_numbers_the_table
     assert "unseen matrices" in table.export_text()
     fields = {**TRAINING, "tokens": 256, "method": "static"}
     recovered = shop.make("recover", fields, data=chain["prepare"], model=pruned)
-    assert f"reached 8 matrices (experts) in `{pruned.address}`" in model_card(shop.store, recovered, tmp_path, [])
+    bits = bits_of(tmp_path)
+    assert f"reached 8 matrices (experts) in `{pruned.address}`" in model_card(shop.store, recovered, tmp_path, bits, [])
 
 
 def test_a_share_that_a_pattern_cannot_give_is_told_and_one_that_takes_nothing_is_refused(shop, chain, users, capsys):

@@ -60,7 +60,7 @@ def test_dense_finetuning_starts_from_the_very_same_function_and_wakes_the_dead(
     module = sparse.engine.module
     module.zero_grad()
     setting = Setting(find_linears(module), masks, 3, 3)
-    dense = Gym(build("regimes", "dense"), Run(TorchEngine(module, adamw(module), 1.0), 3), [])
+    dense = Gym(build("regimes", "dense"), Run(TorchEngine(module, adamw(module), 1.0), 3), [], setting)
     assert build("regimes", "dense").hooks(setting) == []
     assert torch.equal(dense.step(), before)
     assert all(dense.weight(name)[~mask.keep].all() for name, mask in masks.items())

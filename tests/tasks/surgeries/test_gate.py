@@ -117,7 +117,7 @@ def test_training_keeps_buffers_trains_parameters_and_export_refuses(tmp_path):
 @pytest.mark.parametrize(
     ("listed", "problem"),
     [
-        ([{"gatee": {}}], "surgeries: no method 'gatee' in tasks.surgeries; choose one of gate, narrow, transform"),
+        ([{"gatee": {}}], "surgeries: no method 'gatee' in tasks.surgeries; choose one of gate, narrow, slorb, transform"),
         ([{"narrow": {"width": [3]}}], "surgeries: narrow.width: no such field; choose one of widths"),
         ([{"narrow": {"widths": [0, 8]}}], "surgeries: narrow.widths[0]: input should be greater than 0, got 0"),
         ([{"narrow": {"widths": [8, 8, 8]}}], "narrow gives 3 widths for 2 blocks"),
