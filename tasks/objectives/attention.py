@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.train.objective import Objective
+from tasks.train.teaching import FeatureDistillation
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from tasks.train.objective import Metrics
 
 
-class Attention(Objective):
+class Attention(FeatureDistillation):
     paper: ClassVar[str] = "MiniLM (arXiv 2002.10957)"
 
-    ce: float = Field(1.0, ge=0)
-    """Weight of the cross-entropy."""
     attention: float = Field(1.0, gt=0)
     """Weight of the mean divergence of the attention."""
     blocks: Literal["all", "last"] = "all"
@@ -34,9 +32,6 @@ class Attention(Objective):
 
     def asks(self) -> tuple[str, ...]:
         return ("attentions",)
-
-    def needs_teacher(self) -> bool:
-        return True
 
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         from tasks.train.states import check_depths
@@ -47,14 +42,6 @@ class Attention(Objective):
                 f"attention compares head by head, and the teacher has {teacher.heads} in a block, the model "
                 f"{student.heads}; take objective hidden_states or distillation"
             )
-
-    def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics]:
-        from tasks.train.losses import cross_entropy
-
-        loss = cross_entropy(student_NV, following_N)
-        return self.ce * loss, {"loss": loss.detach()}
 
     def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         assert teacher is not None, "it needs one"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.train.objective import Objective
+from tasks.train.teaching import FeatureDistillation
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from tasks.train.objective import Metrics
 
 
-class HiddenStates(Objective):
+class HiddenStates(FeatureDistillation):
     paper: ClassVar[str] = "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)"
 
-    ce: float = Field(1.0, ge=0)
-    """Weight of the cross-entropy."""
     features: float = Field(1.0, gt=0)
     """Weight of the mean distance of the hidden states."""
     distance: Literal["square", "cosine"] = "square"
@@ -39,9 +37,6 @@ class HiddenStates(Objective):
     def asks(self) -> tuple[str, ...]:
         return ("hidden_states",)
 
-    def needs_teacher(self) -> bool:
-        return True
-
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         from tasks.train.states import check_depths
 
@@ -51,14 +46,6 @@ class HiddenStates(Objective):
                 f"hidden_states compares features one by one, and the teacher has {teacher.width}, the model "
                 f"{student.width}; take objective distillation"
             )
-
-    def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics]:
-        from tasks.train.losses import cross_entropy
-
-        loss = cross_entropy(student_NV, following_N)
-        return self.ce * loss, {"loss": loss.detach()}
 
     def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         assert teacher is not None, "it needs one"

@@ -9,34 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
-from tasks.train.objective import Objective
+from tasks.train.teaching import LogitDistillation
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.train.objective import Metrics
 
-
-class ReverseKl(Objective):
+class ReverseKl(LogitDistillation):
     paper: ClassVar[str] = "MiniLLM (arXiv 2306.08543)"
+    told: ClassVar[str] = "reverse_kl"
 
-    ce: float = Field(0.33, ge=0)
-    """Weight of the cross-entropy."""
-    kl: float = Field(0.67, gt=0)
-    """Weight of the KL divergence from the teacher."""
-    temperature: float = Field(2.0, gt=0)
-    """Temperature of both distributions in the KL divergence."""
+    def apart(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
+        from tasks.train.losses import divergence
 
-    def needs_teacher(self) -> bool:
-        return True
-
-    def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics]:
-        assert teacher_NV is not None, "it needs one"
-        from tasks.train.losses import cross_entropy, divergence
-
-        loss, apart = cross_entropy(student_NV, following_N), divergence(teacher_NV, student_NV, self.temperature)
-        return self.ce * loss + self.kl * apart, {"loss": loss.detach(), "reverse_kl": apart.detach()}
+        return divergence(teacher_NV, student_NV, self.temperature)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.train.objective import Objective
+from tasks.train.teaching import FeatureDistillation
 
 if TYPE_CHECKING:
     import torch
@@ -23,19 +23,14 @@ if TYPE_CHECKING:
     from tasks.train.objective import Metrics
 
 
-class SquareHead(Objective):
+class SquareHead(FeatureDistillation):
     paper: ClassVar[str] = "SquareHead, Sparse Fine-tuning for Inference Acceleration (arXiv 2310.06927)"
 
-    ce: float = Field(1.0, ge=0)
-    """Weight of the cross-entropy."""
     features: float = Field(1.0, gt=0)
     """Weight of the summed difference of the hidden states."""
 
     def asks(self) -> tuple[str, ...]:
         return ("hidden_states",)
-
-    def needs_teacher(self) -> bool:
-        return True
 
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         ours, theirs = ((facts.depth, facts.width) for facts in (student, teacher))
@@ -44,14 +39,6 @@ class SquareHead(Objective):
                 f"square_head compares block by block, and the teacher has {theirs[0]} blocks of width "
                 f"{theirs[1]}, the model {ours[0]} of {ours[1]}; take objective distillation"
             )
-
-    def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics]:
-        from tasks.train.losses import cross_entropy
-
-        loss = cross_entropy(student_NV, following_N)
-        return self.ce * loss, {"loss": loss.detach()}
 
     def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         assert teacher is not None, "it needs one"

@@ -12,37 +12,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.train.objective import Objective
+from tasks.train.teaching import LogitDistillation
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.train.objective import Metrics
 
-
-class TopK(Objective):
+class TopK(LogitDistillation):
     paper: ClassVar[str] = "knowledge distillation (arXiv 1503.02531) over the teacher's likeliest tokens"
+    told: ClassVar[str] = "top_k_kl"
 
-    ce: float = Field(0.33, ge=0)
-    """Weight of the cross-entropy."""
-    kl: float = Field(0.67, gt=0)
-    """Weight of the KL divergence to the teacher."""
-    temperature: float = Field(2.0, gt=0)
-    """Temperature of both distributions in the KL divergence."""
     k: int = Field(64, ge=1)
     """How many of the teacher's likeliest tokens are told apart; of a smaller vocabulary all."""
     tail: bool = True
     """Whether the rest counts as one token, or is left out."""
 
-    def needs_teacher(self) -> bool:
-        return True
-
-    def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics]:
-        assert teacher_NV is not None, "it needs one"
-        from tasks.train.losses import cross_entropy, divergence, likeliest
+    def apart(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
+        from tasks.train.losses import divergence, likeliest
 
         chosen = likeliest(teacher_NV, student_NV, self.k, self.temperature, self.tail)
-        loss, apart = cross_entropy(student_NV, following_N), divergence(chosen[1], chosen[0], self.temperature)
-        return self.ce * loss + self.kl * apart, {"loss": loss.detach(), "top_k_kl": apart.detach()}
+        return divergence(chosen[1], chosen[0], self.temperature)
