@@ -273,7 +273,11 @@ TABLE = [
     ),
     ("stages/3/recover/objective", {"mixture": {"of": ["top_k"]}}, "recover.objective: mixture.of: "),
     ("stages/3/recover/objective", {"top_k": {"k": 0}}, "top_k.k: input should be greater than or equal to 1, got 0"),
-    ("stages/3/recover/objective", {"reverse_kl": {"kl": 0}}, "reverse_kl.kl: input should be greater than 0, got 0"),
+    (
+        "stages/3/recover/objective",
+        {"reverse_kl": {"kl": 0}},
+        "reverse_kl: kl is 0: nothing would be learned from the teacher; choose cross_entropy",
+    ),
     ("stages/3/recover/objective", {"hidden_states": {"distance": "l1"}}, "distance: input should be 'square' or 'cosine'"),
     ("stages/3/recover/objective", {"attention": {"blocks": "first"}}, "blocks: input should be 'all' or 'last'"),
     ("stages/1/pretrain/objective", "hidden_states", "objective hidden_states learns from a teacher, and pretrain has none"),
