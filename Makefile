@@ -84,13 +84,16 @@ lint: install
 
 install: $(STAMP)
 
-# torch first: DeepSpeed's build looks for it
+# torch first: DeepSpeed's build looks for it; an empty database of Prefect last, of which every home begins with a copy
 $(STAMP): infra/requirements.lock pyproject.toml tasks/calibrate/solvers/pruning.cpp
 	@echo "installing into $(VENV): a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $$(grep -E "^(torch|numpy|setuptools|wheel|ninja|packaging)==" infra/requirements.lock)
 	$(BIN)/python -m pip install -q --no-build-isolation -r infra/requirements.lock
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	mkdir -p $(VENV)/share/winnow && rm -f $(VENV)/share/winnow/prefect.db
+	PREFECT_HOME=$(VENV)/share/winnow PREFECT_API_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///$(abspath $(VENV))/share/winnow/prefect.db \
+	    $(BIN)/prefect server database upgrade -y >/dev/null
 	touch $(STAMP)
 
 # resolve pyproject.toml anew and write down what came out

@@ -16,7 +16,7 @@ from flows.dashboard import dashboard
 from flows.deploy import deploy
 from flows.ending import Terminated
 from flows.gc import gc, pin, unpin
-from flows.lazy import make_lazy
+from flows.lazy import collect_rarely, make_lazy
 from flows.notify import notify
 from flows.options import (
     Commands,
@@ -63,6 +63,7 @@ for command in (standing.up, standing.down, standing.status, standing.doctor):
 
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    collect_rarely()
     make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     settle_environment()

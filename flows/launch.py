@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +22,7 @@ from flows.conductor import heal
 from flows.display import Display
 from flows.ending import OUTCOME, Outcome, Terminated, ends_once
 from flows.here import make_here
+from flows.lazy import collect_as_ever
 from flows.override import parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
@@ -62,6 +65,7 @@ def _launch(
         raise ValueError(f"--strict: nothing is required of what this run makes; gates are judged where {what}")
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     display = Display(console, quiet)
+    collect_as_ever()
     if plan.recipe.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "recipe.search: ranks of torchrun cannot decide together; run it without torchrun, or leave out stop and tpe"
@@ -91,6 +95,10 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
     from cluster.servers.services import Services
     from cluster.servers.supervisor import Watch
 
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if needed:  # Prefect takes seconds to import, and servers to start
+        Thread(target=import_module, args=("flows.pipeline",), daemon=True).start()
     kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
     services = Services()
     if needed and kinds:
@@ -101,8 +109,6 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
         os.environ.update(services.environment())
         if profile.prefect.api_url:
             os.environ["PREFECT_API_URL"] = profile.prefect.api_url
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         logging.raiseExceptions = False  # or Prefect writes to stderr what it could not log
         with watched if needed and kinds else nullcontext():
             yield

@@ -29,7 +29,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.logging import get_logger
 from prefect.states import Cancelled
 
-from cluster.servers.embedded import write_private
+from cluster.servers.private import write_private
 from flows.recipe import read_recipe
 from flows.registration import RECIPE_TAG, TAG
 

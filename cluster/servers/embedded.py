@@ -13,7 +13,6 @@ import http.client
 import os
 import secrets
 import shutil
-import stat
 import sys
 import urllib.request
 from collections.abc import Mapping
@@ -27,10 +26,12 @@ from pydantic import BaseModel, ConfigDict
 from cluster.profile import CHECKOUT, cores, private_file
 from cluster.servers.launch import Launch, inherited, no_proxy
 from cluster.servers.ports import LOOPBACK, port_of_home
+from cluster.servers.private import write_private
 from cluster.servers.processes import Process
 from cluster.warm import asking as warm
 from cluster.warm.copying import ASSUMED, SOCKET, command
 
+EMPTY_DATABASE = Path(sys.prefix) / "share" / "winnow" / "prefect.db"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
 
 
@@ -70,6 +71,7 @@ def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags]
     command += [str(word) for pair in options.items() for word in pair]
     environment = {**inherited("RAY_"), **ray_environment(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # it would move work to other nodes first, and has none
     environment |= {"PYTHONPATH": _python_path(), warm.VARIABLE: str(temporary.with_name(SOCKET))}
     return Launch(command=command, environment=environment, url=f"http://{LOOPBACK}:{ports['ray']}", token=token)
 
@@ -77,6 +79,7 @@ def ray_head(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
 def prefect_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
     directory = home / "prefect"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _begin_database(directory / "prefect.db")
     token = _kept_secret(home / "secrets" / "prefect.auth", f"winnow:{secrets.token_hex(32)}")
     url = f"http://{LOOPBACK}:{ports['prefect']}"
     environment = inherited("PREFECT_") | {
@@ -93,6 +96,13 @@ def prefect_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Lau
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK]
     command += ["--port", str(ports["prefect"])]
     return Launch(command=command, environment=environment, url=f"{url}/api", token=token)
+
+
+def _begin_database(database: Path) -> None:
+    """As a copy of the empty one that the installation made, if it did: Prefect takes ten seconds to make one from nothing, and
+    brings an older one up to date itself."""
+    if EMPTY_DATABASE.exists() and not database.exists():
+        write_private(database, EMPTY_DATABASE.read_bytes())
 
 
 def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Launch:
@@ -206,26 +216,6 @@ def _kept_secret(file: Path, fresh: str) -> str:
     secret = file.read_text().strip() if file.exists() else fresh
     write_private(file, secret)
     return secret
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace `path` at once by a file that only this user can read."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    partial.replace(path)
-
-
-def private_directory(path: Path) -> Path:
-    """A directory in the shared /tmp that is ours: someone else's, or a link, would let them in."""
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise RuntimeError(f"{path} exists and is not a directory of this user; remove it")
-    path.chmod(0o700)
-    return path
 
 
 def _python_path() -> str:

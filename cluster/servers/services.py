@@ -24,6 +24,7 @@ from cluster.profile import CHECKOUT, home
 from cluster.servers import embedded as servers
 from cluster.servers.embedded import Launch, Server
 from cluster.servers.ports import ports_for, taken
+from cluster.servers.private import private_directory
 from cluster.servers.processes import Process, end, last_lines, spawn
 from cluster.servers.state import DEPLOYMENTS, Health, Mode, State, read_state, write_state
 
@@ -176,7 +177,7 @@ class Services:
 
     def spawn(self, kind: str, lost: Iterable[int] = ()) -> subprocess.Popen:
         """Start a server, in the place of the dead one of its kind if there is one; `lost` are ports that others took."""
-        temporary = servers.private_directory(Path(self.state.temporary))
+        temporary = private_directory(Path(self.state.temporary))
         dead = self.state.servers.get(kind)
         ports = ports_for(self.home, kind, self.state.mode == "up", lost)
         if kind in servers.LAUNCHES:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from cluster.servers.embedded import Server, write_private
+from cluster.servers.embedded import Server
+from cluster.servers.private import write_private
 from cluster.servers.processes import Process
 
 Mode = Literal["embedded", "up"]

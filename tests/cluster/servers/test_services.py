@@ -20,6 +20,7 @@ from cluster.profile import CHECKOUT
 from cluster.servers import embedded as servers
 from cluster.servers.embedded import Launch, Server, headers
 from cluster.servers.ports import PortTaken, ports_for
+from cluster.servers.private import write_private
 from cluster.servers.processes import MARK, Process, end, family, spawn
 from cluster.servers.services import Services, State
 
@@ -228,7 +229,7 @@ def test_stop_leaves_a_stranger_with_a_recorded_pid_alone(standing):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]) as stranger:
         record = Process(pid=stranger.pid, created=psutil.Process(stranger.pid).create_time() - 60)
         state = State(temporary="/tmp/winnow-nothing", servers={"ray": Server(process=record, mark="m", url="http://x:1")})
-        servers.write_private(standing.file, state.model_dump_json())
+        write_private(standing.file, state.model_dump_json())
         assert not Services(standing.home).status()["ray"].alive
         Services(standing.home).stop()
         assert stranger.poll() is None
