@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from cluster.ray.retries import Seen, Tell, culprit, nowhere, said_of, stop_at_mistakes
@@ -37,6 +38,7 @@ TRAIN_SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice once stdout is a log file
 }
+_JOINING = Lock()
 
 
 class Running:
@@ -73,7 +75,12 @@ class Running:
 
 
 def connect() -> None:
-    """Join the cluster that runs this job, once; the address is in the job's environment."""
+    """Join the cluster that runs this job, once, whoever asks at the same time; the address is in the job's environment."""
+    with _JOINING:
+        _join()
+
+
+def _join() -> None:
     import ray
 
     if ray.is_initialized():

@@ -63,6 +63,7 @@ def rank(payload):
 
 DRIVER = """
 import json, os, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from cluster.ray.workers import on_cluster, run_group, run_task, start_actor, start_task
 from targets import event
 
@@ -77,6 +78,8 @@ event(kind="driver")
 if "group" in request:
     attempt("group", lambda: run_group("targets:rank", storage=request["place"] + "/train", **request["group"]))
 else:
+    with ThreadPoolExecutor(4) as pool:  # all of them find that nobody has joined the cluster yet
+        attempt("at-once", lambda: len(list(pool.map(lambda _: run_task("targets:nap", {"seconds": 0}, cpus=0.5), range(4)))))
     attempt("echo-result", lambda: run_task("targets:echo", {"a": 1}, cpus=2, env={"VARIABLE": "x"}))
     attempt("fail", lambda: run_task("targets:fail", {}))
     attempt("die", lambda: run_task("targets:die", {}))
@@ -126,6 +129,7 @@ def of(events, kind):
 
 def test_tasks_return_fail_and_run_side_by_side(drive):
     events = drive[0]("tasks", {})
+    assert of(events, "at-once")[0].get("result") == 4, "as evaluations on several workers begin"
     (echo,) = of(events, "echo-result")
     assert {name: echo["result"][name] for name in ("a", "threads", "variable")} == {"a": 1, "threads": "2", "variable": "x"}
     assert of(events, "echo")[0]["a"] == 1
