@@ -171,7 +171,7 @@ def show_plan(
     from flows.planned import plan_table
 
     where = load_profile(profile)
-    plan, _ = prepare(recipe, where, part=Part(only, until), settings=parse_settings(settings or []))
+    plan, _ = prepare(recipe, where, part=Part(only, until), settings=parse_settings(settings or []), only_plan=True)
     rows = [describe(plan, step, where) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:

@@ -112,14 +112,17 @@ def prepare(
     part: Part = WHOLE,
     settings: Sequence[Setting] = (),
     trials: list[Values] | None = None,
+    only_plan: bool = False,
 ) -> tuple[Plan, Store]:
     """The plan of a recipe with these ``settings``, or of a ``part`` of it, after everything that can be wrong before anything
-    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already."""
+    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already. A profile that
+    names its card says what another machine has, and ``only_plan`` does not look for it on this one."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
     store.writable()
     profile.check_stages(RESOURCED)
-    profile.check_device()
+    if not (only_plan and profile.card):
+        profile.check_device()
     checked = load_recipe(recipe, served, settings, trials)
     named = chosen(checked, part)
     checked = up_to(checked, named)

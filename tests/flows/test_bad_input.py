@@ -919,6 +919,16 @@ PROFILES = [
 ]
 
 
+def test_a_laptop_plans_for_the_cards_of_a_profile_and_runs_nothing_on_them(home: Path) -> None:
+    (home / "profile.yaml").write_text("card: H100\nstages: {pretrain: {cpus: 1, gpus: 1}}")
+    (home / "recipe.yaml").write_text(yaml.safe_dump(GOOD))
+    where = load_profile(home / "profile.yaml")
+    plan, _ = prepare(str(home / "recipe.yaml"), where, only_plan=True)
+    assert plan.due
+    with pytest.raises(ValueError, match=r"stages\.\*\.gpus was asked for, but this machine has no usable GPU; use cpu$"):
+        prepare(str(home / "recipe.yaml"), where)
+
+
 @pytest.mark.parametrize(("text", "expected"), PROFILES)
 def test_a_bad_profile_is_refused_in_one_line(text: str, expected: str, home: Path) -> None:
     (home / "profile.yaml").write_text(text)
