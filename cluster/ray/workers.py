@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+from cluster.ray.joining import connect
 from cluster.ray.retries import Seen, Tell, culprit, nowhere, said_of, stop_at_mistakes
 from cluster.ray.targets import (
     THREADS,
@@ -30,15 +30,6 @@ from cluster.ray.targets import (
 )
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
-TRAIN_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s is how long a dead rank goes unnoticed
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process; hangs inside a step are the target's to find
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # another stage may hold the CPUs for a while
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice once stdout is a log file
-}
-_JOINING = Lock()
 
 
 class Running:
@@ -72,24 +63,6 @@ class Running:
         import ray
 
         ray.cancel(self._reference, force=True)
-
-
-def connect() -> None:
-    """Join the cluster that runs this job, once, whoever asks at the same time; the address is in the job's environment."""
-    with _JOINING:
-        _join()
-
-
-def _join() -> None:
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two ranks are two events
-    os.environ.update({name: os.environ.get(name, value) for name, value in TRAIN_SETTINGS.items()})
-    if os.environ.get("WINNOW_LOCAL"):
-        _use_prestarted_workers()
-    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level="warning")
 
 
 def start_task(
@@ -225,15 +198,6 @@ def _settings(cpus: float, env: Mapping[str, str] | None) -> dict[str, str]:
     names = [*json.loads(os.environ.get("WINNOW_PASSED_ON", "[]")), *PASSED_ON]
     passed = {name: os.environ[name] for name in names if name in os.environ}
     return {**dict.fromkeys(THREADS, str(max(1, int(cpus)))), **passed, **(env or {})}
-
-
-def _use_prestarted_workers() -> None:
-    """Drop the job's variables from the tasks' runtime environment: `_settings` carries them, and without any the tasks
-    run in workers that Ray has started already, a second sooner each."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    if environment := (job.get("runtime_env") or {}).pop("env_vars", None):
-        os.environ["WINNOW_PASSED_ON"] = json.dumps(sorted(environment))
-        os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(job)
 
 
 def _check_room(ranks: int, cpus: float, gpus: float) -> None:

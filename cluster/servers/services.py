@@ -170,9 +170,8 @@ class Services:
 
     def _launch(self, kinds: list[str], started: list[str]) -> None:
         """Start all, then wait for all; every process is in the file before anyone waits for it."""
-        first = [kind for kind in kinds if kind not in BESIDE]
-        for some in (first, [kind for kind in kinds if kind in BESIDE]):  # deployments register with Prefect at once
-            started += some
+        for beside in (False, True):  # deployments register with Prefect at once
+            started += (some := [kind for kind in kinds if (kind in BESIDE) is beside])
             self._await({kind: self.spawn(kind) for kind in some})
 
     def spawn(self, kind: str, lost: Iterable[int] = ()) -> subprocess.Popen:

@@ -27,28 +27,23 @@ from pydantic import Field
 
 from tasks.calibrate.method import Edit, Pruner
 from tasks.calibrate.observe import Hessian, InputStatistic
+from tasks.calibrate.swept import Swept
 
 if TYPE_CHECKING:
     from tasks.formats.pattern import Pattern
     from tasks.models.find.linears import Linear
 
 
-class Sparsegpt(Pruner):
+class Sparsegpt(Swept, Pruner):
     paper: ClassVar[str] = "SparseGPT (arXiv 2301.00774)"
     scope: ClassVar[Literal["row", "layer"]] = "layer"
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M", "block", "group", "channel")
 
-    percent_damp: float = Field(0.01, gt=0, le=1)
-    """Share of the mean curvature that is added to every feature's."""
     block: int = Field(128, ge=1)
     """Columns decided at once where the pattern does not say how many."""
-    act_order: bool = True
-    """Take columns, or N:M groups, by descending curvature; otherwise from left to right."""
-    double: bool = False
-    """Sweep in float64."""
 
     def observer(self, linear: Linear) -> InputStatistic | None:
-        return Hessian(linear.shape[-1], "float64" if self.double else "float32")
+        return self.curvature(linear)
 
     def solve_linear(
         self,

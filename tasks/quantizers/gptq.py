@@ -21,10 +21,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
 
 from tasks.calibrate.method import Edit
 from tasks.calibrate.quantizer import Quantizer
+from tasks.calibrate.swept import Swept
 
 if TYPE_CHECKING:
     from tasks.calibrate.observe import InputStatistic
@@ -32,20 +32,11 @@ if TYPE_CHECKING:
     from tasks.models.find.linears import Linear
 
 
-class Gptq(Quantizer):
+class Gptq(Swept, Quantizer):
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
 
-    percent_damp: float = Field(0.01, gt=0, le=1)
-    """Share of the mean curvature that is added to every feature's."""
-    act_order: bool = True
-    """Take columns by descending curvature; otherwise from left to right."""
-    double: bool = False
-    """Sweep in float64."""
-
     def statistic(self, linear: Linear) -> InputStatistic | None:
-        from tasks.calibrate.observe import Hessian
-
-        return Hessian(linear.shape[-1], "float64" if self.double else "float32")
+        return self.curvature(linear)
 
     def solve_linear(
         self,

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from tasks.calibrate.method import BlockView, Edit, check_promises
 from tasks.calibrate.quantizer import Quantizer
+from tasks.calibrate.swept import Swept
 from tasks.formats.pattern import Unstructured
 
 if TYPE_CHECKING:
@@ -34,26 +35,18 @@ if TYPE_CHECKING:
 EVERY = Unstructured()
 
 
-class Joint(Quantizer):
+class Joint(Swept, Quantizer):
     paper: ClassVar[str] = "SparseGPT with joint quantization (arXiv 2301.00774)"
     plain: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
     scope: ClassVar[Literal["row", "layer"]] = "layer"
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M", "block", "group", "channel")
 
-    percent_damp: float = Field(0.01, gt=0, le=1)
-    """Share of the mean curvature that is added to every feature's."""
     block: int = Field(128, ge=1)
     """Columns decided at once where the pattern does not say how many."""
-    act_order: bool = True
-    """Take columns, or N:M groups, by descending curvature; otherwise from left to right."""
-    double: bool = False
-    """Sweep in float64."""
 
     def statistic(self, linear: Linear) -> InputStatistic | None:
-        from tasks.calibrate.observe import Hessian
-
-        return Hessian(linear.shape[-1], "float64" if self.double else "float32")
+        return self.curvature(linear)
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         super().admit(linears, allocation, pattern)
