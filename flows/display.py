@@ -86,14 +86,15 @@ class Display(Watcher):
             self.say(f"{step.id}: {event.text}")
         if not isinstance(event, events.Progress):
             return
-        id, rate = step.id, self._rate(step.id, event)
+        id, (rate, left) = step.id, self._speed(step.id, event)
         if id in self.bars:
             note = event.note or event.unit
             self.progress.update(self.bars[id], completed=event.done, total=event.total or None, rate=rate, note=note)
         elif time.monotonic() - self.lines.get(id, 0.0) > LINE_SECONDS:
             self.lines[id] = time.monotonic()
             share = f"{100 * event.done / event.total:.0f}% " if event.total else ""
-            self.say(f"{id}: {share}{event.done:,} {event.unit} {rate} {event.note}".rstrip())
+            told = filter(None, (f"{share}{event.done:,} {event.unit}", rate, left, event.note))
+            self.say(f"{id}: {', '.join(told)}")
 
     def finished(self, step: Step, record: Record, overhead: float) -> None:
         if step.id in self.bars:
@@ -108,13 +109,11 @@ class Display(Watcher):
             self.progress.remove_task(self.bars.pop(step.id))
         self.say(f"{step.id}: failed; the search goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
 
-    def _rate(self, id: str, event: events.Progress) -> str:
-        """Units per second since the stage's first event that counts any, by the stage's own clock."""
+    def _speed(self, id: str, event: events.Progress) -> tuple[str, str]:
+        """Rate and rest since the stage's first event that counts any, by the stage's own clock."""
         if not event.total and not event.done:
-            return ""
-        start, done = self.rates.setdefault(id, (event.timestamp, event.done))
-        seconds = (event.timestamp - start) / 1000
-        return f"{(event.done - done) / seconds:,.0f} {event.unit}/s" if seconds > 1 else ""
+            return "", ""
+        return event.speed(*self.rates.setdefault(id, (event.timestamp, event.done)))
 
 
 ROWS = (

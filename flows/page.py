@@ -162,14 +162,8 @@ class Page(Watcher):
 def pace(running: Running, event: Progress) -> str:
     """How far a stage is, how fast, how long it will take, and where its curves are."""
     first = running.first or event
-    seconds, done = (event.timestamp - first.timestamp) / 1000, event.done - first.done
     parts = [f"{event.done:,} of {event.total:,} {event.unit}" if event.total else f"{event.done:,} {event.unit}"]
-    if seconds > 1 and done > 0:
-        rate = done / seconds
-        parts.append(f"{rate:,.{0 if rate >= 100 else 1}f} {event.unit}/s")
-        if event.total:
-            left = int((event.total - event.done) * seconds / done)
-            parts.append(f"{left // 60}:{left % 60:02d} left")
+    parts += event.speed(first.timestamp, first.done)
     names = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
     parts += [names[name].format(value) for name, value in running.curves.items() if event.unit != "tokens" or name == "loss"]
     return " · ".join(dict.fromkeys(filter(None, [*parts, event.note])))  # the note may be the loss

@@ -34,6 +34,19 @@ class Progress(Event):
     unit: str
     note: str = ""
 
+    def speed(self, since: int, done: int) -> tuple[str, str]:
+        """Units per second after ``done`` of them were done at ``since`` (milliseconds), in digits enough to see it move, and
+        minutes that are left; empty where it cannot be told yet."""
+        seconds, more = (self.timestamp - since) / 1000, self.done - done
+        if seconds <= 1 or more <= 0:
+            return "", ""
+        rate = more / seconds
+        minutes, rest = divmod(int((self.total - self.done) / rate), 60)
+        return (
+            f"{rate:,.{0 if rate >= 100 else 1 if rate >= 1 else 2}f} {self.unit}/s",
+            f"{minutes}:{rest:02d} left" if self.total else "",
+        )
+
 
 @dataclass(frozen=True)
 class Note(Event):

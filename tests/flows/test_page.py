@@ -136,3 +136,9 @@ def test_what_goes_wrong_on_the_page_is_a_line_and_nothing_more(made, page, monk
     page.task_run = lambda: 1 / 0
     page.started(made.by_id["pretrain"])
     assert said == ["the page of this run lacks something: ZeroDivisionError: division by zero"]
+
+
+def test_slow_work_still_shows_a_rate_and_how_long_it_will_take() -> None:
+    assert Progress(28, 152, "windows", timestamp=100_000).speed(0, 0) == ("0.28 windows/s", "7:22 left")
+    assert Progress(28, 0, "windows", timestamp=100_000).speed(0, 0) == ("0.28 windows/s", "")
+    assert Progress(28, 152, "windows", timestamp=900).speed(0, 0) == ("", ""), "in the first second it says nothing"
