@@ -99,7 +99,8 @@ class Quantize(CalibratedStage):
             if self.kv_cache:
                 from tasks.models.files.kv_cache import require_cached
 
-                require_cached(parties.model.skeleton, list(schemes.values()))
+                may_become = self.precision.schemes(self.method) if self.precision else schemes.values()
+                require_cached(parties.model.skeleton, may_become)
             if self.precision:
                 self.precision.check(self.method, parties.model.linears)
                 return

@@ -59,3 +59,18 @@ def test_scales_of_inputs_and_zero_points_are_stored_and_folded_models_read_back
     kinds = {name.rpartition(".")[2] for name in StoredWeights(directory).files}
     assert ("input_scale" in kinds) == ("smooth_quant" in method) and ("weight_zero_point" in kinds) == ("awq" in method)
     assert load_model(directory)(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_a_cache_in_8_bits_beside_bits_under_a_budget_has_no_zero_points_anywhere_and_reads_back(shop):
+    fields = {"method": "round_to_nearest", "precision": {"budget": 5.0, "choices": CHOICES}}
+    directory, without = quantized(shop, kv_cache="FP8", **fields), quantized(shop, **fields)
+    said = json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert len(said["config_groups"]) > 1 and "dequantize" not in said
+    args = [said["kv_cache_scheme"], *(group["weights"] for group in said["config_groups"].values())]
+    assert all(each["symmetric"] and not each["dynamic"] for each in args)
+    leaves = [name.rpartition(".")[2] for name in StoredWeights(directory).files]
+    assert leaves.count("k_scale") == leaves.count("v_scale") == 2 and not any("zero_point" in leaf for leaf in leaves)
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        rounded, exact = (load_model(each)(tokens).logits for each in (directory, without))
+    assert 0 < (rounded - exact).abs().max() < 0.3 * exact.abs().max()
