@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tasks.calibrate.quantizer import Quantizer
 from tasks.context import Context
 from tasks.methods import of
+from tasks.models.files.schemes import require_readable
 from tasks.models.source import ModelSource, Stored
-from tasks.stage import Kind
-from tasks.train.regime import Regime
+from tasks.stage import Facts, Kind
+from tasks.train.regime import Regime, Setting
 from tasks.train.training import TrainStage
 from tasks.train.until import Until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from compressed_tensors.quantization import QuantizationScheme
     from transformers import PreTrainedModel
 
     from tasks.formats.mask import Masks
+    from tasks.models.facts import Parties
     from tasks.train.birth import Weights
     from tasks.train.hook import Hook
 
@@ -39,8 +44,66 @@ class Recover(TrainStage):
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW."""
 
+    fake_quantize: Annotated[Quantizer | None, of("quantizers", optional=True)] = None
+    """Trains for the rounding that follows: forward passes see weights as round_to_nearest of this scheme rounds them, and
+    gradients pass straight through. Written as in the quantize stage, {round_to_nearest: {bits: 4, group_size: 64}}."""
+
     until: Until | None = None
     """Ends the run once the held-out text is foretold so well, ``{perplexity: 30}``, or once that is out of reach."""
+
+    @model_validator(mode="after")
+    def _fakes_what_is_rounded_alone(self) -> Recover:
+        if (method := self.fake_quantize) is None:
+            return self
+        if method.name != "round_to_nearest":
+            raise ValueError(f"fake_quantize: {method.name} rounds by calibration text; choose round_to_nearest")
+        if method.range != "minmax":
+            raise ValueError(f"fake_quantize: range {method.range} is no range that training fits anew; choose minmax")
+        return self
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if self.fake_quantize:
+            self._require_fakeable(self.fake_quantize.named_schemes())
+            if (surgery := self.method.surgery()) and surgery.unpacked:
+                raise ValueError(f"fake_quantize: {self.method.name} makes what cannot be quantized: {surgery.unpacked}")
+
+    def check_width(self, width: int) -> None:
+        super().check_width(width)
+        if self.fake_quantize:
+            self.fake_quantize.check_width(width)
+
+    def check_parties(self, parties: Parties) -> None:
+        super().check_parties(parties)
+        if self.fake_quantize and parties.model:
+            from tasks.formats.pattern import parse_pattern
+            from tasks.models.files.packable import require_packable
+
+            linears = parties.model.linears
+            schemes = {name: self.fake_quantize.scheme_of(linear) for name, linear in linears.items()}
+            require_packable(parties.model.skeleton, [name for name in schemes if schemes[name].weights is not None])
+            self._require_fakeable(schemes.values())
+            self.fake_quantize.admit(linears, dict.fromkeys(linears, 0.0), parse_pattern("unstructured"))
+
+    @staticmethod
+    def _require_fakeable(schemes: Iterable[QuantizationScheme]) -> None:
+        """Raise ValueError where a scheme cannot be stored, or rounds more than weights."""
+        schemes = list(schemes)
+        require_readable(schemes)
+        if any(scheme.input_activations is not None for scheme in schemes):
+            raise ValueError(
+                "fake_quantize: weights alone are rounded in training, and the scheme rounds inputs too; choose one that does "
+                "not, as W4A16"
+            )
+
+    def shape(self, context: Context, model: PreTrainedModel, setting: Setting) -> None:
+        if self.fake_quantize:
+            from tasks.models.files.checkpoint import skeleton
+            from tasks.train.fake_quantized import fake_quantize
+
+            grids = {name: grid for name, linear in setting.linears.items() if (grid := self.fake_quantize.grid_of(linear))}
+            stored = dict(skeleton(self.incoming(context)).named_parameters())
+            fake_quantize(model, setting.linears, grids, {name: stored[name].dtype for name in grids})
 
     def reads(self) -> dict[str, int]:
         return super().reads() | ({"heldout": self.length} if self.until else {})

@@ -77,7 +77,10 @@ def substitute(model: nn.Module, linears: Mapping[str, Linear], effective: Effec
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
         if sparse_gradients:
-            owner.forward = _Map(owner, key, linear)
+            inner: Any = owner
+            while isinstance(inner.forward, _Swap):  # what is swapped already stays so
+                inner = inner.forward
+            inner.forward = _Map(owner, key, linear)
         swaps.setdefault(compiled_around(model, path) or owner, {})[owner, key] = name
     for module, places in swaps.items():
         around = module.forward if isinstance(module.forward, Recomputed) else module  # what runs again is swapped again

@@ -150,6 +150,9 @@ class TrainStage(ModelStage):
         """What looks on while the regime trains."""
         return []
 
+    def shape(self, context: Context, model: PreTrainedModel, setting: Setting) -> None:
+        """What changes forward passes inside of what the regime changes."""
+
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.accounting import shape_of
         from tasks.models.build.building import operate
@@ -178,6 +181,7 @@ class TrainStage(ModelStage):
         ready(model, execution, recomputes(context, shape, how), self.minimised.asks())
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
+        self.shape(context, model, setting)
         self.method.setup(model, setting)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         hooks = [*self.method.hooks(setting), *self.watchers(context)]

@@ -230,6 +230,50 @@ TABLE = [
     ("stages/4/quantize/method", {"gptq": {"scheme": {"W4A16": {"group_size": 48}}}}, "48 does not divide the input width 64"),
     ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "schemes": {"dwn": "FP8_DYNAMIC"}}}, "no matrix has 'dwn' as a"),
     ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "bits": 8}}, "gptq: scheme says what bits says; leave one"),
+    (
+        "stages/4/quantize",
+        {
+            "method": "gptq",
+            "kv_cache": "FP8",
+            "precision": {"choices": [{"W4A16_ASYM": {"group_size": size}} for size in (64, 64)]},
+        },
+        "kv_cache: transformers unpacks zero points at once, and rounds no cache then; choose symmetric weights",
+    ),
+    (
+        "stages/3/recover",
+        {"tokens": 1000, "method": {"ast": {"slorb": 16}}, "fake_quantize": {"round_to_nearest": {"group_size": 64}}},
+        "fake_quantize: ast makes what cannot be quantized: ",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        "gptq",
+        "recover: fake_quantize: gptq rounds by calibration text; choose round_to_nearest",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"range": "mse"}},
+        "recover: fake_quantize: range mse is no range that training fits anew; choose minmax",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"bits": 3, "group_size": 48}},
+        "recipe.recover: group_size 48 does not divide the input width 64",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"scheme": "W4A16"}},
+        "group_size 128 does not divide the input width 64",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"scheme": "W8A8"}},
+        "fake_quantize: weights alone are rounded in training, and the scheme rounds inputs too; choose one that does not",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"scheme": "NVFP4"}},
+        "round_to_nearest cannot make NVFP4: the scales of its inputs are fixed per tensor_group; choose one of ",
+    ),
     ("stages/1/pretrain/tokens", 0, "recipe.stages[1].pretrain.tokens: input should be greater than 0"),
     ("stages/1/pretrain/tokens", -5, "tokens: input should be greater than 0"),
     ("stages/1/pretrain/learning_rate", float("inf"), "pretrain.learning_rate: input should be a finite number"),
