@@ -13,8 +13,11 @@ from tasks.models.files.promises import check_masks
 from tasks.models.find.linears import find_linears
 from tasks.quantizers.round_to_nearest import RoundToNearest
 from tasks.recover import Recover
+from tasks.train import compiled
+from tasks.train.compiled import compile_blocks
 from tasks.train.effective import substitute
 from tasks.train.fake_quantized import fake_quantize, rounded
+from tasks.train.recomputed import recompute_blocks
 from tests.tasks import models_zoo as zoo
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
@@ -66,6 +69,19 @@ def test_gradients_are_those_at_the_rounded_weights_straight_through():
     assert losses[0] == losses[1]
     gradients = dict(made.named_parameters())
     assert all(torch.equal(value.grad, gradients[name].grad) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("prepare", [compile_blocks, recompute_blocks])
+def test_layers_that_are_compiled_or_run_again_see_the_same_rounded_weights(prepare, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    tokens, models = zoo.batches()[0], [zoo.model("llama", layers=1).train() for _ in range(2)]
+    prepare(models[1])
+    losses = [faked(model, Grid(3, 16))(tokens, labels=tokens, use_cache=False).loss for model in models]
+    for loss in losses:
+        loss.backward()
+    assert losses[0] == losses[1]
+    gradients = dict(models[1].named_parameters())
+    assert all(torch.equal(value.grad, gradients[name].grad) for name, value in models[0].named_parameters())
 
 
 def test_gradients_estimated_2_to_4_go_through_the_rounded_weight():
