@@ -36,7 +36,7 @@ CASE = "case"
 Branch = dict[str, str]  # axis -> label
 RESERVED = ("id", "from", "grid", "search", "gather")
 # fields written NAME or {NAME: {FIELD: ...}}
-NAMED = ("method", "objective", "allocator", "initial", "rounding", "pruner", "over", "transform")
+NAMED = ("method", "objective", "allocator", "initial", "rounding", "pruner", "over", "transform", "fake_quantize")
 
 
 @dataclass(frozen=True)
