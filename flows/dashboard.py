@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import JsonOption, ProfileOption, console
+from flows.options import JsonOption, ProfileOption, console, file_to_write
 
 if TYPE_CHECKING:
     from cluster.profile import Profile
@@ -27,20 +27,23 @@ def dashboard(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=PORT_HELP)] = None,
     prefix: Annotated[str, typer.Option(metavar="/PATH", help="the path at which a proxy serves it")] = "/",
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write all pages into one HTML file, and serve nothing")
+        Path | None,
+        typer.Option(metavar="FILE", callback=file_to_write, help="write all pages into this HTML file alone"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="begin though MLflow does not answer yet")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Choose a model: quality against cost, what each stage did, models side by side; reads MLflow, and writes nothing."""
     from cluster.profile import home, load_profile
-    from cluster.servers.ports import LOOPBACK, ports_for
+    from cluster.servers.ports import LOOPBACK, ports_for, taken
     from cluster.servers.services import Services
     from cluster.tracking import connect, tracking_uri
 
     prefix = f"/{prefix.strip('/')}/".replace("//", "/")
     if not PREFIX.fullmatch(prefix):
         raise ValueError(f"--prefix: {prefix!r} is no path; give one like /winnow")
+    if port and not export and taken(port):
+        raise ValueError(f"--port: another program listens on {port}; choose another, or leave it out")
     where, services = load_profile(profile), Services()
     os.environ.update(services.environment())  # the MLflow server that is up, if one is
     uri = tracking_uri(where.mlflow.tracking_uri)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.options import Commands, JsonOption, ProfileOption, console, store_of
+from flows.options import Commands, JsonOption, ProfileOption, console, file_to_write, store_of
 
 if TYPE_CHECKING:
     from flows.evidence import LawFile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = Commands(no_args_is_help=True, help="Fit laws of sparse pretraining to finished runs, and plan by them.")
 
-PlotOption = Annotated[Path | None, typer.Option("--plot", help="draw it into this image file")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", callback=file_to_write, help="draw it into this image file")]
 IMAGES = (".png", ".pdf", ".svg", ".jpg")
 ASSUMPTION = "training FLOPs are 6 x average parameters x tokens (prunable weights; attention and the LM head left out)"
 
@@ -28,7 +28,9 @@ def fit(
     runs: Annotated[list[str], typer.Argument(help="addresses of pretrain artifacts, or recipes all of whose runs are done")],
     profile: ProfileOption = "local",
     as_json: JsonOption = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the law in this file")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", callback=file_to_write, help="keep the law in this file")
+    ] = None,
     plot: PlotOption = None,
     resamples: Annotated[int, typer.Option(min=1, help="bootstrap draws of the runs that the band is made of")] = 100,
 ) -> None:

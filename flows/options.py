@@ -53,6 +53,15 @@ def settle_environment() -> None:
             os.environ[name] = os.path.abspath(os.path.expanduser(value))
 
 
+def file_to_write(path: Path | None) -> Path | None:
+    """An option's file, refused before any work where it could not be written in the end."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file")
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="path of a recipe, or the name of a shipped one")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="where to run: name or path of a profile")]
 ArtifactArgument = Annotated[str, typer.Argument(help="address or key, or a unique prefix")]

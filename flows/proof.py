@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.options import JsonOption, ProfileOption, console, errors
+from flows.options import JsonOption, ProfileOption, console, errors, file_to_write
 
 
 def claims(
@@ -16,7 +16,9 @@ def claims(
     profile: ProfileOption = "local",
     as_json: JsonOption = False,
     here: Annotated[bool, typer.Option("--here", help="in this process, without Ray and Prefect")] = False,
-    page: Annotated[Path | None, typer.Option("--page", help="also write the results in MLflow as this HTML page")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", callback=file_to_write, help="also write the results in MLflow as this HTML page")
+    ] = None,
 ) -> None:
     """Run recipes one after the other, judge their claims, and print one table. What is done already is not run again."""
     from flows.display import claims_table
