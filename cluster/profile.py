@@ -119,7 +119,7 @@ class Profile(_Section):
     micro_batch: int = Field(8, ge=1)
     """Sequences per forward pass of a rank."""
     compile: Literal["auto"] | bool = "auto"
-    """Whether training compiles each decoder block; ``auto`` does on a GPU, up to ZeRO stage 2."""
+    """Whether training compiles each decoder block; ``auto`` does on a GPU."""
     recompute: Literal["none", "layer", "auto"] = "auto"
     """What the backward pass computes again to save memory: nothing, or each decoder layer from its input; ``auto`` is that
     where a training step would not fit the GPU otherwise."""
@@ -173,10 +173,6 @@ class Profile(_Section):
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
             if self.card:
                 raise ValueError(f"card is {self.card} but device is cpu; leave one of them out")
-        if self.compile is True and self.engine == "deepspeed" and self.zero == 3:
-            raise ValueError(
-                "compile is true, but zero 3 keeps parameters in pieces; set compile to auto, or zero to at most 2"
-            )
         if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
             raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self

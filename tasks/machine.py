@@ -33,7 +33,7 @@ def execution_of(fields: dict[str, Any]) -> Execution:
         precision = "bfloat16" if device == "cuda" else "float32"
     compiled = fields.get("compile", False)
     if compiled == "auto":
-        compiled = device == "cuda" and not _in_pieces(fields)
+        compiled = device == "cuda"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if fields.get("threads"):
@@ -41,11 +41,6 @@ def execution_of(fields: dict[str, Any]) -> Execution:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     of_this_process = {"device": device, "precision": precision, "compile": compiled, "rank": rank, "ranks": ranks}
     return Execution(**{**fields, **of_this_process})
-
-
-def _in_pieces(fields: Mapping[str, Any]) -> bool:
-    """Under ZeRO-3 a parameter is whole only while the module that owns it runs, and not where a compiled block begins."""
-    return fields.get("engine") == "deepspeed" and fields.get("zero") == 3
 
 
 def make_engine(

@@ -22,7 +22,7 @@ from torch import nn
 
 from cluster.deepspeed.born import Exact, cut, fill, unrounded
 from cluster.deepspeed.rank import join
-from cluster.deepspeed.zero import LAYOUTS, configuration, initialize, quiet
+from cluster.deepspeed.zero import LAYOUTS, compiled_in, configuration, initialize, quiet
 from tasks.train.engine import NONE, Shard, moments_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class DeepSpeedEngine:
         self._accumulation, self._micro_batches = accumulation, 0
         self._parameters = dict(module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
-        settings = configuration(zero_stage, precision, accumulation, device)
+        settings = configuration(zero_stage, precision, accumulation, device, bool(compiled_in(module)))
         # DeepSpeed would round the weights to bfloat16 and make the float32 masters from that
         rounded = precision == "bf16" and weights is None
         originals = {name: p.detach() for name, p in self._parameters.items()} if rounded else {}

@@ -93,13 +93,18 @@ class Partitions(Replicated):
 LAYOUTS = (Replicated, Fragments, Fragments, Partitions)
 
 
-def configuration(zero_stage: int, precision: str, accumulation: int, device: str | torch.device) -> dict:
-    bucket = 5_000_000 if torch.device(device).type == "cpu" else 200_000_000
+def configuration(
+    zero_stage: int, precision: str, accumulation: int, device: str | torch.device, compiled: bool = False
+) -> dict:
+    on_cpu = torch.device(device).type == "cpu"
+    bucket = 5_000_000 if on_cpu else 200_000_000
     zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    zero |= {} if on_cpu else {"overlap_comm": True}  # gradients are sent while others are made; its default at stage 3 alone
     if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
         zero["compute_grad_norm"] = False  # ours is over the masked gradient
     if zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
+        zero["memory_efficient_linear"] = not compiled  # it asks each parameter for its number: a variant of every block
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
@@ -118,8 +123,33 @@ def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: di
     """deepspeed.initialize."""
     import deepspeed
 
-    with quiet():
+    with quiet(), whole_while_compiled(module):
         return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+
+
+def compiled_in(module: nn.Module) -> list[nn.Module]:
+    """The modules whose forward pass runs compiled (tasks/train/compiled.py)."""
+    return [inner for inner in module.modules() if getattr(inner.forward, "compiled", False)]
+
+
+@contextmanager
+def whole_while_compiled(module: nn.Module) -> Iterator[None]:
+    """At stage 3, have DeepSpeed gather the parameters of what runs compiled all at once, around it: inside it could not.
+
+    To DeepSpeed such a module is a leaf. It would take the gradients of a leaf's parameters when those of its inputs are
+    there, which is before those of a branch, and twice where it ran twice; they are taken one by one, as of other modules.
+    """
+    from deepspeed.runtime.zero import stage3
+    from deepspeed.utils import set_z3_leaf_module
+
+    for inner in compiled_in(module):
+        set_z3_leaf_module(inner, True)
+    asked = stage3.z3_leaf_parameter
+    stage3.z3_leaf_parameter = lambda parameter: False
+    try:
+        yield
+    finally:
+        stage3.z3_leaf_parameter = asked
 
 
 def cutter(settings: dict, dtype: torch.dtype):
@@ -128,7 +158,8 @@ def cutter(settings: dict, dtype: torch.dtype):
 
     with quiet():
         found = Init(config_dict_or_path=settings, dtype=dtype)
-    found._enable_mem_efficient_linear()
+    if settings["zero_optimization"]["memory_efficient_linear"]:
+        found._enable_mem_efficient_linear()
     return found
 
 

@@ -1,7 +1,8 @@
 """On a GPU: seconds per block of a random Llama of more than 1B parameters, bf16, on 64 sequences of 2048 tokens.
 
 Magnitude needs no statistics, so its block is what reading, two forward passes and writing cost; Wanda adds norms and
-scores, SparseGPT Hessians, their factors and the column sweep. Without a GPU there is nothing to measure.
+scores, SparseGPT Hessians, their factors and the column sweep. Then blocks of a 7B model, and the
+memory of its walk. Without a GPU there is nothing to measure.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SIZES = {
     "vocab_size": 32_000,
     "max_position_embeddings": 2048,
 }
+WIDE = {**SIZES, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 4, "num_key_value_heads": 32}
 SEQUENCES, LENGTH, BATCH, BLOCKS = 64, 2048, 4, 4  # blocks are alike: four are enough to time one
 CONTESTS = [
     ("magnitude", "unstructured"),
@@ -44,7 +46,7 @@ def measure() -> list[Measured]:
     card, lines = torch.cuda.get_device_name(), []
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
-        parameters = build(where / "model")
+        parameters = build(where / "model", SIZES)
         for method, pattern in CONTESTS:
             torch.cuda.reset_peak_memory_stats()
             seconds = prune(where, method, pattern)
@@ -52,10 +54,24 @@ def measure() -> list[Measured]:
             said = f"{card}, {parameters / 1e9:.2f}B parameters, median of {len(seconds)} blocks, {SEQUENCES} x {LENGTH} tokens"
             said += f"; peak GPU memory {peak:.1f} GiB"
             lines.append(Measured(f"gpu.prune.{method}.{pattern}", statistics.median(seconds), None, said, "s"))
-    return lines
+    return lines + [wide(card, method) for method in ("wanda", "sparsegpt")]
 
 
-def build(directory: Path) -> int:
+def wide(card: str, method: str) -> Measured:
+    """A block of a 7B model, and the memory it takes."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        build(where / "model", WIDE)
+        torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median(prune(where, method, "2:4", 2 * SEQUENCES))
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    said = f"{card}, a 7B block, {2 * SEQUENCES} x {LENGTH} tokens; peak GPU memory {peak:.1f} GiB"
+    return Measured(f"gpu.prune.7B.{method}.2:4", seconds, None, said, "s")
+
+
+def build(directory: Path, sizes: dict[str, int]) -> int:
     """Write the model; its parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,7 +79,7 @@ def build(directory: Path) -> int:
     from tasks.models.files.checkpoint import save_model
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SIZES)
+    config = LlamaConfig(**sizes)
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     config.dtype = torch.bfloat16
@@ -71,7 +87,7 @@ def build(directory: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def prune(where: Path, method: str, pattern: str) -> list[float]:
+def prune(where: Path, method: str, pattern: str, sequences: int = SEQUENCES) -> list[float]:
     """Seconds of every block."""
     import torch
 
@@ -80,7 +96,7 @@ def prune(where: Path, method: str, pattern: str) -> list[float]:
     from tasks.models.stream.blocks import BlockStream
 
     generator = torch.Generator().manual_seed(0)
-    batches = torch.randint(3, SIZES["vocab_size"], (SEQUENCES, LENGTH), generator=generator).split(BATCH)
+    batches = torch.randint(3, SIZES["vocab_size"], (sequences, LENGTH), generator=generator).split(BATCH)
     stream = BlockStream(where / "model", where / f"{method}-{pattern.replace(':', '')}", "cuda")
     seconds: list[float] = []
 

@@ -15,9 +15,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.bench.measured import Measured
+
+if TYPE_CHECKING:
+    from tasks.train.hook import Run
 
 WORDS = 32_000
 
@@ -30,6 +33,8 @@ class Size:
     heads: int
     batch: int
     length: int
+    groups: int = 0  # of keys and values, as many as heads unless given
+    words: int = WORDS
 
 
 SIZES = {"162M": Size(768, 3072, 12, 12, 16, 1024), "1.3B": Size(2048, 8192, 16, 16, 8, 2048)}
@@ -129,14 +134,20 @@ def flops(size: Size) -> float:
         return shape_of(llama(size)).training_flops(1, size.length)
 
 
+def config_of(size: Size) -> Any:
+    from transformers import LlamaConfig
+
+    heads = {"num_attention_heads": size.heads, "num_key_value_heads": size.groups or size.heads}
+    widths = {"hidden_size": size.hidden, "intermediate_size": size.inner, "num_hidden_layers": size.layers}
+    return LlamaConfig(**heads, **widths, vocab_size=size.words, max_position_embeddings=size.length)
+
+
 def llama(size: Size) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    heads = {"num_attention_heads": size.heads, "num_key_value_heads": size.heads}
-    widths = {"hidden_size": size.hidden, "intermediate_size": size.inner, "num_hidden_layers": size.layers}
-    return LlamaForCausalLM(LlamaConfig(**heads, **widths, vocab_size=WORDS, max_position_embeddings=size.length))
+    return LlamaForCausalLM(config_of(size))
 
 
 def on_card(size: Size) -> Any:
@@ -149,7 +160,7 @@ def on_card(size: Size) -> Any:
 def drawn(size: Size) -> Any:
     import torch
 
-    return torch.randint(WORDS, (size.batch, size.length), device="cuda")
+    return torch.randint(size.words, (size.batch, size.length), device="cuda")
 
 
 def plain_loop(size: Size, compiled: bool = True) -> Pace:
@@ -195,11 +206,25 @@ def taught_by(size: Size) -> Any:
 
 
 def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None, **how: Any) -> Pace:
-    """The engine, hooks and objective that a training stage puts together, in the middle of a run."""
+    """A step in the middle of a run."""
+    regime, run, step = prepared(size, name, fields, zero, **how)
+    run.step = 40_001
+    usual = time_of(step, STEPS)
+    run.step = 40_199  # in the next step, or after it, every regime chooses masks that chooses any
+    more = 2 * (time_of(step, 2, warm=0) - usual)
+    interval = getattr(regime, "interval", getattr(regime, "refresh", None))
+    return Pace(usual + max(0.0, more) / interval if interval else usual)
+
+
+def prepared(
+    size: Size, name: str, fields: dict[str, Any], zero: int | None = None, **how: Any
+) -> tuple[Any, Run, Callable[[], None]]:
+    """(regime, run, one step) of the engine, hooks and objective that a stage puts together; of a rank under torchrun."""
     from tasks.context import Execution
     from tasks.data.batch import Batch
     from tasks.machine import make_engine
     from tasks.methods import build
+    from tasks.models.build.deferred import deferred
     from tasks.models.find.linears import find_linears
     from tasks.train.hook import Run
     from tasks.train.ready import ready
@@ -207,11 +232,13 @@ def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None,
 
     kind = {"engine": "torch"} if zero is None else {"engine": "deepspeed", "zero": zero}
     execution = Execution(device="cuda", precision="bfloat16", **{**kind, "compile": True, **how})
-    regime, model = build("regimes", {name: fields}), on_card(size)
+    regime = build("regimes", {name: fields})
+    model, weights = deferred(config_of(size), 0) if zero == 3 else (on_card(size), None)
     ready(model, execution, execution.recompute == "layer")
-    engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1)
+    linears = find_linears(model)
+    engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1, weights)
     run = Run(engine, 100_000)
-    hooks, goal = regime.hooks(Setting(find_linears(model), {}, run.steps, run.steps)), regime.objective()
+    hooks, goal = regime.hooks(Setting(linears, {}, run.steps, run.steps)), regime.objective()
     loss_of = goal.bind(taught_by(size) if goal.needs_teacher() else None, execution.logits_bytes, execution.compile)
     for hook in hooks:
         hook.on_start(run)
@@ -227,12 +254,7 @@ def ours(size: Size, name: str, fields: dict[str, Any], zero: int | None = None,
         for hook in hooks:
             hook.after_step(run)
 
-    run.step = 40_001
-    usual = time_of(step, STEPS)
-    run.step = 40_199  # in the next step, or after it, every regime chooses masks that chooses any
-    more = 2 * (time_of(step, 2, warm=0) - usual)
-    interval = getattr(regime, "interval", getattr(regime, "refresh", None))
-    return Pace(usual + max(0.0, more) / interval if interval else usual)
+    return regime, run, step
 
 
 def time_of(call: Callable[[], Any], times: int, warm: int = 3) -> float:

@@ -70,10 +70,6 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("engine: megatron", "engine: should be 'torch' or 'deepspeed', got 'megatron'"),
         ("precision: fp8", "precision: should be 'auto', 'float32' or 'bfloat16'"),
         ("device: tpu", "device: should be 'auto', 'cpu' or 'cuda'"),
-        (
-            "compile: true\nzero: 3",
-            "compile is true, but zero 3 keeps parameters in pieces; set compile to auto, or zero to at",
-        ),
         ("compile: sometimes", "compile: should be true, false or 'auto', got 'sometimes'"),
         ("micro_batch: many", "micro_batch: should be a valid integer"),
         ("retries: -1", "retries: should be greater"),

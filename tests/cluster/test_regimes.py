@@ -9,6 +9,7 @@ that is stored, which leaves no trace of the order or the kernel. Norms (summed 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tasks.data.tokens import Sampler
 from tasks.models.build.building import operate
 from tasks.models.files.checkpoint import load_model
 from tasks.models.find.linears import find_linears
+from tasks.train import compiled
+from tasks.train.compiled import compile_blocks
 from tasks.train.engine import TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Telemetry, fit
@@ -39,13 +42,14 @@ LAST_PLACES = 6e-7
 
 
 def train(
-    name: str, build_engine, directory: Path, micro_batch: int | None, logits_bytes: int | None = None
+    name: str, build_engine, directory: Path, micro_batch: int | None, logits_bytes: int | None = None, compile: bool = False
 ) -> tuple[list[float], list[Hook]]:
     """(loss of every step, hooks) of a regime on the engine that ``build_engine`` makes of a model and optimizer."""
     regime, model = regime_of(name, **EXACT.get(name, {})), zoo.model("llama", layers=1)
     if surgery := regime.surgery():
         operate(model, surgery)
     model, steps = zoo.in_double(model), min(24, regime.total_steps(STEPS))
+    compile_blocks(model) if compile else None
     setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
     regime.setup(model, setting)
     hooks, goal, losses = regime.hooks(setting), regime.objective(), []
@@ -65,8 +69,14 @@ def check(name: str, directory: Path) -> None:
     from cluster.deepspeed.engine import DeepSpeedEngine
 
     alone, reference = train(name, TorchEngine, directory, BATCH // RANKS)
-    shared, hooks = train(name, lambda *given: DeepSpeedEngine(*given, zero_stage=3), directory, None, CHUNKS.get(name))
-    assert shared == pytest.approx(alone, rel=LAST_PLACES), name
+    for compile in (False, True):
+        three = partial(DeepSpeedEngine, zero_stage=3)
+        shared, hooks = train(name, three, directory, None, CHUNKS.get(name), compile)
+        assert shared == pytest.approx(alone, rel=LAST_PLACES), (name, compile)
+        check_masks(name, hooks, reference)
+
+
+def check_masks(name: str, hooks: list[Hook], reference: list[Hook]) -> None:
     for ours, theirs in zip(hooks, reference, strict=True):
         for linear, mask in theirs.masks.items() if isinstance(theirs, Masking) else ():
             assert torch.equal(ours.masks[linear].keep, mask.keep), (name, linear)
@@ -82,6 +92,7 @@ def test_two_ranks_under_zero_3_train_what_one_process_trains_whatever_the_regim
 
 
 if __name__ == "__main__":
+    compiled.BACKEND = "aot_eager"
     for regime in sys.argv[2:]:
         check(regime, Path(sys.argv[1]))
     print("checked", len(sys.argv[2:]))
