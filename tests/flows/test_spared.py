@@ -92,6 +92,26 @@ def test_the_plan_without_a_member_is_that_of_a_recipe_that_never_had_it(tmp_pat
     assert of_what_is_left(three, {"prune": NAN}) == (three, {}), "nothing is left of it"
 
 
+SEARCHED = {"id": "members", "recover": {"tokens": 10_000}, "search": {"learning_rate": [1e-3, 2e-3, 3e-3]}}
+DRAWN = {"trials": [{"members.learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)]}
+
+
+def test_a_soup_of_trials_goes_on_without_one_that_failed(tmp_path):
+    gathered = recipe(*BASE["stages"][:3], SEARCHED, {**SOUP, "gather": ["trial"]}, search=DRAWN, evaluate={"perplexity": {}})
+    fewer, lines = of_what_is_left(gathered, {"members-trial1": NAN})
+    assert lines.keys() == {"soup"}
+    assert list(fewer.node("soup").parents.values()) == ["members-trial0", "members-trial2"]
+
+
+def test_a_trial_that_lacks_a_member_of_its_own_soup_is_lost_whole(tmp_path):
+    stages = [*BASE["stages"][:3], {**SEARCHED, "grid": {"seed": [0, 1, 2]}}, {**SOUP, "gather": ["seed"]}]
+    made = plan(LocalStore(tmp_path), *stages, search=DRAWN, evaluate={"perplexity": {}})
+    spared = Spared(made, SimpleNamespace(failed=lambda step, error: None))
+    fail(spared, "members-trial1-seed0")
+    assert spared.lost(made.by_id["soup-trial1"]) and not spared.lost(made.by_id["soup-trial0"]) and spared.waiting == []
+    assert of_what_is_left(made.recipe, {"members-trial1-seed0": NAN}) == (made.recipe, {})
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a soup of members with these learning rates, and one more training from it, in this process: what came out, and what
