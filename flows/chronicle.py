@@ -73,8 +73,9 @@ class Chronicle:
         return chronicle
 
     def stand_on(self, plan: Plan) -> None:
-        """The run goes on by a longer plan. What it made before stays in the plan as it was then, and not as cached."""
-        known = {**plan.by_id, **self.plan.by_id}
+        """The run goes on by another plan. What it made before stays in the plan as it was then, and not as cached."""
+        same = {id: step for id, step in self.plan.by_id.items() if plan.by_id.get(id, step).artifact == step.artifact}
+        known = {**plan.by_id, **same}
         self.plan = replace(plan, steps=tuple(known[node.id] for node in plan.recipe.nodes if node.id in known))
 
     def name_needed(self) -> None:

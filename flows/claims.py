@@ -6,8 +6,9 @@
         order: [rigl, set, static]
 
 ``order`` names groups of models from best to worst, each by the labels of its branch but for the seed; the models of a
-group differ by seed only. A member may be a list, which means the best of it, and ``slack`` is how much worse (as a
-share) the better one may be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the best.
+group differ by seed only; a group that has none stands against every seed of another. A member may be a list, which means
+the best of it, or ``{mean: [a, b, c]}``, their mean at each seed. ``slack`` is how much worse (as a share) the better one may
+be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the best.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +25,7 @@ from tasks.metrics import METRICS
 
 SEED = "seed"
 Numbers = dict[str, float]  # of one group: seed label -> value
+Member = str | list[str] | dict[Literal["mean"], Annotated[list[str], Field(min_length=2)]]
 
 
 def group_of(branch: Branch) -> str:
@@ -50,8 +52,9 @@ class Claim(BaseModel):
     """The claim in words."""
     stage: str | list[str]
     """Id of the stage whose models are compared; a list compares those of several, whose groups differ in name."""
-    order: list[str | list[str]] = Field(min_length=2)
-    """Groups of models from best to worst, by the labels of their branch; a list is the best of its members."""
+    order: list[Member] = Field(min_length=2)
+    """Groups of models from best to worst, by the labels of their branch; a list is the best of its members, {mean: [...]} the
+    mean of them."""
     metric: str = "perplexity"
     """What is compared: the name of a metric."""
     paper: str = ""
@@ -79,15 +82,14 @@ class Claim(BaseModel):
         return [self.stage] if isinstance(self.stage, str) else self.stage
 
     def members(self) -> list[str]:
-        return [name for member in self.order for name in ([member] if isinstance(member, str) else member)]
+        return [name for member in self.order for name in _names(member)]
 
     def judge(self, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The verdict on summaries of models, each with its ``base``, ``branch`` and metrics."""
         sign = -1.0 if METRICS[self.metric].better == "higher" else 1.0
         groups = {name: self._numbers(models, name) for name in self.members()}
-        pairs = [
-            _compare(groups, sign, self.slack, better, worse) for better, worse in zip(self.order, self.order[1:], strict=False)
-        ]
+        order = [_named(groups, member) for member in self.order]
+        pairs = [_compare(groups, sign, self.slack, better, worse) for better, worse in zip(order, order[1:], strict=False)]
         holds, clear = (all(pair[word] for pair in pairs) for word in ("holds", "clear"))
         return {
             "says": self.says,
@@ -108,18 +110,32 @@ class Claim(BaseModel):
         }
 
 
+def _names(member: Member) -> list[str]:
+    return [member] if isinstance(member, str) else member["mean"] if isinstance(member, dict) else member
+
+
+def _named(groups: dict[str, Numbers], member: Member) -> list[str]:
+    """The groups that a member is the best of. A mean of groups becomes one more group, of the seeds that all of them have."""
+    if not isinstance(member, dict):
+        return _names(member)
+    of = [groups[name] for name in member["mean"]]
+    name = f"mean of {', '.join(member['mean'])}"
+    shared = set.intersection(*(set(numbers) for numbers in of))
+    groups[name] = {seed: statistics.fmean(numbers[seed] for numbers in of) for seed in sorted(shared)}
+    return [name]
+
+
 def _describe(numbers: Numbers) -> dict[str, Any]:
     values = list(numbers.values())
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "values": numbers}
 
 
-def _compare(
-    groups: Mapping[str, Numbers], sign: float, slack: float, better: str | list[str], worse: str | list[str]
-) -> dict[str, Any]:
+def _compare(groups: Mapping[str, Numbers], sign: float, slack: float, better: list[str], worse: list[str]) -> dict[str, Any]:
     """One inequality, judged on the differences of equal seeds; clear where the mean is two standard errors from zero."""
     left, right = (_best(groups, sign, member) for member in (better, worse))
-    shared = groups[left].keys() & groups[right].keys()
-    differences = [sign * (groups[left][seed] - groups[right][seed] * (1 + sign * slack)) for seed in sorted(shared)]
+    ours, theirs = _at_seeds(groups[left], groups[right]), _at_seeds(groups[right], groups[left])
+    shared = sorted(ours.keys() & theirs.keys())
+    differences = [sign * (ours[seed] - theirs[seed] * (1 + sign * slack)) for seed in shared]
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
     return {
@@ -132,6 +148,10 @@ def _compare(
     }
 
 
-def _best(groups: Mapping[str, Numbers], sign: float, member: str | list[str]) -> str:
-    names = [member] if isinstance(member, str) else member
+def _at_seeds(numbers: Numbers, others: Numbers) -> Numbers:
+    """The numbers of a group at the seeds of another: one that has no seeds is the same at each."""
+    return dict.fromkeys(others, numbers[""]) if numbers.keys() == {""} else numbers
+
+
+def _best(groups: Mapping[str, Numbers], sign: float, names: list[str]) -> str:
     return min(names, key=lambda name: sign * statistics.fmean(groups[name].values()))

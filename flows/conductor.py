@@ -25,11 +25,12 @@ from flows.submit import Submitter
 
 class StageFailed(RuntimeError):
     """A job ended without its artifact. ``final`` is set where trying again cannot help: the input is at fault. ``aside``
-    is the address of an input that was damaged and is kept aside: a plan made anew makes it again."""
+    is the address of an input that was damaged and is kept aside: a plan made anew makes it again. ``shared`` is set where what
+    failed is needed by other stages as well: the store, a disk, the cluster."""
 
-    def __init__(self, message: str, final: bool = False, aside: str = "") -> None:
+    def __init__(self, message: str, final: bool = False, aside: str = "", shared: bool = False) -> None:
         super().__init__(message)
-        self.final, self.aside = final, aside
+        self.final, self.aside, self.shared = final, aside, shared
 
 
 Made = TypeVar("Made")
@@ -65,34 +66,7 @@ class Watcher:
         """A step's artifact is there; ``overhead`` are the seconds outside its own run."""
 
     def failed(self, step: Step, error: Exception) -> None:
-        """A step of a trial failed, which ends its trials and not the run."""
-
-
-class Spared:
-    """What failed of a search's trials, which the others need not know: a learning rate at which training diverges is what a
-    search is there to find. A cluster or a store that is away, and what is damaged, end the run as ever."""
-
-    def __init__(self, plan: Plan, watcher: Watcher) -> None:
-        self.plan, self.watcher = plan, watcher
-        self.causes: dict[str, Exception] = {}  # by step, of all that cannot be made now
-
-    def lost(self, step: Step) -> bool:
-        """Whether a step lacks what failed. Raises that failure where the step is on no trial."""
-        cause = next((self.causes[id] for id in step.node.parents.values() if id in self.causes), None)
-        if cause is None:
-            return False
-        if step.id not in self.plan.on_trials:
-            raise cause
-        self.causes[step.id] = cause
-        return True
-
-    def failed(self, step: Step, error: Exception) -> None:
-        """Tell of a failure, or raise it where it is not a trial's own."""
-        everybodys = isinstance(error, (CorruptArtifact, OSError)) or isinstance(error.__cause__, OSError)
-        if step.id not in self.plan.on_trials or everybodys or getattr(error, "aside", ""):
-            raise error
-        self.causes[step.id] = error
-        self.watcher.failed(step, error)
+        """A step failed, which costs its trial or its soup a member, and not the run."""
 
 
 @dataclass
@@ -105,6 +79,7 @@ class Group:
     final: bool = False
     message: str = ""
     aside: str = ""
+    shared: bool = False
     published: set[str] = field(default_factory=set)
 
 
@@ -137,9 +112,10 @@ class Conductor:
                 if self.stopped and step.artifact.address not in group.published:
                     raise StageFailed(f"{step.id}: stopped", final=True)
                 failed = not group.running and step.artifact.address not in group.published
-                message, final, aside = group.message, group.final, group.aside
+                told = group.message, group.final, group.aside, group.shared
             if failed and (record := self.store.done(step.artifact)) is None:
-                raise StageFailed(f"{step.id}: {message}", final, aside)
+                message, *kind = told
+                raise StageFailed(f"{step.id}: {message}", *kind)
         begun = begun or self._begin(step)
         # An evaluation may have begun in its job before its turn came here.
         self.watcher.finished(step, record, max(0.0, time.monotonic() - begun - record.seconds))
@@ -175,13 +151,13 @@ class Conductor:
 
     def _start(self, group: Group) -> None:
         missing = [step for step in group.steps if self.store.done(step.artifact) is None]
-        group.final, group.message, group.aside, group.running = False, "", "", True
+        group.final, group.message, group.aside, group.shared, group.running = False, "", "", False, True
         group.published.clear()
         try:
             group.job = self.submitter.submit(missing)
         except OSError as error:
             group.running = False
-            raise StageFailed(f"{missing[0].id}: {error}", final=not isinstance(error, Away)) from error
+            raise StageFailed(f"{missing[0].id}: {error}", final=not isinstance(error, Away), shared=True) from error
         except BaseException:
             group.running = False
             raise
@@ -193,7 +169,7 @@ class Conductor:
             result = self.submitter.jobs.follow(group.job, lambda line: self._line(group, line))
             message = "its job ended without publishing it" if result.ok else result.message
         except Exception as error:  # whatever ends the following is the message of the failed stage
-            message = f"{type(error).__name__}: {error}"
+            message, group.shared = f"{type(error).__name__}: {error}", isinstance(error, OSError)
         finally:
             with self.changed:
                 group.running = False
@@ -206,7 +182,7 @@ class Conductor:
             self.watcher.line(next(left, group.steps[-1]), line)
             return
         if isinstance(event, Failed):
-            group.aside = group.aside or event.aside
+            group.aside, group.shared = group.aside or event.aside, group.shared or event.shared
             if not group.final:  # the stage's own words count more than what its job says of them
                 group.message, group.final = event.message.partition("\n")[0], event.final
         elif step := self.by_address.get(event.address):

@@ -107,7 +107,7 @@ class Display(Watcher):
     def failed(self, step: Step, error: Exception) -> None:
         if step.id in self.bars:
             self.progress.remove_task(self.bars.pop(step.id))
-        self.say(f"{step.id}: failed; the search goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
+        self.say(f"{step.id}: failed; the run goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
 
     def _speed(self, id: str, event: events.Progress) -> tuple[str, str]:
         """Rate and rest since the stage's first event that counts any, by the stage's own clock."""

@@ -10,18 +10,17 @@ from pathlib import Path
 from cluster.lock import locked
 from cluster.profile import Profile
 from cluster.store.local import Store
-from flows.conductor import Spared, Watcher
-from flows.plan import Plan
+from flows.spared import Spared
 from flows.submit import Submitter
 
 
-def make_here(plan: Plan, store: Store, profile: Profile, watcher: Watcher) -> None:
-    """Under torchrun every rank trains; the rest is rank 0's work, and is waited for."""
+def make_here(spared: Spared, store: Store, profile: Profile) -> None:
+    """Under torchrun every rank trains; the rest is rank 0's work, and is waited for. What is ``spared`` is left out."""
     from tasks.job import produce
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    spared = Spared(plan, watcher)
+    plan, watcher = spared.plan, spared.watcher
     for step in plan.due:
         if spared.lost(step):
             continue

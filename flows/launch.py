@@ -27,6 +27,7 @@ from flows.override import parse_settings
 from flows.part import WHOLE, Part
 from flows.plan import Plan, prepare
 from flows.search import left
+from flows.spared import Spared
 
 Summary = dict[str, Any]
 QUIET = {  # the display tells it better, and of a Prefect that died the watch
@@ -72,7 +73,7 @@ def _launch(
         )
     due = not here and left(plan, lambda trials: prepare(recipe, where, part=part, settings=settings, trials=trials)[0])
     if here and int(os.environ.get("RANK", 0)):
-        make_here(plan, store, where, display)
+        make_here(Spared(plan, display), store, where)
         return plan, None
     _check_home()
     check_servers(where, tracking_uri(where.mlflow.tracking_uri), jobs=due)

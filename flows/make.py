@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.profile import Profile
-from cluster.ray.events import Event
+from cluster.ray.events import Event, Note
 from cluster.store.artifacts import Record
 from cluster.store.leftovers import tidy
 from cluster.store.local import Store
@@ -24,8 +25,9 @@ from flows.lazy import hidden
 from flows.messenger import Messenger
 from flows.needed import undisturbed
 from flows.page import Page
-from flows.plan import Plan, Step
+from flows.plan import Plan, Step, make_plan
 from flows.search import explore, survivors
+from flows.spared import Spared, of_what_is_left
 from flows.submit import Submitter
 from flows.summary import summarise
 from flows.trials import Values
@@ -53,6 +55,7 @@ class Making:
         self.conductor: Conductor | None = None
         self.page = Page(plan, Messenger(flow_run()), self._places, task_run) if flow_run() else None
         announcer = [] if here else [Announcer(plan.recipe.name)]
+        self.told: dict[str, str] = {}  # of soups of fewer members, what was said
         self.watcher = Watchers([self.held, *announcer, *([self.page] if self.page else []), *WATCHERS.get()])
 
     def run(self) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class Making:
                 explore(self.plan, self._replan, self._make, self.watcher.records, self.watcher.failures)
             else:
                 self._make(self.plan)
-            if self.watcher.failures and not survivors(self.chronicle.plan, self.watcher.failures):
+            if self.plan.recipe.trials and self.watcher.failures and not survivors(self.chronicle.plan, self.watcher.failures):
                 raise next(iter(self.watcher.failures.values()))
         except BaseException as interruption:
             failure = " ".join(f"{type(interruption).__name__}: {interruption}".split())
@@ -71,7 +74,16 @@ class Making:
         return self._close("FINISHED")
 
     def _make(self, plan: Plan) -> None:
+        """Make what a plan lacks; where a soup lost members, that of those that are left by another round."""
+        waiting = True
+        while waiting:
+            spared = Spared(self._of_what_is_left(plan), self.watcher, self.watcher.failures)
+            self._make_round(spared)
+            waiting = bool(spared.waiting)
+
+    def _make_round(self, spared: Spared) -> None:
         """Tell of what a plan has, once, and make what it lacks."""
+        plan = spared.plan
         self.conductor = Conductor(plan, self.store, self.submitter, self.watcher, self.where.jobs)
         try:
             found = [step for step in plan.steps if step.cached and step.id not in self.watcher.records]
@@ -79,22 +91,42 @@ class Making:
                 self.watcher.started(step)
                 self.watcher.finished(step, step.record, 0.0)
             if self.here:
-                make_here(plan, self.store, self.where, self.watcher)
+                make_here(spared, self.store, self.where)
             elif plan.due or flow_run():
                 from flows.steps import run_tasks
 
-                run_tasks(plan, found, self.conductor, self.where.retries, self.chronicle.page)
+                run_tasks(spared, found, self.conductor, self.where.retries, self.chronicle.page)
         except BaseException:
             self.conductor.stop()
             raise
 
+    def _of_what_is_left(self, plan: Plan) -> Plan:
+        """The plan with soups of the members that are left: other artifacts, which this run stands on too. Each is told
+        once."""
+        failures = self.watcher.failures
+        recipe, lines = of_what_is_left(plan.recipe, failures)
+        if not lines:
+            return plan
+        with undisturbed():
+            known = self.chronicle.plan
+            whole = make_plan(of_what_is_left(known.recipe, failures)[0], self.store)
+            self._stand_on(replace(whole, steps=tuple(step for step in whole.steps if step.id in known.by_id)))
+        for id, line in lines.items():
+            if self.told.get(id) != line:
+                self.told[id] = line
+                self.watcher.event(whole.by_id[id], Note(line))
+        return replace(plan, recipe=recipe, steps=tuple(whole.by_id[step.id] for step in plan.steps))
+
     def _replan(self, trials: list[Values]) -> Plan:
         with undisturbed():
             more, _ = self.plan_anew(trials)
-            self.held.stand_on(more)
+            self._stand_on(more)
+        return more
+
+    def _stand_on(self, plan: Plan) -> None:
+        self.held.stand_on(plan)
         if self.page:
             self.page.plan = self.chronicle.plan
-        return more
 
     def _places(self, step: Step) -> dict[str, str]:
         """Where else a step can be looked at."""

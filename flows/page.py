@@ -77,10 +77,10 @@ class Page(Watcher):
     @telling
     def event(self, step: Step, event: Event) -> None:
         running = self.running.get(step.id)
-        if running is None:
-            return
         if isinstance(event, Note):
             self._log(step, event.text)
+        elif running is None:
+            return
         elif isinstance(event, Metrics):
             running.curves |= {name: event.metrics[name] for name in CURVES if name in event.metrics}
         elif isinstance(event, Progress) and not step.node.measures:
@@ -119,6 +119,10 @@ class Page(Watcher):
             self._result(owner)
 
     @telling
+    def failed(self, step: Step, error: Exception) -> None:
+        self._log(step, f"failed; the run goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
+
+    @telling
     def close(self, summary: Mapping[str, Any], of_run: Mapping[str, str], failure: str = "") -> None:
         places = {step.id: self.links(step) for step in self.plan.steps if not step.node.measures}
         text = run_page(summary, places, of_run, self.hide(failure))
@@ -152,7 +156,8 @@ class Page(Watcher):
         self.messenger.show(key, "progress", round(percent, 1), f"**{step.id}** {text}", self.running[step.id].task_run)
 
     def _log(self, step: Step, text: str) -> None:
-        self.messenger.log(self.hide(f"{step.id} | {text}"), logging.INFO, self.running[step.id].task_run)
+        running = self.running.get(step.id)
+        self.messenger.log(self.hide(f"{step.id} | {text}"), logging.INFO, running.task_run if running else None)
 
     def _key(self, name: str) -> str:
         """Lower-case letters, digits and dashes, and one series per recipe: Prefect keeps the versions of a key."""

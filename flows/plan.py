@@ -23,7 +23,7 @@ from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
 from flows.trials import Values
 from tasks.data.digests import DIGESTS, Digests
-from tasks.stage import STAGES, Facts
+from tasks.stage import STAGES, Facts, members
 
 RESOURCED = ("default", *STAGES, "speed")  # what a profile may name resources for; speed is measured apart
 TOGETHER = 32  # steps of one job at most: what it is told has to fit a variable of its environment
@@ -80,6 +80,16 @@ class Plan:
         """Steps that belong to a search's trials alone: where one fails, its trials do, and not the run."""
         stages = {id for trial in self.recipe.trials for id in trial.nodes}
         return frozenset(step.id for step in self.steps if (step.node.measures or step.id) in stages)
+
+    @cached_property
+    def on_members(self) -> frozenset[str]:
+        """Stages that feed some members of a merge and not all of them: where one fails, it goes on without those."""
+        found: set[str] = set()
+        for step in self.steps:
+            if step.node.stage.plural:
+                lines = [self._lines.get(id, frozenset({id})) for id in members(step.node.parents, step.node.stage.plural)]
+                found |= frozenset().union(*lines) - frozenset.intersection(*lines)
+        return frozenset(id for id in found if id in self.by_id and not self.by_id[id].node.measures)
 
     def require_enough(self, step: Step, record: Record) -> None:
         """Raise ValueError where a stage that must run needs more of the tokens of ``step`` than there are."""

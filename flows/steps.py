@@ -14,30 +14,31 @@ from prefect.states import Cancelled, Completed
 
 from cluster.ray.events import Note
 from cluster.store.artifacts import CorruptArtifact
-from flows.conductor import Conductor, Spared, StageFailed
-from flows.plan import Plan, Step
+from flows.conductor import Conductor, StageFailed
+from flows.plan import Step
+from flows.spared import Spared
 
 
-def run_tasks(plan: Plan, found: Collection[Step], conductor: Conductor, retries: int, page: Callable[[str], str]) -> None:
+def run_tasks(spared: Spared, found: Collection[Step], conductor: Conductor, retries: int, page: Callable[[str], str]) -> None:
     """Submit every step that is due, and those that were ``found``, as tasks and wait for all, those that want the machine
-    for themselves last; the first failure is raised at the end, unless it is a trial's own. ``page`` is where MLflow shows the
+    for themselves last; the first failure is raised at the end, unless it is ``spared``. ``page`` is where MLflow shows the
     run of a stage."""
     futures: dict[str, Any] = {}
+    steps = [step for step in spared.plan.steps if not spared.lost(step)]  # to what failed in an earlier round
     for exclusive in (False, True):
-        for step in plan.steps:
+        for step in steps:
             if step.exclusive == exclusive and (not step.cached or step in found):
                 work = _find(step, page(step.node.measures or step.id)) if step.cached else _make(conductor, step)
                 upstream = [futures[id] for id in step.node.parents.values() if id in futures]
                 futures[step.id] = _task(conductor, step, work, retries).submit(wait_for=upstream)
         for future in futures.values():
             future.wait()
-    spared = Spared(plan, conductor.watcher)
-    for id, future in futures.items():
-        if not spared.lost(plan.by_id[id]):
+    for step in steps:  # in the order of the plan: what failed comes before what lacks it
+        if step.id in futures and not spared.lost(step):
             try:
-                future.result()
+                futures[step.id].result()
             except StageFailed as failure:
-                spared.failed(plan.by_id[id], failure)
+                spared.failed(step, failure)
 
 
 def _task(conductor: Conductor, step: Step, work: Callable[[], Any], retries: int) -> Task[Any, Any]:

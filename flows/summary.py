@@ -22,7 +22,7 @@ def summarise(
     failures: Mapping[str, Exception] | None = None,
 ) -> dict[str, Any]:
     """``stages`` and ``models`` with their numbers, the ``evaluations`` that the recipe lists as stages, the ``ranking`` of
-    branches, what ``failed`` of a search's trials, the verdict on each claim, those on gates with the models that they judge;
+    branches, what ``failed`` and was spared, the verdict on each claim, those on gates with the models that they judge;
     ``overhead_seconds`` is wall time with no stage inside its own run.
 
     ``begun`` is when the run began, in seconds since the epoch.

@@ -65,12 +65,17 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
             tell(Failed(f"{type(error).__name__}: {error}", final=True, aside=aside))
         raise
     except PermissionError as error:  # so are the credentials
-        tell(Failed(f"{type(error).__name__}: {error}", final=True))
+        tell(Failed(f"{type(error).__name__}: {error}", final=True, shared=True))
         raise
     except Exception as error:
-        if (full := disk_full(error)) is not None:
+        full, failure = disk_full(error), error
+        if full is not None:
             places = f"the disk of {work['scratch']} or of {work['store']}"
-            raise OSError(f"no space left on {places}{full}; free some and run the same command to go on") from error
+            failure = OSError(f"no space left on {places}{full}; free some and run the same command to go on")
+        if isinstance(failure, OSError):
+            tell(Failed(f"{type(failure).__name__}: {failure}", final=False, shared=True))
+        if failure is not error:
+            raise failure from error
         raise
 
 

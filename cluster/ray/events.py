@@ -66,11 +66,12 @@ class Published(Event):
 @dataclass(frozen=True)
 class Failed(Event):
     """``final``: the input is at fault, and trying again cannot help. ``aside``: the address of a damaged input that was
-    quarantined."""
+    quarantined. ``shared``: a store, a disk or a service is at fault, which other stages need as well."""
 
     message: str
     final: bool
     aside: str = ""
+    shared: bool = False
 
 
 KINDS = {kind.__name__.lower(): kind for kind in (Metrics, Progress, Note, Published, Failed)}

@@ -2,6 +2,9 @@
 
 What is good is told by the loss on the calibration text: no model was trained on it, and the held-out text that all are judged
 by has had no say. There the soup is never worse than the best of its members.
+
+Seen by `make claims-recover` (perplexity at 70 %, three seeds; members 21.99, 18.78 and 18.47 ± 0.04): 18.49 ± 0.03. It took
+two of three members twice and the best alone once, for 0.0018 nats a token at most.
 """
 
 from __future__ import annotations

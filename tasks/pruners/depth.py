@@ -3,6 +3,9 @@
 A block's influence is 1 less the cosine of what enters and what leaves it, over the calibration text, each in the whole model
 (ShortGPT). By ``perplexity`` blocks go one at a time, each time the one without which the loss on that text is lowest; that
 sees how blocks stand in for each other, at as many passes over the text as blocks are left, for each that goes.
+
+Seen by `make claims-recover` (perplexity, dense 12.21): without one block of five 19.97, distilled over 49 k tokens
+14.13 ± 0.04 (three seeds), over 246 k 13.02; a model born with four blocks comes to 13.06 on 4.1 M (one seed each).
 """
 
 from __future__ import annotations

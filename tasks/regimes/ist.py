@@ -4,6 +4,10 @@ Any method that trains branches may be the other one. All branches are there and
 the layers whose turn it is. What a layer matters is learned by probes on training text: in ``rollouts`` of them, every
 ``interval`` steps, ``suppressed`` of the layers count for ``factor`` of what was added to them, and the layers of a probe that
 fared better than the others take their turn less.
+
+Seen by `make claims-recover` (perplexity, three seeds, dense 12.21; one block of five at a time): 16.87 ± 0.04 at 2:4 and
+28.30 ± 0.35 at 70 %, where LoRA comes to 15.58 and 20.76. Over five times the tokens, as many steps a block as LoRA had, it is
+there: 15.52 and 20.53 (one seed).
 """
 
 from __future__ import annotations

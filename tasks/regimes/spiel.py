@@ -6,6 +6,9 @@ moments. All of them move at the first choice, then ``moved`` of them, falling t
 its weight back to the bit, and dead weights have no place. Weight decay draws towards the model that came.
 
 The memory of training is that of the places: 4 bytes each for place and value, 12 for the moments.
+
+Seen by `make claims-recover` (perplexity, three seeds, dense 12.21), against LoRA with as many parameters: 15.36 ± 0.04 and
+15.58 ± 0.10 from a 2:4 model of 17.98, 20.02 ± 0.06 and 20.76 ± 0.11 from a 70 % one of 37.80.
 """
 
 from __future__ import annotations

@@ -76,3 +76,20 @@ def test_a_claim_about_nothing_is_refused_before_any_work(claim, message):
     grid = {"pretrain": {"tokens": 10_000}, "grid": {"method": ["dense"], "seed": [0, 1]}}
     with pytest.raises(ValueError, match=message):
         recipe(PREPARE, grid, claims=[{"says": "so", **claim}])
+
+
+def test_a_group_without_seeds_stands_against_every_seed_of_another():
+    found = models(a=[1, 3]) + [{"base": "pretrain", "branch": {"method": "b"}, "perplexity": 2.5}]
+    (pair,) = judge(["a", "b"], found)["pairs"]
+    assert pair["holds"] and pair["difference"] == pytest.approx(-0.5) and pair["error"] == pytest.approx(1.0)
+    assert not judge(["b", "a"], found)["holds"]
+
+
+def test_a_member_may_be_a_mean_at_each_seed():
+    found = models(a=[2, 5], b=[1, 4], c=[3, 7])
+    judged = judge(["a", {"mean": ["b", "c"]}], found)
+    assert judged["holds"] and judged["groups"]["mean of b, c"]["values"] == {"seed0": 2, "seed1": 5.5}
+    assert not judge([{"mean": ["b", "c"]}, "a"], found)["holds"]
+    with pytest.raises(ValueError, match="no group 'd'"):
+        claim = Claim(says="so", stage="pretrain", order=["a", {"mean": ["b", "d"]}])
+        claim.check([(model["base"], model["branch"]) for model in found], "claims[0]")

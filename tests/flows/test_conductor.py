@@ -176,6 +176,19 @@ def test_a_failure_tells_which_damaged_input_was_kept_aside_whichever_rank_says_
     assert failed.value.aside == "prepare/x" and failed.value.final
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_failure_tells_whether_other_stages_would_meet_it_too(stage, shared):
+    def job(steps, say):
+        say(said(Failed("OSError: no space left", final=False, shared=shared)))
+        say(said(Failed("RuntimeError: one rank: OSError: no space left", final=False)))
+        return "exit code 1"
+
+    conductor, model, _ = stage(job)
+    with pytest.raises(StageFailed, match="^pretrain: RuntimeError: one rank: OSError: no space left$") as failed:
+        conductor.make(model)
+    assert failed.value.shared is shared
+
+
 def test_a_damaged_record_counts_as_not_there_and_is_made_again(stage):
     conductor, model, _ = stage(lambda steps, say: stage.publish(steps[0]) and None)
     stage.publish(model)
@@ -250,8 +263,9 @@ def test_a_job_that_cannot_be_followed_or_submitted_is_a_failure_and_can_be_trie
         raise ConnectionError("the cluster went away")
 
     conductor, model, _ = stage(lost, lambda steps, say: stage.publish(steps[0]) and None)
-    with pytest.raises(StageFailed, match="ConnectionError: the cluster went away"):
+    with pytest.raises(StageFailed, match="ConnectionError: the cluster went away") as failed:
         conductor.make(model)
+    assert failed.value.shared
     submit, conductor.submitter.submit = conductor.submitter.submit, lambda steps: 1 / 0
     with pytest.raises(ZeroDivisionError):
         conductor.make(model)

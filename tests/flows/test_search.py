@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from cluster.store.local import LocalStore
-from flows.conductor import Spared
 from flows.plan import Plan, make_plan
 from flows.ranking import ranking
 from flows.recipe import parse_recipe
 from flows.search import explore, left, survivors
+from flows.spared import Spared
 from flows.summary import summarise
 from tests.flows.recipes import BASE, publish, recipe
 

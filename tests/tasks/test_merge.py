@@ -13,6 +13,7 @@ from flows.here import make_here
 from flows.make import Watchers
 from flows.plan import check, make_plan
 from flows.recipe import parse_recipe
+from flows.spared import Spared
 from tasks.context import Context, Execution
 from tasks.formats.mask import Mask
 from tasks.models.files.checkpoint import save_model
@@ -120,7 +121,7 @@ def soup(tmp_path_factory):
     profile = Profile(store=str(shop.root / "store"), scratch=str(shop.root / "scratch"), engine="torch", device="cpu")
     plan = make_plan(parse_recipe(document, ""), shop.store)
     check(plan.recipe)
-    make_here(plan, shop.store, profile, Watchers([]))
+    make_here(Spared(plan, Watchers([])), shop.store, profile)
     return {step.id: shop.store.require(step.artifact) for step in plan.steps}
 
 

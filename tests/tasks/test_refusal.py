@@ -116,7 +116,9 @@ def test_a_stage_that_meets_a_full_disk_names_the_places_and_the_way_on(tmp_path
     def full(work, tell):
         raise OSError(28, "No space left on device", "/scratch/x")
 
+    told = []
     monkeypatch.setattr("tasks.job._produce", full)
     with pytest.raises(OSError, match=r"^no space left on the disk of .*/S or of T \(/scratch/x\); free some and run"):
         artifact = {"stage": "prune", "version": 1, "label": "wanda", "params": {}, "parents": {}}
-        produce({"scratch": str(tmp_path / "S"), "store": "T", "artifact": artifact}, lambda event: None)
+        produce({"scratch": str(tmp_path / "S"), "store": "T", "artifact": artifact}, told.append)
+    assert [(event.shared, event.final) for event in told] == [(True, False)]
