@@ -29,8 +29,8 @@ from flows.options import (
     UntilOption,
     console,
     errors,
+    model_of,
     settle_environment,
-    store_of,
 )
 from flows.promotion import promote, rollback
 from flows.proof import claims
@@ -221,16 +221,11 @@ def export(
         rebuild_model(Path(artifact), directory)
         console.print(f"{artifact} -> {directory}", highlight=False)
         return
-    record, store = _find(artifact, profile)
+    record, store = model_of(artifact, profile)
     export_model(store, record, directory, compact)
     for note in notes(record):
         errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)
-
-
-def _find(artifact: str, profile: str) -> tuple[Any, Any]:
-    store = store_of(profile)
-    return store.find(artifact), store
 
 
 if __name__ == "__main__":
