@@ -94,12 +94,16 @@ class Reading:
         if trouble != self.trouble:
             self.trouble, self.version = trouble, self.version + 1
 
+    def find(self) -> str:
+        """The id of our experiment, once there is one; empty until then."""
+        found = None if self.experiment else self.client.get_experiment_by_name(EXPERIMENT)
+        self.experiment = self.experiment or (found.experiment_id if found else "")
+        return self.experiment
+
     def refresh(self, everything: bool = False) -> None:
         """Read what changed, or all at first and now and then."""
         with self._lock:
-            found = None if self.experiment else self.client.get_experiment_by_name(EXPERIMENT)
-            self.experiment = self.experiment or (found.experiment_id if found else "")
-            if not self.experiment:
+            if not self.find():
                 self.complete = True
             elif everything or not self._all_at or time.monotonic() - self._all_at > ALL_AGAIN:
                 self._read_all()
