@@ -167,7 +167,7 @@ def test_a_choice_stands_in_the_address_and_its_link_opens_the_same(page: Page, 
     page.until(lambda: "recipe=sparser" in page.driver.current_url, "in the address")
     fresh = Page(page.url, tmp_path / "fresh")
     fresh.driver.get(page.driver.current_url)
-    fresh.reads("3 models of 1 runs")
+    fresh.reads("3 models of 1 run")
     assert fresh.find("//*[@id='c-find']").get_attribute("value") == "prune.sparsity=0.6"
     assert "sparser" in fresh.find("//*[@id='c-recipe']").text
     fresh.close()

@@ -78,7 +78,7 @@ def test_every_page_has_something_to_say_in_every_state(state, page, query):
 
 def test_what_is_missing_is_said():
     assert "MLflow has no run of a recipe yet" in text(PAGES[""][1](sight(STATES["empty"])))
-    assert "None of 1 runs fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
+    assert "No run of 1 fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
     assert "Running: tiny; this page follows" in text(PAGES[""][1](sight(STATES["running"])))
 
 
@@ -98,6 +98,11 @@ def test_models_are_compared_by_what_differs():
         and "Error that a stage left, by block"
         in text(PAGES["model"][1](sight(STATES["one"], "?model=prune", files=FILES))) + told
     )
+
+
+def test_a_day_that_is_none_is_said_and_chooses_nothing():
+    told = text(shell.known(sight(STATES["one"], "?since=2026-13-01&until=2030-01-01")))
+    assert told == "1 run, 4 models from: 2026-13-01 is no day, as 2026-11-01 is"
 
 
 def test_a_claim_stands_with_its_numbers_and_its_verdict():
