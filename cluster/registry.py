@@ -75,7 +75,7 @@ def rollback(uri: str, name: str | None, alias: str) -> Moved:
     choices = f"choose one of {', '.join(sorted(moved))}"
     if name is None and len(moved) != 1:
         raise ValueError(f"NAME: of which registered model? {choices}")
-    name = name or next(iter(moved))
+    name = next(iter(moved)) if name is None else name
     if name not in moved:
         raise ValueError(f"NAME: MLflow has no registered model {name!r} whose aliases moved; {choices}")
     seen = Aliases(client, name, alias)

@@ -127,6 +127,7 @@ def _number(name: str) -> dict[str, Any]:
         "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}', params.data.broken['{name}'])"},
         "filter": "agNumberColumnFilter",
         "type": "rightAligned",
+        "minWidth": 104 if metric(name).unit == "token/s" else 84,
         "sortingOrder": ["desc", "asc", None] if better(name) > 0 else ["asc", "desc", None],
     }
 
