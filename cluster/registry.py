@@ -80,7 +80,9 @@ def rollback(uri: str, name: str | None, alias: str) -> Moved:
         raise ValueError(f"NAME: MLflow has no registered model {name!r} whose aliases moved; {choices}")
     seen = Aliases(client, name, alias)
     if not seen.moves and seen.before is None:
-        raise ValueError(f"ALIAS: {name} has no alias {alias!r}; choose one of {', '.join(sorted(moved[name].aliases)) or 'none'}")
+        raise ValueError(
+            f"ALIAS: {name} has no alias {alias!r}; choose one of {', '.join(sorted(moved[name].aliases)) or 'none'}"
+        )
     there = {int(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
     earlier = [number for number in _holders(seen.moves)[:-1] if number in there and number != seen.before]
     if not earlier:

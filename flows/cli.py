@@ -17,6 +17,7 @@ from flows.deploy import deploy
 from flows.ending import Terminated
 from flows.gc import gc, pin, unpin
 from flows.lazy import collect_rarely, make_lazy
+from flows.listing import deployments
 from flows.notify import notify
 from flows.options import (
     Commands,
@@ -55,7 +56,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
-for command in (dashboard, gc, pin, unpin, trigger, notify):
+for command in (dashboard, deployments, gc, pin, unpin, trigger, notify):
     app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
@@ -167,7 +168,7 @@ def show_plan(
     from cluster.profile import load_profile
     from flows.override import parse_settings
     from flows.part import Part
-    from flows.plan import describe, prepare
+    from flows.plan import describe, doubts, prepare
     from flows.planned import plan_table
 
     where = load_profile(profile)
@@ -175,9 +176,12 @@ def show_plan(
     rows = [describe(plan, step, where) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:
-        print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later}))
+        told = {"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": doubts(plan)}
+        print(json.dumps(told))
         return
     console.print(plan_table(plan, rows))
+    for doubt in doubts(plan):
+        errors.print(f"note: {doubt}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
     if later:
         console.print(f"{later} more trials are chosen by what these come to", highlight=False)

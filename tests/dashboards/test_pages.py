@@ -318,10 +318,14 @@ def test_behind_a_proxy_it_lives_below_its_path_whether_the_proxy_cuts_it_off_or
 def test_a_page_is_named_by_the_rest_of_the_address_whether_it_ends_in_a_slash_or_not(web, path, name):
     asked = {"url.pathname": f"/team/winnow{path}", "url.search": "", "version.data": 0}
     inputs = [{"id": one.partition(".")[0], "property": one.partition(".")[2], "value": value} for one, value in asked.items()]
-    (output,) = [one for one in make_app(Nowhere(STATES["one"]), Places("/team/winnow/")).callback_map if "page.children" in one]
+    (output,) = [
+        one for one in make_app(Nowhere(STATES["one"]), Places("/team/winnow/")).callback_map if "page.children" in one
+    ]
     state = [{"id": "shape", "property": "data", "value": None}]
     asked = {"output": output, "inputs": inputs, "state": state, "changedPropIds": ["url.pathname"]}
-    asked["outputs"] = [dict(zip(("id", "property"), one.rsplit(".", 1), strict=True)) for one in output.strip(".").split("...")]
+    asked["outputs"] = [
+        dict(zip(("id", "property"), one.rsplit(".", 1), strict=True)) for one in output.strip(".").split("...")
+    ]
     told = web("/team/winnow/").post("/team/winnow/_dash-update-component", json=asked, headers={"Host": "team.example"})
     assert f'"page-{name}"' in told.text
 

@@ -181,7 +181,9 @@ def test_branches_that_end_at_different_stages_are_ranked_by_what_they_came_to()
         if node.branch
     ]
     rows = ranking(branched, models)["rows"]
-    assert [row["stage"] for row in rows] == sorted(numbers, key=numbers.get)[1:] and not any(row["ended_after"] for row in rows)
+    assert [row["stage"] for row in rows] == sorted(numbers, key=numbers.get)[1:] and not any(
+        row["ended_after"] for row in rows
+    )
     early = [model for model in models if "magnitude" not in model["stage"] or model["base"] == "prune"]
     rows = ranking(branched, early)["rows"]
     assert [(row["stage"], row["ended_after"]) for row in rows[1:]] == [("packed-wanda", None), ("prune-magnitude", "prune")]
