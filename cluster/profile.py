@@ -18,6 +18,7 @@ from cluster.documents import DocumentError, load_yaml, one_line
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROFILES = CHECKOUT / "infra" / "profiles"
+SQLITE = "sqlite:///"
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")]  # no userinfo: secrets come by environment
 
@@ -46,17 +47,25 @@ class PrefectTarget(_Section):
     """API of a Prefect server; none starts one on this machine."""
 
 
+def tracking_address(value: str) -> str:
+    """The address of an MLflow, a file's made absolute. Raises ValueError where it begins like none, or holds a login."""
+    if not value.startswith(("http://", "https://", SQLITE, "postgresql")):
+        raise ValueError(f"should start with one of http://, https://, {SQLITE}, postgresql")
+    if value.startswith("http") and "@" in value:
+        raise ValueError("should hold no login; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD do")
+    if not value.startswith(SQLITE):
+        return value
+    return f"{SQLITE}{Path(value.removeprefix(SQLITE)).expanduser().resolve()}"
+
+
 class MlflowTarget(_Section):
     tracking_uri: str | None = None
     """Tracking server or database of MLflow; none starts one on this machine."""
 
     @field_validator("tracking_uri")
     @classmethod
-    def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://", "sqlite:///", "postgresql")):
-            raise ValueError("should start with one of http://, https://, sqlite:///, postgresql")
-        scheme, file, path = (value or "").partition("sqlite:///")
-        return f"{file}{Path(path).expanduser().resolve()}" if file and not scheme else value
+    def _tracking(cls, value: str | None) -> str | None:
+        return None if value is None else tracking_address(value)
 
 
 class Resources(_Section):

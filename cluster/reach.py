@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.profile import Profile, private_file
+from cluster.profile import SQLITE, Profile, private_file
 from cluster.ray.follower import get_json
 from cluster.ray.jobs import Jobs
 
 DEADLINE = 5.0  # seconds a service may take to answer at all
 ROOM = 4 << 20  # bytes that a database must be able to grow by
-SQLITE = "sqlite:///"
 S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+FOREIGN = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # what answers is no MLflow
 CLIENTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")
 
 
@@ -48,17 +48,17 @@ def check_prefect(api: str) -> None:
         raise ConnectionError(f"prefect.api_url {api} is no API of Prefect: it knows no /health; most end with /api")
 
 
-def check_tracking(uri: str) -> None:
-    """The same for an MLflow server, or the database MLflow writes to."""
+def check_tracking(uri: str, what: str = "mlflow.tracking_uri") -> None:
+    """The same for an MLflow server, or the database MLflow writes to; ``what`` named it."""
     if uri.startswith(SQLITE):
         _check_database(Path(uri.removeprefix(SQLITE)))
     elif uri.startswith(("http://", "https://")):
-        _status("mlflow.tracking_uri", uri, f"{uri.rstrip('/')}/health")
+        _status(what, shown(uri), f"{uri.rstrip('/')}/health")
     elif host := urlsplit(uri).hostname:
         try:
             socket.create_connection((host, urlsplit(uri).port or 5432), DEADLINE).close()
         except OSError as error:
-            raise ConnectionError(f"mlflow.tracking_uri {_shown(uri)} does not answer: {error}") from None
+            raise ConnectionError(f"{what} {shown(uri)} does not answer: {error}") from None
 
 
 def check_s3(*places: str) -> None:
@@ -117,7 +117,9 @@ def plainly(uri: str) -> Iterator[None]:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "Max retries exceeded" in what:  # whatever was asked, and by which classes
             what = "it does not answer"
-        raise ConnectionError(f"MLflow at {_shown(uri)}: {what}") from error
+        elif answer := FOREIGN.match(what):
+            what = f"it answers {answer[2]} where an MLflow has {answer[1]}; mend the address"
+        raise ConnectionError(f"MLflow at {shown(uri)}: {what}") from error
 
 
 class Plain:
@@ -137,6 +139,6 @@ class Plain:
         return call
 
 
-def _shown(uri: str) -> str:
+def shown(uri: str) -> str:
     """Without the password."""
     return re.sub(r"//[^/@]*@", "//", uri)

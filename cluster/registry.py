@@ -69,20 +69,37 @@ def promote(uri: str, address: str, key: str, name: str | None, alias: str, forc
 def rollback(uri: str, name: str | None, alias: str) -> Moved:
     """Give the alias back to the version that had it before. Raises ValueError where there is none."""
     client = connect(uri)
-    if name is None:
-        names = [model.name for model in client.search_registered_models() if MOVES in model.tags]
-        if len(names) != 1:
-            raise ValueError(f"NAME: of which registered model? choose one of {', '.join(names) or 'none yet'}")
-        (name,) = names
-    elif not client.search_registered_models(f"name = '{name}'"):
-        raise ValueError(f"NAME: MLflow has no registered model {name!r}")
+    moved = _moved(client)
+    if not moved:
+        raise ValueError("NAME: MLflow has no registered model whose aliases moved; winnow promote makes one")
+    choices = f"choose one of {', '.join(sorted(moved))}"
+    if name is None and len(moved) != 1:
+        raise ValueError(f"NAME: of which registered model? {choices}")
+    name = next(iter(moved)) if name is None else name
+    if name not in moved:
+        raise ValueError(f"NAME: MLflow has no registered model {name!r} whose aliases moved; {choices}")
     seen = Aliases(client, name, alias)
+    if not seen.moves and seen.before is None:
+        raise ValueError(
+            f"ALIAS: {name} has no alias {alias!r}; choose one of {', '.join(sorted(moved[name].aliases)) or 'none'}"
+        )
     there = {int(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
     earlier = [number for number in _holders(seen.moves)[:-1] if number in there and number != seen.before]
     if not earlier:
         raise ValueError(f"{alias} of {name}: no version had it before that is there still")
     version = there[earlier[-1]]
     return seen.move(version, version.tags.get("winnow.address", ""), back=True)
+
+
+def _moved(client: Any) -> dict[str, Any]:
+    """The registered models whose aliases were moved here, by name."""
+    found: dict[str, Any] = {}
+    token = None
+    while True:
+        models = client.search_registered_models(max_results=1000, page_token=token)
+        found |= {model.name: model for model in models if MOVES in model.tags}
+        if not (token := models.token):
+            return found
 
 
 def _version(client: Any, uri: str, name: str, model: Any, address: str, key: str) -> Any:

@@ -79,7 +79,7 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
     def show(path: str, search: str, _: int, before: dict[str, list[str]] | None) -> tuple[Any, ...]:
         version = reading.looked()
         sight = Sight(reading.book, Choice.of(search), reading, places)
-        name = (path or "").removeprefix(places.prefix).strip("/")
+        name = f"{path or ''}/".removeprefix(places.prefix).strip("/")  # a proxy's path may come without its slash
         title, draw = PAGES.get(name, ("", partial(nowhere, name)))
         parts = draw(sight)
         shape, before = [name, *map(shell.shape, parts)], before or {}

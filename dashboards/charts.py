@@ -167,10 +167,10 @@ def heat_figure(maps: Sequence[tuple[str, Mapping[str, float]]], what: str) -> g
         title="decoder block", dtick=1 if len({block for _, known in found for _, block in known}) <= 16 else None
     )
     figure.update_yaxes(autorange="reversed")
-    figure = _layout(figure, 130 + 26 * len(kinds))
+    figure = _layout(figure, 130 + 26 * max(len(kinds), 3))  # of one row too the scale has room for its numbers
     scale = {"tickformat": ".0%"} if what == "sparsity" else {"exponentformat": "power"}
     sound = (value for _, known in found for value in known.values() if math.isfinite(value))
     most = 1.0 if what == "sparsity" else max(sound, default=1.0)
-    bar = {"title": what, "thickness": 12, **scale}
+    bar = {"title": what, "thickness": 12, "nticks": 3 if len(kinds) < 4 else 6, **scale}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": most, "colorbar": bar})
     return figure

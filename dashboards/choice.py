@@ -64,6 +64,12 @@ class Choice:
         return cls(**found)
 
     @property
+    def misread(self) -> list[str]:
+        """Of what was typed that which chooses nothing, with the form it should have."""
+        days = {"from": self.since, "to": self.until}
+        return [f"{name}: {day} is no day, as 2026-11-01 is" for name, day in days.items() if day and _day(day, 0) is None]
+
+    @property
     def query(self) -> str:
         """What stands in the address bar; defaults are left out."""
         told = []

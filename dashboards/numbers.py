@@ -24,6 +24,7 @@ FIRST = (  # in this order wherever metrics are listed; the others follow by nam
 )
 COSTS = ("bytes", "time_to_first_token", "decode_tokens_per_second", LINE_FLOPS, LINE_SECONDS)
 SPEEDS = ("decode_tokens_per_second", "decode_speed", "prefill_tokens_per_second", "prefill_speed")
+SMALL = 0.0005  # of a share, which one decimal of a percent would write as none
 INTERVAL = 1.96  # standard errors on either side: 95 %
 
 
@@ -89,12 +90,12 @@ def shown(name: str, value: float | None) -> str:
     if unit == "B":
         return scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
     if unit == "share":
-        return f"{value:.1%}".replace("%", " %")
+        return f"{100 * value:.2g} %" if 0 < abs(value) < SMALL else f"{value:.1%}".replace("%", " %")
     if unit == "s":
         return duration(value)
     if unit == "FLOP":
         return f"{value:.2e}"
-    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    number = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:#.4g}"
     return f"{number} tok/s" if unit == "token/s" else number
 
 
@@ -117,7 +118,13 @@ def alike(value: float, other: float) -> bool:
 def sure(name: str, numbers: Mapping[str, float]) -> str:
     """A number with half of its 95 % interval, where that is known."""
     known = interval(name, numbers)
-    return shown(name, numbers.get(name)) + (f" ± {shown(name, (known.high - known.low) / 2)}" if known else "")
+    return shown(name, numbers.get(name)) + (f" ± {margin(name, (known.high - known.low) / 2)}" if known else "")
+
+
+def margin(name: str, width: float) -> str:
+    """What stands after ±: two digits say enough where no unit has its own form."""
+    plain = metric(name).unit not in ("B", "share", "s", "FLOP", "token/s") and math.isfinite(width)
+    return f"{width:.2g}" if plain and abs(width) < 100 else shown(name, width)
 
 
 def scaled(value: float, step: float, units: tuple[str, ...]) -> str:

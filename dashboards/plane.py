@@ -66,7 +66,9 @@ def _line(
 ) -> Data:
     text = [label(names[point.model.run], 40) if len(front) <= MOST_NAMES else "" for point in front]
     middle = (min(point.x for point in found) + max(point.x for point in found)) / 2 if found else 0.0
-    sides = ["top right" if point.x <= middle else "top left" for point in front]  # or the frame would cut them off
+    # To the inside, or the frame would cut them off; on the side of the next point, or the line would go through them.
+    beyond = "bottom" if len(front) > 1 and front[-1].y < front[0].y else "top"
+    sides = ["top right" if point.x <= middle else f"{beyond} left" for point in front]
     mode = "+".join(["markers", *(["lines"] if len(front) > 1 else []), *(["text"] if any(text) else [])])
     line = {"color": BLUE, "width": 1.5, "shape": "hv"}
     dots = _dots(front, hovers, "beaten by none", BLUE, 12, picked)

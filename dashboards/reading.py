@@ -33,6 +33,7 @@ IDLE = 30.0  # seconds without a question after which nobody does
 ALL_AGAIN = 600.0
 OVERLAP = 120_000  # milliseconds by which clocks of those who write runs may differ
 PARENT, RECIPE, ADDRESS = "mlflow.parentRunId", "winnow.recipe", "winnow.address"
+OURS = "winnow."  # begins no field of a recipe: moves of an alias are kept among a run's parameters
 FED, REUSED = "winnow.parent.", "winnow.cached."
 CLAIMS, CURVES = "claims.json", ("loss", "tokens", "sparsity")
 
@@ -94,12 +95,16 @@ class Reading:
         if trouble != self.trouble:
             self.trouble, self.version = trouble, self.version + 1
 
+    def find(self) -> str:
+        """The id of our experiment, once there is one; empty until then."""
+        found = None if self.experiment else self.client.get_experiment_by_name(EXPERIMENT)
+        self.experiment = self.experiment or (found.experiment_id if found else "")
+        return self.experiment
+
     def refresh(self, everything: bool = False) -> None:
         """Read what changed, or all at first and now and then."""
         with self._lock:
-            found = None if self.experiment else self.client.get_experiment_by_name(EXPERIMENT)
-            self.experiment = self.experiment or (found.experiment_id if found else "")
-            if not self.experiment:
+            if not self.find():
                 self.complete = True
             elif everything or not self._all_at or time.monotonic() - self._all_at > ALL_AGAIN:
                 self._read_all()
@@ -220,7 +225,7 @@ def read(run: Run) -> Pipeline | Stage | None:
         ended=told[2],
         address=tags[ADDRESS],
         parents={name.removeprefix(FED): value for name, value in tags.items() if name.startswith(FED)},
-        params={sys.intern(name): sys.intern(value) for name, value in run.data.params.items()},
+        params={sys.intern(name): sys.intern(text) for name, text in run.data.params.items() if not name.startswith(OURS)},
         numbers={sys.intern(name): _unbounded(value) for name, value in run.data.metrics.items()},
         gates=tags.get("winnow.gates", ""),
         note=tags.get("mlflow.note.content", "") if told[0] != FINISHED else "",

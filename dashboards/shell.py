@@ -12,7 +12,7 @@ from dash import dcc, html
 
 from dashboards.choice import STATES, axes
 from dashboards.numbers import COSTS, OF_A_LINE, base, better, is_quality, rank, title
-from dashboards.sight import Sight
+from dashboards.sight import Sight, many
 from tasks.metrics import METRICS
 
 AGAIN = "reads all of MLflow anew: what was deleted there, or tagged by hand, is seen then"
@@ -119,12 +119,13 @@ def known(sight: Sight) -> list[Any]:
     chosen = f"{len(sight.pipelines):,} of " if len(sight.pipelines) != runs else ""
     told: list[Any] = [
         html.Span(
-            f"{chosen}{runs:,} {'run' if runs == 1 else 'runs'}, {len(sight.models):,} models"
+            f"{chosen}{many(runs, 'run')}, {many(len(sight.models), 'model')}"
             + (", reading all again …" if reading.anew else "" if reading.complete else ", reading on …")
         )
     ]
     if len(sight.pipelines) < runs:
         told.append(dcc.Link("all runs", href=sight.places.prefix, className="button"))
+    told += [html.Strong(one, className="bad", role="alert") for one in sight.choice.misread]
     if reading.trouble:
         told.append(html.Strong(reading.trouble, className="bad", role="alert"))
     return told

@@ -89,6 +89,10 @@ class Sight:
         )
 
 
+def many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def pill(state: str) -> html.Span:
     return html.Span([html.Span(STATES.get(state, "?"), **{"aria-hidden": "true"}), f" {state}"], className=f"pill {state}")
 

@@ -17,6 +17,7 @@ from flows.deploy import deploy
 from flows.ending import Terminated
 from flows.gc import gc, pin, unpin
 from flows.lazy import collect_rarely, make_lazy
+from flows.listing import deployments
 from flows.notify import notify
 from flows.options import (
     Commands,
@@ -29,8 +30,8 @@ from flows.options import (
     UntilOption,
     console,
     errors,
+    model_of,
     settle_environment,
-    store_of,
 )
 from flows.promotion import promote, rollback
 from flows.proof import claims
@@ -55,7 +56,7 @@ app.command()(methods)
 app.command()(schema)
 app.command()(verify)
 app.command()(discard)
-for command in (dashboard, gc, pin, unpin, trigger, notify):
+for command in (dashboard, deployments, gc, pin, unpin, trigger, notify):
     app.command()(command)
 for command in (standing.up, standing.down, standing.status, standing.doctor):
     app.command()(command)
@@ -167,7 +168,7 @@ def show_plan(
     from cluster.profile import load_profile
     from flows.override import parse_settings
     from flows.part import Part
-    from flows.plan import describe, prepare
+    from flows.plan import describe, doubts, prepare
     from flows.planned import plan_table
 
     where = load_profile(profile)
@@ -175,9 +176,12 @@ def show_plan(
     rows = [describe(plan, step, where) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     if as_json:
-        print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later}))
+        told = {"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": doubts(plan)}
+        print(json.dumps(told))
         return
     console.print(plan_table(plan, rows))
+    for doubt in doubts(plan):
+        errors.print(f"note: {doubt}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
     if later:
         console.print(f"{later} more trials are chosen by what these come to", highlight=False)
@@ -221,16 +225,11 @@ def export(
         rebuild_model(Path(artifact), directory)
         console.print(f"{artifact} -> {directory}", highlight=False)
         return
-    record, store = _find(artifact, profile)
+    record, store = model_of(artifact, profile)
     export_model(store, record, directory, compact)
     for note in notes(record):
         errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)
-
-
-def _find(artifact: str, profile: str) -> tuple[Any, Any]:
-    store = store_of(profile)
-    return store.find(artifact), store
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from flows.here import make_here
 from flows.lazy import collect_as_ever
 from flows.override import parse_settings
 from flows.part import WHOLE, Part
-from flows.plan import Plan, prepare
+from flows.plan import Plan, doubts, prepare
 from flows.search import left
 from flows.spared import Spared
 
@@ -65,6 +65,8 @@ def _launch(
         what = "all models of the recipe are there" if part != WHOLE else 'the recipe says require: ["perplexity <= 30"]'
         raise ValueError(f"--strict: nothing is required of what this run makes; gates are judged where {what}")
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
+    for doubt in doubts(plan):
+        console.print(f"note: {doubt}", soft_wrap=True, highlight=False, markup=False)
     display = Display(console, quiet)
     collect_as_ever()
     if plan.recipe.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from cluster.store.artifacts import Record
     from cluster.store.local import Store
 
 PATHS = ("_HOME", "_CACHE", "_DIR", "_FILE", "_BUNDLE", "_PATH")  # what variables that name one local path end in
@@ -93,3 +94,15 @@ def store_of(profile: str) -> Store:
     where = load_profile(profile)
     check_s3(where.store)
     return open_store(where.store, Path(where.scratch) / "cache")
+
+
+def model_of(artifact: str, profile: str) -> tuple[Record, Store]:
+    """The one model that is meant, and the store it lies in. Raises ValueError where none is, with models alone to choose
+    from."""
+    from tasks.stage import STAGES, stage_class
+
+    stages, store = [stage for stage in STAGES if stage_class(stage).yields == "model"], store_of(profile)
+    record = store.find(artifact, stages)
+    if record.stage not in stages:
+        raise ValueError(f"{record.address} is no model; choose what one of {', '.join(stages)} made")
+    return record, store

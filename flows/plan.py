@@ -211,16 +211,27 @@ def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store
 def check(recipe: Recipe) -> None:
     """What the fields alone do not show: patterns and groups against the model's widths, tokenizer against vocabulary."""
     for node in recipe.nodes:
-        source, before = source_of(recipe.nodes, node), tuple(upstream(recipe.nodes, node))
-        if node.measures or node.stage.yields != "model" or source is None:
-            continue
-        data = node.parents.get("data")
-        tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
-        resized = any(getattr(stage, "resizes", False) for stage in before)  # then its sizes are asked when it is there
-        sizes = ({}, None) if resized else (source.widths(), source.heads())
-        facts = Facts(vocabulary(recipe.nodes, data), source.positions(), sizes[0], tasks, before, sizes[1])
-        with naming(node):
-            node.stage.check(facts)
+        if facts := _facts(recipe, node):
+            with naming(node):
+                node.stage.check(facts)
+
+
+def doubts(plan: Plan) -> list[str]:
+    """Of what will run that which is allowed and hardly meant, a line each."""
+    every = [(step.node, facts) for step in plan.due if (facts := _facts(plan.recipe, step.node))]
+    return [f"recipe.{node.id}: {doubt}" for node, facts in every for doubt in node.stage.doubts(facts)]
+
+
+def _facts(recipe: Recipe, node: Node) -> Facts | None:
+    """What is known of a node that makes a model; None of others, and where its model is not known."""
+    source = source_of(recipe.nodes, node)
+    if node.measures or node.stage.yields != "model" or source is None:
+        return None
+    before, data = tuple(upstream(recipe.nodes, node)), node.parents.get("data")
+    tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0
+    resized = any(getattr(stage, "resizes", False) for stage in before)  # then its sizes are asked when it is there
+    sizes = ({}, None) if resized else (source.widths(), source.heads())
+    return Facts(vocabulary(recipe.nodes, data), source.positions(), sizes[0], tasks, before, sizes[1])
 
 
 def describe(plan: Plan, step: Step, profile: Profile | None = None) -> dict[str, Any]:

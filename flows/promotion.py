@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import ArtifactArgument, JsonOption, ProfileOption, console, store_of
+from flows.options import ArtifactArgument, JsonOption, ProfileOption, console, model_of
 
 if TYPE_CHECKING:
     from cluster.tracking import Tracking
@@ -51,15 +51,11 @@ def rollback(
 
 def register(artifact: str, alias: str, name: str | None, profile: str, force: bool = False) -> dict[str, Any]:
     from cluster import registry
-    from tasks.stage import STAGES, stage_class
 
     _check("alias", alias)
     if name:
         _check("name", name)
-    record = store_of(profile).find(artifact)
-    if stage_class(record.stage).yields != "model":
-        models = ", ".join(stage for stage in STAGES if stage_class(stage).yields == "model")
-        raise ValueError(f"{record.address} is no model; choose what one of {models} made")
+    record, _ = model_of(artifact, profile)
     return _told(registry.promote(_tracking(profile), record.address, record.key, name or None, alias, force))
 
 

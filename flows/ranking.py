@@ -7,25 +7,28 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.nodes import Recipe
+from flows.nodes import Node, Recipe
 from flows.trials import TRIAL, Values
 from tasks.metrics import METRICS
+from tasks.stage import members
 
 OBJECTIVE = "perplexity"  # where the recipe names none
 
 
 def ranking(recipe: Recipe, models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Objective and rows, as the summary has them; None where there are no branches to rank. A branch that ended before the
-    last stage comes after those that did not."""
+    """Objective and rows, as the summary has them; None where there are no branches to rank. They are ranked by the objective,
+    wherever in the recipe they end. A branch that was stopped comes after those that were not, and the further it came the
+    better."""
     objective = recipe.search.objective if recipe.search else OBJECTIVE
-    passed = {recipe.node(model["stage"]).came_from for model in models}
+    passed = {id for model in models for id in _made_from(recipe.node(model["stage"]))}
     ends = [model for model in models if model["branch"] and model["stage"] not in passed and objective in model]
     if len(ends) < 2:
         return None
     order = list(dict.fromkeys(node.base for node in recipe.models()))
-    last = max(order.index(model["base"]) for model in ends)
+    goes_on = {id for node in recipe.models() for id in _made_from(node)}
+    stopped = {model["stage"]: order.index(model["base"]) for model in ends if model["stage"] in goes_on}
     sign = -1.0 if METRICS[objective].better == "higher" else 1.0
-    ends.sort(key=lambda model: (-order.index(model["base"]), sign * model[objective]))
+    ends.sort(key=lambda model: (-stopped.get(model["stage"], len(order)), sign * model[objective]))
     rows = [
         {
             "rank": rank,
@@ -33,11 +36,15 @@ def ranking(recipe: Recipe, models: Sequence[Mapping[str, Any]]) -> dict[str, An
             "address": model["address"],
             "values": _values(recipe, model["branch"]),
             objective: model[objective],
-            "ended_after": None if order.index(model["base"]) == last else model["base"],
+            "ended_after": model["base"] if model["stage"] in stopped else None,
         }
         for rank, model in enumerate(ends, start=1)
     ]
     return {"objective": objective, "better": METRICS[objective].better, "rows": rows}
+
+
+def _made_from(node: Node) -> set[str | None]:
+    return {node.came_from, *members(node.parents, node.stage.plural)}
 
 
 def _values(recipe: Recipe, branch: Mapping[str, str]) -> Values:
@@ -57,7 +64,7 @@ def ranking_table(found: Mapping[str, Any], most: int = 20) -> Table:
     table.add_column(found["objective"], justify="right")
     table.add_column("with", overflow="fold")
     for row in found["rows"][:most]:
-        ended = f"\n[dim]ended after {row['ended_after']}[/dim]" if row["ended_after"] else ""
+        ended = f"\n[dim]stopped after {row['ended_after']}[/dim]" if row["ended_after"] else ""
         values = ", ".join(_chosen(field, value) for field, value in row["values"].items())
         table.add_row(str(row["rank"]), row["stage"] + ended, f"{row[found['objective']]:.4g}", values)
     if len(found["rows"]) > most:

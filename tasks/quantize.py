@@ -87,6 +87,16 @@ class Quantize(CalibratedStage):
                 "no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}"
             )
 
+    def doubts(self, facts: Facts) -> list[str]:
+        """Where the model was trained for another rounding than this one."""
+        faked = ((stage.stage_name(), getattr(stage, "fake_quantize", None)) for stage in facts.upstream)
+        name, trained = next((one for one in faked if one[1]), ("", None))
+        if trained is None:
+            return []
+        what = "precision chooses a scheme for each matrix" if self.precision else _other(self.method, trained)
+        meant = f"{name} trained for round_to_nearest as its fake_quantize says"
+        return [f"{what}, but {meant}; what is stored is not what was trained"] if what else []
+
     def check_parties(self, parties: Parties) -> None:
         super().check_parties(parties)
         if parties.model:
@@ -148,3 +158,24 @@ class Quantize(CalibratedStage):
         (context.output / REPORT).mkdir(parents=True, exist_ok=True)
         (context.output / REPORT / "schemes.json").write_text(json.dumps(schemes, indent=2))
         return self.model_copy(update={"method": self.method.model_copy(update={"schemes": schemes})})
+
+
+def _other(method: Quantizer, trained: Quantizer) -> str:
+    """What tells a rounding from the one trained for, be they said by bits or by a preset; empty where they store the same."""
+    if method.name != trained.name:
+        return f"{method.name} rounds"
+    if method.range != trained.range:
+        return f"range is {method.range}"
+    ours, theirs = _weights(method), _weights(trained)
+    differing = [f"{name} is {ours.get(name)}, not {theirs.get(name)}" for name in theirs if ours.get(name) != theirs[name]]
+    return ", ".join(differing) or ("schemes differ" if method.schemes != trained.schemes else "")
+
+
+def _weights(method: Quantizer) -> dict[str, object]:
+    """How a method stores weights that ``schemes`` says nothing of; empty where it leaves them as they are."""
+    from tasks.models.files.schemes import integers
+
+    integer = [getattr(method, name) for name in INTEGERS]
+    stored = (method.named_schemes()[0] if method.scheme else integers(*integer)).weights
+    told = {"bits": "num_bits", "group_size": "group_size", "symmetric": "symmetric", "type": "type"}
+    return {name: getattr(stored, field) for name, field in told.items()} if stored else {}

@@ -110,6 +110,10 @@ class Stage(BaseModel):
     def check(self, facts: Facts) -> None:
         """Raise ValueError where the fields contradict what is known of the model and data before anything runs."""
 
+    def doubts(self, facts: Facts) -> list[str]:
+        """Of what ``check`` lets pass that which is hardly meant, a line each."""
+        return []
+
     def leaves(self, pattern: str | None) -> str | None:
         """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
         return pattern

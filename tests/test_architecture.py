@@ -56,6 +56,7 @@ LIBRARIES = {  # where a library may be imported: path prefixes
         "flows/notify.py",
         "flows/connection.py",
         "flows/registration.py",
+        "flows/listing.py",
     ),
     "transformers": ("tasks/models/", "tasks/evaluators/", "tasks/data/", "tasks/harness/", "tasks/pretrain.py"),
     "matplotlib": ("dashboards/",),

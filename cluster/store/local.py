@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -87,22 +87,25 @@ class Store(Healing, Marks, Protocol):
     def records(self, stage: str | None = None) -> Iterator[Record]:
         return filter(None, map(self.sound, self.addresses(stage)))
 
-    def find(self, prefix: str) -> Record:
-        """The one artifact whose address or key starts with `prefix`."""
-        return self.require(self.locate(prefix))
+    def find(self, prefix: str, stages: Collection[str] = ()) -> Record:
+        """The one artifact whose address or key starts with `prefix`. What ``stages`` made is meant before all else, and
+        offered alone."""
+        return self.require(self.locate(prefix, stages))
 
-    def locate(self, prefix: str) -> str:
+    def locate(self, prefix: str, stages: Collection[str] = ()) -> str:
         """Its address alone, for what may be damaged: there the twelve digits of the address are all that is known of
         the key."""
         everything = self.addresses()
-        matches = [name for name in everything if name.startswith(prefix) or name[-12:].startswith(prefix[:12])]
+        meant = [name for name in everything if not stages or name.partition("/")[0] in stages]
+        matches = _begun(meant, prefix) or _begun(everything, prefix)
         if len(matches) == 1:
             record = self.done(matches[0])
             if record is None or record.address.startswith(prefix) or record.key.startswith(prefix):
                 return matches[0]
         if len(matches) > 1:
             raise ValueError(f"{prefix!r} is ambiguous in {self.url}; choose one of {_some(matches)}")
-        choices = f"choose one of {_some(everything)}" if everything else "it is empty"
+        none = f"nothing in it was made by {', '.join(stages)}" if everything else "it is empty"
+        choices = f"choose one of {_some(meant)}" if meant else none
         raise ValueError(f"no artifact {prefix!r} in {self.url}; {choices}")
 
     def require(self, what: Artifact | Record | str) -> Record:
@@ -228,6 +231,11 @@ class LocalStore(Store):
         if time.time_ns() - seen.st_ctime_ns > SETTLED_NANOSECONDS:
             self._verified[identity] = found
         return found
+
+
+def _begun(names: list[str], prefix: str) -> list[str]:
+    """Those whose address, or what it has of the key, begins so; none where nothing is said, as by an empty variable."""
+    return [name for name in names if prefix and (name.startswith(prefix) or name[-12:].startswith(prefix[:12]))]
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 8) -> str:

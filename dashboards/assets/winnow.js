@@ -114,11 +114,12 @@ functions.winnowNumber = (value, unit, broken) => {
     const scaled = units => { let at = 0; while (Math.abs(value) >= 1000 && at < units.length - 1) { value /= 1000; at++; }
         return `${at ? value.toFixed(2) : value.toFixed(0)} ${units[at]}`; };
     if (unit === "B") return scaled(["B", "kB", "MB", "GB", "TB"]);
-    if (unit === "share") return `${(100 * value).toFixed(1)} %`;
+    if (unit === "share") return `${value && Math.abs(value) < 0.0005 ? Number((100 * value).toPrecision(2)) : (100 * value).toFixed(1)} %`;
     if (unit === "s") return value < 1 ? `${(1000 * value).toPrecision(3)} ms` : value < 120 ? `${value.toFixed(1)} s`
         : value < 600 ? `${(value / 60).toFixed(1)} min` : value < 7200 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
     if (unit === "FLOP") return value.toExponential(2);
-    const text = Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
+    const text = Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : Number.isInteger(value) ? String(value)
+        : Math.abs(value) < 1e-4 ? value.toExponential(3) : value.toPrecision(4);
     return unit === "token/s" ? `${text} tok/s` : text;
 };
 

@@ -9,7 +9,7 @@ from dash import html
 
 from dashboards.book import Pipeline
 from dashboards.claims import CLAIMS_TAG
-from dashboards.numbers import shown, title
+from dashboards.numbers import margin, shown, title
 from dashboards.sight import Sight, empty, links, sheet
 
 SIGNS = {"holds": ("✓", "good"), "noise": ("~", ""), "fails": ("✕", "bad")}
@@ -43,7 +43,7 @@ def _claim(claim: Mapping[str, Any]) -> list[Any]:
     sign, colour = SIGNS["noise" if not claim["clear"] else "holds" if claim["holds"] else "fails"]
     metric = claim["metric"]
     groups = [
-        html.Div(f"{name}: {shown(metric, group['mean'])} ± {shown(metric, group['std'])} ({len(group['values'])})")
+        html.Div(f"{name}: {shown(metric, group['mean'])} ± {margin(metric, group['std'])} ({len(group['values'])})")
         for name, group in claim["groups"].items()
     ]
     says = html.Span([claim["says"], html.Small(f" {title(metric)}")])

@@ -11,7 +11,7 @@ from dashboards.book import QUALITY, Book, Stage
 from dashboards.numbers import OVER_DENSE, SPEEDS, is_sound, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
 from dashboards.plane import pareto_figure
-from dashboards.sight import Sight, chart, empty, gate, pill, sheet
+from dashboards.sight import Sight, chart, empty, gate, many, pill, sheet
 from dashboards.words import describe, differences
 
 MOST_LISTED, MOST_TOLD = 12, 300
@@ -44,7 +44,7 @@ def nothing(sight: Sight) -> html.Div:
     """Why there is nothing to see: nothing is there yet, nothing is read yet, or nothing fits the choice."""
     if sight.book.pipelines and not sight.pipelines:
         return empty(
-            f"None of {len(sight.book.pipelines)} runs fits this choice.", dcc.Link("Show all", href=sight.places.prefix)
+            f"No run of {len(sight.book.pipelines):,} fits this choice.", dcc.Link("Show all", href=sight.places.prefix)
         )
     if sight.pipelines:
         return empty("The chosen runs have made no model yet.", _running(sight))
@@ -144,5 +144,6 @@ def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:
     head = ["model", "state", *map(title, told), "gates", "other than the one above"]
     if not any(point.model.gates for point in best):
         head, rows = [one for one in head if one != "gates"], [[*row[:-2], row[-1]] for row in rows]
+    beaten = "is" if len(best) == 1 else "are"
     more = f"; the first {MOST_LISTED} of them" if len(best) > MOST_LISTED else ""
-    return sheet(head, rows, f"{len(best)} of {total} models are beaten by none{more}. {signs}", "numbers")
+    return sheet(head, rows, f"{len(best)} of {many(total, 'model')} {beaten} beaten by none{more}. {signs}", "numbers")

@@ -15,7 +15,7 @@ from dash import dcc, html
 from dashboards.book import Pipeline, Stage
 from dashboards.numbers import base, better, is_sound, metric, rank, shown, title
 from dashboards.pages.pareto import nothing
-from dashboards.sight import STATES, Sight
+from dashboards.sight import STATES, Sight, many
 
 DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", "bytes", "decode_tokens_per_second", "seconds")
 MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates")
@@ -42,7 +42,7 @@ def page(sight: Sight) -> list[Any]:
 
 def _count(sight: Sight) -> str:
     picked = f", {len(sight.choice.pick)} picked" if sight.choice.pick else ""
-    return f"{len(sight.models)} models of {len(sight.pipelines)} runs{picked}"
+    return f"{many(len(sight.models), 'model')} of {many(len(sight.pipelines), 'run')}{picked}"
 
 
 def _columns(sight: Sight) -> list[Any]:
@@ -85,12 +85,12 @@ def grid(sight: Sight) -> ag.AgGrid:
             "suppressHeaderFilterButton": True,
             "suppressFloatingFilterButton": True,
             "minWidth": 84,
+            "flex": 1,
             "wrapHeaderText": True,
             "autoHeaderHeight": True,
         },
         selectedRows={"ids": list(sight.choice.pick)} if models else {"ids": list(sight.choice.run)},
         getRowId="params.data.id",
-        columnSize="responsiveSizeToFit",
         dashGridOptions={
             "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "headerCheckbox": False},
             "animateRows": False,
@@ -106,9 +106,9 @@ def grid(sight: Sight) -> ag.AgGrid:
 def _model_columns(sight: Sight) -> list[dict[str, Any]]:
     name = {"field": "model", "headerName": "model", "cellRenderer": "WinnowLink", "tooltipField": "address"}
     told: list[dict[str, Any]] = [
-        {**name, "minWidth": 110, "flex": 2},
+        {**name, "minWidth": 110, "flex": 1.5},
         {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 112, "maxWidth": 124},
-        {"field": "recipe", "headerName": "recipe", "flex": 1},
+        {"field": "recipe", "headerName": "recipe"},
         {"field": "method", "headerName": "method"},
     ]
     told += [{"field": name, **_number(name)} for name in columns(sight)]
@@ -127,6 +127,7 @@ def _number(name: str) -> dict[str, Any]:
         "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}', params.data.broken['{name}'])"},
         "filter": "agNumberColumnFilter",
         "type": "rightAligned",
+        "minWidth": 104 if metric(name).unit == "token/s" else 84,
         "sortingOrder": ["desc", "asc", None] if better(name) > 0 else ["asc", "desc", None],
     }
 
@@ -141,7 +142,7 @@ def _run_columns(sight: Sight) -> list[dict[str, Any]]:
             "valueFormatter": {"function": "winnowNumber(params.value, 's')"},
             "type": "rightAligned",
         },
-        "started": {"sort": "desc", "minWidth": 150},
+        "started": {"sort": "desc", "minWidth": 150, "cellDataType": "text"},
         "gates": {"maxWidth": 110},
     }
     return [*({"field": name, "headerName": name, **shapes.get(name, {})} for name in RUN_COLUMNS), *_elsewhere_column(sight)]

@@ -167,7 +167,7 @@ def test_a_choice_stands_in_the_address_and_its_link_opens_the_same(page: Page, 
     page.until(lambda: "recipe=sparser" in page.driver.current_url, "in the address")
     fresh = Page(page.url, tmp_path / "fresh")
     fresh.driver.get(page.driver.current_url)
-    fresh.reads("3 models of 1 runs")
+    fresh.reads("3 models of 1 run")
     assert fresh.find("//*[@id='c-find']").get_attribute("value") == "prune.sparsity=0.6"
     assert "sparser" in fresh.find("//*[@id='c-recipe']").text
     fresh.close()
@@ -282,12 +282,12 @@ def test_a_run_keeps_the_pages_as_one_file(page: Page, teller: Teller, several: 
 def test_the_command_names_the_page_that_stands_and_writes_all_runs_into_a_file(
     services: Services, several: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dashboard("local", None, "/", None, False, True)
+    dashboard("local", None, None, "/", None, False, True)
     assert json.loads(capsys.readouterr().out)["url"] == f"{services.server('dashboard').url}/"
-    dashboard("local", None, "/", tmp_path / "all.html", False, True)
+    dashboard("local", None, None, "/", tmp_path / "all.html", False, True)
     assert json.loads(capsys.readouterr().out)["runs"] >= 5 and "sparser" in (tmp_path / "all.html").read_text()
     with pytest.raises(ValueError, match="--prefix: '/a b/' is no path; give one like /winnow"):
-        dashboard("local", None, "a b", None, False, True)
+        dashboard("local", None, None, "a b", None, False, True)
 
 
 def test_nothing_was_said_in_the_console_and_nobody_else_was_asked(page: Page, services: Services) -> None:

@@ -82,6 +82,7 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("ray: {address: 'ray://head:10001'}", "ray.address: "),
         ("prefect: {api_url: 'http://me:secret@host/api'}", "prefect.api_url: "),
         ("mlflow: {tracking_uri: ./mlruns}", "mlflow.tracking_uri: should start with one of http://"),
+        ("mlflow: {tracking_uri: 'http://me:hidden@x'}", "mlflow.tracking_uri: should hold no login; MLFLOW_TRACKING_USERNAME"),
         ("store: gs://bucket", "store: should be a local path or s3://bucket/prefix"),
         ("store: 's3://'", "store: should be a local path or s3://bucket/prefix"),
         ("scratch: s3://bucket", "scratch: should be a local path, got"),

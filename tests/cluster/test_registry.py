@@ -143,7 +143,10 @@ def test_a_rollback_gives_the_alias_to_who_had_it_before_and_to_who_had_it_befor
         assert said in capsys.readouterr().out and holder(told, "back") == (number, key)
     assert winnow("rollback", "back", "-p", str(profile)) == 2
     assert "no version had it before that is there still" in capsys.readouterr().err
-    assert winnow("rollback", "nothing", "-p", str(profile)) == 2
+    assert winnow("rollback", "bakc", "-p", str(profile)) == 2
+    assert "NAME: MLflow has no registered model 'bakc' whose aliases moved; choose one of back" in capsys.readouterr().err
+    assert winnow("rollback", "back", "champoin", "-p", str(profile)) == 2
+    assert "ALIAS: back has no alias 'champoin'; choose one of champion" in capsys.readouterr().err
 
 
 def test_of_promotions_at_once_one_wins_and_the_others_are_told(server, told):

@@ -9,7 +9,7 @@ import pytest
 
 from dashboards.book import NO_MODELS, Stage
 from dashboards.choice import Choice
-from dashboards.numbers import LINE_FLOPS, OVER_DENSE, change, interval, shown
+from dashboards.numbers import LINE_FLOPS, OVER_DENSE, change, interval, margin, shown, sure
 from dashboards.pages.waterfall import worst
 from dashboards.pareto import Point, answers, front, nearest
 from dashboards.words import describe, differences, fields
@@ -196,3 +196,10 @@ def test_numbers_are_written_with_their_units_and_their_uncertainty():
     ]
     assert interval("accuracy.piqa", {"accuracy.piqa": 0.5, "accuracy_stderr.piqa": 0.1}) == pytest.approx((0.304, 0.696))
     assert interval("perplexity", {"perplexity": 5, "perplexity_low": 4, "perplexity_high": 6}) == (4, 6)
+
+
+def test_numbers_of_a_column_have_as_many_digits_and_small_shares_are_not_written_as_none():
+    assert [shown("perplexity", value) for value in (61.9, 61.94, 62.0, 1234.5)] == ["61.90", "61.94", "62", "1,234"]
+    assert [shown("sparsity", value) for value in (0.0, 0.5, 0.00042, 0.000042)] == ["0.0 %", "50.0 %", "0.042 %", "0.0042 %"]
+    assert sure("perplexity", {"perplexity": 61.9, "perplexity_low": 51.9, "perplexity_high": 71.886}) == "61.90 ± 10"
+    assert margin("bytes", 2000.0) == "2.00 kB"

@@ -26,7 +26,7 @@ from dashboards.pages.pareto import hovered
 from dashboards.pages.table import as_csv
 from dashboards.pareto import Point
 from dashboards.plane import pareto_figure
-from dashboards.reading import FIRST_PAGE, PAGE, Reading
+from dashboards.reading import FIRST_PAGE, PAGE, Reading, read
 from dashboards.sight import Places, Sight
 from dashboards.static import everything, render
 from tests.dashboards.books import Nowhere, book, line, pipeline, sight, stage
@@ -78,7 +78,7 @@ def test_every_page_has_something_to_say_in_every_state(state, page, query):
 
 def test_what_is_missing_is_said():
     assert "MLflow has no run of a recipe yet" in text(PAGES[""][1](sight(STATES["empty"])))
-    assert "None of 1 runs fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
+    assert "No run of 1 fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
     assert "Running: tiny; this page follows" in text(PAGES[""][1](sight(STATES["running"])))
 
 
@@ -98,6 +98,11 @@ def test_models_are_compared_by_what_differs():
         and "Error that a stage left, by block"
         in text(PAGES["model"][1](sight(STATES["one"], "?model=prune", files=FILES))) + told
     )
+
+
+def test_a_day_that_is_none_is_said_and_chooses_nothing():
+    told = text(shell.known(sight(STATES["one"], "?since=2026-13-01&until=2030-01-01")))
+    assert told == "1 run, 4 models from: 2026-13-01 is no day, as 2026-11-01 is"
 
 
 def test_a_claim_stands_with_its_numbers_and_its_verdict():
@@ -232,6 +237,13 @@ def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
     assert len(asked) == 3 and all(which for which, _, _ in asked) and reading.version == 10  # nothing changed
 
 
+def test_what_a_registry_keeps_among_a_runs_parameters_is_no_field_of_its_recipe():
+    run = _run(1)
+    run.data.tags = {"winnow.address": "prune/wanda-a", "mlflow.parentRunId": "p"}
+    run.data.params = {"sparsity": "0.5", "winnow.moves.tiny.champion.1": ">1 36e10498fe54"}
+    assert read(run).params == {"sparsity": "0.5"}
+
+
 def test_what_was_deleted_is_gone_once_all_is_read_again():
     class Client:
         there = 2
@@ -300,6 +312,22 @@ def test_behind_a_proxy_it_lives_below_its_path_whether_the_proxy_cuts_it_off_or
         assert client.get(path, headers={"Host": "team.example"}).text.startswith("model,state")
     page = client.get("/team/winnow/", headers={"Host": "team.example"}).text
     assert re.findall(r"(?:src|href)=\"(?!/team/winnow/)", page) == []
+
+
+@pytest.mark.parametrize(("path", "name"), [("", "choose"), ("/", "choose"), ("/table", "table"), ("/nosuch", "nosuch")])
+def test_a_page_is_named_by_the_rest_of_the_address_whether_it_ends_in_a_slash_or_not(web, path, name):
+    asked = {"url.pathname": f"/team/winnow{path}", "url.search": "", "version.data": 0}
+    inputs = [{"id": one.partition(".")[0], "property": one.partition(".")[2], "value": value} for one, value in asked.items()]
+    (output,) = [
+        one for one in make_app(Nowhere(STATES["one"]), Places("/team/winnow/")).callback_map if "page.children" in one
+    ]
+    state = [{"id": "shape", "property": "data", "value": None}]
+    asked = {"output": output, "inputs": inputs, "state": state, "changedPropIds": ["url.pathname"]}
+    asked["outputs"] = [
+        dict(zip(("id", "property"), one.rsplit(".", 1), strict=True)) for one in output.strip(".").split("...")
+    ]
+    told = web("/team/winnow/").post("/team/winnow/_dash-update-component", json=asked, headers={"Host": "team.example"})
+    assert f'"page-{name}"' in told.text
 
 
 def test_nothing_of_the_dashboard_writes_to_mlflow():

@@ -104,7 +104,7 @@ def test_the_card_tells_what_was_before_and_what_a_weight_costs(made, tmp_path):
 def test_a_compact_export_is_smaller_says_how_to_use_it_and_gives_the_plain_one_back(made, tmp_path, capsys, monkeypatch):
     shop, (_, _, pruned), _ = made
     plain, compact, again = (str(tmp_path / name) for name in ("plain", "compact", "again"))
-    monkeypatch.setattr("flows.cli._find", lambda artifact, profile: (pruned, shop.store))
+    monkeypatch.setattr("flows.cli.model_of", lambda artifact, profile: (pruned, shop.store))
     assert winnow("export", pruned.address, plain) == winnow("export", pruned.address, compact, "--compact") == 0
     assert winnow("export", "--rebuild", compact, again) == 0
     require_equal(tmp_path / "plain", tmp_path / "again")

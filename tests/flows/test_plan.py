@@ -9,7 +9,7 @@ import pytest
 from cluster.profile import Profile, load_profile
 from cluster.store.local import LocalStore
 from flows.forecast import forecast
-from flows.plan import prepare
+from flows.plan import doubts, prepare
 from flows.recipe import parse_recipe
 from tests.flows.recipes import BASE, plan, publish, recipe
 from tests.tasks import data_zoo
@@ -269,3 +269,27 @@ def test_a_card_is_one_that_the_forecast_knows():
     assert set(get_args(names)) == set(CARDS)
     with pytest.raises(ValueError, match="card is H100 but device is cpu; leave one of them out"):
         where(card="H100", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("quantize", "told"),
+    [
+        ({"method": {"round_to_nearest": {"bits": 4, "group_size": 32}}}, ""),
+        ({"method": {"round_to_nearest": {"scheme": {"W4A16": {"group_size": 32}}}}}, ""),  # the same in other words
+        ({"method": {"round_to_nearest": {"bits": 3, "group_size": 64}}}, "bits is 3, not 4, group_size is 64, not 32"),
+        ({"method": {"round_to_nearest": {"scheme": "FP8_DYNAMIC"}}}, "bits is 8, not 4, group_size is None, not 32, type is"),
+        ({"method": {"round_to_nearest": {"bits": 4, "group_size": 32, "range": "mse"}}}, "range is mse"),
+        ({"method": {"gptq": {"bits": 4, "group_size": 32}}}, "gptq rounds"),
+        ({"method": "round_to_nearest", "precision": {"budget": 4.5}}, "precision chooses a scheme for each matrix"),
+    ],
+)
+def test_a_rounding_other_than_the_one_that_was_trained_for_is_told(quantize, told, tmp_path):
+    recover = {"tokens": 10_000, "fake_quantize": {"round_to_nearest": {"bits": 4, "group_size": 32}}}
+    made = plan(LocalStore(tmp_path / "store"), *BASE["stages"][:3], {"recover": recover}, {"quantize": quantize})
+    meant = ", but recover trained for round_to_nearest as its fake_quantize says; what is stored is not what was trained"
+    assert len(found := doubts(made)) == bool(told)
+    assert all(line.startswith(f"recipe.quantize: {told}") and line.endswith(meant) for line in found)
+
+
+def test_a_rounding_that_nothing_was_trained_for_is_no_doubt(tmp_path):
+    assert doubts(plan(LocalStore(tmp_path / "store"))) == []

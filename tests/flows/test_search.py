@@ -160,3 +160,40 @@ def test_a_grid_is_ranked_too_and_a_chain_is_not():
     ]
     assert [row["values"] for row in ranking(grid, models)["rows"]] == [{"seed": "seed1"}, {"seed": "seed0"}]
     assert ranking(recipe(PREPARE, PRETRAIN), [{**models[0], "stage": "pretrain", "branch": {}}]) is None
+
+
+def test_branches_that_end_at_different_stages_are_ranked_by_what_they_came_to():
+    """By the metric alone, be they of the stage before or after; what a failure or a search stopped comes last."""
+    prune = {"prune": {"pattern": "2:4"}, "grid": {"method": ["wanda", "magnitude"]}}
+    recover, quantize = BASE["stages"][3:]
+    stages = [PREPARE, PRETRAIN, prune, recover, {"id": "packed", "from": "prune", **quantize}]
+    branched = recipe(*stages, evaluate={"perplexity": {}})
+    numbers = {"recover-wanda": 9.0, "packed-wanda": 9.5, "recover-magnitude": 10.0, "packed-magnitude": 12.0, "prune": 8.0}
+    models = [
+        {
+            "stage": node.id,
+            "base": node.base,
+            "branch": node.branch,
+            "address": "a",
+            "perplexity": numbers.get(node.id, 8.0),
+        }
+        for node in branched.models()
+        if node.branch
+    ]
+    rows = ranking(branched, models)["rows"]
+    assert [row["stage"] for row in rows] == sorted(numbers, key=numbers.get)[1:] and not any(
+        row["ended_after"] for row in rows
+    )
+    early = [model for model in models if "magnitude" not in model["stage"] or model["base"] == "prune"]
+    rows = ranking(branched, early)["rows"]
+    assert [(row["stage"], row["ended_after"]) for row in rows[1:]] == [("packed-wanda", None), ("prune-magnitude", "prune")]
+
+
+def test_what_was_merged_with_others_is_no_branch_of_its_own():
+    tuned = {"recover": {"tokens": 10_000}, "grid": {"learning_rate": [1e-3, 1e-4], "seed": [0, 1]}}
+    merged = recipe(PREPARE, PRETRAIN, BASE["stages"][2], tuned, {"merge": {"method": "uniform"}, "gather": ["seed"]})
+    models = [
+        {"stage": node.id, "base": node.base, "branch": node.branch, "address": "a", "perplexity": float(number)}
+        for number, node in enumerate(merged.models())
+    ]
+    assert {row["stage"].partition("-")[0] for row in ranking(merged, models)["rows"]} == {"merge"}

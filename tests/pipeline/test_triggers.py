@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -75,6 +76,15 @@ def test_a_recipe_deployed_again_goes_on_by_its_schedule_and_settings(home: Home
         assert (kept.schedules[0].schedule.cron, kept.schedules[0].active) == ("30 2 * * *", True)
         assert yaml.safe_load(kept.parameters["recipe"])["stages"][1]["pretrain"]["seed"] == 3
         assert kept.parameters["profile"] == str(home.profile)
+        prefect.update_deployment_schedule(kept.id, kept.schedules[0].id, active=False)
+        listed = {one["name"]: one for one in json.loads(home.winnow("deployments", "--json").out)}
+        paused = [{"when": "30 2 * * *", "timezone": "Europe/Berlin", "paused": True}]
+        assert listed["nightly"] == {
+            **{"name": "nightly", "recipe": "nightly", "set": ["pretrain.seed=3"], "profile": str(home.profile)},
+            **{"copy": False, "schedules": paused, "paused": True, "last_run": None},
+        }
+        assert listed["compress"]["last_run"]["state"] == "completed" and not listed["compress"]["paused"]
+        assert listed["promote"]["recipe"] is None and "nightly" in home.winnow("deployments").out
         home.winnow("deploy", recipe, "--schedule", "none")
         assert not prefect.read_deployment_by_name("winnow/nightly").schedules
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,18 @@ def test_find_takes_an_address_or_a_unique_start_of_an_address_or_key(store, tmp
         assert "\n" not in str(caught.value)
     assert sorted(record.address for record in store.records("prune")) == [two.address, one.address]
     assert list(store.records("quantize")) == []
+
+
+def test_what_some_stages_made_is_meant_first_and_offered_alone(store, tmp_path):
+    source = directory(tmp_path / "out")
+    model = publish(store, artifact("wanda"), source)
+    measured = publish(store, replace(artifact("size"), stage="evaluate"), source)
+    assert store.find("prune", ["prune"]) == model and store.find("evaluate/", ["prune"]) == measured
+    for prefix in ("nosuch", ""):
+        with pytest.raises(ValueError, match=f"no artifact '{prefix}' in .*; choose one of {model.address}$"):
+            store.find(prefix, ["load", "prune"])
+    with pytest.raises(ValueError, match="; nothing in it was made by load, merge$"):
+        store.find("nosuch", ["load", "merge"])
 
 
 def test_an_empty_store_says_so(store):
