@@ -22,7 +22,7 @@ _BANDWIDTH = 0.75  # of the card's
 _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
 _LINK = 155e9  # bytes a second between two GPUs
-_GATHERED = 1.45  # times as long: under ZeRO-3 modules wait for their parameters
+_GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,9 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
     if how.teacher:
         products += how.teacher.forward_flops(how.length) * tokens / speed
         moved += moved / again / 3
-    sent = 4 * shape.parameters / _LINK * 2 * (how.ranks - 1) / how.ranks
-    return (products + moved) * (_GATHERED if how.zero == 3 and how.ranks > 1 else 1.0) + updated + sent
+    sent = (8 if how.zero in (0, 3) else 2) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
+    waits = _GATHERED[how.compile] if how.zero == 3 and how.ranks > 1 else 1.0
+    return (products + moved) * waits + updated + sent
 
 
 def fitting(shape: Shape, how: Running, recompute: str, room: float) -> Running:

@@ -39,6 +39,9 @@ MEASURED = [  # bf16 on one H100, torch 2.11: (size, how, GiB, thousand tokens p
     ("1.3B", {"recompute": "layer"}, 19.3, 68.4 / 1.29),
     ("1.3B", EAGER, 52.0, 49.7),
 ]
+# 1.3B compiled, all cards together: (ZeRO stage, cards, GiB, thousand tokens per second)
+SEVERAL = [(2, 1, 37.7, 67.0), (2, 2, 30.8, 133.6), (2, 4, 27.4, 270.2), (3, 2, 33.9, 121.6), (3, 4, 28.9, 234.4)]
+EIGHT = shape(4096, 14336, 32, 128_256)
 
 
 @pytest.mark.parametrize(("name", "how", "gibibytes", "rate"), MEASURED)
@@ -46,6 +49,20 @@ def test_memory_and_time_are_within_15_percent_of_what_was_measured(name, how, g
     planned, size = running(name, **how), SIZES[name]
     assert memory(SHAPES[name], planned) / 2**30 == pytest.approx(gibibytes, rel=0.15)
     assert size.batch * size.length / seconds(SHAPES[name], planned, H100) / 1000 == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize(("zero", "ranks", "gibibytes", "rate"), SEVERAL)
+def test_on_several_cards_too(zero, ranks, gibibytes, rate):
+    how = running("1.3B", engine="deepspeed", zero=zero, ranks=ranks)
+    assert memory(SHAPES["1.3B"], how) / 2**30 == pytest.approx(gibibytes, rel=0.15)
+    assert ranks * 8 * 2048 / seconds(SHAPES["1.3B"], how, H100) / 1000 == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize(("ranks", "gibibytes", "rate"), [(2, 72.5, 6.16), (4, 38.8, 13.79)])
+def test_a_model_of_8b_in_pieces_too(ranks, gibibytes, rate):
+    how = Running(2048, 1, 1, "deepspeed", 3, ranks, recompute="layer")
+    assert memory(EIGHT, how) / 2**30 == pytest.approx(gibibytes, rel=0.15)
+    assert ranks * 2048 / seconds(EIGHT, how, H100) / 1000 == pytest.approx(rate, rel=0.15)
 
 
 @pytest.mark.parametrize(("zero", "rate"), [(0, 78), (1, 88), (2, 91), (3, 61)])
@@ -56,14 +73,12 @@ def test_on_two_cards_too_at_every_zero_stage(zero, rate):
 
 
 def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_more():
-    llama = shape(4096, 14336, 32, 128_256)
-
     def of(**how) -> float:
-        return memory(llama, Running(2048, 1, 1, engine="deepspeed", **how))
+        return memory(EIGHT, Running(2048, 1, 1, engine="deepspeed", **how))
 
     assert of(zero=3, ranks=8) < of(zero=2, ranks=8) < of(zero=0, ranks=8)
     assert of(zero=3, ranks=8) < of(zero=3, ranks=4) < of(zero=3, ranks=2)
-    assert of(zero=1, masked=True) > of(zero=1) < of(zero=1, teacher=llama)
+    assert of(zero=1, masked=True) > of(zero=1) < of(zero=1, teacher=EIGHT)
 
 
 def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
