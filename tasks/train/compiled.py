@@ -46,6 +46,9 @@ class Compiled:
 def compile_blocks(model: nn.Module) -> None:
     """From now on the decoder blocks of a model run compiled, as long as nothing has replaced their forward pass before."""
     torch._dynamo.config.recompile_limit = max(LIMIT, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.skip_nnmodule_hook_guards = (
+        False  # else a model with hooks in it runs what was compiled for one without
+    )
     for block in decoder_blocks(model)[1]:
         block.forward = Compiled(block)
 

@@ -9,7 +9,10 @@ import torch
 
 from tasks.data.tokens import Sampler
 from tasks.methods import build
+from tasks.models.build.building import operate
+from tasks.models.build.sums import NAME
 from tasks.models.find.linears import find_linears
+from tasks.surgeries.slorb import Slorb
 from tasks.train import compiled
 from tasks.train.compiled import Compilation, CompilationFailed, compile_blocks
 from tasks.train.engine import TorchEngine, adamw
@@ -100,6 +103,19 @@ def test_a_compiled_run_that_crashed_equals_the_undisturbed_one(train):
         train("dense", compile=True, attempt=0, hook=CrashAtFour())
     again, losses, _, _ = train("dense", compile=True, attempt=1, hook=Hook())
     assert len(losses) < STEPS and equal(again, whole)
+
+
+def test_a_model_with_branches_in_hooks_does_not_run_what_was_compiled_for_one_without():
+    tokens = torch.arange(32).view(2, 16)
+    for branched in (False, True):
+        model, plain = zoo.model("llama").train(), zoo.model("llama").train()
+        for each in (model, plain) if branched else ():
+            operate(each, Slorb(group=8))
+            for name, parameter in each.named_parameters():
+                parameter.data.fill_(0.1) if NAME in name else None
+        compile_blocks(model)
+        assert torch.equal(model(tokens).logits, plain(tokens).logits)
+    assert not torch.equal(plain(tokens).logits, zoo.model("llama").train()(tokens).logits)
 
 
 def test_names_modules_and_linears_are_as_they_were():
