@@ -201,6 +201,7 @@ def _decide(decision: Callable[[], int]) -> int:
         return int(decision())
     verdict = torch.zeros(1, dtype=torch.int64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(verdict)
+    int(verdict)  # on GPUs the reduction has only been queued until somebody reads it
     error = None
     if dist.get_rank() == 0:
         try:
