@@ -65,7 +65,7 @@ class Mask:
 
     @classmethod
     def of(cls, keep: torch.Tensor, pattern: Pattern | str, sparsity: float, exempt: Collection[int] = ()) -> Mask:
-        return cls(pack(keep), tuple(keep.shape), str(pattern), float(sparsity), tuple(exempt))
+        return cls(pack(keep).cpu(), tuple(keep.shape), str(pattern), float(sparsity), tuple(exempt))
 
     @property
     def keep(self) -> torch.Tensor:

@@ -12,24 +12,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cluster.store import durable
-from tasks.formats.mask import Mask, load_masks, save_masks
-from tasks.models.files.layout import EXTRAS, MASKS, NAMES, copy_companions
+from tasks.formats.mask import Mask, load_masks
+from tasks.models.files.layout import MASKS, NAMES, copy_companions
 from tasks.models.files.names import own_names, write_names
-from tasks.models.files.shards import Place, TensorFiles, as_stored, header, merge_parts, splice, write_index, write_tensors
+from tasks.models.files.shards import TensorFiles
 from tasks.models.find.linears import Linear, decoder_blocks, find_linears
 from tasks.models.memory import give_back
 from tasks.models.stream.activations import Activations, MemoryBudget
+from tasks.models.stream.background import Background
 from tasks.models.stream.capture import capture
-from tasks.models.stream.kept import hashes, keep, kept
 from tasks.models.stream.materialise import materialise, rebuild_buffers, to_meta
-
-Extras = dict[str, dict[str, torch.Tensor]]
+from tasks.models.stream.written import Extras, WrittenBlocks
 
 
 class ResidentBlocks:
@@ -123,9 +122,8 @@ class BlockStream(ResidentBlocks):
         self.parts, self.durable = parts or self.scratch, parts is not None
         self.parts.mkdir(parents=True, exist_ok=True)
         self._mask_file = self.source / MASKS
-        self._shards: dict[str, list[str]] = {}
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
+        self._reader, self._ahead = Background(device), {}  # a block that is read before its turn
+        self._written = WrittenBlocks(self.files, output, self.parts, self.prefix, self.depth, device) if output else None
 
     def masks_of(self, index: int) -> dict[str, Mask]:
         return load_masks(self._mask_file, self.linears_of(index))
@@ -138,32 +136,34 @@ class BlockStream(ResidentBlocks):
         try:
             rebuild_buffers(self.model, outer, self.device)
             loaded = [name for name in names if not name.startswith(tuple(skipped))]
-            materialise(self.model, "", loaded, self.files, self.device)
+            materialise(self.model, "", self.files.read(loaded, self.device), self.device)
             return super().capture(batches, memory)
         finally:
             for module in outer:
                 to_meta(module)
 
     def read(self, index: int) -> nn.Module:
-        return self._read(index, self.files)
+        ahead = self._ahead.pop(index, None)
+        block = self._read(index, ahead() if ahead else self.files.read(self._names(index), self.device))
+        if self._reader and index + 1 < self.depth:
+            self._ahead = {index + 1: self._reader.give(partial(self._read_ahead, index + 1))}
+        return block
+
+    def _read_ahead(self, index: int) -> dict[str, torch.Tensor]:
+        """In page-locked memory, from which a GPU copies at once."""
+        return {name: value.pin_memory() for name, value in self.files.read(self._names(index)).items()}
+
+    def _names(self, index: int) -> list[str]:
+        """Of the block's tensors that have a value of their own."""
+        prefix = f"{self.prefix}.{index}."
+        return [prefix + name for name in self.blocks[index].state_dict()]
 
     def finished(self) -> list[dict]:
-        notes = []
-        for index in range(self.depth if self.output else 0):
-            done, shard = kept(self.parts / f"done-{index:05d}"), self.output / self._shard(index + 1)
-            if done is None or done["files"] != self._written(index):  # killed before, or damaged since
-                break
-            self._shards[shard.name] = list(header(shard)[0])
-            notes.append(done["note"])
-        return notes
-
-    def _written(self, index: int) -> dict[str, str]:
-        """Digests of what was written of a block."""
-        shard = self.output / self._shard(index + 1)
-        return hashes([shard, self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"])
+        return self._written.finished() if self._written else []
 
     def read_finished(self, index: int) -> nn.Module:
-        return self._read(index, TensorFiles(self.output, self._shard(index + 1)))
+        assert self._written, "a stream without an output has finished nothing"
+        return self._read(index, self._written.files(index).read(self._names(index), self.device))
 
     def write(
         self,
@@ -174,60 +174,23 @@ class BlockStream(ResidentBlocks):
         changed: Collection[str] = (),
         note: dict | None = None,
     ) -> None:
-        if self.output:
-            self._write_weights(index, block, changed)
-            if masks:
-                save_masks(masks, self.parts / f"masks-{index:05d}.half")
-                durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
-            if extras:
-                flat = {
-                    f"{name}:{key}": value.cpu().contiguous()
-                    for name, tensors in extras.items()
-                    for key, value in tensors.items()
-                }
-                write_tensors(flat, self.parts / f"extras-{index:05d}")
-            # Last, since it says that the rest is there.
-            keep({"note": note or {}, "files": self._written(index)}, self.parts / f"done-{index:05d}")
+        if self._written:
+            prefix, state = f"{self.prefix}.{index}.", block.state_dict()
+            edited = {name: state[name.removeprefix(prefix)].cpu() for name in sorted(changed)}
+            self._written.write(index, edited, masks, extras, note or {})
         self.release(block)
-
-    def _write_weights(self, index: int, block: nn.Module, changed: Collection[str]) -> None:
-        prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
-        state = block.state_dict()
-        edited = {name: self._as_stored(name, state[name.removeprefix(prefix)].cpu()) for name in sorted(changed)}
-        pieces = {name: self.files.places[name] for name in self.files if name.startswith(prefix)}
-        if edited:
-            write_tensors(edited, self.parts / "edited")
-            pieces |= {name: Place(self.parts / "edited", name) for name in edited}
-        splice(pieces, self.output / shard, {"format": "pt"})
-        (self.parts / "edited").unlink(missing_ok=True)
-        self._shards[shard] = list(pieces)
-
-    def _as_stored(self, name: str, edited: torch.Tensor) -> torch.Tensor:
-        """An edited tensor in the dtype its source has on disk; what the edit left alone keeps every bit of it."""
-        if self.files.dtype(name) in (None, edited.dtype):
-            return edited.contiguous()
-        return as_stored(edited, self.files.read([name])[name])
 
     def release(self, block: nn.Module) -> None:
         for module in block.modules():
             to_meta(module)
 
     def finish(self) -> None:
-        if self.output:
-            outer = {name: self.files.places[name] for name in self.files if not self._inside(name)}
-            splice(outer, self.output / self._shard(0), {"format": "pt"})
-            self._shards[self._shard(0)] = list(outer)
-            size = sum((self.output / shard).stat().st_size for shard in self._shards)
-            write_index({name: shard for shard, names in self._shards.items() for name in names}, size, self.output)
+        if self._written:
+            self._written.finish({name: self.files.places[name] for name in self.files if not self._inside(name)})
             copy_companions(self.source, self.output)
             if not (self.source / NAMES).exists():
                 write_names(TensorFiles(self.source), self.output)
-            merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
-            merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
         self._temporary.cleanup()
-
-    def _shard(self, number: int) -> str:
-        return f"model-{number + 1:05d}-of-{self.depth + 1:05d}.safetensors"
 
     def _inside(self, name: str) -> bool:
         """Whether a name belongs to one of the blocks."""
@@ -236,9 +199,9 @@ class BlockStream(ResidentBlocks):
         number = name[len(self.prefix) + 1 :].partition(".")[0]
         return number.isdecimal() and int(number) < self.depth
 
-    def _read(self, index: int, files: TensorFiles) -> nn.Module:
-        block, prefix = self.blocks[index], f"{self.prefix}.{index}."
+    def _read(self, index: int, tensors: dict[str, torch.Tensor]) -> nn.Module:
+        block = self.blocks[index]
         give_back()  # the blocks before this one: by itself the heap grows with depth
         rebuild_buffers(self.model, block.modules(), self.device)
-        materialise(block, prefix, [prefix + name for name in block.state_dict()], files, self.device)
+        materialise(block, f"{self.prefix}.{index}.", tensors, self.device)
         return block

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tasks.models.files.shards import TensorFiles
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def materialise(module: nn.Module, prefix: str, names: Iterable[str], files: TensorFiles, device: str) -> None:
-    """Load the tensors ``names``, which begin with ``prefix``, in the dtypes the module has them in."""
-    wanted = module.state_dict()
-    tensors, state = files.read(names, device), {}
+def materialise(module: nn.Module, prefix: str, tensors: dict[str, torch.Tensor], device: str) -> None:
+    """Give a module these tensors, whose names begin with ``prefix``, in the dtypes it has them in; ``tensors`` is emptied."""
+    wanted, state = module.state_dict(), {}
     while tensors:
         name, tensor = tensors.popitem()
-        state[name[len(prefix) :]] = tensor.to(wanted[name[len(prefix) :]].dtype)
+        state[name[len(prefix) :]] = tensor.to(device, non_blocking=True).to(wanted[name[len(prefix) :]].dtype)
     module.load_state_dict(state, strict=False, assign=True)
 
 

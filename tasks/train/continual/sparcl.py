@@ -69,7 +69,7 @@ class TaskAwareMasks(Masking):
         generator = generator_for(self.seed, name, run.step)
         lot = torch.rand(linear.shape, generator=generator).to(weight.device).masked_fill(kept, 2.0)
         keep = self._each(lot, upper)
-        self.masks[name] = Mask.of(keep.cpu(), Unstructured(), upper)
+        self.masks[name] = Mask.of(keep, Unstructured(), upper)
         run.engine.hold(name, linear.stored(keep))
 
     @staticmethod
