@@ -84,7 +84,7 @@ class Resources(_Section):
     threads: int | None = Field(None, ge=1, le=1024)
     """Threads of torch per rank; as many as cores unless given."""
     workers: int = Field(1, ge=1, le=4096)
-    """Workers that share out the calibration sequences; each gets as much as the stage."""
+    """Workers that share out the calibration sequences; each gets as much as the stage. Under torchrun they are its ranks."""
 
     @field_validator("cpus", mode="before")
     @classmethod

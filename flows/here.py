@@ -15,8 +15,9 @@ from flows.submit import Submitter
 
 
 def make_here(spared: Spared, store: Store, profile: Profile) -> None:
-    """Under torchrun every rank trains; the rest is rank 0's work, and is waited for. What is ``spared`` is left out."""
-    from tasks.job import produce
+    """Under torchrun every rank trains; the rest is rank 0's work, which the others help with where the profile says workers,
+    and wait for. What is ``spared`` is left out."""
+    from tasks.job import produce, share
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -26,14 +27,15 @@ def make_here(spared: Spared, store: Store, profile: Profile) -> None:
             continue
         begun = time.monotonic()
         watcher.started(step)
-        if rank == 0 or step.node.stage.distributed:
+        work = submitter.payload(step)
+        shared = not alone and not step.node.stage.distributed and work["execution"]["workers"] > 1
+        if rank == 0 or step.node.stage.distributed or shared:
             # Another such run may be making the same artifact: wait, and find it made. Ranks must all go on at once.
             lock = Path(profile.scratch) / "locks" / step.artifact.key
             try:
                 with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
-                    work = submitter.payload(step)
                     work["execution"] = {**work["execution"], "attempt": time.time_ns()}  # rank 0's is that of all
-                    produce(work, lambda event, step=step: watcher.event(step, event))
+                    (share if shared else produce)(work, lambda event, step=step: watcher.event(step, event))
                     lock.unlink(missing_ok=True)  # who waits for it finds the artifact
             except Exception as error:
                 if not alone:  # the other ranks may be well, and would wait

@@ -79,6 +79,17 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         raise
 
 
+def share(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
+    """On every rank of torchrun, of a stage that runs on one: rank 0 produces, and the others are the workers it starts."""
+    from cluster.deepspeed.others import helped, serve
+
+    execution = execution_of(work["execution"])
+    if execution.rank:
+        return serve(execution.device)
+    with helped(execution.device):
+        produce(work, tell)
+
+
 def produce_all(payload: dict[str, list[Payload]]) -> None:
     """Produce one after the other; one that fails keeps none of the others from being made."""
     failures = []

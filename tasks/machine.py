@@ -66,10 +66,13 @@ def make_engine(
 
 
 def start_workers(resources: Mapping[str, Any], target: str, payloads: list[dict[str, object]]) -> list[Worker]:
-    """An object of ``target`` per payload on workers of the cluster, each with the stage's own resources; in
-    this process where it is on no cluster."""
+    """An object of ``target`` per payload on workers of the cluster, each with the stage's own resources; on the other ranks of
+    torchrun; in this process where there is neither."""
+    from cluster.deepspeed.others import helping, start_on_ranks
     from cluster.ray.workers import on_cluster, start_actor
 
+    if helping():
+        return [*start_on_ranks(target, payloads)]
     if not on_cluster():
         return start_here(target, payloads)
     return [start_actor(target, given, resources["cpus"], resources["gpus"], FRUGAL) for given in payloads]

@@ -83,8 +83,7 @@ def _advance(
     block: torch.nn.Module, index: int, flow: Activations, dense: OffloadedTensors, workers: Sequence[Worker]
 ) -> float | None:
     """Replace everybody's hidden states by the block's output; its relative squared error against ``dense``."""
-    state = {name: value.cpu() for name, value in block.state_dict().items()} if workers else {}
-    pending = [worker.call("advance", index, state) for worker in workers]
+    pending = [worker.call("advance", index, dict(block.state_dict())) for worker in workers]
     measured = len(dense) > 0
     parts = [propagate(flow, block, index, dense), *(answer.result() for answer in pending)]
     change, total = (sum(part[side] for part in parts) for side in (0, 1))
@@ -169,7 +168,7 @@ def _new_masks(
             keep = torch.stack(keeps) if len(linear.shape) == 3 else keeps[0]
             exempt = [index for index, matrix in enumerate(linear.matrices) if matrix in spared]
             promise = next(edits[matrix].promise for matrix in linear.matrices if matrix not in spared)
-            masks[name] = Mask.of(keep.cpu(), *(promise or (pattern, allocation[name])), exempt)
+            masks[name] = Mask.of(keep, *(promise or (pattern, allocation[name])), exempt)
     return masks
 
 

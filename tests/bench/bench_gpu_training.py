@@ -117,6 +117,7 @@ def alone(run: Callable[[], Pace]) -> Pace:
     """One contestant on an empty card."""
     import torch
 
+    torch._dynamo.reset()  # what was compiled for others before is looked through in every call
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.pipeline import LENGTH, Home, Ledger, made_home, pretrain, prune
 
@@ -56,6 +57,9 @@ def test_two_ranks_under_torchrun_train_together_and_what_is_for_one_waits_for_n
     quantize = {"quantize": {"method": {"gptq": {"scheme": "W8A8"}}, **calibration}}
     recipe = home.recipe("ranks", pretrain("dense", 2), prune(), recover, quantize)
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flows.cli"]
+    document = yaml.safe_load(home.profile.read_text())
+    document["stages"]["prune"] = {**document["stages"]["default"], "workers": 2}
+    home.profile.write_text(yaml.safe_dump(document))
     command = [*ranks, "run", str(recipe), "-p", str(home.profile), "--here"]
     done = subprocess.run(command, env=home.environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
