@@ -236,7 +236,7 @@ class TrainStage(ModelStage):
 
     def _write(self, context: Context, engine: Engine, hooks: list[Hook], names: list[str], origin: Origin | None) -> None:
         """The weights of the model itself gathered tensor by tensor on the rank that has the ``origin``, which writes."""
-        from tasks.data.tokenizer import same_tokens
+        from tasks.data.tokenizer import same_tokens, take_template
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
@@ -248,3 +248,4 @@ class TrainStage(ModelStage):
         tokenizer = context.inputs["data"] / "tokenizer"
         own = origin.directory and same_tokens(origin.directory, tokenizer)
         origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
+        take_template(context.inputs["data"], context.output)
