@@ -24,6 +24,7 @@ class Experts(Resizer):
     """No hyper-parameters. The sparsity is the share of the experts of each block."""
 
     paper: ClassVar[str] = "REAP the Experts (arXiv 2510.13999)"
+    version: ClassVar[int] = 2
 
     def outline(self, whole: Whole, sparsity: float) -> Cut:
         import torch
