@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,7 +21,7 @@ from cluster.lock import locked
 from cluster.logged import Model, tell
 from cluster.origins import Origins
 from cluster.overview import to_tell
-from cluster.profile import home
+from cluster.profile import SQLITE, home
 from cluster.reach import Plain, artifact_location, check_tracking, plainly
 
 if TYPE_CHECKING:
@@ -66,6 +68,18 @@ def connect(uri: str) -> Any:
         return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
 
+def _make_database(uri: str) -> None:
+    """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed."""
+    file = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or (file.exists() and file.stat().st_size):
+        return
+    aside = file.parent / "mlflow-new"
+    shutil.rmtree(aside, ignore_errors=True)
+    connect(f"{SQLITE}{aside / file.name}").search_experiments(max_results=1)
+    os.replace(aside / file.name, file)
+    shutil.rmtree(aside)
+
+
 @dataclass
 class Tracking:
     """One flow run in MLflow."""
@@ -86,6 +100,7 @@ class Tracking:
         """Open the parent run."""
         # Two runs at once must not both set up a new database.
         with locked(home() / "locks" / "mlflow", "another run, which sets up MLflow"):
+            _make_database(uri)
             client = connect(uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id

@@ -169,6 +169,7 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
     stages = [model["stage"] for model in models]
     room = width - max(map(len, stages)) - 4
     columns, alike, hidden = [stages], [], []
+    shown: list[tuple[str, int, int]] = []  # titles, how wide each column has to be, and how much wider it would like to be
     table = Table(caption_justify="left")
     table.add_column("", no_wrap=True)
     if any("gates" in model for model in models):
@@ -184,9 +185,12 @@ def _sweep_table(models: Sequence[Mapping[str, Any]], caption: str, width: int) 
         elif told and needed <= room:
             room -= needed
             columns.append(cells)
-            table.add_column(title, justify="right", min_width=needed - 3)
+            shown.append((title, needed - 3, max(0, len(title) + 3 - needed)))
         elif told:
             hidden.append(title)
+    tight = sum(more for *_, more in shown) > room  # left to itself, rich takes from columns that have nothing to give
+    for title, least, _ in shown:
+        table.add_column(title, justify="right", width=least if tight else None)
     for row in zip(*columns, strict=True):
         table.add_row(*row)
     lines = [

@@ -124,6 +124,10 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         return f"{path}: {message[0].lower() + message[1:] if first['type'] == 'missing' else message}"
     if message.startswith("Input should be a valid dictionary"):
         message = "fields by name are needed, {FIELD: value}"
+    if first["type"] in ("tuple_type", "list_type"):
+        message = "a list is needed, [value, ...]"
+    if first["type"] == "too_short":
+        return f"{path}: at least {first['ctx']['min_length']} needed, got {first['ctx']['actual_length']}"
     return f"{path}: {message[0].lower() + message[1:]}, got {first['input']!r}"
 
 

@@ -29,6 +29,9 @@ NO_TEMPLATE = (
     "the corpus is written out by a chat template, and the tokenizer has none; give the corpus a template, or take a "
     "checkpoint's tokenizer that has one"
 )
+SEVERAL_TEMPLATES = (
+    "the training text is written out by several chat templates; a model that learns it takes none of them along"
+)
 NEED = {1: "it needs", 2: "two splits need", 3: "three splits need"}
 
 
@@ -160,6 +163,11 @@ class Prepare(Stage):
         tokenizer.save_pretrained(context.output / "tokenizer")
         return self._encode(tokenizer, context)
 
+    def _templates(self, tokenizer: Any) -> set[str]:
+        """The chat templates that write the training text out."""
+        texts = [part.texts()["train"] for part in self.corpus.parts().values()]
+        return {tokenizer.get_chat_template(text.template) for text in texts if isinstance(text, Lines) and text.talks}
+
     def _dealt(self, *wanted: Split) -> Iterable[tuple[str, Document]]:
         """(split, document); of a sequence of tasks the split carries the task's name too: ``train-first``."""
         for task, corpus in self.corpus.parts().items():
@@ -177,7 +185,7 @@ class Prepare(Stage):
     def _encode(self, tokenizer: Any, context: Context) -> dict[str, float]:
         from tasks.data.completions import encode
         from tasks.data.overlap import Overlap
-        from tasks.data.tokenizer import count_ids
+        from tasks.data.tokenizer import CHAT_TEMPLATE, count_ids
         from tasks.data.tokens import TASKS, TokenWriter
 
         if tokenizer.eos_token_id is None:
@@ -204,7 +212,9 @@ class Prepare(Stage):
                     f"(give at least {LEAST_DOCUMENTS} documents, or larger shares)"
                 )
             writer.flush()
-        for remark in (*self._fallbacks(), *overlap.remarks()):
+        if len(templates := self._templates(tokenizer)) == 1:
+            (context.output / CHAT_TEMPLATE).write_text(templates.pop())
+        for remark in (*self._fallbacks(), *overlap.remarks(), *([SEVERAL_TEMPLATES] if templates else [])):
             context.note(remark)
         of = {split: [writers[name] for name in names if name.startswith(split)] for split in SPLITS}
         train, heldout = (sum(writer.counts for writer in of[split]) for split in ("train", "heldout"))

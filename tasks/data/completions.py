@@ -9,6 +9,7 @@ after it, so it needs no marks of its own in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PROMPT, COMPLETION = "prompt", "completion"  # the roles of a row that no template writes out
+AS_READ = ("as read", b"2")  # the number is raised when rows come out as other tokens
 SPEAKERS = ("system", "user", "assistant", "tool")
+BEFORE = ("\n", ".", "a")  # what a text is read behind: the first with which it shares no token
 
 
 class Lines(Corpus):
@@ -35,9 +38,14 @@ class Lines(Corpus):
     """A chat template in Jinja; the tokenizer's unless given."""
 
     @property
+    def talks(self) -> bool:
+        """Whether a chat template writes the rows out."""
+        return True
+
+    @property
     def templated(self) -> bool:
-        """Whether a chat template writes the rows out, and the tokenizer has to bring it."""
-        return self.template is None
+        """Whether the tokenizer has to bring the template."""
+        return self.talks and self.template is None
 
     def turns(self, where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         raise NotImplementedError
@@ -60,12 +68,12 @@ class Lines(Corpus):
         if total_bytes(files) > VALIDATE_BYTES:
             for path in files:  # the first row of each; the rest when it is read
                 next(self._parse(path, root), None)
-            return digest((path.removeprefix(root), file_digest(path, digests or Digests())) for path in files)
+            return digest([AS_READ, *((path.removeprefix(root), file_digest(path, digests or Digests())) for path in files)])
         contents = {path: read(path) for path in files}
         for path, content in contents.items():
             for _ in self._parse(path, root, content):
                 pass
-        return digest((path.removeprefix(root), content) for path, content in contents.items())
+        return digest([AS_READ, *((path.removeprefix(root), content) for path, content in contents.items())])
 
     def describe(self) -> str:
         return f"files {', '.join(self.paths)}"
@@ -94,8 +102,8 @@ class Completions(Lines):
         return self
 
     @property
-    def templated(self) -> bool:
-        return self.chat and self.template is None
+    def talks(self) -> bool:
+        return self.chat
 
     def turns(self, where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         keys = (self.prompt, self.completion)
@@ -140,10 +148,30 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
     tokens: list[int] = []
     counts: list[bool] = []
     for piece, counted in pieces(document, tokenizer):
-        ids = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        ids = _going_on(piece, tokenizer) if tokens else _ids(piece, tokenizer)
         tokens, counts, last = [*tokens, *ids], [*counts, *[counted] * len(ids)], ids
     ended = tokenizer.eos_token_id in last
     return (tokens, counts) if ended else ([*tokens, tokenizer.eos_token_id], [*counts, True])
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def _going_on(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens of a text that others stand before. Some tokenizers, Llama 2's for one, put a space before whatever they are
+    given, which would come between a prompt and its completion: such a text is read behind another, of which nothing stays."""
+    for before in BEFORE if _puts_a_space_first(tokenizer) else ():
+        first, both = _ids(before, tokenizer), _ids(before + text, tokenizer)
+        if both[: len(first)] == first:
+            return both[len(first) :]
+    return _ids(text, tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _puts_a_space_first(tokenizer: PreTrainedTokenizerFast) -> bool:
+    return _ids("\na", tokenizer) != _ids("\n", tokenizer) + _ids("a", tokenizer)
 
 
 def pieces(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers calls it; beside tokens, the one that wrote out the training text
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -58,6 +60,21 @@ def has_tokenizer(directory: Path) -> bool:
 def same_tokens(first: Path, second: Path) -> bool:
     """Whether two directories hold tokenizers that give the same tokens the same ids; False where the first has none."""
     return has_tokenizer(first) and load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()
+
+
+def take_template(data: Path, model: Path) -> None:
+    """Have a model's tokenizer write chats out by the template that its model learned them by, if it learned some, so that
+    whoever runs the model asks it as it was taught. Its other files stay."""
+    if not (data / CHAT_TEMPLATE).exists():
+        return
+    template, own = (data / CHAT_TEMPLATE).read_text(), load_tokenizer(model).chat_template
+    if (own.get("default") if isinstance(own, dict) else own) == template:
+        return
+    (model / CHAT_TEMPLATE).write_text(template)
+    config = model / "tokenizer_config.json"
+    told = json.loads(config.read_text()) if config.exists() else {}
+    if told.pop("chat_template", None):  # where one is written in older directories
+        config.write_text(json.dumps(told, indent=2))
 
 
 @dataclass(frozen=True)

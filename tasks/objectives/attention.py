@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 class Attention(FeatureDistillation):
     paper: ClassVar[str] = "MiniLM (arXiv 2002.10957)"
+    version: ClassVar[int] = 2
 
     attention: float = Field(1.0, gt=0)
     """Weight of the mean divergence of the attention."""

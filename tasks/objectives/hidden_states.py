@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 class HiddenStates(FeatureDistillation):
     paper: ClassVar[str] = "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)"
+    version: ClassVar[int] = 2
 
     features: float = Field(1.0, gt=0)
     """Weight of the mean distance of the hidden states."""

@@ -1,12 +1,13 @@
 """SquareHead: match the hidden states after each block to the teacher's, besides predicting the next token.
 
 Per block the squared difference of the hidden states over the teacher's mean square (plus bfloat16's epsilon, as in the
-authors' code), averaged over all tokens, padding left out, and channels; the blocks are summed, so ``features`` weighs more
-the deeper the model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states
-are zero costs about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
+authors' code), averaged over tokens, padding left out, and channels. The mean square is that of a sequence, where the authors
+take a micro-batch's, so that how a batch is shared out changes nothing. The blocks are summed, so ``features`` weighs more the
+deeper the model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states are
+zero costs about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
 
-Seen by `make claims-recover` (perplexity at 70 %, three seeds, dense 12.21): 18.88 ± 0.08 with cross-entropy, which alone comes
-to 19.80 ± 0.04; distillation of the logits to 18.45 ± 0.01.
+Seen by `make claims-recover` when the mean square was a batch's (perplexity at 70 %, three seeds, dense 12.21): 18.88 ± 0.08
+with cross-entropy, which alone comes to 19.80 ± 0.04; distillation of the logits to 18.45 ± 0.01.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 class SquareHead(FeatureDistillation):
     paper: ClassVar[str] = "SquareHead, Sparse Fine-tuning for Inference Acceleration (arXiv 2310.06927)"
+    version: ClassVar[int] = 2
 
     features: float = Field(1.0, gt=0)
     """Weight of the summed difference of the hidden states."""

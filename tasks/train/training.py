@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from tasks.train.watch import Watch
 
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
 class TrainStage(ModelStage):
     """Fields of a training run. ``batch`` is the global batch in sequences of ``length`` tokens, whatever the ranks."""
 
@@ -57,12 +54,13 @@ class TrainStage(ModelStage):
     """Learning rate of the last step, as a share of the peak."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay of AdamW."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moments."""
     gradient_clipping: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
 
     def check_written(self) -> None:
+        self.method.check_written()
         said = [name for name in self.method.objective_fields if name in self.method.model_fields_set]
         if self.objective and said:
             raise ValueError(
@@ -108,6 +106,10 @@ class TrainStage(ModelStage):
     def leaves(self, pattern: str | None) -> str | None:
         masks = self.method.masks
         return pattern if masks == "held" else None if masks in ("dropped", "open") else self.method.promise()
+
+    def doubts(self, facts: Facts) -> list[str]:
+        told = f"tokens {self.tokens:,} are less than one step of {self.batch} sequences of {self.length}, which it takes"
+        return [told] if self.tokens < self.batch * self.length else []
 
     def check_width(self, width: int) -> None:
         self.method.check_width(width)
@@ -195,9 +197,6 @@ class TrainStage(ModelStage):
         self._write(context, engine, hooks, names, origin)
         return bill(shape, trainable, self.batch * self.length, self.length, totals, hooks, self.needs_teacher())
 
-    def _compiles(self, context: Context) -> bool:
-        return context.execution.compile and "attentions" not in self.minimised.asks()
-
     def _fit(self, context: Context, engine: Engine, hooks: list[Hook], setting: Setting, apart: bool, watch: Watch) -> Totals:
         from tasks.train.apart import sampler
         from tasks.train.compiled import Compilation
@@ -207,12 +206,13 @@ class TrainStage(ModelStage):
         from tasks.train.schedule import LearningRate
 
         step_tokens = self.batch * self.length
+        run, compiles = context.execution, context.execution.compile and "attentions" not in self.minimised.asks()
         telemetry = Telemetry(
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             beat=watch.step,
             every=max(1, setting.steps // 200),
-            compilation=Compilation(context.note) if self._compiles(context) else None,
+            compilation=Compilation(context.note) if compiles else None,
         )
         taught = self.teacher_directory(context)
         teacher = load_teacher(taught, context.execution, self.minimised.asks()) if taught else None
@@ -228,15 +228,13 @@ class TrainStage(ModelStage):
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
             micro_batch=micro_batch(self.batch, context.execution),
-            checkpoints=Checkpoints(
-                context.scratch / "checkpoints", context.execution.checkpoint_every_seconds, context.execution.attempt
-            ),
+            checkpoints=Checkpoints(context.scratch / "checkpoints", run.checkpoint_every_seconds, run.attempt),
             telemetry=telemetry,
         )
 
     def _write(self, context: Context, engine: Engine, hooks: list[Hook], names: list[str], origin: Origin | None) -> None:
         """The weights of the model itself gathered tensor by tensor on the rank that has the ``origin``, which writes."""
-        from tasks.data.tokenizer import same_tokens
+        from tasks.data.tokenizer import same_tokens, take_template
         from tasks.train.masking import Masking
 
         masks = {name: mask for hook in hooks if isinstance(hook, Masking) for name, mask in hook.masks.items()}
@@ -248,3 +246,4 @@ class TrainStage(ModelStage):
         tokenizer = context.inputs["data"] / "tokenizer"
         own = origin.directory and same_tokens(origin.directory, tokenizer)
         origin.write(weights, engine.module, masks, None if own else tokenizer, context.output)
+        take_template(context.inputs["data"], context.output)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +125,22 @@ def test_parameters_are_named_by_their_way():
 def test_artifacts_lie_beside_a_database_file_not_where_the_user_stands():
     assert artifact_location("sqlite:////home/me/mlflow.db") == "file:///home/me/mlflow-artifacts"
     assert artifact_location("http://127.0.0.1:5000") is None
+
+
+@pytest.mark.slow
+def test_a_first_run_that_is_killed_while_it_makes_the_database_leaves_none_that_cannot_be_gone_on_with(tmp_path):
+    start = f"from cluster.tracking import Tracking; Tracking.start('sqlite:///{tmp_path}/mlflow.db', 'tiny', {{}}, {{}})"
+    environment = {**os.environ, "WINNOW_HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    first = subprocess.Popen([sys.executable, "-c", start], env=environment)
+    while not any(b"TABLE jobs" in file.read_bytes() for file in tmp_path.rglob("mlflow.db")):  # one of its last tables
+        assert first.poll() is None, "it made nothing"
+        time.sleep(0.01)
+    first.kill()
+    assert first.wait() == -9
+    again = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left <= {"mlflow.db", "mlflow-artifacts", "locks"} and (tmp_path / "mlflow.db").stat().st_mode & 0o077 == 0
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,31 @@ def test_labels_of_every_token_are_no_labels_and_what_is_ignored_is_not_scored(n
     assert metrics["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5) and part.item() != plain.item()
 
 
+class OneBatch:
+    """A text of one batch: prompts of different lengths, and padding behind two of the three."""
+
+    batch, length = TOKENS.shape
+
+    def at(self, step: int, rank: int, ranks: int) -> Batch:
+        labels, documents = TOKENS.clone(), torch.ones_like(TOKENS)
+        for row, (prompt, end) in enumerate([(2, 16), (12, 14), (5, 7)]):
+            labels[row, :prompt], labels[row, end:], documents[row, end:] = IGNORED, IGNORED, 0
+        return Batch(TOKENS, labels, documents)
+
+
+@objectives
+def test_how_a_batch_is_shared_out_over_micro_batches_changes_nothing(name):
+    """They are a profile's affair, and another profile finds the same artifact."""
+    found = []
+    for micro_batch in (3, 1):
+        engine = TorchEngine(model := telling(name, zoo.model("llama", layers=1)), adamw(model))
+        objective = made(name).bind(telling(name, taught(0.5)))
+        fit(engine, OneBatch(), objective, [], 4, LearningRate(1e-3, 4, 0.0, 1.0), micro_batch=micro_batch)
+        found.append(torch.cat([value.detach().flatten() for value in model.parameters()]))
+    moved = found[0] - torch.cat([value.flatten() for value in zoo.model("llama", layers=1).parameters()])
+    assert (found[1] - found[0]).norm() <= 1e-4 * moved.norm()
+
+
 LABELS = TOKENS.clone()
 LABELS[0], LABELS[1:, :7] = IGNORED, IGNORED
 SEVEN = 7 * 4 * zoo.VOCABULARY  # bytes of the float32 logits of seven tokens

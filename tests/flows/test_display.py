@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cluster.ray.events import Progress
 from cluster.store.local import LocalStore
-from flows.display import Display
+from flows.display import Display, models_table
 from tests.flows.recipes import plan
 
 
@@ -42,3 +42,19 @@ def test_in_a_file_a_line_tells_what_takes_long_and_nothing_of_what_does_not(tmp
     now[0] += 20
     display.event(step, Progress(900, 0, "documents"))
     assert display.console.file.getvalue().split("\n")[:2] == ["prepare: starting", "prepare: 900 documents"]
+
+
+def test_a_table_of_a_sweep_is_whole_at_any_width():
+    """Rich cuts off on the right what does not fit, units first."""
+    numbers = {"perplexity": 222.96, "bytes": 727_130.0, "parameters": 180_000.0, "training_tokens": 16_384.0}
+    numbers |= {"training_flops": 1.93e10, "seconds": 3.9, "peak_memory_bytes": 744.05e6, "live_parameters": 180_000.0}
+    models = [
+        {"stage": f"recover-foretold{row}", "address": f"recover/x-{row}"}
+        | {name: value * (1 + row) for name, value in numbers.items()}
+        for row in range(8)
+    ]
+    for width in range(50, 170):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(models_table(models, 209.3, width))
+        lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line[0] in "┏┃┡│└"]
+        assert {line[-1] for line in lines} <= set("┓┃┩│┘") and len({len(line) for line in lines}) == 1, width

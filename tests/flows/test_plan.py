@@ -291,5 +291,11 @@ def test_a_rounding_other_than_the_one_that_was_trained_for_is_told(quantize, to
     assert all(line.startswith(f"recipe.quantize: {told}") and line.endswith(meant) for line in found)
 
 
+def test_a_budget_of_less_than_a_step_is_told(tmp_path):
+    recover = {"tokens": 10, "length": 16, "batch": 4}
+    found = doubts(plan(LocalStore(tmp_path / "store"), *BASE["stages"][:3], {"recover": recover}))
+    assert found == ["recipe.recover: tokens 10 are less than one step of 4 sequences of 16, which it takes"]
+
+
 def test_a_rounding_that_nothing_was_trained_for_is_no_doubt(tmp_path):
     assert doubts(plan(LocalStore(tmp_path / "store"))) == []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Axes = dict[str, list[tuple[int, torch.Tensor]]]  # what stays on which axis of a tensor
 WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what configs call a network's width
 
+NUMBERED = ("mlp_only_layers", "moe_layers")  # lists in configs of the numbers of layers
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
 
@@ -58,8 +59,8 @@ def _hub_names(names: list[str], leaf: str, numbers: Mapping[int, int], cut: Cut
 def check_sizes(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     """The skeleton that a cut leaves of one; ValueError where transformers has no model of this type in such sizes."""
     kind, numbers, prefix = model.config.model_type, _numbers(model, cut), decoder_blocks(model)[0]
-    given = config_of(model.config.to_dict(), model, cut)
     try:
+        given = config_of(model.config.to_dict(), model, cut)
         smaller = skeleton_of(type(model.config).from_dict(given))
     except Exception as error:  # the code of a model, and the checks of its config, say it in their own ways
         raise ValueError(
@@ -181,12 +182,16 @@ def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[
         depth = text.num_hidden_layers
         told = {**text.to_dict(), **found}
         for name, value in told.items():
-            if "layer" in name and isinstance(value, list) and len(value) == depth:
+            if name in NUMBERED and value is not None:
+                found[name] = [new for new, old in enumerate(cut.blocks) if old in value]
+            elif "layer" in name and isinstance(value, list) and len(value) == depth:
                 found[name] = [value[index] for index in cut.blocks]
         put("num_hidden_layers", len(cut.blocks))
     if cut.channels:
-        name = next(name for name in WIDTHS if hasattr(text, name))
-        put(name, len(cut.channels[0]))
+        named = [name for name in WIDTHS if hasattr(text, name)]
+        if not named:
+            raise ValueError("its config has no width of feed-forward networks")
+        put(named[0], len(cut.channels[0]))
     if cut.groups or cut.hidden is not None:
         heads = text.num_attention_heads
         groups = getattr(text, "num_key_value_heads", None) or heads

@@ -90,9 +90,11 @@ def shared_out(live: Mapping[str, int], budget: int) -> dict[str, int]:
     """How many places each matrix has: its share of the weights that live, rounded down."""
     places = {name: budget * count // sum(live.values()) for name, count in live.items()}
     if not any(places.values()):
-        raise ValueError(f"{budget} places shared out over {len(live)} matrices leave none for any; choose more of them")
+        raise ValueError(
+            f"spiel: {budget} places shared out over {len(live)} matrices leave none for any; choose a larger budget or density"
+        )
     if budget > sum(live.values()):
-        raise ValueError(f"{budget} weights are to change, and {sum(live.values())} of the model's live; choose at most those")
+        raise ValueError(f"spiel.budget {budget} is more than the {sum(live.values())} weights that live; choose fewer")
     return places
 
 

@@ -7,12 +7,14 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tasks.context import Context, Execution
 from tasks.data.completions import encode, pieces
 from tasks.data.corpora import build_corpus, dump_corpus
 from tasks.data.rows import tasks_in
-from tasks.data.tokenizer import load_tokenizer
+from tasks.data.tokenizer import CHAT_TEMPLATE, load_tokenizer
 from tasks.data.tokens import COUNTED, STARTS, Tokens
 from tasks.stage import stage_class
 from tests.tasks import data_zoo
@@ -55,6 +57,26 @@ def test_a_completion_and_the_end_of_text_count_and_the_prompt_does_not(tmp_path
     assert learned(document, tokenizer) == ["falls into the river." + tokenizer.eos_token]
     tokens, _ = encode(document, tokenizer)
     assert tokenizer.decode(tokens[:-1]) == "The wheat falls into the river."
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "normalizer"])
+def test_a_completion_follows_its_prompt_though_the_tokenizer_puts_a_space_before_all_it_is_given(scheme, tmp_path):
+    """As Llama 2's and Mistral's do. With a space in between, a model would learn to write one before every answer."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    if scheme == "normalizer":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        made.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    texts = ["The wheat falls.", "Answer: 42", "a\n\nb", ". .a"]
+    made.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=["<unk>", "</s>"], show_progress=False))
+    spaced = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+    for prompt, completion in [("The wheat ", "falls."), ("Answer:", "42"), ("Answer:", " 42"), ("Answer:\n", "\nb")]:
+        document = first("completions", tmp_path, [{"prompt": prompt, "completion": completion}])
+        tokens, counts = encode(document, spaced)
+        assert spaced.decode(tokens[:-1]) == prompt + completion
+        assert tokens[: counts.index(True)] == spaced(prompt, add_special_tokens=False).input_ids
 
 
 def test_a_chat_template_stands_around_what_is_said_and_only_answers_count(tmp_path, tokenizer):
@@ -116,6 +138,25 @@ def test_other_files_and_a_template_for_nothing_are_refused(tmp_path):
         build_corpus({"completions": {"paths": [str(tmp_path / "a.txt")]}}).fingerprint()
     with pytest.raises(ValueError, match="completions: template writes out chats; set chat: true, or leave it out"):
         build_corpus({"completions": {"paths": ["a.jsonl"], "template": TEMPLATE}})
+
+
+def test_the_one_template_that_wrote_the_training_text_out_lies_beside_the_tokens(tmp_path):
+    said = [f"{noun} {n}" for n in range(5) for noun in data_zoo.NOUNS]
+    talks = [{"messages": [ASKED, {"role": "assistant", "content": each}]} for each in said]
+    rows = [{"prompt": "a", "completion": each} for each in said]
+    chats = {"chats": {"paths": [write(tmp_path / "talks.jsonl", talks)], "template": TEMPLATE}}
+    plain = {"completions": {"paths": [write(tmp_path / "rows.jsonl", rows)]}}
+    other = {"completions": {**plain["completions"], "chat": True, "template": TEMPLATE.replace("</s>", "")}}
+    for name, corpus, found in [
+        ("chats", chats, TEMPLATE),
+        ("plain", plain, None),
+        ("both", {"sequence": {"one": plain, "two": chats}}, TEMPLATE),
+        ("several", {"sequence": {"one": chats, "two": other}}, None),
+    ]:
+        (tmp_path / name).mkdir()
+        output, _ = prepare(tmp_path / name, corpus)
+        file = output / CHAT_TEMPLATE
+        assert (file.read_text() if file.exists() else None) == found, name
 
 
 def test_the_fingerprint_knows_the_rows_and_not_the_place(tmp_path):

@@ -85,11 +85,11 @@ def test_by_perplexity_each_that_goes_is_the_one_least_missed_of_those_left():
     assert sorted((*cut.blocks, first, second)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "mixtral", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "mixtral", "qwen2_moe", "gpt2"])
 def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
     """Lists in the config that have an entry a layer lose those of the blocks that went."""
-    overrides = {"no_rope_layers": [1, 0, 1, 0]} if architecture == "smollm3" else {}
-    source = zoo.save(architecture, tmp_path / "in", layers=4, **overrides)
+    lists = {"smollm3": {"no_rope_layers": [1, 0, 1, 0]}, "qwen2_moe": {"mlp_only_layers": [1, 3]}}
+    source = zoo.save(architecture, tmp_path / "in", layers=4, **lists.get(architecture, {}))
     shrunk(source, tmp_path / "out", "depth", 0.25)
     gone = json.loads((tmp_path / "out" / "report" / "depth.json").read_text())["gone"]
     kept = [index for index in range(4) if index not in gone]
@@ -102,6 +102,8 @@ def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
     for name in ("layer_types", "no_rope_layers"):
         if told := getattr(before.config, name, None):
             assert getattr(after.config, name) == [told[index] for index in kept]
+    if dense := getattr(before.config, "mlp_only_layers", None):  # a list of numbers: they are others now
+        assert after.config.mlp_only_layers == [place for place, index in enumerate(kept) if index in dense] != dense
     with torch.no_grad(), skipped(old, gone):
         expected = before(zoo.batches()[0], use_cache=False).logits
         torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from tasks.calibrate.routed import experts_of, weighted_norms
 from tasks.calibrate.whole import Whole
 from tasks.methods import build
 from tasks.models.files.checkpoint import load_model, save_model, skeleton
+from tasks.pruners.experts import best
 from tests.contracts.test_resizers import BATCHES, shrunk
 from tests.tasks import models_zoo as zoo
 
@@ -68,3 +69,47 @@ def test_fewer_than_a_token_takes_and_a_model_without_are_refused(tmp_path):
         method.check_model(skeleton(zoo.save("mixtral", tmp_path / "mixtral")), 0.75)
     with pytest.raises(ValueError, match="unsupported: the model has no experts; choose depth or width"):
         method.check_model(skeleton(zoo.save("llama", tmp_path / "llama")), 0.5)
+
+
+def test_each_group_that_a_router_chooses_among_keeps_as_many_of_its_own():
+    scores = torch.tensor([9.0, 8, 7, 6, 1, 2, 3, 4])
+    assert best(scores, 4, 1).tolist() == [0, 1, 2, 3]
+    assert best(scores, 4, 2).tolist() == [0, 1, 6, 7]  # the best four would make two groups of one
+    assert best(scores, 4, 4).tolist() == [0, 2, 5, 7]
+
+
+@pytest.mark.parametrize("architecture", ["deepseek_v3", "glm4_moe"])
+def test_of_a_router_with_groups_tokens_that_took_none_of_those_that_went_are_answered_as_before(architecture, tmp_path):
+    source = zoo.save(architecture, tmp_path / "in", n_routed_experts=8)
+    shrunk(source, tmp_path / "out", "experts", 0.25)
+    before, after = load_model(source), load_model(tmp_path / "out")
+    scores = json.loads((tmp_path / "out" / "report" / "experts.json").read_text())["router_weighted_norm"]["1"]
+    kept = best(torch.tensor(scores), 6, 2)
+    assert (kept < 4).sum() == 3 and after.model.layers[1].mlp.gate.weight.equal(before.model.layers[1].mlp.gate.weight[kept])
+    chosen = {}
+    for model, name in ((before, "before"), (after, "after")):
+        model.model.layers[1].mlp.experts.register_forward_pre_hook(
+            lambda module, given, name=name: chosen.update({name: given[1]})
+        )
+        with torch.no_grad():
+            model(BATCHES[0].tokens, use_cache=False)
+    spared = torch.isin(chosen["before"], kept).all(-1)
+    assert 0 < spared.sum() < len(spared)
+    same = kept[chosen["after"]][spared].sort(-1).values == chosen["before"][spared].sort(-1).values
+    assert same.float().mean() > 0.9  # a group counts by its best two, of which one may have gone
+
+
+def test_groups_bound_how_many_experts_may_go(tmp_path):
+    skeletons = {
+        groups: skeleton(zoo.save("deepseek_v3", tmp_path / str(groups), n_routed_experts=8, n_group=groups))
+        for groups in (2, 4)
+    }
+    method = build("pruners", "experts")
+    with pytest.raises(
+        ValueError, match="leaves 2 experts, and a router that chooses 1 of 2 groups needs 4; choose at most 0.5"
+    ):
+        method.check_model(skeletons[2], 0.75)
+    with pytest.raises(
+        ValueError, match="unsupported: of 8 experts a router that chooses 1 of 4 groups needs 8; choose depth or"
+    ):
+        method.check_model(skeletons[4], 0.5)

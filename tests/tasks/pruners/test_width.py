@@ -98,5 +98,9 @@ def test_what_no_config_tells_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="unsupported: llama cannot have the sizes that would be left .*multiple of"):
         wide = build("pruners", {"width": {"axes": ["hidden"]}})
         wide.check_model(skeleton(zoo.save("llama", tmp_path / "llama")), 0.04)
+    for kind, axis, told in (("bloom", "channels", "no width of feed-forward networks"), ("gemma4", "groups", "per-layer")):
+        narrow = build("pruners", {"width": {"axes": [axis]}})
+        with pytest.raises(ValueError, match=f"unsupported: {kind}.* cannot have the sizes that would be left .*{told}"):
+            narrow.check_model(skeleton(zoo.save(kind, tmp_path / kind)), 0.5)
     with pytest.raises(ValueError, match="width.axes: hidden is listed twice"):
         build("pruners", {"width": {"axes": ["hidden", "hidden"]}})

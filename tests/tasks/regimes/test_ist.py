@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.methods import build
+from tasks.models.find.linears import find_linears
 from tests.tasks import models_zoo as zoo
 from tests.tasks.regimes import gym as gyms
 from tests.tasks.regimes.gym import enter
@@ -87,3 +88,12 @@ def test_it_is_over_methods_that_train_branches():
     assert build("regimes", {"ist": {"over": "pst"}}).masks == "narrowed" and build("regimes", "ist").masks == "held"
     with pytest.raises(ValueError, match="masked trains no branches in every layer; choose one of dsee, ig_lora, lora, pst"):
         build("regimes", {"ist": {"over": "masked"}})
+
+
+def test_where_every_probe_would_be_the_same_nothing_is_learned_and_it_is_refused():
+    with pytest.raises(ValueError, match="ist.suppressed: input should be less than 1, got 1"):
+        build("regimes", {"ist": {"suppressed": 1}})
+    linears = find_linears(zoo.model("llama", layers=8))
+    with pytest.raises(ValueError, match="ist has blocks take turns, and the model has one; take method lora"):
+        build("regimes", "ist").check_linears([linear for name, linear in linears.items() if ".layers.3." in name])
+    build("regimes", "ist").check_linears(linears.values())

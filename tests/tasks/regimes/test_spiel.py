@@ -30,9 +30,9 @@ def test_an_exchange_by_hand():
 def test_a_budget_is_shared_out_by_the_weights_that_live():
     assert shared_out({"a": 30, "b": 60, "c": 10}, 10) == {"a": 3, "b": 6, "c": 1}
     assert shared_out({"a": 30, "b": 60, "c": 9}, 10) == {"a": 3, "b": 6, "c": 0}
-    with pytest.raises(ValueError, match="100 weights are to change, and 99 of the model's live"):
+    with pytest.raises(ValueError, match="spiel.budget 100 is more than the 99 weights that live"):
         shared_out({"a": 99}, 100)
-    with pytest.raises(ValueError, match="1 places shared out over 2 matrices leave none"):
+    with pytest.raises(ValueError, match="spiel: 1 places shared out over 2 matrices leave none"):
         shared_out({"a": 5, "b": 5}, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.context import Context, Execution
-from tasks.data.tokenizer import train_tokenizer
+from tasks.data.tokenizer import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from tasks.formats.mask import Mask, load_masks
 from tasks.machine import make_engine
 from tasks.models.files.checkpoint import load_model, save_model
@@ -136,6 +137,24 @@ def test_a_trained_model_carries_its_tokenizer_and_the_end_of_text(data, tmp_pat
     assert (tmp_path / "out" / "tokenizer.json").exists()
     config = load_model(tmp_path / "out").config
     assert config.vocab_size == 260 and config.eos_token_id == config.bos_token_id is not None
+
+
+@pytest.mark.parametrize("own", [None, "{{ messages[0].content }}"])
+def test_a_model_that_learned_to_talk_takes_the_template_along_and_keeps_its_tokenizer(own, data, tmp_path):
+    """Whoever runs it asks it by that template; without one, or by another, it has never seen the like of what it is asked."""
+    source, taught = pruned(tmp_path / "model"), tmp_path / "data"
+    tokenizer = load_tokenizer(data / "tokenizer")
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(source)
+    shutil.copytree(data, taught)
+    recover().run(context(taught, tmp_path, inputs={"model": source}))
+    files = {file.name: file.read_bytes() for file in source.glob("*token*")}
+    assert load_tokenizer(tmp_path / "out").chat_template == own  # of plain text nothing is learned about chats
+    (taught / CHAT_TEMPLATE).write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    recover().run(context(taught, tmp_path, "talks", inputs={"model": source}))
+    asked = load_tokenizer(tmp_path / "talks").apply_chat_template([{"role": "user", "content": "wheat?"}], tokenize=False)
+    assert asked == "<user>wheat?"
+    assert all((tmp_path / "talks" / name).read_bytes() == content for name, content in files.items())
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data, tmp_path):
