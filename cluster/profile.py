@@ -182,6 +182,8 @@ class Profile(_Section):
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
             if self.card:
                 raise ValueError(f"card is {self.card} but device is cpu; leave one of them out")
+        if self.engine == "torch" and self.zero > 1:
+            raise ValueError(f"zero is {self.zero} but engine is torch, which shares nothing out; leave one of them out")
         if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
             raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self
@@ -190,6 +192,11 @@ class Profile(_Section):
         """What `stage` may use: its own entry, else the entry `default`, else one CPU."""
         entry = self.stages.get(stage) or self.stages.get("default") or Resources()
         return entry.resolved(self.ranks)
+
+    def under(self, ranks: int) -> Profile:
+        """The same for a run whose ranks are there already, one or those of torchrun: so many of every stage."""
+        stages = {name: entry.model_copy(update={"ranks": None}) for name, entry in self.stages.items()}
+        return self.model_copy(update={"ranks": ranks, "stages": stages})
 
     def check_stages(self, known: Sequence[str]) -> None:
         """Refuse resources for a stage that there is none of: they would go to nothing."""

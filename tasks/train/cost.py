@@ -106,6 +106,16 @@ def micro_batch(batch: int, execution: Execution) -> int:
     return next((size for size in range(wanted, 0, -1) if local % size == 0), 1)
 
 
+def check_share(batch: int, execution: Execution) -> None:
+    """Raise ValueError unless the ranks can share steps of ``batch`` sequences."""
+    ranks = execution.ranks
+    if batch % ranks:
+        near = max(count for count in range(1, min(batch, ranks) + 1) if batch % count == 0)
+        raise ValueError(f"batch {batch} does not divide among {ranks} ranks; choose {near} ranks, or another batch")
+    if execution.engine == "torch" and ranks > 1:
+        raise ValueError(f"engine torch runs on one rank, not on {ranks}; choose engine deepspeed, or 1 rank")
+
+
 def memory(shape: Shape, how: Running) -> float:
     """The most bytes a rank holds."""
     held = _states(shape, how) + (2 if how.low else 4) * (how.teacher.parameters if how.teacher else 0)
@@ -199,6 +209,7 @@ def remedy(shape: Shape, how: Running, room: float) -> str | None:
         if fits(recompute="layer", micro_batch=size):
             return "set recompute to layer" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
     for ranks in (2, 4, 8, 16, 32, 64):
-        if ranks >= how.ranks and fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
+        shared = ranks >= how.ranks and how.local * how.ranks % ranks == 0
+        if shared and fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
             return f"set engine to deepspeed, zero to 3, ranks to {ranks}, recompute to layer and micro_batch to 1"
     return "choose a larger card or a smaller model"

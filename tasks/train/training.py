@@ -161,12 +161,11 @@ class TrainStage(ModelStage):
         from tasks.models.find.linears import find_linears
         from tasks.train.apart import may_share_rows
         from tasks.train.bill import bill
-        from tasks.train.cost import micro_batch
+        from tasks.train.cost import check_share, micro_batch
         from tasks.train.ready import ready, recomputes, watch_over
 
         execution = context.execution
-        if self.batch % execution.ranks:
-            raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
+        check_share(self.batch, execution)
         directory = self.origin(context)
         model, masks, weights = self.initial(context, directory)
         for mask in masks.values():

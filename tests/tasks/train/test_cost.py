@@ -72,6 +72,13 @@ def test_on_two_cards_too_at_every_zero_stage(zero, rate):
     assert 2 * 8 * 2048 / seconds(SHAPES["1.3B"], how, H100) / 1000 == pytest.approx(rate, rel=0.15)
 
 
+def test_ranks_are_advised_among_which_the_batch_divides():
+    how = Running(2048, 12, 12, "deepspeed", 2, 1)
+    most = memory(EIGHT, replace(how, zero=3, ranks=4, recompute="layer", micro_batch=1)) / FULL
+    assert "ranks to 4," in remedy(EIGHT, how, most + 1)
+    assert remedy(EIGHT, replace(how, local=6, micro_batch=6), most + 1) == "choose a larger card or a smaller model"
+
+
 def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_more():
     def of(**how) -> float:
         return memory(EIGHT, Running(2048, 1, 1, engine="deepspeed", **how))
