@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cluster.documents import DocumentError, load_yaml, one_line
 
@@ -33,6 +33,16 @@ def home() -> Path:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches(cls, value: object, info: ValidationInfo) -> object:
+        switch, given = info.field_name == "compile", isinstance(value, bool)
+        if switch and not given and value != "auto":
+            raise ValueError("should be true, false or 'auto'")
+        if given and not switch:  # it would pass for the number 1
+            raise ValueError("should be no true or false")
+        return value
 
 
 class RayTarget(_Section):
@@ -153,13 +163,6 @@ class Profile(_Section):
     """Bytes of calibration activations held in memory; the rest lies on the scratch disk."""
     stages: dict[str, Resources] = {}
     """What a stage gets, by its name; ``default`` is for all others."""
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _switch(cls, value: object) -> object:
-        if value != "auto" and not isinstance(value, bool):
-            raise ValueError("should be true, false or 'auto'")
-        return value
 
     @field_validator("store", "scratch")
     @classmethod
