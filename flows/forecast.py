@@ -50,8 +50,8 @@ def check_room(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:
             needed = on.expected(shape, how, 1)["memory_bytes"]
             with naming(node):
                 raise ValueError(
-                    f"a step takes about {needed / 1e9:,.0f} GB of a rank's memory, and profile '{profile.name}' has cards "
-                    f"({card.name}) of {card.memory / 1e9:.0f} GB; {said} in the profile"
+                    f"a step takes about {needed / 2**30:,.0f} GiB of a rank's memory, and profile '{profile.name}' has cards "
+                    f"({card.name}) of {card.memory / 2**30:.0f} GiB; {said} in the profile"
                 )
 
 
