@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cluster.documents import DocumentError, load_yaml, one_line
 
@@ -33,6 +33,16 @@ def home() -> Path:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches(cls, value: object, info: ValidationInfo) -> object:
+        switch, given = info.field_name == "compile", isinstance(value, bool)
+        if switch and not given and value != "auto":
+            raise ValueError("should be true, false or 'auto'")
+        if given and not switch:  # it would pass for the number 1
+            raise ValueError("should be no true or false")
+        return value
 
 
 class RayTarget(_Section):
@@ -154,13 +164,6 @@ class Profile(_Section):
     stages: dict[str, Resources] = {}
     """What a stage gets, by its name; ``default`` is for all others."""
 
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _switch(cls, value: object) -> object:
-        if value != "auto" and not isinstance(value, bool):
-            raise ValueError("should be true, false or 'auto'")
-        return value
-
     @field_validator("store", "scratch")
     @classmethod
     def _place(cls, value: str, info) -> str:
@@ -182,6 +185,8 @@ class Profile(_Section):
                     raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
             if self.card:
                 raise ValueError(f"card is {self.card} but device is cpu; leave one of them out")
+        if self.engine == "torch" and self.zero > 1:
+            raise ValueError(f"zero is {self.zero} but engine is torch, which shares nothing out; leave one of them out")
         if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
             raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self
@@ -190,6 +195,11 @@ class Profile(_Section):
         """What `stage` may use: its own entry, else the entry `default`, else one CPU."""
         entry = self.stages.get(stage) or self.stages.get("default") or Resources()
         return entry.resolved(self.ranks)
+
+    def under(self, ranks: int) -> Profile:
+        """The same for a run whose ranks are there already, one or those of torchrun: so many of every stage."""
+        stages = {name: entry.model_copy(update={"ranks": None}) for name, entry in self.stages.items()}
+        return self.model_copy(update={"ranks": ranks, "stages": stages})
 
     def check_stages(self, known: Sequence[str]) -> None:
         """Refuse resources for a stage that there is none of: they would go to nothing."""

@@ -13,7 +13,7 @@ from flows.nodes import Node, Recipe, naming
 from flows.recipe import vocabulary
 from tasks.context import Execution
 from tasks.models.source import ModelSource
-from tasks.train.cost import CARDS, Machine, fitting, remedy
+from tasks.train.cost import CARDS, Machine, check_share, fitting, remedy
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape
@@ -29,6 +29,14 @@ def forecast(recipe: Recipe, node: Node, profile: Profile | None = None) -> dict
     return {"disk_bytes": disk, **node.stage.forecast(shape, profile and machine(recipe, node, profile))}
 
 
+def check_ranks(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:
+    """Raise ValueError, in one line, at the first stage whose steps the profile's ranks cannot share."""
+    for node in nodes:
+        if node.stage.distributed:
+            with naming(node):
+                check_share(node.stage.batch, machine(recipe, node, profile).execution)
+
+
 def check_room(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:
     """Raise ValueError, in one line, at the first stage whose training does not fit the profile's card."""
     for node in nodes if profile.card else ():
@@ -42,8 +50,8 @@ def check_room(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:
             needed = on.expected(shape, how, 1)["memory_bytes"]
             with naming(node):
                 raise ValueError(
-                    f"a step takes about {needed / 1e9:,.0f} GB of a rank's memory, and profile '{profile.name}' has cards "
-                    f"({card.name}) of {card.memory / 1e9:.0f} GB; {said} in the profile"
+                    f"a step takes about {needed / 2**30:,.0f} GiB of a rank's memory, and profile '{profile.name}' has cards "
+                    f"({card.name}) of {card.memory / 2**30:.0f} GiB; {said} in the profile"
                 )
 
 
@@ -52,7 +60,6 @@ def machine(recipe: Recipe, node: Node, profile: Profile) -> Machine:
     resources = profile.resources(node.name)
     gpu = profile.device != "cpu" and bool(profile.card or profile.device == "cuda" or resources.gpus)
     low = profile.precision == "bfloat16" or (profile.precision == "auto" and gpu)
-    whole = profile.engine != "deepspeed" or profile.zero < 3
     execution = Execution(
         ranks=resources.ranks or 1,
         device="cuda" if gpu else "cpu",
@@ -61,7 +68,7 @@ def machine(recipe: Recipe, node: Node, profile: Profile) -> Machine:
         zero=profile.zero,
         micro_batch=profile.micro_batch,
         logits_bytes=profile.logits_bytes,
-        compile=(gpu and whole) if profile.compile == "auto" else profile.compile,
+        compile=gpu if profile.compile == "auto" else profile.compile,
         recompute=profile.recompute,
     )
     return Machine(execution, CARDS[profile.card] if profile.card and gpu else None, _teacher(recipe, node))

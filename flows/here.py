@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +15,20 @@ from cluster.store.local import Store
 from flows.spared import Spared
 from flows.submit import Submitter
 
+PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+def end_with_torchrun() -> None:
+    """From now on a rank ends when the torchrun that started it is killed: it would go on, or wait for a rank that is gone,
+    and hold its GPU. Nothing happens without torchrun."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ranks() -> int:
+    """Those of torchrun that this process is one of; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
 
 def make_here(spared: Spared, store: Store, profile: Profile) -> None:
     """Under torchrun every rank trains; the rest is rank 0's work, which the others help with where the profile says workers,
@@ -20,7 +36,7 @@ def make_here(spared: Spared, store: Store, profile: Profile) -> None:
     from tasks.job import produce, share
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    alone = ranks() == 1
     plan, watcher = spared.plan, spared.watcher
     for step in plan.due:
         if spared.lost(step):

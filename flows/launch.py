@@ -21,7 +21,7 @@ from cluster.turn import Queue
 from flows.conductor import heal
 from flows.display import Display
 from flows.ending import OUTCOME, Outcome, Terminated, ends_once
-from flows.here import make_here
+from flows.here import end_with_torchrun, make_here, ranks
 from flows.lazy import collect_as_ever
 from flows.override import parse_settings
 from flows.part import WHOLE, Part
@@ -49,7 +49,8 @@ def launch(
 ) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help. ``strict`` refuses a recipe that
     requires nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun ends its ranks itself
+    end_with_torchrun()
+    if ranks() > 1:  # torchrun ends its ranks itself
         return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides, strict))
     with ends_once(calmly=not here):
         return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides, strict))
@@ -58,23 +59,26 @@ def launch(
 def _launch(
     recipe: str, profile: str, console: Console, quiet: bool, here: bool, part: Part, overrides: Sequence[str], strict: bool
 ) -> tuple[Plan, Summary | None]:
-    where = load_profile(profile)
+    where = load_profile(profile).under(ranks()) if here else load_profile(profile)
+    helps = int(os.environ.get("RANK", 0)) > 0
+    if ranks() > 1 and not here:
+        raise ValueError(f"torchrun started {ranks()} ranks, which train where they are: add --here, or leave torchrun out")
     settings = parse_settings(overrides)
     plan, store = prepare(recipe, where, part=part, settings=settings)
     if strict and not plan.recipe.require:
         what = "all models of the recipe are there" if part != WHOLE else 'the recipe says require: ["perplexity <= 30"]'
         raise ValueError(f"--strict: nothing is required of what this run makes; gates are judged where {what}")
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
-    for doubt in doubts(plan):
+    for doubt in () if helps else doubts(plan):
         console.print(f"note: {doubt}", soft_wrap=True, highlight=False, markup=False)
-    display = Display(console, quiet)
+    display = Display(console, quiet or helps)
     collect_as_ever()
-    if plan.recipe.decides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if plan.recipe.decides and ranks() > 1:
         raise ValueError(
             "recipe.search: ranks of torchrun cannot decide together; run it without torchrun, or leave out stop and tpe"
         )
     due = not here and left(plan, lambda trials: prepare(recipe, where, part=part, settings=settings, trials=trials)[0])
-    if here and int(os.environ.get("RANK", 0)):
+    if here and helps:
         make_here(Spared(plan, display), store, where)
         return plan, None
     _check_home()

@@ -15,7 +15,7 @@ from cluster.store.local import Store
 from cluster.store.url import open_store
 from flows.enough import require_enough
 from flows.facts import examine
-from flows.forecast import check_room, forecast
+from flows.forecast import check_ranks, check_room, forecast
 from flows.lineage import source_of, upstream
 from flows.nodes import Node, Recipe, naming
 from flows.override import Setting
@@ -147,7 +147,9 @@ def prepare(
     if plan.due:
         check(plan.recipe)
         examine(plan.recipe)
-        check_room(plan.recipe, [step.node for step in plan.due], profile)
+        due = [step.node for step in plan.due]
+        check_ranks(plan.recipe, due, profile)
+        check_room(plan.recipe, due, profile)
     return plan, store
 
 

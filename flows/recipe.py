@@ -44,7 +44,7 @@ class Header(BaseModel):
     """Name of the recipe; names its runs."""
     description: str = ""
     """What it is for, for people."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every stage that has none of its own."""
     model: ModelSource | None = None
     """Where the model comes from: an architecture or a checkpoint."""

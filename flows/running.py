@@ -13,6 +13,7 @@ from cluster.profile import load_profile
 from cluster.servers.settle import LABEL
 from cluster.turn import Queue
 from flows.current import flow_run
+from flows.here import ranks
 from flows.make import Making
 from flows.messenger import set_state
 from flows.override import Setting
@@ -37,7 +38,7 @@ def run(
     needs the cluster waits for its turn."""
     if flow_run():
         _sign(flow_run())
-    where = load_profile(profile)
+    where = load_profile(profile).under(ranks()) if here else load_profile(profile)
 
     def plan_anew(trials: Sequence[Values] = ()) -> Any:
         return prepare(recipe, where, served, part, settings, list(trials))

@@ -35,7 +35,7 @@ class Search(BaseModel):
 
     trials: Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[dict[str, Any]], Field(min_length=1)]
     """How many trials there are; or the trials themselves, each {STAGE.FIELD: value}."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of what is drawn."""
     sampler: Literal["random", "tpe"] = "random"
     """How values are drawn: at random, or by Optuna's tree-structured Parzen estimator from what trials before came to."""

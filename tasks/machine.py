@@ -60,8 +60,6 @@ def make_engine(
         return DeepSpeedEngine(model, optimizer, *how, weights=weights)
     from tasks.train.engine import TorchEngine
 
-    if execution.ranks > 1:
-        raise ValueError(f"engine torch runs on one rank, not on {execution.ranks}; choose engine deepspeed")
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
 
 

@@ -102,9 +102,23 @@ def validate(model: type[Model], fields: Any, where: str, context: Any = None) -
     """An instance of a pydantic class, or a ValueError of one line that names the field and the choices. ``context`` is for
     its validators."""
     try:
-        return model.model_validate(fields, context=context)
+        made = model.model_validate(fields, context=context)
     except ValidationError as error:
         raise ValueError(explain(error, model, where)) from None
+    _refuse_switches(fields, made, where)
+    return made
+
+
+def _refuse_switches(given: Any, made: Any, where: str) -> None:
+    """Raise ValueError where ``true`` was given and became the number 1: a slip that would train at a learning rate of 1."""
+    if isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        raise ValueError(f"{where}: input should be a number, got {given}")
+    if isinstance(given, dict):
+        for name, own in given.items():
+            _refuse_switches(own, made.get(name) if isinstance(made, dict) else getattr(made, name, None), f"{where}.{name}")
+    elif isinstance(given, list) and isinstance(made, list | tuple) and len(given) == len(made):
+        for place, (own, became) in enumerate(zip(given, made, strict=True)):
+            _refuse_switches(own, became, f"{where}[{place}]")
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:

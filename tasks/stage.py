@@ -53,7 +53,7 @@ class Stage(BaseModel):
     def stage_name(cls) -> str:
         return cls.__module__.rpartition(".")[2]
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seeds whatever the stage draws at random; the recipe's ``seed`` unless given."""
 
     @classmethod

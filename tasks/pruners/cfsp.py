@@ -36,7 +36,7 @@ class Cfsp(Structured):
     """Kept widths are multiples of this."""
     shrink: bool = True
     """Make the matrices smaller; otherwise channels are masked and shapes stay."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of ``criterion: random``; the stage's unless given."""
 
     @property

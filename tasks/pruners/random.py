@@ -22,7 +22,7 @@ class Random(Pruner):
     paper: ClassVar[str] = "uniform random pruning"
     scope: ClassVar[Literal["row", "layer"]] = "layer"
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the draw; the stage's unless given."""
 
     def score(self, weight_OI: torch.Tensor, statistics: InputStatistic | None) -> torch.Tensor:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class Fst(Regime):
     paper: ClassVar[str] = "FST, Accelerating Transformer Pre-training with 2:4 Sparsity (arXiv 2404.01847)"
+    version: ClassVar[int] = 2  # estimates are drawn anew of each step's and rank's own seed
     masks: ClassVar[Outcome] = "open"
 
     refresh: int = Field(40, gt=0)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class SSte(Regime):
     paper: ClassVar[str] = "S-STE (arXiv 2409.09099)"
+    version: ClassVar[int] = 2  # estimates are drawn anew of each step's and rank's own seed
     masks: ClassVar[Outcome] = "narrowed"
 
     mvue: bool = True

@@ -88,7 +88,9 @@ def chunked(score: Score, heads: Sequence[Head], batch: Batch, chunk: int, shard
     states, following_N, sums = [_predicting(head, batch) for head in heads], predicted(batch), Terms()
     count = max(1, len(following_N))
     size = ceil(count / ceil(count / chunk))  # as equal as can be
-    parts = [slice(start, start + size) for start in range(0, count, size)]
+    # a head in pieces is gathered for each, so there are as many on every rank, some of no token, whatever counts there
+    end = max(count, size * ceil(batch.following.numel() / chunk)) if sharded else count
+    parts = [slice(start, start + size) for start in range(0, end, size)]
 
     def of_part(states_CD: torch.Tensor, part: slice) -> Scored:
         """A chunk's share of the means."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Recompute = Literal["none", "layer"]
 FULL = 0.92  # of a card's memory: the rest is the driver's, the communication's and what lies between tensors
+MOST = 64  # ranks that are advised
 _PRODUCTS = 0.89  # of the peak, where nothing but products were computed
 _BANDWIDTH = 0.75  # of the card's
 _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
@@ -27,7 +28,7 @@ _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, e
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU by its data sheet: dense bf16 operations a second, bytes a second, bytes."""
+    """A GPU: dense bf16 operations and bytes a second by its data sheet, and the bytes that torch finds on it."""
 
     name: str
     flops: float
@@ -37,7 +38,11 @@ class Card:
 
 CARDS = {
     card.name: card
-    for card in (Card("A100", 312e12, 2.04e12, 80e9), Card("H100", 989e12, 3.35e12, 80e9), Card("H200", 989e12, 4.8e12, 141e9))
+    for card in (
+        Card("A100", 312e12, 2.04e12, 79 * 2.0**30),
+        Card("H100", 989e12, 3.35e12, 78 * 2.0**30),
+        Card("H200", 989e12, 4.8e12, 139 * 2.0**30),
+    )
 }
 
 
@@ -106,6 +111,16 @@ def micro_batch(batch: int, execution: Execution) -> int:
     return next((size for size in range(wanted, 0, -1) if local % size == 0), 1)
 
 
+def check_share(batch: int, execution: Execution) -> None:
+    """Raise ValueError unless the ranks can share steps of ``batch`` sequences."""
+    ranks = execution.ranks
+    if batch % ranks:
+        near = max(count for count in range(1, min(batch, ranks) + 1) if batch % count == 0)
+        raise ValueError(f"batch {batch} does not divide among {ranks} ranks; choose {near} ranks, or another batch")
+    if execution.engine == "torch" and ranks > 1:
+        raise ValueError(f"engine torch runs on one rank, not on {ranks}; choose engine deepspeed, or 1 rank")
+
+
 def memory(shape: Shape, how: Running) -> float:
     """The most bytes a rank holds."""
     held = _states(shape, how) + (2 if how.low else 4) * (how.teacher.parameters if how.teacher else 0)
@@ -171,7 +186,8 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
     if how.teacher:
         products += how.teacher.forward_flops(how.length) * tokens / speed
         moved += moved / again / 3
-    sent = (8 if how.zero in (0, 3) else 2) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
+    regathered = 2 if how.zero == 3 and how.recompute == "layer" else 0  # bytes a parameter, for layers that run again
+    sent = (regathered + (8 if how.zero in (0, 3) else 2)) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
     waits = _GATHERED[how.compile] if how.zero == 3 and how.ranks > 1 else 1.0
     return (products + moved) * waits + updated + sent
 
@@ -198,7 +214,8 @@ def remedy(shape: Shape, how: Running, room: float) -> str | None:
     for size in [how.micro_batch, *smaller] if how.recompute == "none" else ():
         if fits(recompute="layer", micro_batch=size):
             return "set recompute to layer" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
-    for ranks in (2, 4, 8, 16, 32, 64):
-        if ranks >= how.ranks and fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
+    batch = how.local * how.ranks
+    for ranks in (count for count in range(max(2, how.ranks), min(batch, MOST) + 1) if batch % count == 0):
+        if fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
             return f"set engine to deepspeed, zero to 3, ranks to {ranks}, recompute to layer and micro_batch to 1"
-    return "choose a larger card or a smaller model"
+    return "choose a smaller model, or a larger card"

@@ -1,7 +1,8 @@
 """The one training loop. Methods take part through hooks and objectives; the engine knows how to update.
 
-Everything the loop does is a pure function of (seed, step): batches come from the sampler by step number, so a run
-resumed from a checkpoint continues bit for bit.
+Everything the loop does is a pure function of (seed, step): batches come from the sampler by step number, and what a model
+draws at random (dropout, gradient estimates) from the seed, the step and the rank, so a run resumed from a checkpoint continues
+bit for bit, whatever else its process has drawn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from tasks.data.batch import Batch
 from tasks.data.tokens import Sampler
+from tasks.formats.seeding import seed_of
 from tasks.train.compiled import Compilation
 from tasks.train.engine import Engine
 from tasks.train.hook import Hook, Run
@@ -99,17 +101,19 @@ def fit(
     steps: int,
     learning_rate: LearningRate,
     *,
+    seed: int = 0,
     micro_batch: int | None = None,
     checkpoints: Checkpoints | None = None,
     telemetry: Telemetry | None = None,
 ) -> Totals:
-    """Train to ``steps`` finished steps, from the newest checkpoint if there is one."""
+    """Train to ``steps`` finished steps, from the newest checkpoint if there is one. ``seed`` is for what models draw."""
     telemetry, totals = telemetry or Telemetry(), Totals()
     run = _begin(engine, hooks, steps, totals, checkpoints)
     clock = _Clock(run.step)
     if telemetry.compilation and run.step < steps:
         telemetry.progress(0, 0, "compiling the layers, which the first step waits for")
     while run.step < steps and not run.ended:
+        torch.manual_seed(seed_of(seed, run.step, engine.rank))
         metrics = _accumulate(run, sampler, objective, micro_batch)
         for hook in hooks:
             hook.after_backward(run)

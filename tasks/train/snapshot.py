@@ -5,7 +5,7 @@ back to an older one. Here every rank writes its own shards as safetensors; the 
 comes last, and the directory gets its name only then. Shards say which elements they are, so another number of ranks,
 another ZeRO stage or another engine can go on from them.
 
-    step-00000120/  rank-0.safetensors  rng-0.safetensors  ...  tensors.safetensors  state.json  manifest.json
+    step-00000120/  rank-0.safetensors  ...  tensors.safetensors  state.json  manifest.json
 
 The directory must be shared by all ranks. Rank 0 alone decides (which snapshot is the newest valid one, whether this
 attempt still owns the directory) and tells the others, so that ranks never disagree.
@@ -62,7 +62,7 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     attempt: int = 0,
 ) -> Path:
-    """Write a snapshot of the engine, this rank's random state, and what hooks and data give (JSON state, tensors).
+    """Write a snapshot of the engine and what hooks and data give (JSON state, tensors).
 
     Every rank calls it; ``state`` and ``tensors`` are taken from rank 0, boolean tensors as bits. A step that is there
     already is left as it is. Raises Fenced when a newer attempt has taken the directory over.
@@ -71,10 +71,7 @@ def save(
     partial = directory / f".partial-{step:08d}-{attempt}"
     if _decide(lambda: _prepare(directory, final, partial, attempt)):
         return final
-    files = {
-        f"rank-{engine.rank}.safetensors": _shards(engine),
-        f"rng-{engine.rank}.safetensors": _random_state(engine),
-    }
+    files = {f"rank-{engine.rank}.safetensors": _shards(engine)}
     if engine.rank == 0:
         files["tensors.safetensors"] = _with_bits(tensors)
         durable.write(partial / "state.json", json.dumps(state, allow_nan=False).encode())
@@ -96,15 +93,10 @@ def latest(directory: Path) -> Snapshot | None:
 
 
 def restore(snapshot: Snapshot, engine: Engine) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
-    """Load weights, moments and (with as many ranks as then) this rank's random state; gives (step, state, tensors)."""
+    """Load weights and moments; gives (step, state, tensors)."""
     from safetensors import safe_open
 
     engine.load(_Parameters(snapshot), snapshot.step)
-    if snapshot.ranks == engine.ranks:
-        with safe_open(snapshot.path / f"rng-{engine.rank}.safetensors", "pt") as file:
-            torch.set_rng_state(file.get_tensor("cpu"))
-            if "cuda" in file.keys() and engine.device.type == "cuda":  # noqa: SIM118 (not a dict)
-                torch.cuda.set_rng_state(file.get_tensor("cuda"), engine.device)
     with safe_open(snapshot.path / "tensors.safetensors", "pt") as file:
         bits = json.loads(file.metadata()["bits"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -145,11 +137,6 @@ def _shards(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         for kind, values in {"master": shard.master, **shard.moments}.items():
             tensors[f"{kind}/{name}"] = values
     return tensors, {"starts": json.dumps(starts)}
-
-
-def _random_state(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    cuda = {"cuda": torch.cuda.get_rng_state(engine.device)} if engine.device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state(), **cuda}, {}
 
 
 def _with_bits(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

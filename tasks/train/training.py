@@ -163,12 +163,11 @@ class TrainStage(ModelStage):
         from tasks.models.find.linears import find_linears
         from tasks.train.apart import may_share_rows
         from tasks.train.bill import bill
-        from tasks.train.cost import micro_batch
+        from tasks.train.cost import check_share, micro_batch
         from tasks.train.ready import ready, recomputes, watch_over
 
         execution = context.execution
-        if self.batch % execution.ranks:
-            raise ValueError(f"batch {self.batch} does not divide among {execution.ranks} ranks")
+        check_share(self.batch, execution)
         directory = self.origin(context)
         model, masks, weights = self.initial(context, directory)
         for mask in masks.values():
@@ -205,8 +204,8 @@ class TrainStage(ModelStage):
         from tasks.train.ready import load_teacher
         from tasks.train.schedule import LearningRate
 
-        step_tokens = self.batch * self.length
-        run, compiles = context.execution, context.execution.compile and "attentions" not in self.minimised.asks()
+        execution, step_tokens = context.execution, self.batch * self.length
+        compiles = execution.compile and "attentions" not in self.minimised.asks()
         telemetry = Telemetry(
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
@@ -215,8 +214,8 @@ class TrainStage(ModelStage):
             compilation=Compilation(context.note) if compiles else None,
         )
         taught = self.teacher_directory(context)
-        teacher = load_teacher(taught, context.execution, self.minimised.asks()) if taught else None
-        objective = self.minimised.bind(teacher, context.execution.logits_bytes, context.execution.compile)
+        teacher = load_teacher(taught, execution, self.minimised.asks()) if taught else None
+        objective = self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
         drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
             drawn, objective = hook.sampler(drawn), hook.objective(objective)
@@ -227,8 +226,9 @@ class TrainStage(ModelStage):
             hooks,
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
-            micro_batch=micro_batch(self.batch, context.execution),
-            checkpoints=Checkpoints(context.scratch / "checkpoints", run.checkpoint_every_seconds, run.attempt),
+            seed=self.seed,
+            micro_batch=micro_batch(self.batch, execution),
+            checkpoints=Checkpoints(context.scratch / "checkpoints", execution.checkpoint_every_seconds, execution.attempt),
             telemetry=telemetry,
         )
 

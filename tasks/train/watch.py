@@ -3,13 +3,15 @@
 Each rank leaves a pulse in a folder that all see: the step it is in, when, and which line of code it stands at. A thread writes
 it, so a rank that waits still has one, and a process that was stopped has none. Where no step ends for long the ranks wait for
 each other; the first of those that live says who stands where, and all end, to be started again from the last checkpoint. What
-is found there tells who died of what as well.
+is found there tells who died of what as well. Torchrun ends all ranks when one died, by SIGTERM: the first that lives says who.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import sys
 import threading
 import time
@@ -38,18 +40,32 @@ class Watch:
         self.patience, self.remedy, self.every = patience, remedy, min(2.0, patience / 5)
         self.done, self.begun, self.longest = -1, time.monotonic(), 0.0
         self._ended = threading.Event()
+        self._pipe: tuple[int, int] | None = None  # signals arrive here while the main thread waits in a collective
         self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._look_after, daemon=True)
 
     def __enter__(self) -> Watch:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / _VERDICT).unlink(missing_ok=True)
+        if "TORCHELASTIC_RUN_ID" in os.environ and threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            signal.signal(signal.SIGTERM, lambda *_: None)
         self._thread.start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and self._pipe and self._died():  # what was raised is that nobody answers
+            self._stop()
         self._ended.set()
+        if self._pipe:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.write(self._pipe[1], b"\0")
         self._thread.join()
+        for end in self._pipe or ():
+            os.close(end)
         if error is not None and (where := out_of_memory(error)):
             raise ValueError(
                 f"rank {self.rank} of {self.ranks} ran out of {where} memory in {self._step()} of {self.stage}; "
@@ -72,14 +88,36 @@ class Watch:
             limit = max(self.patience * (FIRST if self.done < 0 else 1), LONGER * self.longest)
             if self.ranks > 1 and time.monotonic() - self.begun > limit and sys.gettrace() is None:
                 self._give_up(limit)
-            if self._ended.wait(self.every):
+            if self._pipe is None:
+                self._ended.wait(self.every)
+            elif select.select([self._pipe[0]], [], [], self.every)[0] and signal.SIGTERM in os.read(self._pipe[0], 64):
+                self._stop()
+            if self._ended.is_set():
                 return
 
     def _leave_pulse(self) -> None:
         pulse = {"step": self._step(), "time": time.time(), "where": _place(sys._current_frames().get(self._main))}
+        pulse |= {"host": os.uname().nodename, "pid": os.getpid()}
         half = self.directory / f".rank-{self.rank}"
         half.write_text(json.dumps(pulse))
         half.rename(self.directory / f"rank-{self.rank}.json")
+
+    def _here(self) -> dict[int, dict[str, Any]]:
+        """The pulses of this machine's ranks."""
+        pulses = {rank: read_pulse(self.directory, rank) for rank in range(self.ranks)}
+        return {rank: pulse for rank, pulse in pulses.items() if pulse and pulse["host"] == os.uname().nodename}
+
+    def _died(self) -> list[int]:
+        return [rank for rank, pulse in self._here().items() if not _alive(pulse["pid"])]
+
+    def _stop(self) -> None:
+        """Say which rank of this machine died, or that none did, if no rank before this one can, and end."""
+        here, died = self._here(), self._died()
+        if self.rank == min(rank for rank in here if rank not in died):
+            who = f"rank {died[0]} of {self.ranks} died in {here[died[0]]['step']}" if died else f"stopped in {self._step()}"
+            killed = "; where no line says why, memory may have run out: lower micro_batch in the profile" if died else ""
+            print(f"{who} of {self.stage}{killed}; run the same command to go on", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
 
     def _give_up(self, limit: float) -> None:
         """Say who stands where, if no rank before this one can, and end."""
@@ -98,6 +136,14 @@ class Watch:
         while not (self.directory / _VERDICT).exists() and time.monotonic() < until:
             time.sleep(self.every / 10)  # one rank's end may be that of all
         os._exit(HUNG)
+
+
+def _alive(pid: int) -> bool:
+    """A process that its parent has not asked after yet is none."""
+    try:
+        return "\nState:\tZ" not in Path("/proc", str(pid), "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def read_pulse(directory: Path, rank: int) -> dict[str, Any] | None:

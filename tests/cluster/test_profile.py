@@ -91,6 +91,10 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("stages: {prune: {gpu: 1}}", "no field 'stages.prune.gpu'"),
         ("device: cpu\nstages: {prune: {gpus: 1}}", "stages.prune.gpus is 1 but device is cpu"),
         ("device: cpu\ncard: H100", "card is H100 but device is cpu; leave one of them out"),
+        ("engine: torch\nzero: 3", "zero is 3 but engine is torch, which shares nothing out; leave one of them out"),
+        ("zero: true", "zero: should be no true or false, got True"),
+        ("micro_batch: yes", "micro_batch: should be no true or false, got True"),
+        ("stages: {prune: {ranks: true}}", "stages.prune.ranks: should be no true or false, got True"),
         ("card: V100", "card: should be 'A100', 'H100' or 'H200'"),
         ("ray: {address: 'http://a:8265'}\nstages: {speed: {cpus: all}}", "stages.speed.cpus: all is this machine's cores"),
     ],
@@ -100,6 +104,12 @@ def test_a_bad_value_is_one_line_with_field_and_choices(tmp_path, text, complain
         load_profile(write(tmp_path, text))
     assert complaint in str(caught.value)
     assert str(caught.value).startswith("mine.yaml: ") and "\n" not in str(caught.value)
+
+
+def test_a_run_whose_ranks_are_there_has_so_many_of_every_stage():
+    given = Profile(ranks=2, stages={"pretrain": {"ranks": 4, "cpus": 3}}).under(3)
+    assert [given.resources(stage).ranks for stage in ("pretrain", "recover")] == [3, 3]
+    assert given.resources("pretrain").cpus == 3
 
 
 def test_an_unknown_profile_is_answered_with_the_known_ones():

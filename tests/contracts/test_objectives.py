@@ -132,14 +132,14 @@ SEVEN = 7 * 4 * zoo.VOCABULARY  # bytes of the float32 logits of seven tokens
 
 
 class Widest:
-    """The most logits that a model's head makes at once."""
+    """The most logits that a model's head makes at once, and how often it is asked."""
 
     def __init__(self, model) -> None:
-        self.tokens = 0
+        self.tokens = self.times = 0
         model.get_output_embeddings().register_forward_hook(self.see)
 
     def see(self, module, given, logits) -> None:
-        self.tokens = max(self.tokens, logits.numel() // zoo.VOCABULARY)
+        self.tokens, self.times = max(self.tokens, logits.numel() // zoo.VOCABULARY), self.times + 1
 
 
 def in_chunks(name: str, batch: Batch, architecture: str, sharded: bool, logits_bytes: int | None, precision: str):
@@ -166,6 +166,22 @@ def test_in_chunks_of_tokens_loss_and_gradients_are_those_of_the_whole(name, bat
     assert all(again[term].item() == pytest.approx(value.item(), rel=1e-6) for term, value in told.items())
     size = max(gradient.norm() for gradient in gradients.values())
     assert all((in_pieces[each] - gradient).norm() <= 1e-6 * size for each, gradient in gradients.items())
+
+
+@objectives
+def test_a_head_in_pieces_is_asked_as_often_whatever_counts_as_ranks_gather_it_together(name):
+    asked = []
+    for counting in (0, 1, 9, TOKENS.shape[1]):
+        labels = torch.full_like(TOKENS, IGNORED)
+        labels[-1, :counting] = TOKENS[-1, :counting]
+        model = telling(name, zoo.model("llama").train())
+        engine, widest = TorchEngine(model, adamw(model)), Widest(model)
+        engine.sharded = True
+        loss, metrics = made(name).bind(telling(name, zoo.model("llama", layers=2)), SEVEN)(engine, Batch(TOKENS, labels))
+        engine.backward(loss)
+        assert all(value.isfinite() for value in metrics.values())
+        asked.append(widest.times)
+    assert len(set(asked)) == 1 and asked[0] >= 2 * TOKENS.numel() // 7
 
 
 @objectives

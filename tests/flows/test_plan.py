@@ -99,8 +99,7 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
     here = {"store": str(tmp_path / "store"), "scratch": str(tmp_path / "scratch")}
     there = Profile(
         name="there",
-        engine="torch",
-        zero=0,
+        zero=3,
         ranks=4,
         precision="bfloat16",
         device="cpu",
@@ -114,8 +113,9 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
         stages={"default": {"cpus": 2}},
         **here,
     )
-    plans = [prepare(str(tmp_path / "recipe.yaml"), profile)[0] for profile in (load_profile("local"), Profile(**here), there)]
-    assert keys(plans[0]) == keys(plans[1]) == keys(plans[2])
+    profiles = (load_profile("local"), Profile(**here), there, Profile(engine="torch", zero=0, **here))
+    first, *others = (keys(prepare(str(tmp_path / "recipe.yaml"), profile)[0]) for profile in profiles)
+    assert all(other == first for other in others)
 
 
 def test_one_damaged_record_is_a_reason_to_run_and_no_obstacle(store, tmp_path):
@@ -253,11 +253,40 @@ def test_what_cannot_fit_the_card_is_refused_with_what_to_change():
     made = recipe(model={"architecture": LARGE})
     check_room(made, made.nodes, where())  # no card is named
     with pytest.raises(
-        ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GB .* 'lab' has cards \(H100\) of 80 GB"
+        ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GiB .* 'lab' has cards \(H100\) of 78 GiB"
     ) as told:
         check_room(made, made.nodes, where(card="H100"))
     assert "set engine to deepspeed, zero to 3, ranks to 4" in str(told.value) and "\n" not in str(told.value)
     check_room(made, made.nodes, where(card="H200", ranks=4, zero=3, recompute="layer", micro_batch=1))
+
+
+def test_ranks_that_cannot_share_a_step_are_refused_with_how_many_can():
+    from flows.forecast import check_ranks
+
+    made = recipe(model={"architecture": LARGE})
+    batch = made.node("pretrain").stage.batch
+    check_ranks(made, made.nodes, where(ranks=batch))
+    with pytest.raises(
+        ValueError, match=rf"^recipe\.pretrain: batch {batch} does not divide among {2 * batch} ranks; choose {batch} "
+    ):
+        check_ranks(made, made.nodes, where(ranks=2 * batch, card="H100"))
+    with pytest.raises(ValueError, match=r"^recipe\.recover: batch \d+ does not divide among 3 ranks; choose 2 ranks"):
+        check_ranks(made, made.nodes, where(stages={"recover": {"ranks": 3}}))
+    with pytest.raises(
+        ValueError, match=r"^recipe\.pretrain: engine torch runs on one rank, not on 2; choose engine deepspeed"
+    ):
+        check_ranks(made, made.nodes, where(engine="torch", ranks=2))
+    check_ranks(made, made.nodes, where(engine="torch", ranks=2).under(1))
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_forecast_is_of_compiled_layers_where_training_compiles_them(zero):
+    from flows.forecast import machine
+
+    made = recipe(model={"architecture": LARGE})
+    assert machine(made, made.node("pretrain"), where(zero=zero, ranks=2, card="H100")).execution.compile
+    assert not machine(made, made.node("pretrain"), where(zero=zero, ranks=2)).execution.compile
+    assert not machine(made, made.node("pretrain"), where(zero=zero, card="H100", compile=False)).execution.compile
 
 
 def test_a_card_is_one_that_the_forecast_knows():

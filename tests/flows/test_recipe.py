@@ -265,6 +265,12 @@ def test_the_seed_of_the_recipe_is_every_stages_unless_it_has_its_own():
         ([PREPARE, PRETRAIN, {"evaluate": {"method": "divergence"}}], r"no reference \(model\) upstream; name it with from"),
         ([PRETRAIN], r"no data \(tokens\) upstream; put a prepare stage before it"),
         ([PREPARE, {"pretrain": {"tokens": 10, "seed": -1}}], "pretrain.seed: input should be greater than or equal to 0"),
+        ([PREPARE, {"pretrain": {"tokens": 10, "seed": 2**32}}], "pretrain.seed: input should be less than 4294967296"),
+        ([PREPARE, {"pretrain": {"tokens": 10, "batch": True}}], "pretrain.batch: input should be a number, got True"),
+        (
+            [PREPARE, {"pretrain": {"tokens": 10, "method": {"gradual": {"sparsity": 0.5, "interval": True}}}}],
+            "gradual.interval: input should be a number, got True",
+        ),
     ],
 )
 def test_what_cannot_be_wired_is_refused_in_one_line(stages, message):

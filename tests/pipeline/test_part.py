@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -63,5 +66,41 @@ def test_two_ranks_under_torchrun_train_together_and_what_is_for_one_waits_for_n
     command = [*ranks, "run", str(recipe), "-p", str(home.profile), "--here"]
     done = subprocess.run(command, env=home.environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("recover: done in") == 1, "one of the ranks tells"
     stages = home.winnow("run", recipe, "-p", home.profile, "--json").summary["stages"]
     assert all(stage["cached"] for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("count", "option", "said"),
+    [
+        ("3", "--here", "recipe.pretrain: batch 16 does not divide among 3 ranks; choose 2 ranks, or another batch"),
+        ("2", "--json", "torchrun started 2 ranks, which train where they are: add --here, or leave torchrun out"),
+    ],
+)
+def test_what_torchrun_cannot_do_is_refused_before_anything_is_made(home: Home, count: str, option: str, said: str) -> None:
+    recipe, store = home.recipe("refused", pretrain("dense", 3)), home.directory / "store"
+    before = set(store.glob("*/*"))
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "flows.cli"]
+    command = [*ranks, "run", str(recipe), "-p", str(home.profile), option]
+    done = subprocess.run(command, env=home.environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode and f"winnow: {said}" in done.stderr
+    assert set(store.glob("*/*")) == before
+
+
+def test_a_rank_ends_with_the_torchrun_that_was_killed(tmp_path: Path) -> None:
+    """Each writes who it is, and would wait for ever."""
+    code = (
+        "import os, time, pathlib; from flows.here import end_with_torchrun; end_with_torchrun(); "
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(300)"
+    )
+    (tmp_path / "rank.py").write_text(code)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py")]
+    with subprocess.Popen(ranks, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as torchrun:
+        until = time.monotonic() + 60
+        while len(found := [int(text) for file in tmp_path.glob("[01]") if (text := file.read_text())]) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        torchrun.kill()
+    _, living = psutil.wait_procs([psutil.Process(pid) for pid in found if psutil.pid_exists(pid)], timeout=20)
+    assert not living

@@ -13,8 +13,9 @@ from tests.bench.bench_gpu_training import SIZES, WORDS
 H100, ALL = CARDS["H100"], 10**12
 
 
-def shape(hidden: int, inner: int, layers: int, words: int = WORDS) -> Shape:
-    matrices = layers * (4 * hidden**2 + 3 * hidden * inner)
+def shape(hidden: int, inner: int, layers: int, words: int = WORDS, queries: int = 1) -> Shape:
+    """``queries`` share a key and a value."""
+    matrices = layers * (2 * hidden**2 + 2 * hidden**2 // queries + 3 * hidden * inner)
     norms = (2 * layers + 1) * hidden
     return Shape(matrices + 2 * words * hidden + norms, matrices, matrices, layers, hidden, hidden, words)
 
@@ -41,7 +42,7 @@ MEASURED = [  # bf16 on one H100, torch 2.11: (size, how, GiB, thousand tokens p
 ]
 # 1.3B compiled, all cards together: (ZeRO stage, cards, GiB, thousand tokens per second)
 SEVERAL = [(2, 1, 37.7, 67.0), (2, 2, 30.8, 133.6), (2, 4, 27.4, 270.2), (3, 2, 33.9, 121.6), (3, 4, 28.9, 234.4)]
-EIGHT = shape(4096, 14336, 32, 128_256)
+EIGHT = shape(4096, 14336, 32, 128_256, queries=4)
 
 
 @pytest.mark.parametrize(("name", "how", "gibibytes", "rate"), MEASURED)
@@ -62,6 +63,7 @@ def test_on_several_cards_too(zero, ranks, gibibytes, rate):
 def test_a_model_of_8b_in_pieces_too(ranks, gibibytes, rate):
     how = Running(2048, 1, 1, "deepspeed", 3, ranks, recompute="layer")
     assert memory(EIGHT, how) / 2**30 == pytest.approx(gibibytes, rel=0.15)
+    assert remedy(EIGHT, how, H100.memory) is None  # what ran is not refused
     assert ranks * 2048 / seconds(EIGHT, how, H100) / 1000 == pytest.approx(rate, rel=0.15)
 
 
@@ -70,6 +72,14 @@ def test_on_two_cards_too_at_every_zero_stage(zero, rate):
     """Both together, not compiled."""
     how = running("1.3B", engine="deepspeed", zero=zero, ranks=2, compile=False)
     assert 2 * 8 * 2048 / seconds(SHAPES["1.3B"], how, H100) / 1000 == pytest.approx(rate, rel=0.15)
+
+
+def test_ranks_are_advised_among_which_the_batch_divides():
+    how = Running(2048, 12, 12, "deepspeed", 2, 1)
+    most = memory(EIGHT, replace(how, zero=3, ranks=4, recompute="layer", micro_batch=1)) / FULL
+    assert "ranks to 4," in remedy(EIGHT, how, most + 1)
+    assert "ranks to 5," in remedy(EIGHT, replace(how, local=5, micro_batch=5), most + 1)
+    assert remedy(EIGHT, replace(how, local=3, micro_batch=3), most + 1) == "choose a smaller model, or a larger card"
 
 
 def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_more():
@@ -97,7 +107,7 @@ def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
         ({}, 25e9, "set micro_batch to 1"),
         (LONG, 60e9, "set recompute to layer"),
         ({}, 15e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
-        ({"recompute": "layer"}, 1e9, "choose a larger card or a smaller model"),
+        ({"recompute": "layer"}, 1e9, "choose a smaller model, or a larger card"),
     ],
 )
 def test_the_least_costly_change_that_helps_is_named(how, room, said):

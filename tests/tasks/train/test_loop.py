@@ -67,7 +67,6 @@ def train(
     regime = build("regimes", method)
     steps = regime.total_steps(DENSE_STEPS)
     own = regime.hooks(Setting(find_linears(model), {}, DENSE_STEPS, steps))
-    torch.manual_seed(5)  # dropout draws from the global generator
     engine = TorchEngine(model, adamw(model, epsilon=epsilon), 1.0)
     totals = fit(
         engine,
@@ -120,6 +119,18 @@ def test_a_run_killed_after_a_snapshot_ends_like_the_undisturbed_one_bit_for_bit
     assert totals == totals_again
     assert hooks[0].state_dict()[0] == hooks_again[0].state_dict()[0]
     assert all(losses.seen[step]["loss"] == metrics["loss"] for step, metrics in resumed.seen.items())
+
+
+@pytest.mark.parametrize(("architecture", "method"), [("gpt2", "dense"), ("llama", {"fst": {"refresh": 5}})])
+def test_what_a_model_draws_comes_of_seed_and_step_and_nothing_drawn_before(sampler, architecture, method):
+    """Dropout, and FST's estimates of gradients."""
+
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        return everything(train(sampler, method, architecture=architecture, seed=seed)[0])
+
+    first = trained(0)
+    torch.rand(7)
+    assert same(first, trained(0)) and not same(first, trained(1))
 
 
 def test_the_accounting_of_density_is_what_the_schedule_says(sampler):

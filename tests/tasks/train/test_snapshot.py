@@ -23,7 +23,8 @@ def engine_of(seed: int = 0) -> TorchEngine:
 
 def train(engine: TorchEngine, steps: range) -> None:
     for step in steps:
-        batch = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
+        torch.manual_seed(step)  # as the loop does, for dropout
+        batch = torch.randn(32, 8)
         engine.backward(engine.forward(batch).square().mean())
         engine.step(1e-2)
 
@@ -35,11 +36,9 @@ def weights(engine: TorchEngine) -> dict[str, torch.Tensor]:
 def test_five_steps_a_restart_and_five_more_are_ten_steps_bit_for_bit(tmp_path):
     keep = torch.rand(16, 8) < 0.5
     whole, first = engine_of(), engine_of()
-    torch.manual_seed(1)  # dropout draws from the global generator, which the snapshot carries
     whole.hold(WEIGHT, keep)
     train(whole, range(10))
 
-    torch.manual_seed(1)
     first.hold(WEIGHT, keep)
     train(first, range(5))
     save(first, tmp_path, 5, {"cursor": 5, "hooks": [{"seen": 0.25}]}, {"keep": keep, "score": torch.arange(3.0)})
@@ -59,7 +58,7 @@ def test_five_steps_a_restart_and_five_more_are_ten_steps_bit_for_bit(tmp_path):
 def test_masks_cost_a_bit_per_weight_and_nothing_is_a_pickle(tmp_path):
     path = save(engine_of(), tmp_path, 1, {}, {"keep": torch.ones(1000, 1000, dtype=torch.bool)})
     assert (path / "tensors.safetensors").stat().st_size < 1_000_000 / 8 + 1000
-    names = {"rank-0.safetensors", "rng-0.safetensors", "tensors.safetensors", "state.json", "manifest.json"}
+    names = {"rank-0.safetensors", "tensors.safetensors", "state.json", "manifest.json"}
     assert {file.name for file in path.iterdir()} == names
 
 

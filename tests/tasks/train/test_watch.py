@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from cluster.ray.targets import TargetFailed
 from tasks.refusal import refused
 from tasks.train.watch import HUNG, Watch, last_words, read_pulse
 
-STAGE = "pretrain/dense-0123"
+STAGE, ROOT = "pretrain/dense-0123", Path(__file__).parents[3]
 
 
 def watch(directory: Path, rank: int = 0, ranks: int = 1, patience: float = 600.0) -> Watch:
@@ -53,7 +55,7 @@ def test_ranks_that_hang_say_who_stands_where_and_end_but_one_alone_may_wait(tmp
             [sys.executable, "-m", __name__, str(tmp_path), str(rank)],
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[3],
+            cwd=ROOT,
         )
         for rank in range(2)
     ]
@@ -85,7 +87,53 @@ def test_what_became_of_a_rank_is_told_with_where_it_was(tmp_path):
     assert died.startswith(f"rank 0 died in step 8 of 500 of {STAGE} (RuntimeError)") and "lower micro_batch" in died
 
 
+@pytest.mark.parametrize("raises", [False, True])
+def test_under_torchrun_the_ranks_that_are_left_say_once_who_died(tmp_path, raises):
+    """Whether a collective waits on, or fails, when a rank is gone."""
+    assert torchrun(tmp_path, "1", str(raises)) == [
+        f"rank 1 of 3 died in step 8 of 500 of {STAGE}; where no line says why, memory may have run out: "
+        "lower micro_batch in the profile; run the same command to go on"
+    ]
+
+
+def test_under_torchrun_ranks_that_are_stopped_say_once_where(tmp_path):
+    assert torchrun(tmp_path, "none", "False") == [f"stopped in step 8 of 500 of {STAGE}; run the same command to go on"]
+
+
+def torchrun(directory: Path, dies: str, raises: str) -> list[str]:
+    """The lines of ours that three ranks leave, of which one dies, or which are stopped."""
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", __name__]
+    with subprocess.Popen([*ranks, str(directory), dies, raises], stderr=subprocess.PIPE, text=True, cwd=ROOT) as started:
+        until = time.monotonic() + 60
+        while dies == "none" and len(list(directory.glob("rank-*.json"))) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+        if dies == "none":
+            time.sleep(1)
+            started.terminate()
+        said = started.communicate(timeout=60)[1]
+    return [line for line in said.splitlines() if STAGE in line]
+
+
+def is_rank(directory: Path, dies: str, raises: bool) -> None:
+    rank = int(os.environ["RANK"])
+    with watch(directory, rank, 3, patience=2.5) as over:
+        over.step(7)
+        while len(list(directory.glob("rank-*.json"))) < 3 or any(
+            "step 8" not in read_pulse(directory, n)["step"] for n in range(3)
+        ):
+            time.sleep(0.1)
+        if str(rank) == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while raises and Path("/proc", str(read_pulse(directory, int(dies))["pid"])).exists():
+            time.sleep(0.01)
+        if raises:
+            raise RuntimeError("Connection closed by peer")
+        hang(60)
+
+
 if __name__ == "__main__":
+    if "RANK" in os.environ:
+        is_rank(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True")
     with watch(Path(sys.argv[1]), int(sys.argv[2]), 2, patience=1.0) as over:
         over.step(7)
         hang(60)
