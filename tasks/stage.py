@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tasks.models.accounting import Shape
     from tasks.train.cost import Machine
 
-STAGES = ("prepare", "load", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
-Kind = Literal["tokens", "model", "metrics"]
+STAGES = ("prepare", "load", "pretrain", "teach", "prune", "recover", "merge", "quantize", "evaluate")
+Kind = Literal["tokens", "model", "logits", "metrics"]
 REPORT = "report"  # the folder of an artifact for what people read: curves, per-layer tables
 Parent = TypeVar("Parent")
 

@@ -206,7 +206,7 @@ class TrainStage(ModelStage):
         from tasks.train.ready import load_teacher
         from tasks.train.schedule import LearningRate
 
-        step_tokens = self.batch * self.length
+        step_tokens, execution = self.batch * self.length, context.execution
         telemetry = Telemetry(
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
@@ -215,9 +215,9 @@ class TrainStage(ModelStage):
             compilation=Compilation(context.note) if self._compiles(context) else None,
         )
         taught = self.teacher_directory(context)
-        teacher = load_teacher(taught, context.execution, self.minimised.asks()) if taught else None
-        objective = self.minimised.bind(teacher, context.execution.logits_bytes, context.execution.compile)
-        drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
+        teacher = load_teacher(taught, execution, self.minimised.asks()) if taught else None
+        objective = self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
+        drawn = sampler(context.inputs, self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
             drawn, objective = hook.sampler(drawn), hook.objective(objective)
         return fit(
@@ -227,10 +227,8 @@ class TrainStage(ModelStage):
             hooks,
             setting.steps,
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
-            micro_batch=micro_batch(self.batch, context.execution),
-            checkpoints=Checkpoints(
-                context.scratch / "checkpoints", context.execution.checkpoint_every_seconds, context.execution.attempt
-            ),
+            micro_batch=micro_batch(self.batch, execution),
+            checkpoints=Checkpoints(context.scratch / "checkpoints", execution.checkpoint_every_seconds, execution.attempt),
             telemetry=telemetry,
         )
 

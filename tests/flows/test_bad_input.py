@@ -116,7 +116,7 @@ TABLE = [
     ),
     ("stages/3/recover/learning_rate", -1.0, "recover.learning_rate: input should be greater than 0, got -1.0"),
     ("stages/3/recover/betas", [2, 0.9], "recover.betas[0]: input should be less than 1, got 2"),
-    ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, load, pretrain, prune"),
+    ("stages/1", {"pretrian": {}}, "no stage 'pretrian'; choose one of prepare, load, pretrain, teach, prune"),
     (
         "stages/2/prune/method",
         "wonda",
@@ -321,6 +321,34 @@ TABLE = [
         "stages/3/recover/objective",
         {"reverse_kl": {"kl": 0}},
         "reverse_kl: kl is 0: nothing would be learned from the teacher; choose cross_entropy",
+    ),
+    (
+        "stages/3/recover/objective",
+        {"top_k": {"precomputed": True}},
+        "recipe.stages[3].recover: no logits (logits) upstream; put a teach stage before it, of the model to learn from",
+    ),
+    (
+        "stages/1/pretrain/objective",
+        {"top_k": {"precomputed": True}},
+        "objective top_k learns from a teacher, and pretrain has none; choose cross_entropy",
+    ),
+    (
+        "stages/3/recover/objective",
+        {"mixture": {"of": {"top_k": {"precomputed": True}, "attention": {}}}},
+        "mixture: precomputed logits beside attention, which asks the teacher itself; leave precomputed out",
+    ),
+    (
+        "stages/3/recover",
+        {"tokens": 1000, "method": "sparcl", "objective": {"top_k": {"precomputed": True}}},
+        "recover: sparcl chooses what it sees, and logits are of one text; leave precomputed out",
+    ),
+    ("stages/3", {"teach": {"k": 0}}, "teach.k: input should be greater than or equal to 1, got 0"),
+    ("stages/3", {"teach": {"tokens": 100}}, "teach: tokens 100 are less than one sequence of length 256"),
+    ("stages/3", {"teach": {"temperature": 0}}, "teach.temperature: input should be greater than 0, got 0"),
+    (
+        "stages/3",
+        {"from": {"logits": "prune"}, "recover": {"tokens": 9}},
+        "from.logits is used for nothing, as distillation needs",
     ),
     ("stages/3/recover/objective", {"hidden_states": {"distance": "l1"}}, "distance: input should be 'square' or 'cosine'"),
     ("stages/3/recover/objective", {"attention": {"blocks": "first"}}, "blocks: input should be 'all' or 'last'"),
