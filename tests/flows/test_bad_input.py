@@ -595,6 +595,8 @@ REGIMES = [
     ("spiel", {"density": 0}, "spiel.density: input should be greater than 0"),
     ("spiel", {"budget": 0}, "spiel.budget: input should be greater than 0"),
     ("spiel", {"interval": 4, "gathered": 5}, "gathered 5 is more than the 4 steps of an interval; choose at most that"),
+    ("spiel_ma", {"interval": 0}, "spiel_ma.interval: input should be greater than 0"),
+    ("spiel_ma", {"gathered": 2}, "spiel_ma.gathered: no such field"),
     ("spiel", {"moved": 2}, "spiel.moved: input should be less than or equal to 1"),
     ("spiel", {"schedule": "cubic"}, "spiel.schedule: input should be 'linear' or 'cosine'"),
     ("spiel", {}, "recipe.stages[1].pretrain: spiel freezes the weights, and those of a new model are"),
