@@ -118,7 +118,7 @@ class Stage(BaseModel):
         """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
         return pattern
 
-    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+    def reshaped(self, facts: ModelFacts) -> ModelFacts | None:
         """What is known of the model that comes out, where that is known of the one that goes in."""
         return facts
 

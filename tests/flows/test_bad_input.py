@@ -369,6 +369,22 @@ TABLE = [
     ),
     ("stages/2/prune", {"method": {"depth": {"criterion": "size"}}, "sparsity": 0.5}, "should be 'influence' or 'perplexity'"),
     ("stages/2/prune", {"method": {"width": {"axes": ["rows"]}}, "sparsity": 0.5}, "width.axes[0]: input should be 'channels'"),
+    ("stages/2/prune", {"method": {"mix": {"axes": ["hidden"]}}, "sparsity": 0.5}, "mix.axes[0]: input should be 'depth'"),
+    (
+        "stages/2/prune",
+        {"method": {"mix": {"budget": "flops"}}, "sparsity": 0.5},
+        "mix.budget: input should be 'parameters'",
+    ),
+    (
+        "stages/2/prune",
+        {"method": {"mix": {"levels": 1}}, "sparsity": 0.5},
+        "mix.levels: input should be greater than or",
+    ),
+    (
+        "stages/2/prune",
+        {"method": {"mix": {"budget": "kv", "axes": ["depth"]}}, "sparsity": 0.9},
+        "recipe.prune: sparsity 0.9 leaves less kv than any shape has; choose at most 0.5",
+    ),
     ("stages/2/prune", {"method": {"width": {"axes": []}}, "sparsity": 0.5}, "width.axes: "),
     (
         "stages/2/prune",
