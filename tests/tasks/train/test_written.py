@@ -142,3 +142,12 @@ def test_a_student_recovers_from_what_a_stage_wrote_as_from_the_teacher_and_a_se
     assert read.metrics["training_loss"] == pytest.approx(live.metrics["training_loss"], rel=1e-3)
     assert read.metrics["sparsity"] == live.metrics["sparsity"] and other.key != read.key
     assert read.metrics["training_flops"] < live.metrics["training_flops"]  # no teacher ran
+
+
+def test_as_a_compiled_kernel_it_is_the_same(teacher, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.train.compiled.BACKEND", "aot_eager")
+    batch = written(teacher, text, tmp_path / "logits").beside(Sampler(text, LENGTH, 4, seed=3)).at(0)
+    student = zoo.model("llama", layers=1)
+    engine, objective = TorchEngine(student, adamw(student)), build("objectives", {"top_k": {"k": 8, "precomputed": True}})
+    plain, compiled = (objective.bind(None, None, compile)(engine, batch)[0].item() for compile in (False, True))
+    assert plain == pytest.approx(compiled, rel=1e-6)
