@@ -50,8 +50,7 @@ class Mix(Resizer):
     def outline(self, whole: Whole, sparsity: float) -> Cut:
         """The smallest shape it may choose."""
         full = self._full(whole)
-        depth, channels, groups = (min(self._counts(axis, getattr(full, axis))) for axis in ("depth", "channels", "groups"))
-        return _evenly(full, depth, channels, groups)
+        return _evenly(full, *(min(counts) for counts in self._counts(whole, full).values()))
 
     def check_model(self, skeleton: PreTrainedModel, sparsity: float) -> PreTrainedModel:
         from tasks.calibrate.whole import Whole
@@ -71,8 +70,8 @@ class Mix(Resizer):
         from tasks.calibrate.solvers.mixing import prices, solve
 
         full, kept = self._full(whole), self._kept(whole)
-        losses = self._losses(whole, kept)
-        counts = {axis: self._counts(axis, getattr(full, axis)) for axis in ("depth", "channels", "groups")}
+        counts = self._counts(whole, full)
+        losses = self._losses(whole, kept, counts)
 
         def price(shape: Shape) -> float:
             return self._price(self._model(whole, full, shape), whole)
@@ -101,13 +100,21 @@ class Mix(Resizer):
                 raise ValueError(f"unsupported: blocks have {min(sizes)} to {max(sizes)} {axis}, and mix cuts all alike")
         return Shape(whole.depth, min(found["channels"]), min(found["groups"]))
 
-    def _counts(self, axis: str, count: int) -> list[int]:
-        """How many may stay, ascending; all where the axis is none to choose on."""
-        if axis not in self.axes:
-            return [count]
-        if axis == "depth":
-            return list(range(1, count + 1))
-        return sorted({max(1, round(count * level / self.levels)) for level in range(1, self.levels + 1)})
+    def _counts(self, whole: Whole, full: Shape) -> dict[str, list[int]]:
+        """How many may stay of each axis, ascending, as far as transformers has models of such sizes; all where the axis is
+        none to choose on."""
+        from tasks.calibrate.solvers.mixing import possible
+
+        def counts(axis: Axis, count: int) -> list[int]:
+            if axis not in self.axes:
+                return [count]
+            if axis == "depth":
+                return list(range(1, count + 1))
+            tried = sorted({max(1, round(count * level / self.levels)) for level in range(1, self.levels + 1)})
+            width = {"channels": full.channels, "groups": full.groups}
+            return [each for each in tried if possible(whole.model, _evenly(full, full.depth, **{**width, axis: each}))]
+
+        return {axis: counts(axis, getattr(full, axis)) for axis in ("depth", "channels", "groups")}
 
     def _kept(self, whole: Whole) -> dict[str, list[list[int]]]:
         """Of each axis of width, the numbers of each block in the order in which they stay, the longest first."""
@@ -117,14 +124,16 @@ class Mix(Resizer):
         scores = build("pruners", {"width": {"axes": axes}}, Resizer).cut(whole, 0.5).scores if axes else {}
         return {axis: [sorted(range(len(one)), key=lambda unit: -one[unit]) for one in each] for axis, each in scores.items()}
 
-    def _losses(self, whole: Whole, kept: dict[str, list[list[int]]]) -> dict[str, dict[int, float]]:
+    def _losses(
+        self, whole: Whole, kept: dict[str, list[list[int]]], counts: dict[str, list[int]]
+    ) -> dict[str, dict[int, float]]:
         """What is lost (nats a token) without each block, and with each number of channels or groups."""
         dense = whole.loss()
         found: dict[str, dict[int, float]] = {"depth": {}, "channels": {}, "groups": {}}
         if "depth" in self.axes:
             found["depth"] = {index: whole.loss([index]) - dense for index in range(whole.depth)}
         for axis, order in kept.items():
-            for count in self._counts(axis, len(order[0]))[:-1]:
+            for count in counts[axis][:-1]:
                 found[axis][count] = whole.loss(silent=self._silent(whole, axis, order, count)) - dense
         return found
 

@@ -90,6 +90,17 @@ def left_of(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     return skeleton_of(type(model.config).from_dict(config_of(model.config.to_dict(), model, cut)))
 
 
+def possible(model: PreTrainedModel, cut: Cut) -> bool:
+    """Whether transformers has a model of these sizes, as it has none whose heads do not divide its hidden features."""
+    from tasks.models.files.recut import check_sizes
+
+    try:
+        check_sizes(model, cut)
+    except ValueError:
+        return False
+    return True
+
+
 def parameters(model: PreTrainedModel) -> float:
     return sum(parameter.numel() for parameter in model.parameters())
 

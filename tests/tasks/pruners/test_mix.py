@@ -98,3 +98,14 @@ def test_more_than_any_shape_gives_up_is_refused_and_a_plan_does_not_guess_the_s
         build("pruners", {"mix": {"budget": "kv", "axes": ["depth"]}}).check_model(skeleton(source), 0.8)
     stage = stage_class("prune").model_validate({"method": "mix", "sparsity": 0.5})
     assert stage.resizes and stage.reshaped(facts_in(source)) is None
+
+
+def test_sizes_that_transformers_has_no_model_of_are_none_to_choose(tmp_path):
+    """Of 4 groups of one head 3 cannot stay, as 3 heads do not divide 32 hidden features."""
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 32}
+    source = zoo.save("llama", tmp_path / "in", layers=4, **sizes)
+    method = build("pruners", {"mix": {"axes": ["groups"], "levels": 4, "budget": "kv"}})
+    whole = Whole(skeleton(source), [])
+    assert method._counts(whole, method._full(whole))["groups"] == [1, 2, 4]
+    shrunk(source, tmp_path / "out", "mix", 0.2, {"axes": ["groups"], "levels": 4, "budget": "kv"})
+    assert skeleton(tmp_path / "out").config.num_key_value_heads == 2
