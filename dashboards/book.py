@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from dashboards.numbers import LINE_FLOPS, LINE_SECONDS, OVER_DENSE
 
-NO_MODELS = ("prepare", "evaluate")  # kinds of stages that make none
+NO_MODELS = ("prepare", "teach", "evaluate")  # kinds of stages that make none
 SHRINKING = ("prune", "quantize")  # what goes into the first of these is the dense model of its line
 QUALITY = "perplexity"
 RUNNING, FAILED, KILLED, FINISHED = "RUNNING", "FAILED", "KILLED", "FINISHED"

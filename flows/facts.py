@@ -99,6 +99,8 @@ class _Known:
         return facts
 
     def _teacher(self, node: Node) -> ModelFacts | None:
+        if "logits" in node.parents:
+            return self._model(self.recipe.node(node.parents["logits"]))
         if not node.stage.needs_teacher():
             return None
         if "teacher" in node.parents:

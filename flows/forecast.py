@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 
 def forecast(recipe: Recipe, node: Node, profile: Profile | None = None) -> dict[str, Any]:
-    """Tokens, FLOPs, disk, and with a profile the peak of memory of a rank and on its card speed and hours, of one model stage;
-    empty where the model is not known yet."""
+    """Tokens, FLOPs, disk, and with a profile the peak of memory of a rank and on its card speed and hours, of one stage that
+    makes a model or its logits; empty where the model is not known yet."""
     source = source_of(recipe.nodes, node)
-    if node.stage.yields != "model" or source is None or (shape := _shape(recipe, node, source)) is None:
+    if node.stage.yields not in ("model", "logits") or source is None or (shape := _shape(recipe, node, source)) is None:
         return {}
+    costs = node.stage.forecast(shape, profile and machine(recipe, node, profile))
+    if node.stage.yields == "logits":
+        return costs
     disk = _stored_bytes(source.checkpoint.local) if source.checkpoint else shape.parameters * _value_bytes(source)
-    return {"disk_bytes": disk, **node.stage.forecast(shape, profile and machine(recipe, node, profile))}
+    return {"disk_bytes": disk, **costs}
 
 
 def check_ranks(recipe: Recipe, nodes: Sequence[Node], profile: Profile) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from flows.nodes import naming
 from tasks.evaluate import Evaluate
 from tasks.evaluators import Contrast, Evaluator
 from tasks.methods import dump
@@ -52,6 +53,20 @@ def check_merged(nodes: Sequence[Node]) -> None:
             for one, other in combinations(members(node.parents, node.stage.plural), 2):
                 if said := _apart(known, one, other):
                     raise ValueError(f"recipe.{node.id}: {said}")
+
+
+def check_taught(nodes: Sequence[Node]) -> None:
+    """Raise ValueError where a student reads logits that were not written of what it sees."""
+    known = {node.id: node for node in nodes}
+    for node in nodes:
+        if "logits" not in node.parents:
+            continue
+        written = known[node.parents["logits"]]
+        where = f"recipe.{node.id}"
+        if (theirs := written.parents["data"]) != (data := node.parents["data"]):
+            raise ValueError(f"{where}: it reads {data}, and the logits of {written.id} are of {theirs}; take them of one text")
+        with naming(node):
+            node.stage.check_written_logits(written.stage, written.id)
 
 
 def _apart(known: Mapping[str, Node], one: str, other: str) -> str:

@@ -225,9 +225,9 @@ def doubts(plan: Plan) -> list[str]:
 
 
 def _facts(recipe: Recipe, node: Node) -> Facts | None:
-    """What is known of a node that makes a model; None of others, and where its model is not known."""
+    """What is known of a node that makes a model or its logits; None of others, and where its model is not known."""
     source = source_of(recipe.nodes, node)
-    if node.measures or node.stage.yields != "model" or source is None:
+    if node.measures or node.stage.yields not in ("model", "logits") or source is None:
         return None
     before, data = tuple(upstream(recipe.nodes, node)), node.parents.get("data")
     tasks = len(recipe.node(data).stage.corpus.parts()) if data else 0

@@ -18,6 +18,7 @@ REMEDY = {
     "data": "put a prepare stage before it",
     "model": "put a pretrain stage before it, or name a checkpoint in recipe.model",
     "teacher": "name it with from: {model: ..., teacher: ...}, or minimise cross-entropy (objective: cross_entropy)",
+    "logits": "put a teach stage before it, of the model to learn from, or name it with from: {model: ..., logits: ...}",
     "reference": "name it with from: {model: ..., reference: ...}",
 }
 

@@ -112,6 +112,7 @@ METRICS: dict[str, Metric] = {
     "parameters_gone": Metric("share", "neither", "parameters that pruning to a smaller shape took"),
     "unseen_matrices": Metric("1", "lower", "matrices (experts) that no calibration token reached"),
     "peak_memory_bytes": Metric("B", "lower", "the most memory the stage held; on a GPU, of the GPU's"),
+    "taught_tokens": Metric("token", "neither", "tokens of the training text of which a teacher's answers were written down"),
     "merged_models": Metric("1", "neither", "models that were merged into this one"),
     "soup_loss": Metric("nats/token", "lower", "loss of the merged model on the calibration text it was chosen by"),
     "best_member_loss": Metric("nats/token", "lower", "the same of the best of the models it was chosen from"),

@@ -45,7 +45,7 @@ class Pretrain(TrainStage):
 
     @model_validator(mode="after")
     def _learns_alone(self) -> Pretrain:
-        if self.objective and self.needs_teacher():
+        if self.objective and (self.needs_teacher() or self.objective.written()):
             raise ValueError(
                 f"objective {self.objective.name} learns from a teacher, and pretrain has none; "
                 "choose cross_entropy, or recover with it"

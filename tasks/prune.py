@@ -126,9 +126,11 @@ class Prune(CalibratedStage):
     def leaves(self, pattern: str | None) -> str | None:
         return None if self.shrinks else str(self._pattern())
 
-    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+    def reshaped(self, facts: ModelFacts) -> ModelFacts | None:
         if not isinstance(self.method, Resizer):
             return facts
+        if not self.method.foretold:
+            return None
         return ModelFacts(self.method.check_model(facts.skeleton, self.target_sparsity), facts.settled)
 
     @property

@@ -11,7 +11,7 @@ from tasks.context import Context
 from tasks.methods import of
 from tasks.models.files.schemes import require_readable
 from tasks.models.source import ModelSource, Stored
-from tasks.stage import Facts, Kind
+from tasks.stage import Facts, Kind, Stage
 from tasks.train.regime import Regime, Setting
 from tasks.train.training import TrainStage
 from tasks.train.until import Until
@@ -33,7 +33,7 @@ class Recover(TrainStage):
     """Finetunes a pruned model under its mask, by default distilling from the model that went into the pruning."""
 
     version: ClassVar[int] = 2
-    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model"}
+    needs: ClassVar[dict[str, Kind]] = {"data": "tokens", "model": "model", "teacher": "model", "logits": "logits"}
 
     model: ModelSource | None = None
     """The model to recover where no earlier stage made one; the recipe's ``model`` unless given."""
@@ -59,6 +59,12 @@ class Recover(TrainStage):
             raise ValueError(f"fake_quantize: {method.name} rounds by calibration text; choose round_to_nearest")
         if method.range != "minmax":
             raise ValueError(f"fake_quantize: range {method.range} is no range that training fits anew; choose minmax")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_one_text(self) -> Recover:
+        if self.method.needs_sequence and self.minimised.written():
+            raise ValueError(f"{self.method.name} chooses what it sees, and logits are of one text; leave precomputed out")
         return self
 
     def check(self, facts: Facts) -> None:
@@ -119,7 +125,24 @@ class Recover(TrainStage):
         roles = dict(self.needs)
         if not self.needs_teacher() or self.teacher:
             del roles["teacher"]
+        if not self.minimised.written():
+            del roles["logits"]
         return roles
+
+    def check_written_logits(self, teach: Stage, id: str) -> None:
+        """Raise ValueError where the logits of a stage are not what this one reads of what it sees."""
+        for field, ours in {**self.minimised.written(), "length": self.length}.items():
+            if (theirs := getattr(teach, field)) != ours:
+                raise ValueError(f"{field} {ours:g} is not that of the logits of {id}, {theirs:g}; set one to the other")
+        if (tokens := getattr(teach, "tokens", None)) is None:
+            return
+        if teach.seed != self.seed:
+            raise ValueError(
+                f"seed {self.seed} sees other tokens first than seed {teach.seed} of {id}; leave tokens out of {id}, "
+                "which then serves every seed"
+            )
+        if (seen := self.steps * self.batch * self.length) > tokens:
+            raise ValueError(f"it sees {seen:,} tokens, and the logits of {id} are of {tokens:,}; raise tokens of {id}")
 
     def initial(self, context: Context, origin: Path) -> tuple[PreTrainedModel, Masks, Weights | None]:
         from tasks.formats.mask import load_masks
@@ -127,6 +150,10 @@ class Recover(TrainStage):
         from tasks.train.ready import load
 
         model, weights = load(origin, context, whole=self.method.reads_weights)
+        if "logits" in context.inputs:
+            from tasks.train.written import Written
+
+            Written(context.inputs["logits"]).require_vocabulary(model.config.get_text_config(decoder=True).vocab_size)
         return model, load_masks(origin / MASKS), weights
 
     def teacher_directory(self, context: Context) -> Path | None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tasks.models.accounting import Shape
     from tasks.train.cost import Machine
 
-STAGES = ("prepare", "load", "pretrain", "prune", "recover", "merge", "quantize", "evaluate")
-Kind = Literal["tokens", "model", "metrics"]
+STAGES = ("prepare", "load", "pretrain", "teach", "prune", "recover", "merge", "quantize", "evaluate")
+Kind = Literal["tokens", "model", "logits", "metrics"]
 REPORT = "report"  # the folder of an artifact for what people read: curves, per-layer tables
 Parent = TypeVar("Parent")
 
@@ -118,7 +118,7 @@ class Stage(BaseModel):
         """The pattern of its model's masks where those that came have ``pattern``; None where there are none or it depends."""
         return pattern
 
-    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+    def reshaped(self, facts: ModelFacts) -> ModelFacts | None:
         """What is known of the model that comes out, where that is known of the one that goes in."""
         return facts
 

@@ -40,7 +40,8 @@ def resize(method: Resizer, sparsity: float, directory: Path, batches: Sequence[
     smaller = load_model(context.output, device=context.execution.device)
     left = sum(parameter.numel() for parameter in smaller.parameters())
     if cut.blocks is not None:
-        _check_passed_over(whole, smaller, cut)
+        if not cut.channels and not cut.groups:
+            _check_passed_over(whole, smaller, cut)
         gone = [index for index in range(whole.depth) if index not in cut.blocks]
         context.note(
             f"without blocks {', '.join(map(str, gone))} of {whole.depth}; {1 - left / before:.1%} of the parameters went"

@@ -28,14 +28,16 @@ class Resizer(Pruner):
     patterns: ClassVar[tuple[str, ...]] = ()
     takes_masks: ClassVar[bool] = False
     shrink: ClassVar[bool] = True
+    foretold: ClassVar[bool] = True  # whether :meth:`outline` tells the very sizes that are left, and not the smallest possible
 
     def cut(self, whole: Whole, sparsity: float) -> Cut:
         """What stays of a model."""
         raise NotImplementedError
 
     def outline(self, whole: Whole, sparsity: float) -> Cut:
-        """A cut of the sizes that :meth:`cut` will leave, made without a look at weights or text: the model may be a skeleton.
-        Raises ValueError where the sparsity takes nothing, or the model has not what is to be taken."""
+        """A cut of the sizes that :meth:`cut` will leave, or of the smallest it may where the text decides, made without a look
+        at weights or text: the model may be a skeleton. Raises ValueError where the sparsity takes nothing, or the model has
+        not what is to be taken."""
         raise NotImplementedError
 
     def check_model(self, skeleton: PreTrainedModel, sparsity: float) -> PreTrainedModel:

@@ -5,7 +5,7 @@ Shapes: B = sequences, T = tokens, D = hidden features, I = input features of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,9 @@ from tasks.models.scoring import summed_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+NONE: Mapping[str, torch.Tensor] = {}
 
 
 @dataclass
@@ -66,9 +69,10 @@ class Whole:
         return found
 
     @torch.no_grad()
-    def loss(self, without: Collection[int] = ()) -> float:
-        """Mean next-token cross-entropy on the calibration text, blocks left out."""
-        with skipped(self.blocks, without):
+    def loss(self, without: Collection[int] = (), silent: Mapping[str, torch.Tensor] = NONE) -> float:
+        """Mean next-token cross-entropy on the calibration text, blocks left out, and of what some matrices read what is 0 in
+        ``silent``."""
+        with skipped(self.blocks, without), silenced(self.model, silent):
             total = sum(summed_loss(self.model, batch.to(self.device)) for batch in self.batches)
         return total / sum(batch.predicted for batch in self.batches)
 
@@ -136,6 +140,22 @@ def skipped(blocks: nn.ModuleList, without: Collection[int]) -> Iterator[None]:
         return (hidden_BTD, *output[1:]) if isinstance(output, tuple) else hidden_BTD
 
     hooks = [blocks[index].register_forward_hook(passing, with_kwargs=True) for index in without]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def silenced(model: nn.Module, keeps: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Meanwhile these matrices read their inputs times ``keeps`` [I]."""
+
+    def times(keep_I: torch.Tensor):
+        return lambda module, given: (given[0] * keep_I.to(given[0].dtype), *given[1:])
+
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in keeps}
+    hooks = [owner.register_forward_pre_hook(times(keeps[name])) for name, owner in owners.items()]
     try:
         yield
     finally:

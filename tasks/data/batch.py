@@ -20,6 +20,8 @@ IGNORED = -100  # the label of a token that is read and not predicted: what torc
 class Batch:
     """``labels``, where given, are the tokens with IGNORED in place of those that do not count; without, all count.
     ``documents``, where given, number the documents of each row from 1 on, 0 is padding: no token of one sees another.
+    ``likely`` and ``odds``, where given, are a teacher's: of each token but the first its likeliest candidates, best first, and
+    the log-probabilities of these and, as the last, of all others together.
 
     Every tensor has a row per sequence. A sampler gives the batches of all ranks and steps labels, or none of them.
     """
@@ -27,6 +29,8 @@ class Batch:
     tokens: torch.Tensor
     labels: torch.Tensor | None = None
     documents: torch.Tensor | None = None
+    likely: torch.Tensor | None = None
+    odds: torch.Tensor | None = None
 
     @property
     def asked(self) -> dict[str, torch.Tensor]:

@@ -69,6 +69,7 @@ class ModelFacts:
 _SAME_TOKENS = {
     "model": "prepare data with the model's own: tokenizer: earlier, or tokenizer: {checkpoint: PATH}",
     "teacher": "learn from a teacher with the model's tokenizer",
+    "logits": "teach with a model that has the model's tokenizer",
     "reference": "compare with a model that has the model's tokenizer",
 }
 

@@ -9,14 +9,14 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tasks.train.objective import Metrics
+    from tasks.train.objective import Metrics, Told
 
 
 class CrossEntropy(Objective):
     paper: ClassVar[str] = "maximum likelihood of the next token"
 
     def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+        self, student_NV: torch.Tensor, teacher_NV: Told | None, following_N: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
         from tasks.train.losses import cross_entropy
 

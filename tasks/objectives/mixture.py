@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.data.batch import Batch
     from tasks.models.facts import ModelFacts
     from tasks.train.engine import Answer
-    from tasks.train.objective import Metrics
+    from tasks.train.objective import Metrics, Told
 
 
 class Mixture(Objective):
@@ -40,6 +40,8 @@ class Mixture(Objective):
         listed = [part.name for part in self.of]
         if self.name in listed:
             raise ValueError("a mixture inside a mixture; list the objectives of both in one")
+        if any(part.written() for part in self.of) and (asking := [part.name for part in self.of if part.needs_teacher()]):
+            raise ValueError(f"precomputed logits beside {asking[0]}, which asks the teacher itself; leave precomputed out")
         if odd := sorted(self.weights.keys() - set(listed)):
             raise ValueError(f"weights: {odd[0]} is none of the mixture; choose some of {', '.join(listed)}")
         return self
@@ -50,13 +52,16 @@ class Mixture(Objective):
     def needs_teacher(self) -> bool:
         return any(part.needs_teacher() for part in self.of)
 
+    def written(self) -> dict[str, float]:
+        return {field: value for part in self.of for field, value in part.written().items()}
+
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         for part in self.of:
             if part.needs_teacher():
                 part.check_models(student, teacher)
 
     def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+        self, student_NV: torch.Tensor, teacher_NV: Told | None, following_N: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
         return self._sum([(part, part.of_tokens(student_NV, teacher_NV, following_N)) for part in self.of])
 

@@ -19,9 +19,10 @@ from tasks.data.tokens import Sampler
 from tasks.models.build.surgery import FIELD
 from tasks.models.cut import Cut
 from tasks.models.files.recut import config_of
+from tasks.train.written import Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from transformers import PreTrainedModel
 
@@ -76,13 +77,21 @@ def may_share_rows(model: PreTrainedModel, data: Path) -> bool:
 
 
 def sampler(
-    data: Path, length: int, batch: int, seed: int, apart: bool, teacher: PreTrainedModel | None, note: Callable[[str], None]
+    inputs: Mapping[str, Path],
+    length: int,
+    batch: int,
+    seed: int,
+    apart: bool,
+    teacher: PreTrainedModel | None,
+    note: Callable[[str], None],
 ) -> Sampler:
-    """The training text in batches. Tasks share rows where the model (``apart``) and its teacher keep them apart; else each
-    has a row of its own, and people are told."""
+    """The training text in batches, with what was written down of a teacher beside it where that is an input. Tasks share rows
+    where the model (``apart``) and its teacher keep them apart; else each has a row of its own, and people are told."""
+    data, written = inputs["data"], Written(inputs["logits"]) if "logits" in inputs else None
     if not tasks_in(data, "train"):
-        return Sampler(reading(data, "train", False), length, batch, seed)
-    together = apart and (teacher is None or keeps_apart(alike(teacher)))
+        plain = Sampler(reading(data, "train", False), length, batch, seed)
+        return written.beside(plain) if written else plain
+    together = written.shares_rows(apart) if written else apart and (teacher is None or keeps_apart(alike(teacher)))
     drawn = Sampler(reading(data, "train", together), length, batch, seed)
     rows = drawn.tokens.sequences(length)
     how = (
@@ -93,4 +102,4 @@ def sampler(
         )
     )
     note(f"tasks: {rows} rows of {length} tokens; {how}")
-    return drawn
+    return written.beside(drawn) if written else drawn

@@ -24,11 +24,11 @@ from tasks.data.batch import IGNORED, Batch
 from tasks.train.compiled import kernel
 from tasks.train.engine import Answer, Engine
 from tasks.train.head import Head
-from tasks.train.losses import predicted, predicting
+from tasks.train.losses import Likely, predicted, predicting
 
 Terms = dict[str, torch.Tensor]
 Scored = tuple[torch.Tensor, Terms]
-Score = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], Scored]
+Score = Callable[[torch.Tensor, torch.Tensor | Likely | None, torch.Tensor], Scored]
 
 
 class Scoring:
@@ -36,8 +36,8 @@ class Scoring:
     ``logits_bytes``, in chunks; as it is written or ``compiled``, which reads each logit twice instead of ten times."""
 
     def __init__(self, formula: Score, logits_bytes: int | None = None, compiled: bool = False) -> None:
-        def score(student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor) -> Scored:
-            return formula(student_NV.float(), None if teacher_NV is None else teacher_NV.float(), following_N)
+        def score(student_NV: torch.Tensor, teacher: torch.Tensor | Likely | None, following_N: torch.Tensor) -> Scored:
+            return formula(student_NV.float(), teacher.float() if isinstance(teacher, torch.Tensor) else teacher, following_N)
 
         self.score = kernel(score) if compiled else score
         self.logits_bytes = logits_bytes
@@ -71,15 +71,17 @@ class Answers:
         self.heads += [head] if head else []
         return self.said[-1]
 
-    def scored(self) -> Scored:
-        """The mean over the tokens that count."""
+    def scored(self, written: Likely | None = None) -> Scored:
+        """The mean over the tokens that count; what was ``written`` down stands for the teacher's logits."""
         if self.chunk is not None:
-            return chunked(self.score, self.heads, self.batch, self.chunk, self.engine.sharded)
+            return chunked(self.score, self.heads, self.batch, self.chunk, self.engine.sharded, written)
         student_NV, *told = [predicting(answer.logits, self.batch) for answer in self.said]
-        return self.score(student_NV, told[0] if told else None, predicted(self.batch))
+        return self.score(student_NV, written or (told[0] if told else None), predicted(self.batch))
 
 
-def chunked(score: Score, heads: Sequence[Head], batch: Batch, chunk: int, sharded: bool) -> Scored:
+def chunked(
+    score: Score, heads: Sequence[Head], batch: Batch, chunk: int, sharded: bool, written: Likely | None = None
+) -> Scored:
     """What ``score`` says of all predicted tokens, a mean, from no more than ``chunk`` of them at a time.
 
     The heads, the student's and perhaps a teacher's, have listened to a forward pass on the batch. ``sharded``: parameters
@@ -96,7 +98,8 @@ def chunked(score: Score, heads: Sequence[Head], batch: Batch, chunk: int, shard
         """A chunk's share of the means."""
         with torch.no_grad():
             told = [head.logits(told_ND[part]) for head, told_ND in zip(heads[1:], states[1:], strict=True)]
-        loss, terms = score(heads[0].logits(states_CD), told[0] if told else None, following_N[part])
+        teacher = written.part(part) if written else told[0] if told else None
+        loss, terms = score(heads[0].logits(states_CD), teacher, following_N[part])
         return loss * (len(states_CD) / count), {name: value * (len(states_CD) / count) for name, value in terms.items()}
 
     def add(terms: Terms) -> None:

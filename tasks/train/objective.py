@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tasks.models.facts import ModelFacts
     from tasks.train.chunks import Scoring
     from tasks.train.engine import Answer, Engine
+    from tasks.train.losses import Likely
 
+    Told = torch.Tensor | Likely
     Metrics = dict[str, torch.Tensor]
 
 
@@ -40,14 +42,19 @@ class Objective(Method):
     def needs_teacher(self) -> bool:
         return False
 
+    def written(self) -> dict[str, float]:
+        """What the logits of a teach stage must have been written with, by its fields, where it reads those; else nothing."""
+        return {}
+
     def check_models(self, student: ModelFacts, teacher: ModelFacts) -> None:
         """Raise ValueError where the one cannot learn from the other."""
 
     def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+        self, student_NV: torch.Tensor, teacher_NV: Told | None, following_N: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
         """The mean loss of N tokens from the float32 logits that predict them, and the means in it; the teacher's are None
-        where none is needed. The tokens are those of a batch, or of a chunk of one: the mean of all is put together."""
+        where none is needed, and what was written down of them where that is read. The tokens are those of a batch, or of a
+        chunk of one: the mean of all is put together."""
         raise NotImplementedError
 
     def of_states(self, student: Answer, teacher: Answer | None, batch: Batch) -> tuple[torch.Tensor, Metrics]:
@@ -59,6 +66,8 @@ class Objective(Method):
     ) -> tuple[torch.Tensor, Metrics]:
         import torch
 
+        from tasks.train.losses import written
+
         asked: dict[str, torch.Tensor | bool] = {**batch.asked, "use_cache": False}
         asked |= {f"output_{name}": True for name in self.asks()}
         answers = scoring.of(engine, batch)
@@ -67,7 +76,7 @@ class Objective(Method):
             with torch.no_grad():
                 assert teacher is not None, "bound with one"
                 told = answers.of_teacher(teacher, asked)
-        loss, metrics = answers.scored()
+        loss, metrics = answers.scored(written(batch) if self.written() else None)
         if not self.asks():
             return loss, metrics
         apart, more = self.of_states(student, told, batch)

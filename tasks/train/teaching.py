@@ -11,7 +11,8 @@ from tasks.train.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tasks.train.objective import Metrics
+    from tasks.train.losses import Likely
+    from tasks.train.objective import Metrics, Told
 
 
 class LogitDistillation(Objective):
@@ -40,13 +41,21 @@ class LogitDistillation(Objective):
         """The mean divergence over tokens."""
         raise NotImplementedError
 
+    def apart_from_written(self, student_NV: torch.Tensor, teacher: Likely) -> torch.Tensor:
+        """The same from what was written down, of an objective that may read that."""
+        raise NotImplementedError
+
     def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+        self, student_NV: torch.Tensor, teacher_NV: Told | None, following_N: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
         assert teacher_NV is not None, "it needs one"
-        from tasks.train.losses import cross_entropy
+        from tasks.train.losses import Likely, cross_entropy
 
-        loss, apart = cross_entropy(student_NV, following_N), self.apart(student_NV, teacher_NV)
+        loss = cross_entropy(student_NV, following_N)
+        if isinstance(teacher_NV, Likely):
+            apart = self.apart_from_written(student_NV, teacher_NV)
+        else:
+            apart = self.apart(student_NV, teacher_NV)
         return self.ce * loss + self.kl * apart, {"loss": loss.detach(), self.told: apart.detach()}
 
 
@@ -60,7 +69,7 @@ class FeatureDistillation(Objective):
         return True
 
     def of_tokens(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, following_N: torch.Tensor
+        self, student_NV: torch.Tensor, teacher_NV: Told | None, following_N: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
         from tasks.train.losses import cross_entropy
 

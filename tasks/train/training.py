@@ -216,7 +216,7 @@ class TrainStage(ModelStage):
         taught = self.teacher_directory(context)
         teacher = load_teacher(taught, execution, self.minimised.asks()) if taught else None
         objective = self.minimised.bind(teacher, execution.logits_bytes, execution.compile)
-        drawn = sampler(context.inputs["data"], self.length, self.batch, self.seed, apart, teacher, context.note)
+        drawn = sampler(context.inputs, self.length, self.batch, self.seed, apart, teacher, context.note)
         for hook in hooks:
             drawn, objective = hook.sampler(drawn), hook.objective(objective)
         return fit(

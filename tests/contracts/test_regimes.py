@@ -38,6 +38,7 @@ QUICK = {name: {"interval": 2} for name in ("gradual", "rigl", "set", "dsl")} | 
     "sparcl": {"refresh": 2, "buffer": 4, "probes": 4, "interval": 0.3, "budget": "tokens"},
     "ast+slorb": {"slorb": 8, "refresh": 2},
     "spiel": {"density": 0.05, "interval": 4, "gathered": 2},
+    "spiel_ma": {"density": 0.05, "interval": 4},
     "dsee": {"residuals": 8},
     "ist": {"interval": 2},
     "ist+pst": {"over": "pst", "interval": 2},

@@ -204,6 +204,17 @@ def test_the_forecast_is_what_training_then_counts():
     assert forecast(recipes[0], recipes[0].node("prune"))["tokens"] == 128 * 256
 
 
+def test_the_forecast_of_written_logits_is_a_forward_pass_and_their_bytes_where_the_tokens_are_known():
+    from tasks.models.accounting import shape_of_config
+
+    made = recipe(*BASE["stages"][:2], {"teach": {"k": 64, "tokens": 10_240}}, {"id": "all", "teach": {}})
+    shape = shape_of_config(made.node("pretrain").stage.model.architecture.config(300))
+    told = forecast(made, made.node("teach"))
+    # of the 255 predicted tokens of each row 64 ids and log-probabilities of two bytes each, and one of the rest
+    assert told == {"tokens": 10_240, "flops": 10_240 * shape.forward_flops(256), "disk_bytes": 40 * 255 * (64 * 4 + 2)}
+    assert forecast(made, made.node("all")) == {}
+
+
 def test_a_merged_model_takes_the_disk_of_one_that_goes_into_it():
     grid = {"id": "r", **BASE["stages"][3], "grid": {"seed": [0, 1, 2]}}
     made = recipe(*BASE["stages"][:3], grid, {"merge": {}, "gather": True})

@@ -91,6 +91,46 @@ def test_a_listed_evaluation_names_its_reference_itself():
     assert found.node("evaluate").parents == {"data": "prepare", "model": "prune", "reference": "other"}
 
 
+def reading(**fields):
+    return {"recover": {"tokens": 10_000, "objective": {"top_k": {"precomputed": True}}, **fields}}
+
+
+def test_students_read_the_nearest_logits_or_those_they_name_and_need_no_teacher():
+    chain = [PREPARE, PRETRAIN, {"teach": {}}, PRUNE, {**reading(), "grid": {"seed": [0, 1]}}]
+    found = parents(*chain)
+    assert found["teach"] == {"data": "prepare", "model": "pretrain"} and found["prune"] == found["teach"]
+    read = {"data": "prepare", "model": "prune", "logits": "teach"}
+    assert found["recover-seed0"] == found["recover-seed1"] == read
+    named = [*chain[:2], PRUNE, {"id": "told", "from": "pretrain", "teach": {}}]
+    assert parents(*named, {"from": {"model": "prune", "logits": "told"}, **reading()})["recover"] == {**read, "logits": "told"}
+    assert parents(*chain[:4], RECOVER)["recover"] == {"data": "prepare", "model": "prune", "teacher": "pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("teach", "recover", "said"),
+    [
+        ({"k": 32}, {}, "k 64 is not that of the logits of teach, 32; set one to the other"),
+        ({"temperature": 1}, {}, "temperature 2 is not that of the logits of teach, 1; set one to the other"),
+        ({"length": 128}, {}, "length 256 is not that of the logits of teach, 128; set one to the other"),
+        ({"tokens": 10_000}, {"seed": 1}, "seed 1 sees other tokens first than seed 0 of teach; leave tokens out of teach"),
+        ({"tokens": 8_000}, {}, "it sees 8,192 tokens, and the logits of teach are of 8,000; raise tokens of teach"),
+    ],
+)
+def test_logits_of_anything_but_what_a_student_sees_are_refused(teach, recover, said):
+    with pytest.raises(ValueError, match=f"^recipe.recover: {said}"):
+        recipe(PREPARE, PRETRAIN, {"teach": teach}, PRUNE, reading(**recover))
+
+
+def test_logits_of_another_text_are_refused():
+    other = {"id": "other", **PREPARE}
+    stages = [PREPARE, other, {"from": "prepare", **PRETRAIN}, {"teach": {}}, PRUNE]
+    origin = {"data": "other", "model": "prune", "logits": "teach"}
+    with pytest.raises(
+        ValueError, match="^recipe.recover: it reads other, and the logits of teach are of prepare; take them of"
+    ):
+        recipe(*stages, {"from": origin, **reading()})
+
+
 RECOVERED = {**RECOVER, "grid": {"seed": [0, 1]}}
 SOUP = {"id": "soup", "merge": {}}
 

@@ -76,7 +76,7 @@ def test_loss_and_gradient_of_shared_rows_are_those_of_a_row_each(objective, tmp
 def test_people_are_told_how_tasks_are_laid_out(tmp_path):
     data, model = written(tmp_path / "data"), zoo.model("llama", layers=1)
     notes: list[str] = []
-    assert sampler(data, 8, 3, 0, True, model, notes.append).at(0).documents.max() == 2
-    assert sampler(data, 8, 1, 0, False, model, notes.append).at(0).documents.max() == 1
+    assert sampler({"data": data}, 8, 3, 0, True, model, notes.append).at(0).documents.max() == 2
+    assert sampler({"data": data}, 8, 1, 0, False, model, notes.append).at(0).documents.max() == 1
     assert notes[0] == "tasks: 3 rows of 8 tokens; documents share rows, and none sees another"
     assert notes[1].startswith("tasks: 4 rows of 8 tokens; each document has a row of its own, filled up with padding")
