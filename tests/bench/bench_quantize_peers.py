@@ -109,6 +109,7 @@ def perplexity(model: Path, data: Path) -> float:
 
 def pruned(where: Path, method: str) -> Path:
     """The model at 2:4 by ours, beside the same tokens."""
+    shutil.rmtree(where / "ours", ignore_errors=True)  # of a contest before
     run(PRUNER, where, method, "2:4", "ours")
     sparse = where.with_name(f"{where.name}-pruned")
     sparse.mkdir()
