@@ -96,9 +96,30 @@ def broken(name: str, where: Path) -> Measured:
 
 
 def quality(name: str, where: Path, data: Path) -> Measured:
+    """Of a model with masks against theirs with the broken groups mended, as what it revived buys it quality."""
     before, ours, theirs = (perplexity(where / side, data) for side in ("model", "ours", "theirs"))
     compared = f"held-out perplexity ours / llm-compressor, {ours:.2f} / {theirs:.2f}; {before:.2f} before"
+    if (where / "model" / MASKS).exists():
+        kept = perplexity(masked(where), data)
+        compared = f"held-out perplexity ours / llm-compressor under the mask, {ours:.2f} / {kept:.2f}"
+        compared += f"; as it left it {theirs:.2f}; {before:.2f} before"
+        theirs = kept
     return Measured(f"{name}.perplexity", ours / theirs, 1.005, compared)
+
+
+def masked(where: Path) -> Path:
+    """Theirs, dequantized, with zeros where the mask of the model it was given has them."""
+    from tasks.formats.mask import load_masks
+    from tasks.models.files.checkpoint import save_model, skeleton
+    from tasks.models.files.quantized import StoredWeights
+
+    weights, masks = StoredWeights(where / "theirs"), load_masks(where / "model" / MASKS)
+    state = {name: weights.read(name) for name in weights.names()}
+    for name, mask in masks.items():
+        state[name] = state[name].masked_fill(~mask.keep, 0)
+    shutil.rmtree(where / "masked", ignore_errors=True)
+    save_model(state, skeleton(where / "model").config, where / "masked")
+    return where / "masked"
 
 
 def perplexity(model: Path, data: Path) -> float:
