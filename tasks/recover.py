@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
     from transformers import PreTrainedModel
 
+    from tasks.context import Execution
     from tasks.formats.mask import Masks
+    from tasks.models.accounting import Shape
     from tasks.models.facts import Parties
     from tasks.train.birth import Weights
+    from tasks.train.cost import Running
     from tasks.train.hook import Hook
 
 
@@ -101,6 +105,9 @@ class Recover(TrainStage):
                 "fake_quantize: weights alone are rounded in training, and the scheme rounds inputs too; choose one that does "
                 "not, as W4A16"
             )
+
+    def step_on(self, execution: Execution, teacher: Shape | None) -> Running:
+        return replace(super().step_on(execution, teacher), faked=self.fake_quantize is not None)
 
     def shape(self, context: Context, model: PreTrainedModel, setting: Setting) -> None:
         if self.fake_quantize:

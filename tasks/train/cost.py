@@ -23,6 +23,7 @@ _BANDWIDTH = 0.75  # of the card's
 _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
 _LINK = 155e9  # bytes a second between two GPUs
+_ROUNDED = 128.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
 _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
 
 
@@ -79,6 +80,7 @@ class Running:
     logits_bytes: int = 1 << 30
     masked: bool = False
     teacher: Shape | None = None
+    faked: bool = False  # every forward pass rounds the weights to a grid
 
     @classmethod
     def of(cls, execution: Execution, length: int, batch: int, masked: bool, teacher: Shape | None) -> Running:
@@ -162,7 +164,8 @@ def _activations(shape: Shape, how: Running) -> float:
     if not how.low:
         products, rest = 2 * products, 2 * rest
     each = products * shape.active / shape.hidden + shape.layers * shape.hidden * (rest + 2 * _residual(how))
-    rounded = 2 * shape.prunable if how.low and how.engine == "torch" else 0
+    # autocast rounds them to bfloat16, a grid to values that the products keep in their own dtype
+    rounded = 2 * shape.prunable if how.low and (how.engine == "torch" or how.faked) else 4 * shape.prunable if how.faked else 0
     return how.tokens * each + (rounded if how.recompute == "none" else rounded / max(1, shape.layers))
 
 
@@ -186,6 +189,9 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
     if how.teacher:
         products += how.teacher.forward_flops(how.length) * tokens / speed
         moved += moved / again / 3
+    if how.faked:
+        passes = how.local / how.micro_batch * (2 if how.recompute == "layer" else 1)
+        moved += _ROUNDED * shape.prunable * passes / rate
     regathered = 2 if how.zero == 3 and how.recompute == "layer" else 0  # bytes a parameter, for layers that run again
     sent = (regathered + (8 if how.zero in (0, 3) else 2)) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
     waits = _GATHERED[how.compile] if how.zero == 3 and how.ranks > 1 else 1.0

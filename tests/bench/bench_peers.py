@@ -111,16 +111,16 @@ def compare(name: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> li
     ]
 
 
-def run(command: list[str], where: Path, method: str, pattern: str, output: str, *more: str) -> tuple[float, ...]:
-    arguments = [str(where / "model"), str(where / "tokens.npy"), str(where / output), method, pattern, *more]
+def run(command: list[str], where: Path, method: str, how: str, output: str, *more: str) -> tuple[float, ...]:
+    arguments = [str(where / "model"), str(where / "tokens.npy"), str(where / output), method, how, *more]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if output == "ours":
         environment |= FRUGAL
     folder = ROOT if output == "ours" else where  # theirs must not find our packages
     done = subprocess.run(command + arguments, env=environment, cwd=folder, text=True, capture_output=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{output} {method} {pattern} ended with {done.returncode}: {done.stderr[-1000:]}")
-    return tuple(map(float, done.stdout.split()[-3:]))
+        raise RuntimeError(f"{output} {method} {how} ended with {done.returncode}: {done.stderr[-1000:]}")
+    return tuple(map(float, done.stdout.splitlines()[-1].split()))
 
 
 def build(where: Path) -> None:

@@ -59,8 +59,7 @@ def export_compressed(
     cache = kv_cache.fit(model) if kv_cache else None
     with inputs_quantized(model, schemes, extras), cache.applied(model) if cache else nullcontext():
         seen = Seen.of(model, windows(data, model))
-    # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour.
-    untouched = _attach(model.float(), {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args)
+    untouched = _attach(model, {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args)
     _write(model, dtype, untouched, schemes, directory, output)
     if (directory / MASKS).exists():
         (output / MASKS).parent.mkdir(exist_ok=True)
@@ -143,7 +142,7 @@ def _write(
     model: PreTrainedModel, dtype: torch.dtype, untouched: list[str], schemes: Schemes, directory: Path, output: Path
 ) -> None:
     """Codes and scales (in ``dtype``) as compressed-tensors stores them, all else as it lies in ``directory``."""
-    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.compressors import ModelCompressor, compress_module
 
     compressor = ModelCompressor.from_pretrained_model(model)
     # It leaves out what is no module of a packed one's very class: a plain head beside layers of a class of their own, or a
@@ -156,7 +155,11 @@ def _write(
     groups = sorted(scheme.config_groups.values(), key=lambda group: group.targets == ["Linear"])
     scheme.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
     with alone():
-        compressor.compress_model(model)
+        for name in schemes:
+            # Codes are recovered in float32: dividing a bfloat16 weight by its bfloat16 scale may round to a neighbour. One
+            # matrix at a time, as the whole model in float32 is the most that a quantization would hold.
+            compress_module(model.get_submodule(name.removesuffix(".weight")).float())
+        compressor.compress_model(model, skip_compressed=True)
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
     made = {name: value for name, value in state.items() if name in schemes or name not in files}
     made = {name: value.to(dtype) if value.dtype == torch.float32 else value for name, value in made.items()}

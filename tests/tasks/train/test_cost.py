@@ -3,12 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tasks.context import Context, Execution
+from tasks.formats.grid import Grid
 from tasks.models.accounting import Shape
+from tasks.models.find.linears import find_linears
 from tasks.train import ready
 from tasks.train.cost import CARDS, FULL, Running, fitting, memory, micro_batch, remedy, seconds
+from tasks.train.fake_quantized import fake_quantize, rounded
 from tests.bench.bench_gpu_training import SIZES, WORDS
+from tests.tasks import models_zoo as zoo
 
 H100, ALL = CARDS["H100"], 10**12
 
@@ -89,6 +96,62 @@ def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_mor
     assert of(zero=3, ranks=8) < of(zero=2, ranks=8) < of(zero=0, ranks=8)
     assert of(zero=3, ranks=8) < of(zero=3, ranks=4) < of(zero=3, ranks=2)
     assert of(zero=1, masked=True) > of(zero=1) < of(zero=1, teacher=EIGHT)
+
+
+class Moved(TorchDispatchMode):
+    """The bytes that operations read and write; views move none."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        read, written = ([each for each in tree_leaves(one) if torch.is_tensor(each)] for one in ((arguments, named), made))
+        places = {each.untyped_storage().data_ptr() for each in read}
+        if not any(each.untyped_storage().data_ptr() in places for each in written):
+            self.total += sum(each.nbytes for each in (*read, *written))
+        return made
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 128), Grid(3, 32), Grid(4, 64, symmetric=False), Grid(8, None, codes="float")])
+def test_a_step_that_trains_for_a_rounding_takes_what_its_grid_moves(grid):
+    linear, weight_OI = next(iter(find_linears(zoo.model("llama", layers=1)).values())), torch.randn(512, 1024)
+    with Moved() as moved:
+        rounded(linear, grid, weight_OI, torch.bfloat16)
+    how = running("1.3B", micro_batch=2)  # four forward passes of two sequences
+    longer = seconds(SHAPES["1.3B"], replace(how, faked=True), H100) - seconds(SHAPES["1.3B"], how, H100)
+    passes = 4 * SHAPES["1.3B"].prunable / (0.75 * H100.bandwidth)
+    assert longer / passes == pytest.approx(moved.total / weight_OI.numel(), rel=0.15)
+    again = replace(how, recompute="layer")
+    twice = seconds(SHAPES["1.3B"], replace(again, faked=True), H100) - seconds(SHAPES["1.3B"], again, H100)
+    assert twice == pytest.approx(2 * longer)
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_and_holds_the_rounded_weights_until_the_backward_pass_has_read_them(low):
+    """Counted on what autograd keeps: float32 once more, under autocast nothing but the copies that it makes anyway."""
+
+    def kept(faked: bool) -> int:
+        model, found = zoo.model("llama", layers=2), {}
+        linears = find_linears(model)
+        if faked:
+            fake_quantize(model, linears, dict.fromkeys(linears, Grid(4, 16)), dict.fromkeys(linears, torch.float32))
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            found[value.untyped_storage().data_ptr()] = value  # held, so that no other takes its place
+            return value
+
+        tokens_BT = zoo.batches()[0]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), torch.autocast("cpu", enabled=low):
+            model(tokens_BT, use_cache=False).logits.sum()
+        return sum(value.untyped_storage().nbytes() for place, value in found.items() if place not in weights)
+
+    prunable = sum(linear.shape[0] * linear.shape[1] for linear in find_linears(zoo.model("llama", layers=2)).values())
+    small = shape(32, 64, 2)
+    how = Running(4096, 8, 8, low=low)  # activations are more than gradients
+    more = memory(small, replace(how, faked=True)) - memory(small, how)
+    assert kept(True) - kept(False) == (0 if low else 4 * prunable)
+    assert more == (0 if low else 4 * small.prunable)
 
 
 def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
