@@ -28,7 +28,7 @@ ONE_ASYMMETRIC = "transformers reads packed asymmetric weights back where all ha
 def check_written(spec: object) -> None:
     """Raise ValueError unless it has the form of a :data:`Spec`; which presets there are is asked of the library, later."""
     fields = list(spec.values()) if isinstance(spec, dict) else []
-    if not (isinstance(spec, str) or (len(fields) == 1 and isinstance(fields[0], dict))):
+    if not ((isinstance(spec, str) and spec) or (len(fields) == 1 and isinstance(fields[0], dict))):
         raise ValueError(
             "a scheme is written NAME or {NAME: {field of its weights: value}}, as W4A16 or {W4A16: {group_size: 64}}"
         )

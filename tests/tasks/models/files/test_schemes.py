@@ -248,6 +248,8 @@ def test_what_is_proposed_instead_can_be_made_and_read():
     [
         ({"scheme": "W8A8", "bits": 8}, "gptq: scheme says what bits says; leave one of them out"),
         ({"scheme": ["W8A8"]}, "gptq.scheme: a scheme is written NAME or"),
+        ({"scheme": ""}, "gptq.scheme: a scheme is written NAME or"),
+        ({"schemes": {"down_proj": ""}}, "gptq.schemes: a scheme is written NAME or"),
         ({"scheme": {"W8A8": None}}, "gptq.scheme: a scheme is written NAME or"),
         ({"schemes": {"down_proj": 8}}, "gptq.schemes: a scheme is written NAME or"),
     ],
