@@ -120,6 +120,28 @@ def test_the_card_speaks_of_masks_where_there_are_and_of_what_quantized_weights_
     assert "from_pretrained`, with `compressed-tensors` installed (`pip install compressed-tensors`)" in cards["quantize"]
 
 
+def test_the_card_says_of_zeros_codes_and_runtimes_what_is_so_of_this_model(made, tmp_path):
+    shop, (data, dense, pruned), _ = made
+
+    def card(record):
+        export_model(shop.store, record, tmp_path / record.key)
+        return (tmp_path / record.key / "README.md").read_text()
+
+    def quantized(scheme, model=dense, **fields):
+        method = {"round_to_nearest": {"scheme": scheme}}
+        return card(shop.make("quantize", {"method": method, **fields, **CALIBRATION}, data=data, model=model))
+
+    plain, sparse, both = card(dense), card(pruned), quantized({"W4A16": {"group_size": 32}}, pruned)
+    assert "tags: [winnow]" in plain and "tags: [winnow, sparse]" in sparse and "tags: [winnow, sparse, quantized]" in both
+    assert "Zeros in a matrix" not in plain and "Quantized weights" not in plain + sparse
+    assert "Zeros in a matrix" in sparse and "Zeros in a matrix" in both and "Quantized weights decode" in both
+    for served in (plain, sparse, both, quantized("FP8_DYNAMIC"), quantized("W8A8", kv_cache="FP8")):
+        assert "vLLM reads the same directory: `vllm serve DIR`." in served
+    assert "for 3-bit weights depends on" in quantized({"W3A16": {"group_size": 32}})
+    assert "for 4-bit weights depends on" in quantized({"W4A8": {"group_size": 32}}), "with inputs of 8 bits"
+    assert "for zero points and a cache of integers depends on" in quantized({"W8A8": {"symmetric": False}}, kv_cache="INT8")
+
+
 def test_the_card_tells_what_was_before_and_what_a_weight_costs(made, tmp_path):
     shop, (_, dense, pruned), _ = made
     export_model(shop.store, pruned, tmp_path / "out")
