@@ -15,10 +15,19 @@ from tasks.models.files.layout import MASKS
 if TYPE_CHECKING:
     from tasks.models.files.bits import Bits
 
-SLOW = (
+ZEROS = (
     "Zeros in a matrix take as long to multiply as other numbers, and vLLM has no kernels for sparse weights any more: they "
-    "make this model smaller, not faster. Quantized weights decode faster where a runtime multiplies them as they are stored, "
-    "which transformers does not: it unpacks them first. A speed above, where there is one, was measured in transformers."
+    "make this model smaller, not faster."
+)
+CODES = (
+    "Quantized weights decode faster where a runtime multiplies them as they are stored, which transformers does not: it "
+    "unpacks them first."
+)
+MEASURED = "A speed above, where there is one, was measured in transformers."
+VLLM = "vLLM reads the same directory: `vllm serve DIR`."
+UNTRIED = (
+    "vLLM reads the form of this directory, and has kernels for weights of 4 and 8 bits, and for 8 bits whose inputs are "
+    "rounded too. Whether yours has them for {} depends on its version and its device: try `vllm serve DIR`."
 )
 
 
@@ -26,10 +35,11 @@ def model_card(store: Store, record: Record, directory: Path, bits: Bits, notes:
     """Of the model in ``directory``: front matter, everything measured of it, bytes, lineage back to the data, and use."""
     chain = _lineage(store, record)
     config = json.loads((directory / "config.json").read_text())
+    tags = ["winnow", *(["sparse"] if record.metrics.get("sparsity") else []), *(["quantized"] if _groups(config) else [])]
     remarks = [*dict.fromkeys(notes), *filter(None, map(_blind, chain.values()))]
     return f"""---
 library_name: transformers
-tags: [winnow, sparse]
+tags: [{", ".join(tags)}]
 ---
 # {record.address}
 
@@ -47,7 +57,7 @@ A language model made by Winnow.{_masks(directory)}{"".join(f" {remark}" for rem
 
 {_use(config, directory)}
 
-{SLOW}
+{" ".join([ZEROS] * ("sparse" in tags) + [CODES] * ("quantized" in tags) + [MEASURED])}
 
 ## Lineage
 
@@ -121,7 +131,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("DIR", dtype="auto"), AutoTokenizer.from_pretrained("DIR")
 ```
 
-vLLM reads the same directory: `vllm serve DIR`."""
+{UNTRIED.format(odd) if (odd := _odd(config)) else VLLM}"""
+
+
+def _groups(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list((config.get("quantization_config") or {}).get("config_groups", {}).values())
+
+
+def _odd(config: Mapping[str, Any]) -> str:
+    """What of a quantized model not every runtime of its form has kernels for; empty where there is nothing."""
+    weights = [group["weights"] for group in _groups(config)]
+    usual = [8] if any(group.get("input_activations") for group in _groups(config)) else [4, 8]
+    odd = [f"{bits}-bit weights" for bits in sorted({each["num_bits"] for each in weights} - {*usual})]
+    odd += ["zero points"] if any(not each["symmetric"] for each in weights) else []
+    cache = (config.get("quantization_config") or {}).get("kv_cache_scheme")
+    return " and ".join(odd + (["a cache of integers"] if cache and cache["type"] == "int" else []))
 
 
 def _steps(chain: Mapping[str, Record | None]) -> str:

@@ -14,6 +14,7 @@ from cluster.store.local import Store
 from flows.card import model_card
 from tasks.models.build.surgery import surgeries_of
 from tasks.models.files.layout import MASKS
+from tasks.refusal import disk_full
 
 MOST_DATA = 1 << 30  # bytes of a data artifact that are fetched for a few windows of it
 
@@ -79,13 +80,22 @@ def _whole(directory: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(dir=directory, prefix=".half-") as scratch:
             yield Path(scratch)
-    except BaseException:
+    except BaseException as error:
         if new:
             shutil.rmtree(directory, ignore_errors=True)
+        if (place := disk_full(error)) is not None:
+            raise OSError(f"no space left on the disk of {directory}{place}; free some, or choose another directory") from error
         raise
 
 
 def _move(source: Path, directory: Path) -> None:
+    """Hand files on with the permissions of any that is new; safetensors lets none but the owner read what it writes."""
+    (new := source / ".new").touch()
+    readable = new.stat().st_mode
+    new.unlink()
+    for path in source.rglob("*"):
+        if path.is_file():
+            path.chmod(readable)
     for path in source.iterdir():
         path.rename(directory / path.name)
 

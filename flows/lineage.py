@@ -45,6 +45,20 @@ def source_of(nodes: Iterable[Node], node: Node) -> ModelSource | None:
     return next(filter(None, sources), None)
 
 
+def check_unquantized(nodes: Sequence[Node]) -> None:
+    """Raise ValueError where a stage would change the weights of a quantized model, which are codes; it may be measured, and
+    teach."""
+    known = {node.id: node for node in nodes}
+    for node in nodes:
+        before = known.get(node.came_from or "")
+        if before and before.name == "quantize" and node.stage.yields == "model" and node.name != "merge":  # it says so itself
+            model = before.came_from or "the stage before it"
+            raise ValueError(
+                f"recipe.{node.id}: {node.name} changes weights, and those of {before.id} are codes already; put {node.id} "
+                f"before {before.id}, or name another model with from: {model}"
+            )
+
+
 def check_merged(nodes: Sequence[Node]) -> None:
     """Raise ValueError where models are merged that were not each trained from the same one, under the same mask."""
     known = {node.id: node for node in nodes}

@@ -13,7 +13,7 @@ from tasks.calibrate.precision import Precision
 from tasks.calibrate.quantizer import INTEGERS, Quantizer
 from tasks.context import Context
 from tasks.methods import of
-from tasks.models.files.schemes import require_readable
+from tasks.models.files.schemes import packed, require_readable
 from tasks.stage import REPORT, Facts
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.models.facts import Parties
 
 SAID = (*INTEGERS, "scheme", "schemes")
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # by runtimes, into one matrix with one scheme
 
 
 class Quantize(CalibratedStage):
@@ -88,7 +89,24 @@ class Quantize(CalibratedStage):
             )
 
     def doubts(self, facts: Facts) -> list[str]:
-        """Where the model was trained for another rounding than this one."""
+        """Where few bits take a byte each, what runtimes fuse differs, or the model was trained for another rounding."""
+        return [*self._roomy(), *self._unfused(), *self._untrained(facts)]
+
+    def _roomy(self) -> list[str]:
+        named = self.precision.schemes(self.method) if self.precision else self.method.named_schemes()
+        few = sorted({its.weights.num_bits for its in named if its.weights and its.weights.num_bits < 8 and not packed(its)})
+        said = "compressed-tensors stores weights whose inputs are rounded too in a byte each, and packs none"
+        return [f"{' and '.join(f'{bits}-bit' for bits in few)} weights will take 8 bits: {said}"] if few else []
+
+    def _unfused(self) -> list[str]:
+        schemes = self.method.schemes
+        apart = [parts for parts in FUSED if len({str(schemes.get(part, self.method.scheme)) for part in parts}) > 1]
+        return [
+            f"vLLM makes one matrix of {', '.join(parts)}, and refuses models where their schemes differ; name one for all"
+            for parts in apart
+        ]
+
+    def _untrained(self, facts: Facts) -> list[str]:
         faked = ((stage.stage_name(), getattr(stage, "fake_quantize", None)) for stage in facts.upstream)
         name, trained = next((one for one in faked if one[1]), ("", None))
         if trained is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.models.find.linears import Linear
 
 Table = dict[str, dict[int, float]]  # by matrix and number of the choice
+BYTE = 8
 SCALE_BITS = 16  # of a stored scale: models are stored in 16 bits where bytes matter
 
 
@@ -36,7 +37,8 @@ class Precision(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     budget: float = Field(4.25, gt=0, le=16)
-    """Bits per weight of the prunable matrices, their scales and zero points included."""
+    """Bits per weight of the prunable matrices as they are stored, their scales and zero points included: schemes that round
+    inputs have a byte for each weight, however few its bits."""
     choices: tuple[Spec, ...] = Field(("W2A16", "W3A16", "W4A16", "W6A16", "W8A16"), min_length=2)
     """Presets a matrix may get, written as in scheme; one whose groups do not divide a matrix's width is none for it."""
     sequences: int = Field(16, gt=0)
@@ -56,18 +58,15 @@ class Precision(BaseModel):
 
     def check(self, method: Quantizer, linears: Mapping[str, Linear]) -> None:
         """Raise ValueError where no choice fits a matrix, or the budget is too small for any."""
-        bits = {name: _bits([linear], self._grids(method, linear)) for name, linear in linears.items()}
+        bits = {name: _bits([linear], self._fitting(method, linear)) for name, linear in linears.items()}
         require_affordable(bits, self.budget * sum(prod(linear.shape) for linear in linears.values()))
 
-    def _grids(self, method: Quantizer, linear: Linear) -> dict[int, Grid]:
+    def _fitting(self, method: Quantizer, linear: Linear) -> dict[int, QuantizationScheme]:
         """What a matrix may become, by the number of the choice."""
-        from tasks.models.files.schemes import grid_of
-
-        weights = [scheme.weights for scheme in self.schemes(method)]
-        if None in weights:
+        schemes = self.schemes(method)
+        if any(scheme.weights is None for scheme in schemes):
             raise ValueError("precision.choices: UNQUANTIZED is no choice; name presets that round weights")
-        grids = {number: grid_of(its) for number, its in enumerate(weights) if its is not None}
-        fitting = {number: grid for number, grid in grids.items() if fits(grid, linear.shape[-1])}
+        fitting = {number: scheme for number, scheme in enumerate(schemes) if fits(_grid(scheme), linear.shape[-1])}
         if not fitting:
             raise ValueError(f"precision.choices: no groups divide the input width {linear.shape[-1]} ({linear.name})")
         return fitting
@@ -80,13 +79,14 @@ class Precision(BaseModel):
         losses, bits, weights = Table(), Table(), 0
         for view in scan.blocks(lambda linear: InputNorms(linear.shape[-1])):
             for linears in _readers(view):
-                name, grids = linears[0].name, self._grids(method, linears[0])
+                name, schemes = linears[0].name, self._fitting(method, linears[0])
+                grids = {number: _grid(scheme) for number, scheme in schemes.items()}
                 together[name], losses[name] = linears, self._losses(view, linears, grids)
-                bits[name] = _bits(linears, grids)
+                bits[name] = _bits(linears, schemes)
                 weights += sum(prod(linear.shape) for linear in linears)
         chosen = cheapest(losses, bits, self.budget * weights)
-        schemes = {linear.name: self.choices[number] for name, number in chosen.items() for linear in together[name]}
-        return {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
+        specs = {linear.name: self.choices[number] for name, number in chosen.items() for linear in together[name]}
+        return {name.removesuffix(".weight"): spec for name, spec in specs.items()}
 
     def _losses(self, view: BlockView, linears: Sequence[Linear], grids: Mapping[int, Grid]) -> dict[int, float]:
         from tasks.calibrate.method import Edit
@@ -110,9 +110,17 @@ def _readers(view: BlockView) -> list[list[Linear]]:
     return groups + [[linear] for name, linear in view.linears.items() if name not in found]
 
 
-def _bits(linears: Sequence[Linear], grids: Mapping[int, Grid]) -> dict[int, float]:
+def _bits(linears: Sequence[Linear], schemes: Mapping[int, QuantizationScheme]) -> dict[int, float]:
     """What some matrices take together, by the number of the choice."""
-    return {number: sum(stored_bits(linear.shape, grid) for linear in linears) for number, grid in grids.items()}
+    return {number: sum(stored_bits(linear.shape, scheme) for linear in linears) for number, scheme in schemes.items()}
+
+
+def _grid(scheme: QuantizationScheme) -> Grid:
+    """Of a scheme that rounds weights."""
+    from tasks.models.files.schemes import grid_of
+
+    assert scheme.weights is not None
+    return grid_of(scheme.weights)
 
 
 def fits(grid: Grid, width: int) -> bool:
@@ -120,10 +128,14 @@ def fits(grid: Grid, width: int) -> bool:
     return not grid.group_size or width % grid.group_size == 0
 
 
-def stored_bits(shape: tuple[int, ...], grid: Grid) -> float:
-    """What a matrix takes with its scales and zero points."""
+def stored_bits(shape: tuple[int, ...], scheme: QuantizationScheme) -> float:
+    """What a matrix takes with its scales and zero points, as the scheme's format stores them: packed, or a byte for each."""
+    from tasks.models.files.schemes import packed
+
+    grid = _grid(scheme)
+    code = grid.bits if packed(scheme) else BYTE
     groups = 1.0 if grid.whole else prod(shape) / (grid.group_size or shape[-1])
-    return grid.bits * prod(shape) + groups * (SCALE_BITS + (0 if grid.symmetric else grid.bits))
+    return code * prod(shape) + groups * (SCALE_BITS + (0 if grid.symmetric else code))
 
 
 def require_affordable(bits: Table, budget: float) -> None:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FORMAT = "winnow-sparse 1"
@@ -70,7 +70,7 @@ def files(folder: Path) -> list[Path]:
     """The files of ``sparse/``, once each is there and has the bytes it was written with."""
     try:
         index = json.loads((folder / "sparse/index.json").read_text())
-        assert index["format"] == FORMAT and index["files"]
+        assert index["format"] == FORMAT and {Path(name).name == name for name in dict(index["files"])} == {True}
     except (ValueError, TypeError, KeyError, AssertionError):
         raise ValueError(f"{folder}/sparse/index.json is damaged: it is no index of {FORMAT}") from None
     for name, digest in index["files"].items():
@@ -99,11 +99,12 @@ def rebuild(folder: Path, output: Path) -> None:
             (output / path.name).write_bytes(path.read_bytes())
         elif path.name.startswith("model"):
             save_file(read(path), output / path.name, {"format": "pt"})
+            (output / path.name).chmod(path.stat().st_mode)  # safetensors lets none but the owner read what it writes
 
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     try:
         rebuild(here, here)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"read_sparse: {error}")

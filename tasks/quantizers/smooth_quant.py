@@ -12,12 +12,13 @@ Shapes: O = output features, I = input features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from tasks.calibrate.folding import Folding
+from tasks.calibrate.quantizer import INTEGERS
 
 if TYPE_CHECKING:
     from tasks.calibrate.folds import Fold
@@ -34,11 +35,14 @@ class SmoothQuant(Folding):
     alpha: float = Field(0.5, ge=0, le=1)
     """How much of the difficulty goes to the weights."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _eight_bits(cls, given: object) -> object:
-        said = isinstance(given, dict) and given.keys() & {"bits", "group_size", "symmetric", "scheme"}
-        return given if said or not isinstance(given, dict) else {**given, "scheme": "W8A8"}
+    def _eight_bits(cls, given: object, make: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(given, dict) or given.keys() & {*INTEGERS, "scheme"}:
+            return make(given)
+        made = make({**given, "scheme": "W8A8"})
+        made.model_fields_set.discard("scheme")  # nobody said it, so precision may choose others
+        return made
 
     def scale(self, view: BlockView, fold: Fold, grids: Mapping[str, Grid]) -> torch.Tensor:
         from tasks.calibrate.both import Both, Magnitudes

@@ -253,7 +253,7 @@ TABLE = [
             "kv_cache": "FP8",
             "precision": {"choices": [{"W4A16_ASYM": {"group_size": size}} for size in (64, 64)]},
         },
-        "kv_cache: transformers unpacks zero points at once, and rounds no cache then; choose symmetric weights",
+        "kv_cache: transformers unpacks packed zero points at once, and rounds no cache then; choose symmetric weights",
     ),
     (
         "stages/3/recover",

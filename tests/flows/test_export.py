@@ -13,7 +13,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from flows.export import export_model
+from flows.export import export_model, rebuild_model
+from tasks.formats import read_sparse
 from tasks.formats.mask import BrokenMask
 from tasks.models.files import names
 from tasks.models.files.checkpoint import load_model
@@ -48,6 +49,34 @@ def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made,
     own = {name for name in pruned.files if not name.startswith(("report/", "model", "names.json"))}
     assert found == own | {"README.md", "model.safetensors"}
     assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= found
+
+
+def test_others_may_read_all_that_is_handed_on(made, tmp_path):
+    """As any new file of whoever runs it, also what the reader in the compact form writes."""
+    shop, (_, _, pruned), _ = made
+    export_model(shop.store, pruned, tmp_path / "out")
+    export_model(shop.store, pruned, tmp_path / "compact", compact=True)
+    rebuild_model(tmp_path / "compact", tmp_path / "again")
+    read_sparse.rebuild(tmp_path / "compact", tmp_path / "compact")
+    (tmp_path / "new").touch()
+    modes = {path: path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path).parts[0] for path in modes} == {"out", "compact", "again", "new"}
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_full_disk_is_named_and_nothing_is_left_on_it(made, tmp_path):
+    """A file system of its own, which only root may mount."""
+    shop, (_, _, pruned), _ = made
+    (disk := tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        for compact in (False, True):
+            with pytest.raises(OSError, match=rf"^no space left on the disk of {disk}/out.*; free some, or choose another dir"):
+                export_model(shop.store, pruned, disk / "out", compact=compact)
+            assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow
@@ -89,6 +118,28 @@ def test_the_card_speaks_of_masks_where_there_are_and_of_what_quantized_weights_
     assert "masks/masks" not in cards["pretrain"] and "`masks/masks.safetensors` holds" in cards["prune"]
     assert "compressed-tensors" not in cards["prune"]
     assert "from_pretrained`, with `compressed-tensors` installed (`pip install compressed-tensors`)" in cards["quantize"]
+
+
+def test_the_card_says_of_zeros_codes_and_runtimes_what_is_so_of_this_model(made, tmp_path):
+    shop, (data, dense, pruned), _ = made
+
+    def card(record):
+        export_model(shop.store, record, tmp_path / record.key)
+        return (tmp_path / record.key / "README.md").read_text()
+
+    def quantized(scheme, model=dense, **fields):
+        method = {"round_to_nearest": {"scheme": scheme}}
+        return card(shop.make("quantize", {"method": method, **fields, **CALIBRATION}, data=data, model=model))
+
+    plain, sparse, both = card(dense), card(pruned), quantized({"W4A16": {"group_size": 32}}, pruned)
+    assert "tags: [winnow]" in plain and "tags: [winnow, sparse]" in sparse and "tags: [winnow, sparse, quantized]" in both
+    assert "Zeros in a matrix" not in plain and "Quantized weights" not in plain + sparse
+    assert "Zeros in a matrix" in sparse and "Zeros in a matrix" in both and "Quantized weights decode" in both
+    for served in (plain, sparse, both, quantized("FP8_DYNAMIC"), quantized("W8A8", kv_cache="FP8")):
+        assert "vLLM reads the same directory: `vllm serve DIR`." in served
+    assert "for 3-bit weights depends on" in quantized({"W3A16": {"group_size": 32}})
+    assert "for 4-bit weights depends on" in quantized({"W4A8": {"group_size": 32}}), "with inputs of 8 bits"
+    assert "for zero points and a cache of integers depends on" in quantized({"W8A8": {"symmetric": False}}, kv_cache="INT8")
 
 
 def test_the_card_tells_what_was_before_and_what_a_weight_costs(made, tmp_path):

@@ -337,5 +337,22 @@ def test_a_budget_of_less_than_a_step_is_told(tmp_path):
     assert found == ["recipe.recover: tokens 10 are less than one step of 4 sequences of 16, which it takes"]
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ({"gptq": {"scheme": {"W4A8": {"group_size": 64}}}}, ["4-bit weights will take 8 bits: compressed-tensors"]),
+        ({"gptq": {"scheme": {"W4A16": {"group_size": 64}}}}, []),
+        ({"gptq": {"scheme": "W8A8"}}, []),
+        ({"gptq": {"group_size": 64, "schemes": {"k_proj": "W8A16"}}}, ["vLLM makes one matrix of q_proj, k_proj, v_proj"]),
+        ({"gptq": {"group_size": 64, "schemes": {"up_proj": "W8A8"}}}, ["vLLM makes one matrix of gate_proj, up_proj, and"]),
+        ({"gptq": {"group_size": 64, "schemes": dict.fromkeys(("q_proj", "k_proj", "v_proj", "down_proj"), "W8A8")}}, []),
+    ],
+)
+def test_schemes_that_take_more_room_than_they_say_or_that_no_runtime_fuses_are_told(method, told, tmp_path):
+    found = doubts(plan(LocalStore(tmp_path / "store"), *BASE["stages"][:3], {"quantize": {"method": method}}))
+    assert len(found) == len(told)
+    assert all(line.startswith(f"recipe.quantize: {said}") for line, said in zip(found, told, strict=True))
+
+
 def test_a_rounding_that_nothing_was_trained_for_is_no_doubt(tmp_path):
     assert doubts(plan(LocalStore(tmp_path / "store"))) == []

@@ -416,3 +416,14 @@ def test_every_shipped_recipe_is_accepted(path, tmp_path, monkeypatch):
     zoo.save("llama", tmp_path / "build" / "smollm2", **sizes)
     monkeypatch.chdir(tmp_path)
     check(load_recipe(str(path)))
+
+
+@pytest.mark.parametrize("stage", [RECOVER, QUANTIZE, {"prune": {"method": "magnitude", "sparsity": 0.6}}])
+def test_weights_that_are_codes_are_changed_by_no_stage_and_may_teach(stage):
+    with pytest.raises(
+        ValueError, match=r"^recipe.late: \w+ changes weights, and those of quantize are codes already; put late "
+    ):
+        recipe(*BASE["stages"], {"id": "late", **stage})
+    assert parents(*BASE["stages"], {"id": "late", "from": "recover", **QUANTIZE})["late"]["model"] == "recover"
+    taught = {"id": "late", "from": {"model": "prune", "teacher": "quantize"}, **RECOVER}
+    assert parents(*BASE["stages"], taught)["late"]["teacher"] == "quantize"

@@ -13,7 +13,6 @@ from tasks.models.files.checkpoint import load_model, skeleton
 from tasks.models.files.layout import MASKS
 from tasks.models.files.promises import check_masks
 from tasks.models.files.quantized import StoredWeights
-from tasks.models.files.schemes import grid_of
 from tasks.models.find.linears import find_linears
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
@@ -49,7 +48,7 @@ def test_bits_are_chosen_within_the_budget_and_said(shop):
     for name, spec in chosen.items():
         assert schemes[name].weights.num_bits == int(next(iter(spec))[1])
     shapes = {name: linears[f"{name}.weight"].shape for name in schemes}
-    spent = sum(stored_bits(shapes[name], grid_of(scheme.weights)) for name, scheme in schemes.items())
+    spent = sum(stored_bits(shapes[name], scheme) for name, scheme in schemes.items())
     assert spent <= 5.0 * sum(rows * columns for rows, columns in shapes.values())
 
 

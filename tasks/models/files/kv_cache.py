@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from tasks.models.files.schemes import unpacked_at_once
+
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from torch import nn
@@ -97,9 +99,9 @@ def require_cached(model: PreTrainedModel, schemes: Iterable[QuantizationScheme]
         raise ValueError(
             f"kv_cache: compressed-tensors does not round the cache of a {type(model).__name__}; leave kv_cache out"
         ) from None
-    if any(scheme.weights is not None and not scheme.weights.symmetric for scheme in schemes):
+    if any(map(unpacked_at_once, schemes)):
         raise ValueError(
-            "kv_cache: transformers unpacks zero points at once, and rounds no cache then; choose symmetric weights"
+            "kv_cache: transformers unpacks packed zero points at once, and rounds no cache then; choose symmetric weights"
         )
 
 

@@ -23,7 +23,7 @@ from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
 from tasks.models.files.kv_cache import KVCache, stored_scales
 from tasks.models.files.layout import MASKS, copy_companions
 from tasks.models.files.packable import require_packable
-from tasks.models.files.schemes import config_groups, require_readable, stored_schemes
+from tasks.models.files.schemes import config_groups, format_of, require_readable, stored_schemes, unpacked_at_once
 from tasks.models.files.shards import TensorFiles
 from tasks.models.find.linears import find_linears
 
@@ -169,12 +169,12 @@ def _write(
     save_weights(made | files.read(name for name in files if name not in schemes), output)
     copy_companions(directory, output)
     compressor.update_config(str(output))
-    if any(not scheme.weights.symmetric for scheme in schemes.values() if scheme.weights is not None):
+    if any(map(unpacked_at_once, schemes.values())):
         _dequantized_at_once(output / "config.json")
 
 
 def _dequantized_at_once(path: Path) -> None:
-    """Ask readers for it in the config: transformers 5.23 has no place for packed zero points in a model kept packed."""
+    """Ask readers for it in the config."""
     config = json.loads(path.read_text())
     config["quantization_config"]["dequantize"] = True
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
@@ -228,7 +228,5 @@ class StoredWeights:
 def _compressor(scheme: QuantizationScheme) -> Any:
     """The library's own reader of what a scheme is stored as."""
     from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.compressors.format import infer_module_format
 
-    kind = scheme.format or infer_module_format(torch.nn.Linear, scheme).value
-    return BaseCompressor.get_value_from_registry(kind)
+    return BaseCompressor.get_value_from_registry(format_of(scheme))

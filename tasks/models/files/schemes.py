@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 Spec = str | dict[str, dict[str, Any]]  # NAME, or {NAME: {field of its weights: value}}
 FIELDS = ("num_bits", "type", "symmetric", "group_size", "strategy")  # of weights, that a grid is made by
 GROUPS = "groups are {strategy: group, group_size: N}, a scale per row is {strategy: channel, group_size: null}"
+PACKED = "pack-quantized"
 ONE_ASYMMETRIC = "transformers reads packed asymmetric weights back where all have one scheme alone; name no other beside it"
 
 
 def check_written(spec: object) -> None:
     """Raise ValueError unless it has the form of a :data:`Spec`; which presets there are is asked of the library, later."""
     fields = list(spec.values()) if isinstance(spec, dict) else []
-    if not (isinstance(spec, str) or (len(fields) == 1 and isinstance(fields[0], dict))):
+    if not ((isinstance(spec, str) and spec) or (len(fields) == 1 and isinstance(fields[0], dict))):
         raise ValueError(
             "a scheme is written NAME or {NAME: {field of its weights: value}}, as W4A16 or {W4A16: {group_size: 64}}"
         )
@@ -102,14 +103,33 @@ def fixed_scale(args: QuantizationArgs, peak: torch.Tensor) -> torch.Tensor:
     return calculate_qparams(-peak.view(1), peak.view(1), args)[0]
 
 
+def format_of(scheme: QuantizationScheme) -> str:
+    """The name of the library's format that holds the weights of a scheme."""
+    import torch
+    from compressed_tensors.compressors.format import infer_module_format
+
+    return scheme.format or infer_module_format(torch.nn.Linear, scheme).value
+
+
+def packed(scheme: QuantizationScheme) -> bool:
+    """Whether codes lie side by side in words; else each has a byte of its own, however few its bits."""
+    return format_of(scheme) == PACKED
+
+
+def unpacked_at_once(scheme: QuantizationScheme) -> bool:
+    """Whether transformers 5.23 reads a scheme only while it dequantizes a checkpoint at once: it has no place for packed zero
+    points in a model kept packed."""
+    return scheme.weights is not None and not scheme.weights.symmetric and packed(scheme)
+
+
 def require_readable(schemes: Iterable[QuantizationScheme]) -> None:
-    """Raise ValueError where compressed-tensors writes what transformers does not read back. Packed zero points it reads only
-    while it dequantizes a checkpoint at once, and it does that by one scheme for all."""
+    """Raise ValueError where compressed-tensors writes what transformers does not read back. What it dequantizes at once, it
+    does by one scheme for all."""
     different: list[QuantizationScheme] = []
     for scheme in schemes:
         if scheme.weights is not None and scheme not in different:
             different.append(scheme)
-    if len(different) > 1 and any(not scheme.weights.symmetric for scheme in different):
+    if len(different) > 1 and any(map(unpacked_at_once, different)):
         raise ValueError(ONE_ASYMMETRIC)
 
 

@@ -9,8 +9,8 @@ import torch
 from tasks.calibrate.precision import Precision, cheapest, stored_bits
 from tasks.calibrate.scan import scan
 from tasks.calibrate.walk import walk
-from tasks.formats.grid import Grid
 from tasks.methods import build
+from tasks.models.files.schemes import integers, read_scheme
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import ResidentBlocks
 from tasks.quantize import Quantize
@@ -40,9 +40,18 @@ def test_the_cheapest_choice_is_that_of_trying_all():
 
 def test_scales_and_zero_points_count():
     """4 bits in groups of 16: a scale of 16 bits is one bit a weight, and a zero point a quarter."""
-    assert stored_bits((8, 32), Grid(4, 16)) == 5 * 256
-    assert stored_bits((8, 32), Grid(4, 16, symmetric=False)) == 5.25 * 256
-    assert stored_bits((8, 32), Grid(8, None, whole=True)) == 8 * 256 + 16
+    assert stored_bits((8, 32), integers(4, 16, True)) == 5 * 256
+    assert stored_bits((8, 32), integers(4, 16, False)) == 5.25 * 256
+    assert stored_bits((8, 32), read_scheme("FP8")) == 8 * 256 + 16
+
+
+def test_schemes_that_round_inputs_are_charged_the_byte_that_a_weight_takes():
+    """compressed-tensors packs only weights whose inputs stay as they are."""
+    assert stored_bits((8, 32), read_scheme({"W4A8": {"group_size": 16}})) == 9 * 256
+    assert stored_bits((8, 32), read_scheme({"W4A8": {"group_size": 16, "symmetric": False}})) == 9.5 * 256
+    choices = ({"W4A8": {"group_size": 16}}, {"W8A8": {"strategy": "group", "group_size": 16}})
+    with pytest.raises(ValueError, match=r"precision.budget: the cheapest choices take 1.8 times as much; raise it"):
+        Precision(budget=5.0, choices=choices).check(build("quantizers", "gptq"), find_linears(zoo.model("llama")))
 
 
 def test_a_budget_spent_by_sensitivity_beats_the_same_bits_everywhere():

@@ -8,6 +8,7 @@ from tasks.methods import build, dump
 from tasks.models.files.quantized import inputs_quantized
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import ResidentBlocks
+from tasks.quantize import Quantize
 from tasks.quantizers.smooth_quant import smoothing
 from tests.tasks import models_zoo as zoo
 
@@ -61,5 +62,10 @@ def test_eight_bits_are_meant_unless_something_else_is_said():
     method = build("quantizers", {"smooth_quant": {"bits": 8, "group_size": None}})
     assert method.scheme is None and build("quantizers", dump(method)) == method
     assert build("quantizers", {"smooth_quant": {"scheme": "FP8"}}).scheme == "FP8"
+    precision = {"budget": 8.5, "choices": [{"W6A8": {"group_size": 16}}, "W8A8"]}
+    Quantize(method="smooth_quant", precision=precision, sequences=1, length=8).check_written()
+    stated = Quantize(method={"smooth_quant": {"scheme": "W8A8"}}, precision=precision, sequences=1, length=8)
+    with pytest.raises(ValueError, match="precision chooses what smooth_quant.scheme says"):
+        stated.check_written()
     with pytest.raises(ValueError, match="alpha: input should be less than or equal to 1"):
         build("quantizers", {"smooth_quant": {"alpha": 2}})

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tasks.calibrate.walk import walk
+from tasks.formats import read_sparse
 from tasks.formats.mask import load_masks
 from tasks.methods import build
 from tasks.models.files.checkpoint import load_extras, save_model, skeleton
@@ -204,3 +205,14 @@ def test_a_missing_file_and_what_is_no_compact_model_are_named(compact, tmp_path
         rebuild_plain(tmp_path / "copy", tmp_path / "out")
     with pytest.raises(ValueError, match="is no compact model: it has no sparse/index.json"):
         rebuild_plain(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("files", [["model.safetensors"], "model.safetensors", {"../model.safetensors": 64 * "0"}])
+def test_an_index_that_lists_other_than_files_of_its_folder_is_damaged(compact, files, tmp_path):
+    shutil.copytree(compact, tmp_path / "copy")
+    index = {"format": read_sparse.FORMAT, "files": files}
+    (tmp_path / "copy" / "sparse" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"sparse/index.json is damaged: it is no index of winnow-sparse 1$"):
+        rebuild_plain(tmp_path / "copy", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

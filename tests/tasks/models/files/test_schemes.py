@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 
+from tasks.calibrate.precision import stored_bits
 from tasks.calibrate.walk import walk
 from tasks.methods import build, dump
+from tasks.models.files.bits import bits_of
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.promises import check_masks
 from tasks.models.files.quantized import StoredWeights, export_compressed, inputs_quantized
-from tasks.models.files.schemes import read_scheme, require_readable
+from tasks.models.files.schemes import packed, read_scheme, require_readable
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -89,6 +91,37 @@ def test_asymmetric_weights_read_back_where_all_have_one_scheme(quantizer, field
     assert all(torch.equal(weights.read(name), model.get_parameter(name)) for name in masks)
     with torch.no_grad():
         assert torch.equal(load_model(export)(torch.arange(3, 19)[None]).logits, model(torch.arange(3, 19)[None]).logits)
+
+
+@pytest.mark.parametrize("spec", [{"W8A8": {"symmetric": False}}, {"W4A8": {"symmetric": False, "group_size": 16}}])
+def test_asymmetric_weights_with_rounded_inputs_are_not_packed_and_read_back_with_both(spec, tmp_path):
+    """Readers that dequantize a checkpoint at once leave inputs as they are, so they are asked for it only where they must."""
+    model, method, export, config = exported(tmp_path, dtype=torch.bfloat16, scheme=spec)
+    assert config["format"] == "int-quantized" and "dequantize" not in config
+    tokens_BT = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        with inputs_quantized(model, schemes(model, method)):
+            expected = model(tokens_BT).logits
+        assert torch.equal(load_model(export)(tokens_BT).logits, expected)
+        assert not torch.equal(model(tokens_BT).logits, expected), "inputs are rounded too"
+    require_readable([read_scheme(spec), read_scheme("W8A8")])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "FP8_DYNAMIC",
+        "W8A8",
+        {"W8A8": {"symmetric": False}},
+        *({name: {"group_size": 16}} for name in ("W2A16", "W4A16_ASYM", "W6A16", "W4A8", "W2A4", "W4AFP8")),
+    ],
+)
+def test_a_scheme_takes_on_disk_what_a_budget_is_charged_for_it(spec, tmp_path):
+    model, method, export, _ = exported(tmp_path, dtype=torch.bfloat16, scheme=spec)
+    its, found = schemes(model, method), bits_of(export)
+    charged = sum(stored_bits(model.get_parameter(name).shape, scheme) for name, scheme in its.items())
+    shapes = sum(2 * 64 for scheme in its.values() if packed(scheme))  # of a packed matrix its two sizes are stored too
+    assert 8 * (found.bytes["values"] + found.bytes["scales"]) == charged + shapes
 
 
 @pytest.mark.slow
@@ -215,6 +248,8 @@ def test_what_is_proposed_instead_can_be_made_and_read():
     [
         ({"scheme": "W8A8", "bits": 8}, "gptq: scheme says what bits says; leave one of them out"),
         ({"scheme": ["W8A8"]}, "gptq.scheme: a scheme is written NAME or"),
+        ({"scheme": ""}, "gptq.scheme: a scheme is written NAME or"),
+        ({"schemes": {"down_proj": ""}}, "gptq.schemes: a scheme is written NAME or"),
         ({"scheme": {"W8A8": None}}, "gptq.scheme: a scheme is written NAME or"),
         ({"schemes": {"down_proj": 8}}, "gptq.schemes: a scheme is written NAME or"),
     ],
