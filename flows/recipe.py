@@ -17,19 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.gates import Required
-from flows.lineage import (
-    check_measured,
-    check_merged,
-    check_required,
-    check_taught,
-    check_trials,
-    check_unquantized,
-    evaluations,
-    referring,
-)
+from flows.lineage import check_measured, check_required, check_trials, evaluations, referring
 from flows.nodes import Node, Recipe
 from flows.override import Setting, changed
 from flows.roles import REMEDY, an_entry, check_together, check_used
+from flows.succession import check_succession
 from flows.sweep import RESERVED, Entry, Sweep
 from flows.trials import Search, Values
 from tasks.data.place import reading
@@ -107,9 +99,7 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None, trials: l
         for entry in sweep.expand(stated, f"stages[{position}]"):
             graph.add(entry)
     check_measured(graph.nodes, header.evaluate)
-    check_unquantized(graph.nodes)
-    check_merged(graph.nodes)
-    check_taught(graph.nodes)
+    check_succession(graph.nodes)
     check_required(graph.nodes, header.require, header.evaluate)
     for position, claim in enumerate(header.claims):
         claim.check([(node.base, node.branch) for node in graph.nodes if node.stage.yields == "model"], f"claims[{position}]")
