@@ -179,7 +179,7 @@ def imported() -> list[str]:
     """The files of every module here, and the folders of ours: a method is a file on a shelf."""
     files = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())}
     files = {file for file in files if os.path.isabs(file)}  # torch has modules of no file that say they had one
-    return sorted(files | {os.path.dirname(file) for file in files if file.startswith(CHECKOUT)})
+    return sorted(files | {os.path.dirname(file) for file in files if file.startswith(CHECKOUT + os.sep)})
 
 
 def newer(file: str, since: int) -> bool:

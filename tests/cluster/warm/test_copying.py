@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.warm import asking
+from cluster.warm import asking, copying
 from cluster.warm.copying import command
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,3 +130,15 @@ def test_the_asking_side_imports_next_to_nothing() -> None:
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cluster.warm.asking; print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 90
+
+
+def test_a_folder_whose_name_begins_like_that_of_the_checkout_is_none_of_ours(tmp_path: Path, monkeypatch) -> None:
+    ours, beside = tmp_path / "winnow", tmp_path / "winnow-old"
+    for folder, name in ((ours, "errand_of_ours"), (beside, "errand_beside")):
+        folder.mkdir()
+        (folder / f"{name}.py").write_text("")
+        monkeypatch.syspath_prepend(folder)
+        importlib.import_module(name)
+    monkeypatch.setattr(copying, "CHECKOUT", str(ours))
+    folders = {file for file in copying.imported() if Path(file).is_dir()}
+    assert folders == {str(ours)}
