@@ -29,6 +29,8 @@ def forecast(recipe: Recipe, node: Node, profile: Profile | None = None) -> dict
     if node.stage.yields == "logits":
         return costs
     disk = _stored_bytes(source.checkpoint.local) if source.checkpoint else shape.parameters * _value_bytes(source)
+    if node.name == "quantize" and disk and (bits := node.stage.stored_bits(shape.hidden)):
+        disk += shape.prunable * (bits / 8 - disk / shape.parameters)
     return {"disk_bytes": disk, **costs}
 
 

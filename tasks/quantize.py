@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tasks.calibrate.calibration import PARTS, CalibratedStage
-from tasks.calibrate.precision import Precision
+from tasks.calibrate.precision import Precision, stored_bits
 from tasks.calibrate.quantizer import INTEGERS, Quantizer
 from tasks.context import Context
 from tasks.methods import of
@@ -77,6 +77,14 @@ class Quantize(CalibratedStage):
 
     def leaves(self, pattern: str | None) -> str | None:
         return str(self._pattern()) if self.method.prunes else pattern
+
+    def stored_bits(self, width: int) -> float | None:
+        """Of a prunable weight with its share of a scale, where matrices read ``width`` inputs; None where they have schemes of
+        their own."""
+        if self.precision:
+            return self.precision.budget
+        scheme = None if self.method.schemes else self.method.scheme_of_all()
+        return stored_bits((1, width), scheme) / width if scheme and scheme.weights else None
 
     def check(self, facts: Facts) -> None:
         super().check(facts)

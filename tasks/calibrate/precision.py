@@ -47,8 +47,11 @@ class Precision(BaseModel):
     @field_validator("choices", mode="before")
     @classmethod
     def _written(cls, given: object) -> object:
-        for spec in given if isinstance(given, (list, tuple)) else ():
+        specs = list(given) if isinstance(given, (list, tuple)) else []
+        for spec in specs:
             check_written(spec)
+            if specs.count(spec) > 1:
+                raise ValueError(f"precision.choices names {spec} twice; name each once")
         return given
 
     def schemes(self, method: Quantizer) -> list[QuantizationScheme]:

@@ -84,9 +84,15 @@ class Quantizer(BlockMethod):
 
     def scheme_of(self, linear: Linear) -> QuantizationScheme:
         """What is to become of one linear."""
+        return self._made_of(self._spec_of(linear))
+
+    def scheme_of_all(self) -> QuantizationScheme:
+        """What is to become of a linear that has no scheme of its own."""
+        return self._made_of(self.scheme)
+
+    def _made_of(self, spec: Spec | None) -> QuantizationScheme:
         from tasks.models.files.schemes import integers
 
-        spec = self._spec_of(linear)
         return self._read(spec) if spec else integers(self.bits, self.group_size, self.symmetric)
 
     def _spec_of(self, linear: Linear) -> Spec | None:

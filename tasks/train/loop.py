@@ -29,11 +29,13 @@ from tasks.train.snapshot import latest, register_attempt, restore, save
 
 @dataclass
 class Telemetry:
-    """Where the loop's numbers go: ``log`` gets curves, ``progress`` gets (steps done, steps, note). Rank 0 only."""
+    """Where the loop's numbers go: ``log`` gets curves, ``progress`` gets (steps done, steps, note), ``note`` lines that people
+    must see. Rank 0 only."""
 
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Callable[[int, int, str], None] = lambda done, total, note: None
     beat: Callable[[int], None] = lambda done: None  # on every rank, after every step
+    note: Callable[[str], None] = lambda text: None
     every: int = 10
     compilation: Compilation | None = None  # watched where layers are compiled: in the first step, and not again
 
@@ -110,6 +112,8 @@ def fit(
     telemetry, totals = telemetry or Telemetry(), Totals()
     run = _begin(engine, hooks, steps, totals, checkpoints)
     clock = _Clock(run.step)
+    if run.step:
+        telemetry.note(f"goes on from step {run.step} of {steps}, where an earlier attempt was interrupted")
     if telemetry.compilation and run.step < steps:
         telemetry.progress(0, 0, "compiling the layers, which the first step waits for")
     while run.step < steps and not run.ended:

@@ -210,6 +210,7 @@ class TrainStage(ModelStage):
             log=context.log,
             progress=lambda done, total, note: context.progress(done * step_tokens, total * step_tokens, "tokens", note),
             beat=watch.step,
+            note=context.note,
             every=max(1, setting.steps // 200),
             compilation=Compilation(context.note) if compiles else None,
         )

@@ -242,6 +242,11 @@ TABLE = [
     ),
     ("stages/4/quantize", {"method": "gptq", "precision": {}}, "precision.choices: no groups divide the input width 64"),
     ("stages/4/quantize", {"method": {"gptq": {"bits": 3}}, "precision": {}}, "precision chooses what gptq.bits says"),
+    (
+        "stages/4/quantize",
+        {"method": "gptq", "precision": {"choices": ["W4A16", "W8A16", "W4A16"]}},
+        "precision.choices names W4A16 twice; name each once",
+    ),
     ("stages/4/quantize", {"method": "gptq", "precision": {"choices": ["W4A16", "NVFP4"]}}, "gptq cannot make NVFP4"),
     ("stages/4/quantize/method", {"gptq": {"scheme": {"W4A16": {"group_size": 48}}}}, "48 does not divide the input width 64"),
     ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "schemes": {"dwn": "FP8_DYNAMIC"}}}, "no matrix has 'dwn' as a"),

@@ -204,6 +204,25 @@ def test_the_forecast_is_what_training_then_counts():
     assert forecast(recipes[0], recipes[0].node("prune"))["tokens"] == 128 * 256
 
 
+@pytest.mark.parametrize(
+    ("fields", "bits"),
+    [
+        ({"method": {"gptq": {"group_size": 64}}}, 4 + 16 / 64),
+        ({"method": {"gptq": {"scheme": {"W4A16_ASYM": {"group_size": 32}}}}}, 4 + (16 + 4) / 32),
+        ({"method": {"round_to_nearest": {"scheme": {"W4A8": {"group_size": 64}}}}}, 8 + 16 / 64),
+        ({"method": "gptq", "precision": {"budget": 5, "choices": ["W4A16", "W8A16"]}}, 5),
+        ({"method": {"gptq": {"group_size": 64, "schemes": {"k_proj": "W8A16"}}}}, 32),
+    ],
+)
+def test_the_disk_of_a_quantized_model_is_that_of_its_codes_and_scales(fields, bits):
+    from tasks.models.accounting import shape_of_config
+
+    made = recipe(*BASE["stages"][:3], {"quantize": fields})
+    shape = shape_of_config(made.node("pretrain").stage.model.architecture.config(300))
+    expected = shape.prunable * bits / 8 + 4 * (shape.parameters - shape.prunable)
+    assert forecast(made, made.node("quantize"))["disk_bytes"] == pytest.approx(expected)
+
+
 def test_the_forecast_of_written_logits_is_a_forward_pass_and_their_bytes_where_the_tokens_are_known():
     from tasks.models.accounting import shape_of_config
 

@@ -42,7 +42,10 @@ class Losses(Telemetry):
     """Every step's metrics."""
 
     def __init__(self) -> None:
-        super().__init__(log=lambda metrics, step: self.seen.update({step: metrics}), every=1)
+        super().__init__(
+            log=lambda metrics, step: self.seen.update({step: metrics}), every=1, note=lambda text: self.told.append(text)
+        )
+        self.told: list[str] = []
         self.seen: dict[int, dict[str, float]] = {}
 
 
@@ -114,6 +117,7 @@ def test_a_run_killed_after_a_snapshot_ends_like_the_undisturbed_one_bit_for_bit
     again, totals_again, hooks_again = train(
         sampler, method, [CrashAt(-1)], telemetry=resumed, checkpoints=checkpoints(1), architecture=architecture
     )
+    assert losses.told == [] and [text.partition(" of ")[0] for text in resumed.told] == [f"goes on from step {crash - 1}"]
     assert min(resumed.seen) == crash  # the snapshot of the step before the crash
     assert same(everything(whole), everything(again))
     assert totals == totals_again
