@@ -9,7 +9,7 @@ config alone tells the smaller model and any program loads it. Such a pruner loo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from tasks.calibrate.method import Pruner
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from tasks.calibrate.whole import Whole
     from tasks.formats.pattern import Pattern
     from tasks.models.cut import Cut
+
+Axes = TypeVar("Axes", bound=tuple[str, ...])
+
+
+def each_once(axes: Axes) -> Axes:
+    """What may become less, where nothing is listed twice; ValueError otherwise."""
+    if twice := [axis for axis in axes if axes.count(axis) > 1]:
+        raise ValueError(f"{twice[0]} is listed twice")
+    return axes
 
 
 class Resizer(Pruner):

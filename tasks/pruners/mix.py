@@ -10,11 +10,11 @@ otherwise, and what was chosen by stands in the report.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
-from tasks.calibrate.resizer import Resizer
+from tasks.calibrate.resizer import Resizer, each_once
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +35,10 @@ class Mix(Resizer):
 
     budget: Literal["parameters", "kv", "latency"] = "parameters"
     """What is to become less: the parameters, the keys and values of a token, or the measured time of reading a sequence."""
-    axes: tuple[Axis, ...] = Field(("depth", "channels", "groups"), min_length=1)
+    axes: Annotated[tuple[Axis, ...], AfterValidator(each_once)] = Field(("depth", "channels", "groups"), min_length=1)
     """What may become less: blocks, channels of feed-forward networks, groups of heads."""
     levels: int = Field(8, ge=2)
     """How many numbers of channels, and of groups, are tried, evenly up to all."""
-
-    @field_validator("axes")
-    @classmethod
-    def _each_once(cls, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        if twice := [axis for axis in axes if axes.count(axis) > 1]:
-            raise ValueError(f"{twice[0]} is listed twice")
-        return axes
 
     def outline(self, whole: Whole, sparsity: float) -> Cut:
         """The smallest shape it may choose."""

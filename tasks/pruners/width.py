@@ -9,11 +9,11 @@ stays; without sharing it is a head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
-from tasks.calibrate.resizer import Resizer, remaining
+from tasks.calibrate.resizer import Resizer, each_once, remaining
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +30,10 @@ class Width(Resizer):
 
     paper: ClassVar[str] = "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)"
 
-    axes: tuple[Axis, ...] = Field(("channels",), min_length=1)
+    axes: Annotated[tuple[Axis, ...], AfterValidator(each_once)] = Field(("channels",), min_length=1)
     """What becomes less: channels of feed-forward networks, groups of heads, hidden features."""
     multiple: int = Field(1, ge=1)
     """Channels and hidden features left are multiples of this."""
-
-    @field_validator("axes")
-    @classmethod
-    def _each_once(cls, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        if twice := [axis for axis in axes if axes.count(axis) > 1]:
-            raise ValueError(f"{twice[0]} is listed twice")
-        return axes
 
     def outline(self, whole: Whole, sparsity: float) -> Cut:
         import torch
