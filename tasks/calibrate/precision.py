@@ -51,7 +51,7 @@ class Precision(BaseModel):
         for spec in specs:
             check_written(spec)
             if specs.count(spec) > 1:
-                raise ValueError(f"precision.choices names {spec} twice; name each once")
+                raise ValueError(f"{spec} is named twice; name each once")
         return given
 
     def schemes(self, method: Quantizer) -> list[QuantizationScheme]:

@@ -245,7 +245,7 @@ TABLE = [
     (
         "stages/4/quantize",
         {"method": "gptq", "precision": {"choices": ["W4A16", "W8A16", "W4A16"]}},
-        "precision.choices names W4A16 twice; name each once",
+        "precision.choices: W4A16 is named twice; name each once",
     ),
     ("stages/4/quantize", {"method": "gptq", "precision": {"choices": ["W4A16", "NVFP4"]}}, "gptq cannot make NVFP4"),
     ("stages/4/quantize/method", {"gptq": {"scheme": {"W4A16": {"group_size": 48}}}}, "48 does not divide the input width 64"),
@@ -253,11 +253,7 @@ TABLE = [
     ("stages/4/quantize/method", {"gptq": {"scheme": "W8A8", "bits": 8}}, "gptq: scheme says what bits says; leave one"),
     (
         "stages/4/quantize",
-        {
-            "method": "gptq",
-            "kv_cache": "FP8",
-            "precision": {"choices": [{"W4A16_ASYM": {"group_size": size}} for size in (64, 64)]},
-        },
+        {"method": {"gptq": {"scheme": {"W4A16_ASYM": {"group_size": 64}}}}, "kv_cache": "FP8"},
         "kv_cache: transformers unpacks packed zero points at once, and rounds no cache then; choose symmetric weights",
     ),
     (
