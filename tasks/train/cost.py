@@ -3,7 +3,8 @@
 The formulas are those of a decoder's shape; their factors are fitted to runs that were measured, which
 tests/tasks/train/test_cost.py has. Bytes of one rank, at whichever of two moments holds more: where the backward pass begins,
 with the activations of all layers and what the loss holds, or where it ends, with all gradients and one layer's activations.
-Seconds are those of the products, at a share of the card's peak, and of the memory that everything else moves.
+Seconds are those of the products, at a share of the card's peak, and of the memory that everything else moves; or, of a small
+model, those in which the host launches it all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _PRODUCTS = 0.89  # of the peak, where nothing but products were computed
 _BANDWIDTH = 0.75  # of the card's
 _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
+_LAUNCHED = 3e-3  # seconds in which a host launches a layer's passes: 12 layers took one 42 ms at best, 52 beside other work
 _LINK = 155e9  # bytes a second between two GPUs
 _ROUNDED = 128.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
 _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
@@ -195,7 +197,8 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
     regathered = 2 if how.zero == 3 and how.recompute == "layer" else 0  # bytes a parameter, for layers that run again
     sent = (regathered + (8 if how.zero in (0, 3) else 2)) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
     waits = _GATHERED[how.compile] if how.zero == 3 and how.ranks > 1 else 1.0
-    return (products + moved) * waits + updated + sent
+    launched = _LAUNCHED * shape.layers * how.local / how.micro_batch  # a small model's card waits for its host
+    return max((products + moved) * waits + updated + sent, launched)
 
 
 def fitting(shape: Shape, how: Running, recompute: str, room: float) -> Running:

@@ -74,6 +74,13 @@ def test_a_model_of_8b_in_pieces_too(ranks, gibibytes, rate):
     assert ranks * 2048 / seconds(EIGHT, how, H100) / 1000 == pytest.approx(rate, rel=0.15)
 
 
+def test_a_small_model_is_as_fast_as_its_host_launches_it():
+    small, how = shape(192, 512, 4, 2048), Running(128, 32, 32)
+    once = seconds(small, how, H100)
+    assert 0.005 < once < 0.03 and seconds(small, replace(how, local=64, micro_batch=64), H100) == once
+    assert seconds(small, replace(how, micro_batch=16), H100) == 2 * once
+
+
 @pytest.mark.parametrize(("zero", "rate"), [(0, 78), (1, 88), (2, 91), (3, 61)])
 def test_on_two_cards_too_at_every_zero_stage(zero, rate):
     """Both together, not compiled."""
