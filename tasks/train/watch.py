@@ -116,7 +116,7 @@ class Watch:
         if self.rank == min(rank for rank in here if rank not in died):
             who = f"rank {died[0]} of {self.ranks} died in {here[died[0]]['step']}" if died else f"stopped in {self._step()}"
             killed = "; where no line says why, memory may have run out: lower micro_batch in the profile" if died else ""
-            print(f"{who} of {self.stage}{killed}; run the same command to go on", file=sys.stderr, flush=True)
+            _say(f"{who} of {self.stage}{killed}; run the same command to go on")
         os._exit(128 + signal.SIGTERM)
 
     def _give_up(self, limit: float) -> None:
@@ -131,7 +131,7 @@ class Watch:
                 "raise patience in the profile"
             )
             (self.directory / _VERDICT).write_text(verdict)
-            print(verdict, file=sys.stderr, flush=True)
+            _say(verdict)
         until = time.monotonic() + 5 * self.every
         while not (self.directory / _VERDICT).exists() and time.monotonic() < until:
             time.sleep(self.every / 10)  # one rank's end may be that of all
@@ -173,3 +173,9 @@ def _place(frame: FrameType | None) -> str:
     if frame is None:
         return "its end"
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _say(line: str) -> None:
+    """In one piece: torchrun and other ranks write to the same place."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
