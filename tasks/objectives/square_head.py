@@ -6,8 +6,8 @@ take a micro-batch's, so that how a batch is shared out changes nothing. The blo
 deeper the model is. The last block counts after the final norm, as transformers gives it. A student whose hidden states are
 zero costs about 1 a block, whatever the scale of the model. The teacher has the student's depth and width.
 
-Seen by `make claims-recover` (perplexity at 70 %, three seeds, dense 12.21): 18.86 ± 0.08 with cross-entropy, which alone comes to
-19.80 ± 0.04; distillation of the logits to 18.45 ± 0.01.
+Seen by `make claims-recover` (perplexity at 70 %, three seeds, dense 12.21): 18.86 ± 0.08 with cross-entropy, which alone comes
+to 19.80 ± 0.04; distillation of the logits to 18.45 ± 0.01.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,7 +117,7 @@ class Watch:
         if self.rank == min(rank for rank in here if rank not in died):
             who = f"rank {died[0]} of {self.ranks} died in {here[died[0]]['step']}" if died else f"stopped in {self._step()}"
             killed = "; where no line says why, memory may have run out: lower micro_batch in the profile" if died else ""
-            _say(f"{who} of {self.stage}{killed}; run the same command to go on")
+            self._say(f"{who} of {self.stage}{killed}; run the same command to go on")
         os._exit(128 + signal.SIGTERM)
 
     def _give_up(self, limit: float) -> None:
@@ -130,12 +131,19 @@ class Watch:
                 f"no step for {limit:.0f} s in {self._step()} of {self.stage}: {still or stands}; where that is only slow, "
                 "raise patience in the profile"
             )
-            (self.directory / _VERDICT).write_text(verdict)
-            _say(verdict)
+            self._say(verdict)
         until = time.monotonic() + 5 * self.every
         while not (self.directory / _VERDICT).exists() and time.monotonic() < until:
             time.sleep(self.every / 10)  # one rank's end may be that of all
         os._exit(HUNG)
+
+    def _say(self, verdict: str) -> None:
+        """For all ranks, by whoever comes first: one that ends must not be taken for the one that died. In one piece, since
+        torchrun writes to the same place."""
+        with suppress(FileExistsError), (self.directory / _VERDICT).open("x") as file:
+            file.write(verdict)
+            sys.stderr.write(f"{verdict}\n")
+            sys.stderr.flush()
 
 
 def _alive(pid: int) -> bool:
@@ -173,9 +181,3 @@ def _place(frame: FrameType | None) -> str:
     if frame is None:
         return "its end"
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-
-
-def _say(line: str) -> None:
-    """In one piece: torchrun and other ranks write to the same place."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
