@@ -40,7 +40,8 @@ class MultipleChoice(Evaluator):
         items = self.make_items(candidate.data)
         self._check_lengths(candidate, items)
         task = make_task(TASK, CHOICE, items, delimiter="")
-        scored = score(candidate.model, candidate.tokenizer, [task], self.batch, candidate.longest, add_bos_token=False)[TASK]
+        asked = (candidate.model, candidate.tokenizer, [task], self.batch, candidate.longest)
+        scored = score(*asked, add_bos_token=False, progress=candidate.progress)[TASK]
         return {
             "task_accuracy": scored.metrics["acc"],
             "task_accuracy_stderr": scored.errors["acc"],

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tasks.harness.bars import Progress, told
 from tasks.harness.forms import CONTINUATION, Form, Row
 
 if TYPE_CHECKING:
@@ -117,8 +118,10 @@ def score(
     include: str | None = None,
     add_bos_token: bool | None = None,
     seed: int = 0,
+    progress: Progress = lambda done, total, unit: None,
 ) -> dict[str, Scored]:
-    """The tasks' scores by name. ``tasks`` are tasks, or names of lm-eval's or of the YAML files in the folder ``include``.
+    """The tasks' scores by name. ``tasks`` are tasks, or names of lm-eval's or of the YAML files in the folder ``include``;
+    ``progress`` gets (answers scored, answers, unit).
     Raises ValueError where lm-eval cannot ask them, or the model answers with NaN."""
     import datasets
     from lm_eval import simple_evaluate
@@ -129,15 +132,16 @@ def score(
     named = any(isinstance(task, str) for task in tasks)
     asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=longest, add_bos_token=add_bos_token)
     try:
-        results = simple_evaluate(
-            model=asked,
-            tasks=list(tasks),
-            task_manager=TaskManager(include_path=include, include_defaults=named),
-            limit=limit,
-            bootstrap_iters=100,  # any number but 0: the error of a mean is computed, not sampled
-            fewshot_random_seed=seed,
-            verbosity="ERROR",
-        )
+        with told(progress):
+            results = simple_evaluate(
+                model=asked,
+                tasks=list(tasks),
+                task_manager=TaskManager(include_path=include, include_defaults=named),
+                limit=limit,
+                bootstrap_iters=100,  # any number but 0: the error of a mean is computed, not sampled
+                fewshot_random_seed=seed,
+                verbosity="ERROR",
+            )
     except AssertionError as error:
         names = ", ".join(task if isinstance(task, str) else str(task.config.task) for task in tasks)
         unasked = "a question or an answer that is no token, or is longer than the model's positions"

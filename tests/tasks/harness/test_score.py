@@ -131,3 +131,12 @@ def test_of_several_filters_the_first_counts_and_each_question_once():
     ]
     one = _scored(found, samples)
     assert one.metrics == {"exact_match": 0.0} and one.errors == {"exact_match": 0.1} and one.items == [{"exact_match": 0.0}]
+
+
+def test_how_far_it_is_goes_to_the_stage_and_no_bar_is_drawn(candidate, capfd):
+    rows = [{"query": data_zoo.text(3)[:40], "choices": CHOICES, "gold": 0}] * 3
+    told: list[tuple[int, int, str]] = []
+    task = make_task("t", CHOICE, rows, delimiter="")
+    score(candidate.model, candidate.tokenizer, [task], 4, candidate.longest, progress=lambda *how_far: told.append(how_far))
+    assert told[-1] == (12, 12, "answers") and [done for done, *_ in told] == sorted({done for done, *_ in told})
+    assert "it/s" not in "".join(capfd.readouterr())
