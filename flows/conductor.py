@@ -7,7 +7,6 @@ store alone: a job that ends without an artifact has failed, an artifact that is
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from cluster.ray.follower import Away
 from cluster.store.artifacts import CorruptArtifact, Record
 from cluster.store.local import Store
 from cluster.store.quarantine import warn
+from flows.ending import ranks
 from flows.plan import Plan, Step
 from flows.submit import Submitter
 
@@ -43,8 +43,7 @@ def heal(attempt: Callable[[], Made]) -> Made:
         try:
             return attempt()
         except (StageFailed, CorruptArtifact) as failure:
-            together = int(os.environ.get("WORLD_SIZE", 1)) > 1  # the ranks of torchrun end, and are started, as one
-            if not failure.aside or failure.aside in healed or together:
+            if not failure.aside or failure.aside in healed or ranks() > 1:  # those of torchrun end, and are started, as one
                 raise
             healed.add(failure.aside)
             warn(f"{failure}; it is made again now")

@@ -23,6 +23,20 @@ class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
 
 
+def ranks() -> int:
+    """Those of torchrun that this process is one of; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def end_with_torchrun() -> None:
+    """From now on a rank ends when the torchrun that started it is killed: it would go on, or wait for a rank that is gone,
+    and hold its GPU. Nothing happens without torchrun."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from cluster.warm.copying import end_with_parent
+
+        end_with_parent()
+
+
 @dataclass
 class Outcome:
     """How a flow's body ended, for whoever called it: Prefect tells that in its own way, and not at all once it is away."""

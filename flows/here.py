@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,22 +10,9 @@ from pathlib import Path
 from cluster.lock import locked
 from cluster.profile import Profile
 from cluster.store.local import Store
+from flows.ending import ranks
 from flows.spared import Spared
 from flows.submit import Submitter
-
-PR_SET_PDEATHSIG = 1  # prctl.h
-
-
-def end_with_torchrun() -> None:
-    """From now on a rank ends when the torchrun that started it is killed: it would go on, or wait for a rank that is gone,
-    and hold its GPU. Nothing happens without torchrun."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def ranks() -> int:
-    """Those of torchrun that this process is one of; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def make_here(spared: Spared, store: Store, profile: Profile) -> None:

@@ -20,8 +20,8 @@ from cluster.tracking import tracking_uri
 from cluster.turn import Queue
 from flows.conductor import heal
 from flows.display import Display
-from flows.ending import OUTCOME, Outcome, Terminated, ends_once
-from flows.here import end_with_torchrun, make_here, ranks
+from flows.ending import OUTCOME, Outcome, Terminated, end_with_torchrun, ends_once, ranks
+from flows.here import make_here
 from flows.lazy import collect_as_ever
 from flows.override import parse_settings
 from flows.part import WHOLE, Part

@@ -13,7 +13,7 @@ from cluster.profile import load_profile
 from cluster.servers.settle import LABEL
 from cluster.turn import Queue
 from flows.current import flow_run
-from flows.here import ranks
+from flows.ending import ranks
 from flows.make import Making
 from flows.messenger import set_state
 from flows.override import Setting

@@ -103,7 +103,7 @@ class Guardian:
 
     def _become(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """From here on this process is the asker's."""
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         os.setpgid(0, 0)
         for place, descriptor in enumerate(descriptors):
             os.dup2(descriptor, place)
@@ -188,6 +188,11 @@ def newer(file: str, since: int) -> bool:
         return os.stat(file).st_ctime_ns > since
     except OSError:
         return True
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed when the one that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def command(path: Path, modules: Sequence[str] = WARM) -> list[str]:

@@ -91,7 +91,7 @@ def test_what_torchrun_cannot_do_is_refused_before_anything_is_made(home: Home, 
 def test_a_rank_ends_with_the_torchrun_that_was_killed(tmp_path: Path) -> None:
     """Each writes who it is, and would wait for ever."""
     code = (
-        "import os, time, pathlib; from flows.here import end_with_torchrun; end_with_torchrun(); "
+        "import os, time, pathlib; from flows.ending import end_with_torchrun; end_with_torchrun(); "
         f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(300)"
     )
     (tmp_path / "rank.py").write_text(code)
