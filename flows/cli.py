@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,10 @@ def main() -> None:
         code = 130
     except Terminated:
         code = 143
+    except SystemExit as end:  # typer takes every broken pipe for one of its own output
+        if isinstance(end.__context__, BrokenPipeError) and not _unread():
+            raise end.__context__ from None
+        raise
     except Exception as error:
         _fail(error)
     if code in (130, 143):
@@ -81,6 +86,14 @@ def main() -> None:
     if "RANK" in os.environ and "cluster.deepspeed.rank" in sys.modules:  # torchrun started this process, and it trained
         sys.modules["cluster.deepspeed.rank"].leave(code or 0)
     sys.exit(code)
+
+
+def _unread() -> bool:
+    """Whether nobody reads what is printed any more: ``winnow methods | head``."""
+    ends = select.poll()
+    for number in (1, 2):
+        ends.register(number, 0)
+    return any(event & select.POLLERR for _, event in ends.poll(0))
 
 
 def _fail(error: Exception) -> None:

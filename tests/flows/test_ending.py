@@ -54,3 +54,22 @@ def test_signals_mean_afterwards_what_they_meant_before():
     with pytest.raises(Terminated), ends_once(calmly=True):
         signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_pipe_that_breaks_inside_is_told_and_one_that_nobody_reads_is_not():
+    """typer ends without a word at any broken pipe, which is right of winnow's own output alone."""
+    inside = "import os; ends = os.pipe(); os.close(ends[0]); os.write(ends[1], b'x')"
+    own = "import os; os.write(1, b'x')"
+
+    def told(work: str) -> tuple[int, str]:
+        script = f"from flows import cli\n@cli.app.command()\ndef broken(): {work}\ncli.main()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, "broken"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if work is own:
+            process.stdout.close()
+        return process.wait(60), process.stderr.read()
+
+    code, error = told(inside)
+    assert code == 1 and error.strip().endswith("BrokenPipeError: [Errno 32] Broken pipe")
+    assert told(own) == (1, "")

@@ -11,9 +11,11 @@ import atexit
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -95,17 +97,21 @@ class Reader:
             self._process.wait()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        self.start()
-        assert self._process and self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
+        code = idle = -signal.SIGALRM  # how it ends when it is asked nothing for long: maybe as it is asked
+        while code == idle:
+            self.start()
+            assert self._process and self._process.stdin and self._process.stdout
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(question) + "\n")
+                self._process.stdin.flush()
+            for line in self._process.stdout:
+                if line.startswith("{"):
+                    return json.loads(line)
+            code = self._process.wait()
         assert self._said
         self._said.seek(0)
         last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"the process that reads an export back ended with code {self._process.wait()}: {last}")
+        raise RuntimeError(f"the process that reads an export back ended with code {code}: {last}")
 
 
 READER = Reader()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -102,3 +104,14 @@ def test_another_vocabulary_is_told(made, packed):
     seen = replace(made[1], logits_TV=made[1].logits_TV[:, :-1])
     with pytest.raises(ValueError, match=rf"its logits are \[\d+, {config['vocab_size']}\], not"):
         require_readable_elsewhere(packed, seen)
+
+
+def test_a_reader_that_ends_just_as_it_is_asked_is_started_again(made):
+    """It ends by its alarm after a minute without a question; so it did between being looked at and being asked."""
+    READER.start()
+    process, looked = READER._process, iter([None])
+    os.kill(process.pid, signal.SIGALRM)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    process.poll = lambda: next(looked, process.returncode)
+    assert require_readable_elsewhere(*made) == 0
+    assert READER._process is not process
