@@ -112,7 +112,7 @@ lint: install
 install: $(STAMP)
 
 # torch first: DeepSpeed's build looks for it; an empty database of Prefect last, of which every home begins with a copy
-$(STAMP): infra/requirements.lock pyproject.toml tasks/calibrate/solvers/pruning.cpp
+$(STAMP): infra/requirements.lock pyproject.toml tasks/calibrate/solvers/settling.cpp
 	@echo "installing into $(VENV): a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $$(grep -E "^(torch|numpy|setuptools|wheel|ninja|packaging)==" infra/requirements.lock)

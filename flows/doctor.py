@@ -66,10 +66,10 @@ def _pairs() -> list[Finding]:
 
 def _toolchain() -> list[Finding]:
     compiler = shutil.which("g++")
-    built = find_spec("tasks.calibrate.solvers._pruning") is not None
+    built = find_spec("tasks.calibrate.solvers._settling") is not None
     return [
         Finding("C++ compiler", compiler is not None, compiler or "none; DeepSpeed and we build CPU code with it"),
-        Finding("compiled sweep", built, "built" if built else "pruning.cpp is not built; run make install"),
+        Finding("compiled sweep", built, "built" if built else "settling.cpp is not built; run make install"),
     ]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGES = ("flows", "tasks", "cluster", "dashboards")
 KINDS = (".py", ".cpp")
-BESIDES = ("pyproject.toml", "tasks/calibrate/solvers/_pruning.*.so")
+BESIDES = ("pyproject.toml", "tasks/calibrate/solvers/_settling.*.so")
 
 
 def product(checkout: Path) -> list[Path]:

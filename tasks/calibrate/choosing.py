@@ -19,6 +19,7 @@ from tasks.formats.selection import keep_highest_overall
 
 if TYPE_CHECKING:
     from tasks.calibrate.observe import Hessian
+    from tasks.calibrate.solvers.rounding import Rounding
     from tasks.calibrate.solvers.sweep import Factor
     from tasks.formats.pattern import Pattern
 
@@ -66,9 +67,12 @@ class Choosing:
             score_OG = score_OG.masked_fill(~keep_OG, self.pattern.dead_score)
             self.chosen_OI[:, start:end] = keep_highest_overall(score_OG, int(self.taken_I[start:end].sum()))
 
-    def sweep(self, weight_OI: torch.Tensor, factor: Factor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose, prune and compensate every column: the settled weights, in their own order of columns, and the errors."""
-        from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
+    def sweep(
+        self, weight_OI: torch.Tensor, factor: Factor, rounding: Rounding | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose, prune, round where there is a grid, and compensate every column: the settled weights, in their own order of
+        columns, and the errors."""
+        from tasks.calibrate.solvers.settling import settle_columns, settle_groups
         from tasks.calibrate.solvers.sweep import sweep_blocks
 
         pattern, upper_II = self.pattern, factor.upper_II
@@ -76,12 +80,12 @@ class Choosing:
         def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
             given = (work_OI, errors_OI, self.chosen_OI, upper_II)
             if isinstance(pattern, NM):
-                prune_groups(*given, self.saliency_I, pattern.m, pattern.m - pattern.n, start, end)
+                settle_groups(*given, self.saliency_I, pattern.m, pattern.m - pattern.n, start, end, rounding)
                 return
             for column in range(start, end, self.span):
                 last = min(column + self.span, end)
                 self.choose(work_OI[:, column:last], column, last)
-                prune_columns(*given, column, last, end)
+                settle_columns(*given, column, last, end, rounding)
 
         settled_OI, errors_OI = sweep_blocks(factor.arrange(weight_OI), upper_II, settle, self.ahead)
         return factor.restore(settled_OI).to(weight_OI.dtype), errors_OI

@@ -13,7 +13,7 @@ it. Keeping updates away from dead weights instead leaves that share uncompensat
 correlated inputs: loss 280 rounded to nearest, 220 with updates kept away, 194 handed on, 176 with a Hessian of each
 row's live weights alone, which would cost one factorization per row.
 
-Shapes: O = output features, I = input features, G = columns ahead in the sweep's block; grids are [O, groups].
+Shapes: O = output features, I = input features, G = groups of inputs that share a scale.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tasks.formats.grid import Grid
     from tasks.models.find.linears import Linear
 
+BLOCK = 128  # columns that are settled before what they cost is made good in all later ones
+
 
 class Gptq(Swept, Quantizer):
     paper: ClassVar[str] = "GPTQ (arXiv 2210.17323)"
@@ -46,20 +48,21 @@ class Gptq(Swept, Quantizer):
         keep_OI: torch.Tensor | None = None,
     ) -> Edit:
         from tasks.calibrate.observe import Hessian
-        from tasks.calibrate.solvers.sweep import sweep
+        from tasks.calibrate.solvers.rounding import Rounding
+        from tasks.calibrate.solvers.settling import settle_columns
+        from tasks.calibrate.solvers.sweep import sweep_blocks
 
         assert isinstance(statistics, Hessian)
         scale_OG, zero_OG = self.fit(grid, weight_OI, statistics)
         factor = statistics.factor(self.percent_damp, int(self.act_order))
-        columns = range(weight_OI.shape[1]) if factor.order_I is None else factor.order_I.tolist()
+        rounding = Rounding.of(grid, scale_OG, zero_OG, weight_OI.shape, factor)
+        kept_OI = torch.ones_like(weight_OI, dtype=torch.bool) if keep_OI is None else keep_OI
+        arranged_OI = factor.arrange(kept_OI).contiguous()
 
-        def project(place: int, ahead_OG: torch.Tensor) -> torch.Tensor:
-            column = columns[place]
-            group = grid.group(column)
-            rounded_O = grid.round(ahead_OG[:, 0], scale_OG[:, group], zero_OG[:, group])
-            return rounded_O if keep_OI is None else rounded_O.masked_fill(~keep_OI[:, column], 0)
+        def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
+            settle_columns(work_OI, errors_OI, arranged_OI, factor.upper_II, start, end, end, rounding)
 
-        settled_OI, errors_OI = sweep(factor.arrange(weight_OI), factor.upper_II, project)
+        settled_OI, errors_OI = sweep_blocks(factor.arrange(weight_OI), factor.upper_II, settle, BLOCK)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
         rounded_OI = factor.restore(settled_OI).to(weight_OI.dtype)
         return Edit(rounded_OI, None, {"scale": scale_OG, "zero_point": zero_OG}, notes)

@@ -10,7 +10,7 @@ dense weights: compensation makes live weights larger, and grids of the dense on
 rows, groups of 16), the loss at 2:4, at 50 % and at 70 %, relative to pruning and then GPTQ: 0.95, 0.96 and 0.99 at 3 bits,
 0.99, 0.99 and 1.00 at 4; with grids of the dense weights 0.99, 1.07 and 1.12, and 1.08, 1.17 and 1.16.
 
-Shapes: O = output features, I = input features, G = columns ahead in the sweep's block; grids are [O, groups].
+Shapes: O = output features, I = input features; grids are [O, groups].
 """
 
 from __future__ import annotations
@@ -87,27 +87,16 @@ class Joint(Swept, Quantizer):
         """Prune and quantize one matrix; without a ``grid`` it is only pruned."""
         from tasks.calibrate.choosing import Choosing, factor_for
         from tasks.calibrate.observe import Hessian
-        from tasks.calibrate.solvers.sweep import sweep
+        from tasks.calibrate.solvers.rounding import Rounding
 
         assert isinstance(statistics, Hessian)
         factor = factor_for(statistics, pattern, self.percent_damp, self.act_order)
         first, choosing = (Choosing(weight_OI, statistics, factor, sparsity, pattern, keep_OI, self.block) for _ in range(2))
         pruned_OI = first.sweep(weight_OI, factor)[0] if sparsity else weight_OI
         scale_OG, zero_OG = self.fit(grid, pruned_OI, statistics) if grid else (weight_OI, weight_OI)
-        columns = range(weight_OI.shape[1]) if factor.order_I is None else factor.order_I.tolist()
-
-        def project(place: int, ahead_OG: torch.Tensor) -> torch.Tensor:
-            if place % choosing.span == 0:
-                last = min(place + choosing.span, len(columns))
-                choosing.choose(ahead_OG[:, : last - place], place, last)
-            settled_O = ahead_OG[:, 0]
-            if grid:
-                group = grid.group(columns[place])
-                settled_O = grid.round(settled_O, scale_OG[:, group], zero_OG[:, group])
-            return settled_O.masked_fill(~choosing.chosen_OI[:, place], 0)
-
-        settled_OI, errors_OI = sweep(factor.arrange(weight_OI), factor.upper_II, project, choosing.ahead)
+        rounding = Rounding.of(grid, scale_OG, zero_OG, weight_OI.shape, factor) if grid else None
+        settled_OI, errors_OI = choosing.sweep(weight_OI, factor, rounding)
         notes = {"damping": factor.damping, "loss": float(errors_OI.square().sum() / 2)}
         made_OI = factor.restore(choosing.chosen_OI) if sparsity else None
         extras = {"scale": scale_OG, "zero_point": zero_OG} if grid else {}
-        return Edit(factor.restore(settled_OI).to(weight_OI.dtype), made_OI, extras, notes)
+        return Edit(settled_OI, made_OI, extras, notes)

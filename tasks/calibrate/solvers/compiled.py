@@ -1,4 +1,4 @@
-"""The compiled loops of ``pruning.cpp``: as the installation built them, or, on a machine that they do not fit, built once.
+"""The compiled loops of ``settling.cpp``: as the installation built them, or, on a machine that they do not fit, built once.
 
 A job on somebody else's cluster runs from an upload, where another Python finds no file of its name, and an older C library
 refuses the one that is there. Whoever comes first then compiles it into ``$XDG_CACHE_HOME/winnow`` (``~/.cache/winnow``),
@@ -18,14 +18,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("pruning.cpp")
+SOURCE = Path(__file__).with_name("settling.cpp")
 COMMAND = ("-O3", "-shared", "-fPIC")
 
 
 @cache
 def library() -> ctypes.CDLL:
     """The loops, behind ctypes."""
-    found = find_spec("tasks.calibrate.solvers._pruning")
+    found = find_spec("tasks.calibrate.solvers._settling")
     if found is not None and found.origin is not None:
         try:
             return ctypes.CDLL(found.origin)
@@ -44,7 +44,7 @@ def built(why: str = "") -> Path:
         )
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     made_of = [SOURCE.read_bytes(), version, " ".join((*COMMAND, platform.machine(), *platform.libc_ver())).encode()]
-    target = cached / f"pruning-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    target = cached / f"settling-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     cached.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
 """The column sweep that SparseGPT (arXiv 2301.00774) and GPTQ (arXiv 2210.17323) share.
 
 Columns are settled one by one, from left to right or by descending curvature (act-order). Each time, the columns still to
-come are updated to compensate for what the projection changed, so that the layer's output error is least. With U the upper
+come are updated to compensate for what settling changed, so that the layer's output error is least. With U the upper
 factor of the damped inverse Hessian, H^-1 = U^T U, two identities hold exactly and are the tests: W - Q = E U, and the loss
 sum(E^2) / 2 equals tr(D H D^T) / 2 for D = W - Q.
 
@@ -88,32 +88,6 @@ def _invert(upper_II: torch.Tensor) -> None:
     _invert(upper_II[:half, :half])
     _invert(upper_II[half:, half:])
     upper_II[:half, half:] = -(upper_II[:half, :half] @ upper_II[:half, half:] @ upper_II[half:, half:])
-
-
-def sweep(
-    weight_OI: torch.Tensor,
-    upper_II: torch.Tensor,
-    project: Callable[[int, torch.Tensor], torch.Tensor],
-    block: int = 128,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Settle every column; returns the settled weights and the errors E, both [O, I].
-
-    ``project(column, ahead_OG)`` gives the settled values of ``column``. ``ahead_OG`` holds the weights as compensated
-    so far, from that column to the end of its block: the first column is the one to settle.
-    """
-
-    def settle(work_OI: torch.Tensor, errors_OI: torch.Tensor, start: int, end: int) -> None:
-        block_GO = work_OI[:, start:end].T.contiguous()  # a column of weights lies in one piece: several times faster
-        errors_GO = torch.zeros_like(block_GO)
-        for column in range(start, end):
-            ahead_GO = block_GO[column - start :]
-            settled_O = project(column, ahead_GO.T)
-            torch.div(ahead_GO[0] - settled_O, upper_II[column, column], out=errors_GO[column - start])
-            ahead_GO.addr_(upper_II[column, column:end], errors_GO[column - start], alpha=-1)
-            block_GO[column - start] = settled_O
-        work_OI[:, start:end], errors_OI[:, start:end] = block_GO.T, errors_GO.T
-
-    return sweep_blocks(weight_OI, upper_II, settle, block)
 
 
 def sweep_blocks(

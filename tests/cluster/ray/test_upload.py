@@ -31,8 +31,8 @@ NEEDED = (
     "tasks/pruners/written_a_minute_ago.py",
     "cluster/ray/arrival.py",
     "dashboards/figures.py",
-    "tasks/calibrate/solvers/pruning.cpp",
-    "tasks/calibrate/solvers/_pruning.cpython-311-x86_64-linux-gnu.so",
+    "tasks/calibrate/solvers/settling.cpp",
+    "tasks/calibrate/solvers/_settling.cpython-311-x86_64-linux-gnu.so",
 )
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tasks.calibrate.observe import Hessian
-from tasks.calibrate.solvers.sweep import damped, factor, sweep
+from tasks.calibrate.solvers.sweep import damped, factor
 from tasks.formats.pattern import Unstructured, parse_pattern
 from tasks.methods import build
 from tasks.pruners.sparsegpt import Sparsegpt
+from tests.tasks.calibrate.solvers.by_column import sweep
 from tests.tasks.calibrate.solvers.test_sweep import problem
 
 PATTERNS = ["unstructured", "2:4", "1:4", "4:8", "block:4", "group:4", "channel"]

@@ -27,24 +27,24 @@ def test_many_at_once_compile_it_once(cache):
 
 
 def test_what_does_not_load_is_compiled(cache, tmp_path, monkeypatch):
-    foreign = tmp_path / "_pruning.so"
+    foreign = tmp_path / "_settling.so"
     foreign.write_bytes(b"of another machine")
     monkeypatch.setattr(compiled, "find_spec", lambda name: type("Spec", (), {"origin": str(foreign)}))
     library = compiled.library.__wrapped__()
-    assert isinstance(library, ctypes.CDLL) and library.prune_columns_float and list(cache.glob("*.so"))
+    assert isinstance(library, ctypes.CDLL) and library.settle_float and list(cache.glob("*.so"))
 
 
 def test_no_compiler_is_one_line(cache, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match=r"pruning.cpp is not compiled for .*; install g\+\+") as refused:
+    with pytest.raises(ValueError, match=r"settling.cpp is not compiled for .*; install g\+\+") as refused:
         built()
     assert "\n" not in str(refused.value)
 
 
 def test_what_does_not_compile_is_one_line(cache, tmp_path, monkeypatch):
-    broken = tmp_path / "pruning.cpp"
+    broken = tmp_path / "settling.cpp"
     broken.write_text("int main( {")
     monkeypatch.setattr(compiled, "SOURCE", broken)
-    with pytest.raises(ValueError, match=r"does not compile pruning.cpp: .*error") as refused:
+    with pytest.raises(ValueError, match=r"does not compile settling.cpp: .*error") as refused:
         built()
     assert "\n" not in str(refused.value) and not list(cache.glob("*.so"))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tasks.calibrate.solvers.sweep import damped, factor, sweep
+from tasks.calibrate.solvers.sweep import damped, factor
 from tasks.formats.grid import Grid
+from tests.tasks.calibrate.solvers.by_column import sweep
 
 
 def problem(rows=12, width=40, tokens=200, seed=0):

@@ -1,12 +1,15 @@
-"""The compiled loops of a pruning sweep do what the same columns settled one by one in Python do, on a CPU and a GPU."""
+"""The compiled loops of a sweep do what the same columns settled one by one in Python do, on a CPU and a GPU."""
 
 import pytest
 import torch
 
-from tasks.calibrate.solvers.pruning import prune_columns, prune_groups
-from tasks.calibrate.solvers.sweep import factor, sweep, sweep_blocks
+from tasks.calibrate.solvers.rounding import Rounding
+from tasks.calibrate.solvers.settling import settle_columns, settle_groups
+from tasks.calibrate.solvers.sweep import Factor, factor, sweep_blocks
+from tasks.formats.grid import Grid
 from tasks.formats.pattern import NM
 from tests.tasks import DEVICES
+from tests.tasks.calibrate.solvers.by_column import sweep
 from tests.tasks.calibrate.solvers.test_sweep import problem
 
 DTYPES = [torch.float32, torch.float64]
@@ -41,8 +44,8 @@ def test_columns_of_a_known_mask(device, dtype, block):
 
     def settle(work_OI, errors_OI, start, end):
         middle = (start + end) // 2  # a span that ends before its block does
-        prune_columns(work_OI, errors_OI, keep_OI, upper_II, start, middle, end)
-        prune_columns(work_OI, errors_OI, keep_OI, upper_II, middle, end, end)
+        settle_columns(work_OI, errors_OI, keep_OI, upper_II, start, middle, end)
+        settle_columns(work_OI, errors_OI, keep_OI, upper_II, middle, end, end)
 
     settled_OI, errors_OI = sweep_blocks(weight_OI, upper_II, settle, block)
     expected = sweep(weight_OI, upper_II, lambda column, ahead_OG: ahead_OG[:, 0] * keep_OI[:, column], block)
@@ -63,7 +66,7 @@ def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
     sparsity = 1 - pattern.n / pattern.m
 
     def settle(work_OI, errors_OI, start, end):
-        prune_groups(work_OI, errors_OI, keep_OI, upper_II, saliency_I, pattern.m, pattern.m - pattern.n, start, end)
+        settle_groups(work_OI, errors_OI, keep_OI, upper_II, saliency_I, pattern.m, pattern.m - pattern.n, start, end)
 
     settled_OI, _ = sweep_blocks(weight_OI, upper_II, settle, 2 * pattern.m)
 
@@ -78,3 +81,37 @@ def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
     expected_OI, _ = sweep(weight_OI, upper_II, project, 2 * pattern.m)
     assert pattern.holds(keep_OI, sparsity)
     torch.testing.assert_close(settled_OI, expected_OI, **tolerance(dtype))
+
+
+GRIDS = [Grid(4, 16), Grid(3, None, symmetric=False), Grid(8, 8, codes="float"), Grid(8, None, codes="float", whole=True)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_columns_on_a_grid(device, stored, grid, masked):
+    """In the order of curvature, so that the columns of a group lie apart."""
+    weight_OI, hessian_II = problem(37, 80, tokens=240)
+    factored = factor(hessian_II[:, order_I := torch.randperm(80, generator=torch.Generator().manual_seed(3))][order_I])
+    upper_II = factored.upper_II.to(device, torch.float32)
+    factored = Factor(upper_II, factored.damping, order_I.to(device))
+    weight_OI = weight_OI.to(device, torch.float32)
+    scale_OG, zero_OG = grid.fit(weight_OI.to(stored))
+    keep_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(1)).to(device) > (0.5 if masked else -1)
+    rounding = Rounding.of(grid, scale_OG, zero_OG, weight_OI.shape, factored)
+
+    def settle(work_OI, errors_OI, start, end):
+        settle_columns(work_OI, errors_OI, keep_OI, upper_II, start, end, end, rounding)
+
+    def project(column, ahead_OG):
+        group = grid.group(int(order_I[column]))
+        return grid.round(ahead_OG[:, 0], scale_OG[:, group], zero_OG[:, group]) * keep_OI[:, column]
+
+    settled_OI, errors_OI = sweep_blocks(factored.arrange(weight_OI), upper_II, settle, 16)
+    expected_OI, _ = sweep(factored.arrange(weight_OI), upper_II, project, 16)
+    assert not settled_OI[~keep_OI].any()
+    again_OI = grid.round_matrix(factored.restore(settled_OI), scale_OG, zero_OG)
+    assert torch.equal(factored.restore(settled_OI), again_OI)  # on the grid to the bit
+    torch.testing.assert_close(factored.arrange(weight_OI) - settled_OI, errors_OI @ upper_II, rtol=0, atol=2e-4)
+    assert (settled_OI != expected_OI).double().mean() < 0.02  # what lies half-way between two codes may go either way
