@@ -1,8 +1,8 @@
 """On a GPU: seconds per block of a random Llama of more than 1B parameters, bf16, on 64 sequences of 2048 tokens.
 
 Magnitude needs no statistics, so its block is what reading, two forward passes and writing cost; Wanda adds norms and
-scores, SparseGPT Hessians, their factors and the column sweep. Then blocks of a 7B model, and the
-memory of its walk. Without a GPU there is nothing to measure.
+scores, SparseGPT Hessians, their factors and the column sweep, which GPTQ and the joint sweep share. Then blocks of a 7B
+model, and the memory of its walk. Without a GPU there is nothing to measure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ CONTESTS = [
     ("wanda", "2:4"),
     ("sparsegpt", "unstructured"),
     ("sparsegpt", "2:4"),
+    ("gptq", "unstructured"),
+    ("joint", "2:4"),
 ]
+QUANTIZERS = ("gptq", "joint")
 
 
 def measure() -> list[Measured]:
@@ -53,7 +56,8 @@ def measure() -> list[Measured]:
             peak = torch.cuda.max_memory_allocated() / 2**30
             said = f"{card}, {parameters / 1e9:.2f}B parameters, median of {len(seconds)} blocks, {SEQUENCES} x {LENGTH} tokens"
             said += f"; peak GPU memory {peak:.1f} GiB"
-            lines.append(Measured(f"gpu.prune.{method}.{pattern}", statistics.median(seconds), None, said, "s"))
+            what = "quantize" if method in QUANTIZERS else "prune"
+            lines.append(Measured(f"gpu.{what}.{method}.{pattern}", statistics.median(seconds), None, said, "s"))
     return lines + [wide(card, method) for method in ("wanda", "sparsegpt")]
 
 
@@ -105,6 +109,7 @@ def prune(where: Path, method: str, pattern: str, sequences: int = SEQUENCES) ->
         if len(seconds) == BLOCKS:
             raise StopIteration
 
+    chosen = method_named("quantizers" if method in QUANTIZERS else "pruners", method)
     with suppress(StopIteration):
-        walk(stream, list(batches), method_named("pruners", method), sparsity=0.5, pattern=pattern, on_block=enough)
+        walk(stream, list(batches), chosen, sparsity=0.0 if method == "gptq" else 0.5, pattern=pattern, on_block=enough)
     return seconds
