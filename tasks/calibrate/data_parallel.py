@@ -1,8 +1,9 @@
 """Data-parallel calibration: every worker runs its own sequences through the same blocks, and their statistics are added.
 
-The walker runs the first part of the sequences itself and solves; the workers only run blocks. A worker reads each dense
-block from the model's files, and is sent the edited one. Adding in another order changes the last bits of a statistic; the
-order is always that of the workers, so a run with as many of them gives the same bits again.
+The walker runs the first part of the sequences itself, and shares solving out where a method allows
+(:mod:`tasks.calibrate.shared`). A worker reads each dense block from the model's files, and is sent the edited one. Batches are
+dealt whole and sums over them are exact (:class:`tasks.calibrate.observe.Hessian`), so any number of workers gives the same
+bits on the same kind of device.
 
 Shapes: B = batch, T = tokens, D = hidden features.
 """

@@ -80,9 +80,11 @@ class BlockView:
 
 
 class BlockMethod(Method):
-    """Root of everything the walker runs."""
+    """Root of everything the walker runs. One whose matrices are solved ``apart``, each by its own values, statistic, mask and
+    sparsity alone, and long enough to be worth sending them, is shared out to the workers of a walk."""
 
     paper: ClassVar[str] = ""
+    apart: ClassVar[bool] = False
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
         """Raise ValueError, before any work, when the method cannot treat one of a model's linears."""

@@ -9,7 +9,7 @@ Shapes: T = tokens, I = input features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Self
 
@@ -141,60 +141,80 @@ class Moments(InputNorms):
 class Hessian(InputStatistic):
     """X^T X: the second derivative of the squared output error by the weights, up to a factor.
 
-    It is symmetric, so ``sum_II`` is summed up in strips of rows from the diagonal on, from a width of 2048 a little over
-    half of the products; what lies below the strips is there only after :attr:`mean_II` was asked for.
+    It is symmetric, so it is summed up in ``strips`` of rows from the diagonal on, from a width of 2048 a little over half of
+    the products. Products of a batch are in ``dtype``, sums over batches in float64: numbers of 24 bits add up there without
+    an error unless some are 2^29 times smaller than others, so the order of batches, and who saw which, changes no bit.
     """
 
     def __init__(self, width: int, dtype: str = "float32") -> None:
-        self.sum_II = torch.zeros(width, width, dtype=getattr(torch, dtype))
+        self.width, self.dtype = width, getattr(torch, dtype)
+        self.strips: list[torch.Tensor] = []  # float64 [rows, columns from the first of these rows on]; none before the first
         self.count = 0
         self.factors: dict[tuple[float, int], Factor] = {}
 
+    @classmethod
+    def of(cls, sum_II: torch.Tensor, count: int = 1) -> Hessian:
+        """That of ``count`` tokens whose products sum up to a symmetric matrix, in its dtype."""
+        hessian = cls(len(sum_II), str(sum_II.dtype).removeprefix("torch."))
+        hessian.strips, hessian.count = [sum_II[first:last, first:].double() for first, last in hessian._bounds()], count
+        return hessian
+
     def add(self, input_TI: torch.Tensor) -> None:
-        self.sum_II = self.sum_II.to(input_TI.device)
-        input_TI = input_TI.to(self.sum_II.dtype)
-        for first, last in self._strips():
-            self.sum_II[first:last, first:].addmm_(input_TI[:, first:last].T, input_TI[:, first:])
+        input_TI = input_TI.to(self.dtype)
+        self._add(input_TI[:, first:last].T @ input_TI[:, first:] for first, last in self._bounds())
         self.count += len(input_TI)
 
-    def _strips(self) -> Iterator[tuple[int, int]]:
-        width = len(self.sum_II)
-        size = max(256, -(-width // 8))
-        return ((first, min(first + size, width)) for first in range(0, width, size))
+    def _add(self, strips: Iterable[torch.Tensor]) -> None:
+        if not self.strips:
+            self.strips = [strip.to(torch.float64, copy=True) for strip in strips]
+            return
+        for own, strip in zip(self.strips, strips, strict=True):
+            own += strip.to(own.device)
+
+    def _bounds(self) -> Iterator[tuple[int, int]]:
+        """The first row of each strip, and that after its last."""
+        size = max(256, -(-self.width // 8))
+        return ((first, min(first + size, self.width)) for first in range(0, self.width, size))
 
     def merge(self, other: Self) -> None:
-        self.sum_II += other.sum_II.to(self.sum_II.device)
+        self._add(other.strips)
         self.count += other.count
 
     @property
     def mean_II(self) -> torch.Tensor:
         """The sum per token, so that its size does not depend on how much data was seen."""
-        return self._whole_II() / max(1, self.count)
+        mean_II = torch.empty(self.width, self.width, dtype=self.dtype, device=self.strips[0].device)
+        for (first, last), strip in zip(self._bounds(), self.strips, strict=True):
+            mean_II[first:last, first:] = strip / max(1, self.count)
+            mean_II[last:, first:last] = mean_II[first:last, last:].T
+        return mean_II
 
-    def _whole_II(self) -> torch.Tensor:
-        for first, last in self._strips():
-            self.sum_II[last:, first:last] = self.sum_II[first:last, last:].T
-        return self.sum_II
+    @property
+    def _diagonal_I(self) -> torch.Tensor:
+        return torch.cat([strip.diagonal() for strip in self.strips])
 
     @property
     def norm_I(self) -> torch.Tensor:
-        return self.sum_II.diagonal().sqrt().float()
+        return self._diagonal_I.sqrt().float()
 
     @property
     def finite(self) -> bool:
-        return all_finite(self.sum_II.diagonal())
+        return all_finite(self._diagonal_I)
 
     def assume_nothing(self, device: torch.device | str = "cpu") -> None:
-        self.sum_II = torch.eye(len(self.sum_II), dtype=self.sum_II.dtype, device=device)
+        self.strips = Hessian.of(torch.eye(self.width, device=device)).strips
 
     def reordered(self, order_I: torch.Tensor) -> Self:
-        other = copy(self)
-        other.sum_II, other.factors = self._whole_II()[order_I][:, order_I], {}
-        return other
+        mean_II = self.mean_II[order_I][:, order_I]
+        return self._like(Hessian.of(mean_II.double() * max(1, self.count)).strips)
 
     def divided(self, scale_I: torch.Tensor) -> Self:
-        other, scale_I = copy(self), scale_I.to(self.sum_II.dtype)
-        other.sum_II, other.factors = self._whole_II() / (scale_I[:, None] * scale_I), {}
+        scale_I, strips = scale_I.double(), zip(self._bounds(), self.strips, strict=True)
+        return self._like([strip / (scale_I[first:last, None] * scale_I[first:]) for (first, last), strip in strips])
+
+    def _like(self, strips: list[torch.Tensor]) -> Self:
+        other = copy(self)
+        other.strips, other.factors = strips, {}
         return other
 
     def factor(self, percent_damp: float, act_order: int = 0) -> Factor:
@@ -214,6 +234,7 @@ class Hessian(InputStatistic):
 
     def by_curvature(self, group: int) -> torch.Tensor:
         """int64 [I]: the columns, whole groups of consecutive ones at a time, by descending curvature; ties stay in order."""
-        columns_GI = torch.arange(len(self.sum_II), device=self.sum_II.device).view(-1, group)
-        curvature_G = self.sum_II.diagonal().double().view(-1, group).sum(1)
+        diagonal_I = self._diagonal_I
+        columns_GI = torch.arange(self.width, device=diagonal_I.device).view(-1, group)
+        curvature_G = diagonal_I.view(-1, group).sum(1)
         return columns_GI[curvature_G.argsort(descending=True, stable=True)].flatten()

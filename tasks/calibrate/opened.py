@@ -67,20 +67,37 @@ def open_block(
     """Read a block, and run it where there is data. ``allocation`` gives a sparsity per parameter; ``workers`` run their own
     sequences meanwhile."""
     pending = [worker.call("observe", index) for worker in workers]
-    block, linears, masks = stream.read(index), stream.linears_of(index), stream.masks_of(index)
-    prefix = f"{stream.prefix}.{index}."
-    parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
+    block, linears = stream.read(index), stream.linears_of(index)
     own = observe(block, index, flow, linears, stream.prefix, observers)
-    others = [answer.result() for answer in pending]
-    statistics = merge([own.statistics, *(statistics for statistics, _ in others)])
-    outputs = merge([own.outputs, *(outputs for _, outputs in others)])
+    statistics, outputs = own.statistics, own.outputs
+    for answer in pending:  # one after the other, so that no more than one worker's lie here beside the sums
+        others = answer.result()
+        statistics, outputs = merge([statistics, others[0]]), merge([outputs, others[1]])
+        del others
     unseen = complete(statistics, observers.watched(linears), observers.inputs, stream.device)
     require_finite(outputs)
-    matrices, keep = _matrices(linears, parameters, masks)
     by_matrix = {matrix: allocation[name] for name, linear in linears.items() for matrix in linear.matrices}
+    view = view_of(stream, block, index, flow, statistics, outputs, by_matrix, pattern)
+    parameters = {view.prefix + name: parameter.data for name, parameter in block.named_parameters()}
+    return OpenBlock(view, parameters, stream.masks_of(index), own.dense, unseen)
+
+
+def view_of(
+    stream: ResidentBlocks,
+    block: torch.nn.Module,
+    index: int,
+    flow: Activations,
+    statistics: dict[str, InputStatistic],
+    outputs: dict[str, Statistic],
+    allocation: dict[str, float],
+    pattern: Pattern,
+) -> BlockView:
+    """A block that was read as a method sees it; ``allocation`` gives a sparsity per matrix."""
+    prefix, linears = f"{stream.prefix}.{index}.", stream.linears_of(index)
+    parameters = {prefix + name: parameter.data for name, parameter in block.named_parameters()}
+    matrices, keep = _matrices(linears, parameters, stream.masks_of(index))
     run = partial(flow.run, block, index)
-    view = BlockView(index, prefix, linears, matrices, keep, statistics, outputs, by_matrix, pattern, block, flow.hidden, run)
-    return OpenBlock(view, parameters, masks, own.dense, unseen)
+    return BlockView(index, prefix, linears, matrices, keep, statistics, outputs, allocation, pattern, block, flow.hidden, run)
 
 
 def observe(

@@ -33,7 +33,7 @@ def side_by_side(
 
     threads = torch.get_num_threads()
     on_cpu = all(matrix.device.type == "cpu" for matrix in matrices.values())
-    if not on_cpu or len(matrices) < 2:
+    if not on_cpu:
         return {name: named(name) for name in matrices}
     sharers: dict[int, list[str]] = {}  # one statistic's matrices after one another, on one thread
     for name in matrices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 class Swept(BlockMethod):
+    apart: ClassVar[bool] = True
+
     percent_damp: float = Field(0.01, gt=0, le=1)
     """Share of the mean curvature that is added to every feature's."""
     act_order: bool = True

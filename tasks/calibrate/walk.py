@@ -19,6 +19,7 @@ from tasks.calibrate.ledger import identity, take_over
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.opened import Observers, open_block
 from tasks.calibrate.report import BlockReport, WalkReport
+from tasks.calibrate.shared import solve
 from tasks.formats.mask import Mask
 from tasks.formats.pattern import Pattern, Unstructured, parse_pattern
 from tasks.models.find.linears import Linear
@@ -114,7 +115,7 @@ def _treat(
     observers = Observers(method.observer, method.output_observer)
     opened = open_block(stream, index, flow, observers, allocation, pattern, workers)
     view, block = opened.view, opened.view.module
-    edits = method.solve(view)
+    edits = solve(method, view, workers)
     spared = [name for name in opened.unseen if unseen == "dense" and name in edits]
     edits |= {name: _spare(view, name) for name in spared}
     method.check(view, edits)

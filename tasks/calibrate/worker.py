@@ -1,5 +1,5 @@
-"""A worker of a data-parallel walk: it runs its own sequences through the blocks and hands what it observed to the walker,
-which solves."""
+"""A worker of a data-parallel walk: it runs its own sequences through the blocks, hands what it observed to the walker, and
+solves the matrices that it is given."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from tasks.calibrate.data_parallel import propagate
-from tasks.calibrate.method import BlockMethod
+from tasks.calibrate.method import BlockMethod, Edit
 from tasks.calibrate.observe import InputStatistic, Statistic
-from tasks.calibrate.opened import Observers, observe
+from tasks.calibrate.opened import Observers, observe, view_of
+from tasks.calibrate.shared import Share, part_of
 from tasks.methods import build
 from tasks.models.stream.activations import MemoryBudget, OffloadedTensors
 from tasks.models.stream.blocks import BlockStream
@@ -42,6 +43,14 @@ class CalibrationWorker:
             seen = observe(block, index, self.flow, linears, self.stream.prefix, observers)
         self.dense = seen.dense
         return seen.statistics, seen.outputs
+
+    def solve(self, index: int, share: Share) -> dict[str, Edit]:
+        """Solve some of the matrices of the block that was observed last."""
+        stream = self.stream
+        with torch.no_grad():
+            known = share.statistics, {}, share.allocation, share.pattern
+            view = view_of(stream, stream.blocks[index], index, self.flow, *known)
+            return self.method.solve(part_of(view, share.allocation.keys()))
 
     def advance(self, index: int, state: State) -> tuple[float, float]:
         """Run the edited block, given by its tensors, to feed the next; (squared change, squares) of its output."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 class Dsnot(Refiner):
     paper: ClassVar[str] = "DSnoT (arXiv 2310.08915)"
+    apart: ClassVar[bool] = True
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
 
     cycles: float = Field(0.0125, gt=0, le=1)

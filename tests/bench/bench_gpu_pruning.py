@@ -75,7 +75,7 @@ def wide(card: str, method: str) -> Measured:
     return Measured(f"gpu.prune.7B.{method}.2:4", seconds, None, said, "s")
 
 
-def build(directory: Path, sizes: dict[str, int]) -> int:
+def build(directory: Path, sizes: dict[str, int], device: str = "cuda") -> int:
     """Write the model; its parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -84,7 +84,7 @@ def build(directory: Path, sizes: dict[str, int]) -> int:
 
     torch.manual_seed(0)
     config = LlamaConfig(**sizes)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     config.dtype = torch.bfloat16
     save_model({name: value.cpu() for name, value in model.state_dict().items()}, config, directory)

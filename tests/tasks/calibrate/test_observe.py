@@ -43,7 +43,8 @@ def test_sums_equal_those_over_the_hooked_inputs(architecture):
         input_TI = torch.cat(inputs).double()
         assert norms.statistics[matrix].count == len(input_TI)
         torch.testing.assert_close(norms.statistics[matrix].squares_I, input_TI.square().sum(0), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(curvature.statistics[matrix].sum_II, input_TI.T @ input_TI, rtol=1e-6, atol=1e-9)
+        sum_II = curvature.statistics[matrix].mean_II * len(input_TI)
+        torch.testing.assert_close(sum_II, input_TI.T @ input_TI, rtol=1e-6, atol=1e-9)
 
 
 def test_linears_that_share_an_input_share_one_statistic():
@@ -128,4 +129,23 @@ def test_a_hessian_summed_in_strips_is_the_whole_product(width):
 def test_what_is_assumed_lies_where_the_weights_do(kind):
     statistic = kind(4)
     statistic.assume_nothing("meta")
-    assert {value.device.type for value in vars(statistic).values() if isinstance(value, torch.Tensor)} == {"meta"}
+    held = [*vars(statistic).values(), *getattr(statistic, "strips", [])]
+    assert {value.device.type for value in held if isinstance(value, torch.Tensor)} == {"meta"}
+
+
+def test_the_order_of_batches_changes_no_bit_of_a_hessian():
+    batches = torch.randn(12, 30, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 300)
+
+    def summed(order):
+        parts = [Hessian(300) for _ in order]
+        for part, numbers in zip(parts, order, strict=True):
+            for number in numbers:
+                part.add(batches[number])
+        for part in parts[1:]:
+            parts[0].merge(part)
+        return parts[0]
+
+    one = summed([range(12)])
+    for order in ([range(5), range(5, 12)], [range(3), range(3, 6), range(6, 9), range(9, 12)], [range(11, -1, -1)]):
+        other = summed(order)
+        assert torch.equal(one.mean_II, other.mean_II) and torch.equal(one.norm_I, other.norm_I)

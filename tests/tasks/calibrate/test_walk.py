@@ -162,7 +162,8 @@ def test_statistics_of_a_bfloat16_model_are_sums_in_full_precision(name):
 
         def solve_linear(self, weight_OI, statistics, *rest):
             own = getattr(statistics, "own", statistics)
-            kinds.update(value.dtype for value in vars(own).values() if isinstance(value, torch.Tensor))
+            held = [*vars(own).values(), *getattr(own, "strips", [])]
+            kinds.update(value.dtype for value in held if isinstance(value, torch.Tensor))
             return super().solve_linear(weight_OI, statistics, *rest)
 
     walk(ResidentBlocks(model), zoo.batches(), Note(), sparsity=0.5)

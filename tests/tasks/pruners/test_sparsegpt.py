@@ -15,9 +15,7 @@ PATTERNS = ["unstructured", "2:4", "1:4", "4:8", "block:4", "group:4", "channel"
 
 
 def statistics(hessian_II):
-    observer = Hessian(len(hessian_II), "float64")
-    observer.sum_II, observer.count = hessian_II.double(), 1
-    return observer
+    return Hessian.of(hessian_II.double())
 
 
 def solve(weight_OI, hessian_II, sparsity=0.5, pattern="unstructured", **fields):

@@ -111,8 +111,7 @@ def test_act_order_settles_the_features_that_matter_most_while_all_others_can_st
         weight_OI, hessian = problem(seed=seed)
         order_I = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
         scale_I = torch.logspace(-1, 1, 64, dtype=torch.float64)[order_I]
-        hessian.sum_II = scale_I[:, None] * hessian.mean_II * scale_I
-        hessian.count = 1
+        hessian = Hessian.of(scale_I[:, None] * hessian.mean_II * scale_I)
         for act_order in losses:
             hessian.factors.clear()
             edit = Gptq(double=True, act_order=act_order).solve_linear(weight_OI, hessian, Grid(3, 16))
@@ -128,7 +127,9 @@ def test_linears_that_share_a_statistic_share_its_factor_in_either_order():
 
 def test_a_dead_feature_is_rounded_by_itself():
     weight_OI, hessian = problem()
-    hessian.sum_II[7] = hessian.sum_II[:, 7] = 0
+    mean_II = hessian.mean_II
+    mean_II[7] = mean_II[:, 7] = 0
+    hessian = Hessian.of(mean_II)
     grid = Grid(4, 16)
     edit = Gptq().solve_linear(weight_OI, hessian, grid)
     nearest = RoundToNearest().solve_linear(weight_OI, None, grid)
