@@ -52,6 +52,8 @@ class Other:
 class RankWorker:
     """An object that lives on another rank until this stage ends there."""
 
+    near = True  # cards talk to each other
+
     def __init__(self, other: Other, number: int) -> None:
         self.other, self.number = other, number
 

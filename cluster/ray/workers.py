@@ -97,6 +97,8 @@ class Answer(Running):
 class Actor:
     """An object that lives on a worker until this handle is gone."""
 
+    near = False  # what a card holds goes through the host and the object store
+
     def __init__(self, handle: Any, target: str) -> None:
         self._handle, self._target = handle, target
 
