@@ -57,7 +57,7 @@ class Execution:
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
     patience: float = 600.0  # seconds without a finished step, after which ranks that wait for each other end
-    workers: int = 1  # share out the calibration sequences
+    workers: int = 1  # share out the calibration sequences, and what takes long to solve
     activation_bytes: int = 8 << 30  # of calibration activations in host memory; the rest lies on the scratch disk
 
     @property

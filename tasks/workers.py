@@ -18,13 +18,17 @@ class Pending(Protocol):
 
 
 class Worker(Protocol):
-    """An object made from a payload, here or on another machine."""
+    """An object made from a payload, here or on another machine; ``near`` where a GPU's tensors reach it without the host."""
+
+    near: bool
 
     def call(self, method: str, *arguments: object) -> Pending: ...
 
 
 class LocalWorker:
     """An object in this process behind the calls of one on a cluster."""
+
+    near = True
 
     def __init__(self, worker: object) -> None:
         self.worker = worker

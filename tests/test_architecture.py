@@ -66,7 +66,14 @@ LIBRARIES = {  # where a library may be imported: path prefixes
     "flask": ("dashboards/app.py",),
     "werkzeug": ("dashboards/app.py",),
     "optuna": ("flows/search.py",),
-    "torch": ("tasks/", "cluster/deepspeed/", "cluster/ray/targets.py", "cluster/profile.py", "flows/doctor.py"),
+    "torch": (
+        "tasks/",
+        "cluster/deepspeed/",
+        "cluster/packing.py",
+        "cluster/ray/targets.py",
+        "cluster/profile.py",
+        "flows/doctor.py",
+    ),
 }
 ONE_LINE = {
     ("flows/launch.py", "prefect.logging.handlers"),  # the log handler is flushed before its server goes

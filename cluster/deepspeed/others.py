@@ -6,8 +6,6 @@ calls their methods as it is told. What is said goes over gloo; tensors on a GPU
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.deepspeed.rank import join
+from cluster.packing import Described, bytes_of, pack, unpack
 from cluster.ray.targets import MISTAKES, Mistake, TargetFailed, load
 
 FOREVER = timedelta(days=365)  # a block of a large model may take hours to solve
@@ -52,6 +51,8 @@ class Other:
 
 class RankWorker:
     """An object that lives on another rank until this stage ends there."""
+
+    near = True  # cards talk to each other
 
     def __init__(self, other: Other, number: int) -> None:
         self.other, self.number = other, number
@@ -132,60 +133,27 @@ def _control() -> Any:
     return dist.new_group(backend="gloo", timeout=FOREVER)
 
 
-class _Packer(pickle.Pickler):
-    """Leaves the tensors out, in the order in which they are met."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[torch.Tensor] = []
-        self.numbers: dict[int, int] = {}
-
-    def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return None
-        if id(value) not in self.numbers:
-            self.numbers[id(value)] = len(self.tensors)
-            self.tensors.append(value)
-        return self.numbers[id(value)], value.dtype, value.shape, value.is_cuda
-
-
-class _Unpacker(pickle.Unpickler):
-    """Receives each tensor where it belongs."""
-
-    def __init__(self, file: io.BytesIO, rank: int) -> None:
-        super().__init__(file)
-        self.rank = rank
-        self.tensors: list[torch.Tensor] = []
-
-    def persistent_load(self, said: Any) -> torch.Tensor:
-        number, dtype, shape, on_card = said
-        if number == len(self.tensors):
-            tensor = torch.empty(shape, dtype=dtype, device="cuda" if on_card else "cpu")
-            if tensor.numel():
-                dist.recv(_bytes(tensor), self.rank, None if on_card else _control())
-            self.tensors.append(tensor)
-        return self.tensors[number]
-
-
 def send(value: Any, rank: int) -> None:
     """Send anything that can be pickled; its tensors keep dtype, shape, kind of device and who shares them."""
-    packer = _Packer(file := io.BytesIO())
-    packer.dump(value)
-    packed = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+    content, tensors = pack(value)
+    packed = torch.frombuffer(content, dtype=torch.uint8)
     dist.send(torch.tensor([len(packed)]), rank, _control())
     dist.send(packed, rank, _control())
-    for tensor in packer.tensors:
+    for tensor in tensors:
         if tensor.numel():
-            dist.send(_bytes(tensor.detach().contiguous()), rank, None if tensor.is_cuda else _control())
+            dist.send(bytes_of(tensor.detach().contiguous()), rank, None if tensor.is_cuda else _control())
 
 
 def receive(rank: int) -> Any:
     """What :func:`send` sent from there."""
+
+    def take(said: Described) -> torch.Tensor:
+        tensor = said.empty()
+        if tensor.numel():
+            dist.recv(bytes_of(tensor), rank, None if said.on_card else _control())
+        return tensor
+
     dist.recv(length := torch.zeros(1, dtype=torch.int64), rank, _control())
     packed = torch.empty(int(length), dtype=torch.uint8)
     dist.recv(packed, rank, _control())
-    return _Unpacker(io.BytesIO(packed.numpy().tobytes()), rank).load()
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(-1).view(torch.uint8)
+    return unpack(memoryview(packed.numpy()), take)

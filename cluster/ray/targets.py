@@ -79,13 +79,42 @@ class Host:
         _prepare(settings)
         self._target, self._payload, self._kept = target, payload, None
 
-    def call(self, method: str, arguments: tuple) -> tuple[bool, Any]:
+    def call(self, method: str, arguments: tuple[bytes, list]) -> tuple[bool, Any]:
+        """``arguments`` and what the method returns are wrapped."""
         try:
             if self._kept is None:  # here and not above, so that its failure has a caller to go to
                 self._kept = load(self._target)(self._payload)
-            return False, getattr(self._kept, method)(*arguments)
+            return False, wrap(getattr(self._kept, method)(*unwrap(arguments)))
         except Exception as error:
             return True, {"mistake": isinstance(error, MISTAKES), "text": _text(error)}
+
+
+def wrap(value: Any) -> tuple[bytes, list]:
+    """Its tensors as arrays of bytes: those Ray puts into shared memory as they are, where it would pickle tensors."""
+    from cluster.packing import bytes_of, pack
+
+    content, tensors = pack(value)
+    return bytes(content), [bytes_of(tensor.detach().cpu().contiguous()).numpy() for tensor in tensors]
+
+
+def unwrap(wrapped: tuple[bytes, list]) -> Any:
+    """What was wrapped; its tensors are copies, on the kind of device that they came from."""
+    import numpy as np
+    import torch
+
+    from cluster.packing import Described, bytes_of, unpack
+
+    content, arrays = wrapped
+
+    def take(said: Described) -> torch.Tensor:
+        tensor, array = said.empty(), arrays[said.number]
+        if said.on_card:
+            bytes_of(tensor).copy_(torch.from_numpy(np.array(array)))
+        else:
+            np.copyto(bytes_of(tensor).numpy(), array)
+        return tensor
+
+    return unpack(content, take)
 
 
 def run_single_rank(target: str, payload: dict, settings: dict[str, str]) -> tuple[bool, Any]:

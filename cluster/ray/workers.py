@@ -27,6 +27,8 @@ from cluster.ray.targets import (
     run_target,
     run_warm,
     run_warm_rank,
+    unwrap,
+    wrap,
 )
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR",)
@@ -85,15 +87,24 @@ def run_task(target: str, payload: Mapping[str, Any], cpus: float = 1, gpus: flo
     return start_task(target, payload, cpus, gpus, **options).result()
 
 
+class Answer(Running):
+    """What an object on a worker is asked for."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        return unwrap(super().result(timeout))
+
+
 class Actor:
     """An object that lives on a worker until this handle is gone."""
+
+    near = False  # what a card holds goes through the host and the object store
 
     def __init__(self, handle: Any, target: str) -> None:
         self._handle, self._target = handle, target
 
-    def call(self, method: str, *arguments: Any) -> Running:
+    def call(self, method: str, *arguments: Any) -> Answer:
         """Begin one of its methods; they run in the order they were called."""
-        return Running(self._handle.call.remote(method, arguments), f"{self._target}.{method}")
+        return Answer(self._handle.call.remote(method, wrap(arguments)), f"{self._target}.{method}")
 
 
 def start_actor(

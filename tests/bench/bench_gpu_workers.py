@@ -5,8 +5,8 @@ to measure.
 ``python -m tests.bench.bench_gpu_workers wanda,sparsegpt 1 2 4`` measures two methods; without a GPU a tiny model over gloo.
 
 What the first rank's time goes to: passes over its own sequences; solving its part; ``observe``, ``solve`` and ``advance`` are
-what it spends on sending to the others, waiting for them and receiving, at these three; reading and writing what was not
-read or written beside; and the rest, which is adding up, checking, packing and assigning.
+what it spends on sending to the others, waiting for them and receiving, at these three; reading and writing what was not done
+beside; and the rest, which is adding up, checking, packing and assigning.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Parts:
         import torch
 
         if self.device == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()  # not what is copied beside
         return time.perf_counter()
 
 

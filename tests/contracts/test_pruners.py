@@ -14,6 +14,7 @@ from tasks.methods import build, dump, load, names
 from tasks.models.files.layout import MASKS
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
+from tests.tasks.calibrate.test_data_parallel import walked
 
 SPARSITIES = [0, 0.1, 0.33, 0.5, 0.55, 0.7, 0.95]
 EXAMPLES = {
@@ -135,6 +136,16 @@ def test_streamed_equals_resident(name, tmp_path):
     masks = load_masks(output / MASKS)
     assert masks.keys() == resident.masks.keys()
     assert all(torch.equal(mask.packed, resident.masks[linear].packed) for linear, mask in masks.items())
+
+
+@pruners
+def test_three_workers_make_of_a_model_what_one_makes(name, tmp_path):
+    source = zoo.save("llama", tmp_path / "in")
+    one, three = (
+        walked(source, tmp_path / str(workers), workers, name, pattern=EXAMPLES[PATTERNS[name][0]]) for workers in (1, 3)
+    )
+    assert all(mask.packed.equal(three[1][linear].packed) for linear, mask in one[1].items()) and one[1]
+    assert all(torch.equal(value, three[2][key]) for key, value in one[2].items())
 
 
 @pruners

@@ -7,6 +7,7 @@ from tasks.calibrate.walk import walk
 from tasks.methods import build, dump, names
 from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
+from tests.tasks.calibrate.test_data_parallel import walked
 
 quantizers = pytest.mark.parametrize("name", names("quantizers"))
 
@@ -92,6 +93,15 @@ def test_experts_are_quantized_one_by_one(name):
     resident, _ = quantize(model, name)
     scale = resident.extras["model.layers.0.mlp.experts.down_proj"]["scale"]
     assert scale.shape == (4, 32, 12)
+
+
+@quantizers
+def test_three_workers_make_of_a_model_what_one_makes(name, tmp_path):
+    source = zoo.save("llama", tmp_path / "in")
+    one, three = (
+        walked(source, tmp_path / str(workers), workers, {name: {"group_size": 4}}, shelf="quantizers") for workers in (1, 3)
+    )
+    assert all(torch.equal(value, three[2][key]) for key, value in one[2].items())
 
 
 @quantizers

@@ -7,8 +7,10 @@ touches (embeddings, heads, finished masks) move from file to file as bytes and 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from tasks.models.files.layout import INDEX, SINGLE
 LARGEST_SHARD = 5 * 10**9  # the size of shards on the hub
 _CHUNK = 1 << 22
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Place(NamedTuple):
@@ -114,28 +117,33 @@ def header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
     return entries, entries.pop("__metadata__", {}), 8 + size
 
 
-def splice(pieces: Mapping[str, Place], output: Path, metadata: dict[str, str]) -> int:
-    """Write one safetensors file out of tensors of others, byte for byte, each under its name in ``pieces``; returns the
-    bytes of the tensors. The file is either not there or whole, even after a crash."""
+def splice(pieces: Mapping[str, Place | torch.Tensor], output: Path, metadata: dict[str, str]) -> str:
+    """Write one safetensors file out of tensors of others, byte for byte, and of tensors on the host, each under its name in
+    ``pieces``; returns the file's sha256. The file is either not there or whole, even after a crash."""
     headers: dict[Path, tuple[dict, dict, int]] = {}
-    entries, sources, offset = {}, [], 0
-    for name, (path, stored) in pieces.items():
-        if path not in headers:
-            headers[path] = header(path)
-        tensors, _, start = headers[path]
-        begin, end = tensors[stored]["data_offsets"]
-        entries[name] = {**tensors[stored], "data_offsets": [offset, offset + end - begin]}
-        sources.append((path, start + begin, end - begin))
-        offset += end - begin
+    entries, contents, offset = {}, list[Iterable[bytes | memoryview]](), 0
+    for name, piece in pieces.items():
+        if isinstance(piece, torch.Tensor):
+            entry, size = {"dtype": _NAMES[piece.dtype], "shape": list(piece.shape)}, piece.nbytes
+            contents.append([memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())])
+        else:
+            if piece.file not in headers:
+                headers[piece.file] = header(piece.file)
+            tensors, _, start = headers[piece.file]
+            entry, (begin, end) = tensors[piece.stored], tensors[piece.stored]["data_offsets"]
+            size = end - begin
+            contents.append(_chunks(piece.file, start + begin, size))
+        entries[name] = {**entry, "data_offsets": [offset, offset + size]}
+        offset += size
     encoded = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    half = output.with_suffix(".half")
+    half, digest = output.with_suffix(".half"), hashlib.sha256()
     with half.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for path, start, length in sources:
-            _copy(path, start, length, file)
+        for chunk in chain([len(encoded).to_bytes(8, "little") + encoded], chain.from_iterable(contents)):
+            file.write(chunk)
+            digest.update(chunk)
     durable.put(half, output)
-    return offset
+    return digest.hexdigest()
 
 
 def write_shards(files: TensorFiles, directory: Path, largest: int = LARGEST_SHARD) -> None:
@@ -167,13 +175,13 @@ def write_index(weight_map: Mapping[str, str], size: int, directory: Path) -> No
     (directory / INDEX).write_text(json.dumps(content, indent=1))
 
 
-def _copy(path: Path, start: int, length: int, output) -> None:
+def _chunks(path: Path, start: int, length: int) -> Iterator[bytes]:
     with path.open("rb") as source:
         source.seek(start)
         while length > 0:
             chunk = source.read(min(_CHUNK, length))
             assert chunk, f"{path} is shorter than its header says"
-            output.write(chunk)
+            yield chunk
             length -= len(chunk)
 
 

@@ -47,10 +47,10 @@ class WrittenBlocks:
         return TensorFiles(self.output, self._shard(index + 1))
 
     def write(self, index: int, edited: dict[str, torch.Tensor], masks: dict[str, Mask], extras: Extras, note: dict) -> None:
-        """Write a block of which these tensors were edited. What an earlier one failed with is raised here, or by
-        :meth:`finish`."""
+        """Write a block of which these tensors were edited, wherever they lie. What an earlier one failed with is raised here,
+        or by :meth:`finish`."""
         self._last()
-        self._last = self._thread.give(partial(self._write, index, edited, masks, extras, note))
+        self._last = self._thread.give(partial(self._write, index, self._thread.fetch(edited), masks, extras, note))
 
     def finish(self, outer: dict[str, Place]) -> None:
         """Write what lies outside the blocks, the index, and all masks and extras as one file each."""
@@ -62,8 +62,10 @@ class WrittenBlocks:
         merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
         merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
 
-    def _write(self, index: int, edited: dict[str, torch.Tensor], masks: dict[str, Mask], extras: Extras, note: dict) -> None:
-        self._write_weights(index, edited)
+    def _write(
+        self, index: int, edited: Callable[[], dict[str, torch.Tensor]], masks: dict[str, Mask], extras: Extras, note: dict
+    ) -> None:
+        digest = self._write_weights(index, edited())
         if masks:
             save_masks(masks, self.parts / f"masks-{index:05d}.half")
             durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
@@ -71,19 +73,20 @@ class WrittenBlocks:
             flat = {f"{name}:{key}": value.cpu().contiguous() for name, of_it in extras.items() for key, value in of_it.items()}
             write_tensors(flat, self.parts / f"extras-{index:05d}")
         # Last, since it says that the rest is there.
-        keep({"note": note, "files": self._hashes(index)}, self.parts / f"done-{index:05d}")
+        files = {self._shard(index + 1): digest, **hashes(self._beside(index))}
+        keep({"note": note, "files": files}, self.parts / f"done-{index:05d}")
 
-    def _write_weights(self, index: int, edited: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        prefix, shard, draft = f"{self.prefix}.{index}.", self._shard(index + 1), self.parts / "edited"
-        pieces = {name: place for name, place in self.source.places.items() if name.startswith(prefix)}
-        if edited:
-            save_file({name: self._as_stored(name, value) for name, value in edited.items()}, draft)
-            pieces |= {name: Place(draft, name) for name in edited}
-        splice(pieces, self.output / shard, {"format": "pt"})
-        draft.unlink(missing_ok=True)
+    def _write_weights(self, index: int, edited: dict[str, torch.Tensor]) -> str:
+        """The digest of the shard."""
+        prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
+        pieces: dict[str, Place | torch.Tensor] = {
+            name: self._as_stored(name, edited[name]) if name in edited else place
+            for name, place in self.source.places.items()
+            if name.startswith(prefix)
+        }
+        assert edited.keys() <= pieces.keys(), "what is edited has a place in the source"
         self._shards[shard] = list(pieces)
+        return splice(pieces, self.output / shard, {"format": "pt"})
 
     def _as_stored(self, name: str, edited: torch.Tensor) -> torch.Tensor:
         """An edited tensor in the dtype its source has on disk; what the edit left alone keeps every bit of it."""
@@ -92,9 +95,11 @@ class WrittenBlocks:
         return as_stored(edited, self.source.read([name])[name])
 
     def _hashes(self, index: int) -> dict[str, str]:
-        """Digests of what was written of a block."""
-        shard = self.output / self._shard(index + 1)
-        return hashes([shard, self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"])
+        """Digests of what there is of a block."""
+        return hashes([self.output / self._shard(index + 1), *self._beside(index)])
+
+    def _beside(self, index: int) -> list[Path]:
+        return [self.parts / f"masks-{index:05d}", self.parts / f"extras-{index:05d}"]
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{self.depth + 1:05d}.safetensors"

@@ -16,7 +16,7 @@ from tasks.formats.mask import load_masks
 from tasks.models.files.layout import MASKS
 from tests.cluster.deepspeed.test_engine import ranks
 from tests.tasks import models_zoo as zoo
-from tests.tasks.calibrate.test_data_parallel import DOUBLE, walked
+from tests.tasks.calibrate.test_data_parallel import walked
 
 HERE = "tests.cluster.deepspeed.test_others"
 SENT = {
@@ -70,7 +70,7 @@ def check_walks(source: Path, output: Path) -> None:
         def start(payload: dict, dealt=dealt):
             return others._helping[next(dealt) % 2].make("tasks.calibrate.worker:CalibrationWorker", payload)
 
-        walked(source, output / f"ranks-{workers}", workers, DOUBLE, start)
+        walked(source, output / f"ranks-{workers}", workers, "sparsegpt", start)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_two_other_ranks_serve_the_first(tmp_path):
     source = zoo.save("llama", tmp_path / "in")
     assert ranks(3, str(source), str(tmp_path), environment={}, module=HERE)[0].splitlines()[-1] == "served"
     for workers in (2, 4):
-        _, masks, _ = walked(source, tmp_path / f"near-{workers}", workers, DOUBLE)
+        _, masks, _ = walked(source, tmp_path / f"near-{workers}", workers, "sparsegpt")
         there = load_masks(tmp_path / f"ranks-{workers}" / MASKS)
         assert there.keys() == masks.keys()
         assert all(there[name].packed.equal(mask.packed) for name, mask in masks.items())

@@ -1,7 +1,4 @@
-"""Dealing the sequences to workers changes no mask: statistics add up, and the same number of workers gives the same bits.
-
-Sums over batches are float64 here, so that their order decides no near-tie.
-"""
+"""Any number of workers gives the same bits: statistics add up exactly, and who solves a matrix changes nothing of it."""
 
 from functools import partial
 
@@ -11,6 +8,7 @@ import torch
 
 from tasks.calibrate.data_parallel import deal, merge
 from tasks.calibrate.observe import Hessian, InputNorms
+from tasks.calibrate.shared import deal_matrices
 from tasks.calibrate.walk import walk
 from tasks.calibrate.worker import CalibrationWorker
 from tasks.context import Context, Execution
@@ -24,39 +22,74 @@ from tasks.prune import Prune
 from tasks.workers import LocalWorker, start_here
 from tests.tasks import models_zoo as zoo
 
-DOUBLE = {"sparsegpt": {"double": True}}
+
+def here(payload):
+    return LocalWorker(CalibrationWorker(payload))
 
 
-def walked(source, output, workers, name, start=lambda payload: LocalWorker(CalibrationWorker(payload))):
-    """A walk whose sequences are dealt to this many workers."""
+def walked(source, output, workers, name, start=here, shelf="pruners", **choices):
+    """A walk whose sequences are dealt to this many workers: its report, masks and weights."""
     batches = zoo.batches(count=6, rows=4)
-    method = ("pruners", dump(build("pruners", name)))
+    method = (shelf, dump(build(shelf, name)))
     payload = {"model": str(source), "device": "cpu", "activation_bytes": 10_000, "method": method}
     others = [
         start({**payload, "scratch": str(output / f"worker-{number}"), "tokens": [tokens.tolist() for tokens in part]})
         for number, part in enumerate(deal(batches, workers)[1:])
     ]
-    report = walk(BlockStream(source, output), batches, build("pruners", name), sparsity=0.5, workers=others)
+    choices = {"sparsity": 0.5 if shelf == "pruners" else 0.0, **choices}
+    report = walk(BlockStream(source, output), batches, build(shelf, name), workers=others, **choices)
     return report, load_masks(output / MASKS), load_model(output).state_dict()
 
 
-@pytest.mark.parametrize("name", ["wanda", DOUBLE, "dsnot"], ids=["wanda", "sparsegpt", "dsnot"])
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "dsnot"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_masks_are_the_same_for_one_two_and_three_workers(name, architecture, tmp_path):
+def test_one_two_and_three_workers_give_the_same_bits(name, architecture, tmp_path):
     source = zoo.save(architecture, tmp_path / "in")
     one, *more = [walked(source, tmp_path / f"{workers}", workers, name) for workers in (1, 2, 3)]
     for report, masks, state in more:
         assert all(torch.equal(masks[linear].packed, mask.packed) for linear, mask in one[1].items())
         assert [block.error for block in report.blocks] == pytest.approx([block.error for block in one[0].blocks], rel=1e-5)
         assert [block.unseen for block in report.blocks] == [block.unseen for block in one[0].blocks]
-        assert state.keys() == one[2].keys()
+        assert state.keys() == one[2].keys() and all(torch.equal(value, one[2][name]) for name, value in state.items())
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_second_run_with_as_many_workers_gives_the_same_bits(workers, tmp_path):
-    source = zoo.save("llama", tmp_path / "in")
-    first, again = (walked(source, tmp_path / where, workers, "sparsegpt")[2] for where in ("a", "b"))
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
+class Counted(CalibrationWorker):
+    """Notes which matrices it was given to solve."""
+
+    def __init__(self, payload):
+        super().__init__(payload)
+        self.solved = []
+
+    def solve(self, index, share):
+        self.solved.append((index, sorted(share.allocation)))
+        return super().solve(index, share)
+
+
+@pytest.mark.parametrize(("name", "shared"), [("sparsegpt", True), ("dsnot", True), ("wanda", False), ("cfsp", False)])
+def test_workers_solve_what_takes_long_and_is_solved_apart(name, shared, tmp_path):
+    made = []
+
+    def start(payload):
+        made.append(Counted(payload))
+        return LocalWorker(made[-1])
+
+    pattern = "channel" if name == "cfsp" else "unstructured"
+    walked(zoo.save("llama", tmp_path / "in"), tmp_path / "out", 3, name, start, pattern=pattern)
+    assert len(made) == 2
+    for index in range(2):
+        given = [name for worker in made for block, names in worker.solved if block == index for name in names]
+        assert bool(given) == shared and len(given) == len(set(given)) < 7
+
+
+def test_matrices_are_dealt_so_that_all_are_done_soon():
+    widths = {"q": (8, 8), "k": (8, 8), "v": (8, 8), "o": (8, 8), "gate": (24, 8), "up": (24, 8), "down": (8, 24)}
+    matrices = {name: torch.empty(shape) for name, shape in widths.items()}
+    curvature = {name: object() for name in ("qkv", "o", "gate/up", "down")}
+    statistics = {name: next(value for key, value in curvature.items() if name in key) for name in matrices}
+
+    assert deal_matrices(matrices, statistics, 1) == [["down", "gate", "up", "q", "k", "v", "o"]]
+    assert deal_matrices(matrices, statistics, 3) == [["down"], ["gate", "q", "v"], ["up", "k", "o"]]
+    assert sorted(map(len, deal_matrices(matrices, statistics, 9))) == [0, 0, 1, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", [InputNorms, Hessian])

@@ -12,7 +12,7 @@ from cluster.servers.services import Services
 from tasks.formats.mask import load_masks
 from tasks.models.files.layout import MASKS
 from tests.tasks import models_zoo as zoo
-from tests.tasks.calibrate.test_data_parallel import DOUBLE, walked
+from tests.tasks.calibrate.test_data_parallel import walked
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +20,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cluster.ray.workers import start_actor
-from tests.tasks.calibrate.test_data_parallel import DOUBLE, walked
+from tests.tasks.calibrate.test_data_parallel import walked
 source, output = map(Path, sys.argv[1:])
-walked(source, output, 2, DOUBLE, start=lambda payload: start_actor("tasks.calibrate.worker:CalibrationWorker", payload))
+walked(source, output, 2, "sparsegpt", start=lambda payload: start_actor("tasks.calibrate.worker:CalibrationWorker", payload))
 print("walked")
 """
 
@@ -39,7 +39,7 @@ def test_sequences_on_workers_give_the_masks_of_the_same_in_one_process(tmp_path
         assert result.ok, result
     finally:
         services.stop()
-    _, masks, _ = walked(source, tmp_path / "near", 2, DOUBLE)
+    _, masks, _ = walked(source, tmp_path / "near", 2, "sparsegpt")
     on_ray = load_masks(tmp_path / "ray" / MASKS)
     assert on_ray.keys() == masks.keys()
     assert all(on_ray[name].packed.equal(mask.packed) for name, mask in masks.items())
