@@ -84,12 +84,12 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> None:
-    """What the user can mend is one line and exit code 2, a stage that died is 1. The rest is ours, or a library's: it keeps
-    its trace."""
+    """What the user can mend is one line and exit code 2; a stage that died, or that another run took over, is 1. The rest is
+    ours, or a library's: it keeps its trace."""
     from tasks.refusal import refused
 
     usage = getattr(error, "format_message", None)  # typer's usage errors
-    died = type(error).__name__ in ("StageFailed", "ServerFailed")
+    died = type(error).__name__ in ("StageFailed", "ServerFailed", "Fenced")
     if not (usage or died or isinstance(error, OSError) or refused(error)):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
