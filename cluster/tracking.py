@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -69,7 +70,7 @@ def connect(uri: str) -> Any:
         return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
 
-def _make_database(uri: str) -> None:
+def make_database(uri: str) -> None:
     """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed."""
     file = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE) or (file.exists() and file.stat().st_size):
@@ -101,7 +102,7 @@ class Tracking:
         """Open the parent run."""
         # Two runs at once must not both set up a new database.
         with locked(home() / "locks" / "mlflow", "another run, which sets up MLflow"):
-            _make_database(uri)
+            make_database(uri)
             client = connect(uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
@@ -237,3 +238,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[prefix + name] = value
     return flat
+
+
+if __name__ == "__main__":  # of a home, and then be the server of it
+    with locked(Path(sys.argv[1]) / "locks" / "mlflow", "a run, which sets up MLflow"):
+        make_database(f"{SQLITE}{sys.argv[1]}/mlflow.db")
+    os.execv(sys.argv[2], sys.argv[2:])
