@@ -91,10 +91,11 @@ def parse_yaml(raw: bytes | str, name: str) -> dict[str, Any]:
 
 
 def one_line(error: ValidationError, name: str, model: type[BaseModel] | None = None) -> DocumentError:
-    """Pydantic's report as one line: the fields at fault, what was given, what may be given."""
+    """Pydantic's report as one line: the fields at fault, what was given, what may be given. What fields say together has no
+    place of its own; its message names them."""
     complaints = []
     for detail in error.errors(include_url=False):
-        field = ".".join(str(part) for part in detail["loc"]) or "document"
+        field = ".".join(str(part) for part in detail["loc"])
         given = detail.get("input")
         if detail["type"] == "extra_forbidden":
             choices = _fields(model, detail["loc"][:-1])
@@ -104,7 +105,7 @@ def one_line(error: ValidationError, name: str, model: type[BaseModel] | None = 
         else:
             message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
             shown = "" if isinstance(given, dict) else f", got {given!r:.60}"
-            complaints.append(f"{field}: {message}{shown}")
+            complaints.append(f"{field}: {message}{shown}" if field else message)
     return DocumentError(" ".join(f"{name}: {'; '.join(complaints)}".split()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,7 @@ LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
 BATCH = 900
 FLUSH_SECONDS = 3.0
+SPARSELY = 10  # times what a try took that failed: so long until the next, as one that hangs holds up whoever writes
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own are 7, and 120 s each
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -68,7 +70,7 @@ def connect(uri: str) -> Any:
         return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
 
 
-def _make_database(uri: str) -> None:
+def make_database(uri: str) -> None:
     """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed."""
     file = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE) or (file.exists() and file.stat().st_size):
@@ -91,7 +93,7 @@ class Tracking:
     models: dict[str, str] = field(default_factory=dict)  # ids of LoggedModels by the keys of their artifacts
     _last: dict[str, int] = field(default_factory=dict)  # step of a run's curves; final numbers end them, not begin them
     _pending: dict[str, list[Any]] = field(default_factory=dict)
-    _flushed: float = 0.0
+    _due: float = 0.0
     _failing: bool = False
     _lock: Any = field(default_factory=threading.RLock, repr=False)  # every job in flight has a follower of its own
 
@@ -100,7 +102,7 @@ class Tracking:
         """Open the parent run."""
         # Two runs at once must not both set up a new database.
         with locked(home() / "locks" / "mlflow", "another run, which sets up MLflow"):
-            _make_database(uri)
+            make_database(uri)
             client = connect(uri)
             if found := client.get_experiment_by_name(EXPERIMENT):
                 experiment = found.experiment_id
@@ -149,13 +151,14 @@ class Tracking:
         with self._lock:
             self._last[self.children[id]] = max(step, self._last.get(self.children[id], 0))
             self._pending.setdefault(self.children[id], []).extend(rows)
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            if time.monotonic() > self._due:
                 self.flush()
 
     def flush(self) -> None:
         """Write what is pending. When MLflow does not answer, it stays pending and training goes on."""
         with self._lock:
-            self._flushed = time.monotonic()
+            begun = time.monotonic()
+            self._due = begun + FLUSH_SECONDS
             for run, rows in self._pending.items():
                 while rows:
                     try:
@@ -163,7 +166,8 @@ class Tracking:
                     except Exception as error:  # the client raises transport errors of several libraries
                         if not self._failing:
                             LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
-                        self._failing = True
+                        self._failing, now = True, time.monotonic()
+                        self._due = now + max(FLUSH_SECONDS, SPARSELY * (now - begun))
                         return
                     del rows[:BATCH]
             self._failing = False
@@ -234,3 +238,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[prefix + name] = value
     return flat
+
+
+if __name__ == "__main__":  # of a home, and then be the server of it
+    with locked(Path(sys.argv[1]) / "locks" / "mlflow", "a run, which sets up MLflow"):
+        make_database(f"{SQLITE}{sys.argv[1]}/mlflow.db")
+    os.execv(sys.argv[2], sys.argv[2:])

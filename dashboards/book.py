@@ -79,10 +79,11 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Book:
-    """Pipelines, the newest first, and stages by the id of their run."""
+    """Pipelines, the newest first, stages by the id of their run, and by the address of a model its aliases in the registry."""
 
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # what was made of it before
 
     def once(self, *key: Any, made: Callable[[], Found]) -> Found:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.tracking import EXPERIMENT, connect
 from dashboards.book import FINISHED, RUNNING, Book, Pipeline, Stage
 from dashboards.layers import LAYERS
+from dashboards.registered import Registered
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,6 +49,7 @@ class Reading:
         self._client = client
         self._runs: dict[str, Pipeline | Stage] = {}
         self._newest, self._all_at = 0, 0.0
+        self._registered, self._aliases = Registered(), dict[str, tuple[str, ...]]()
         self.prepare: Callable[[], object] = lambda: None  # draws what is asked for first, before it is
         self._looked, self._wake, self._lock = time.monotonic(), threading.Event(), threading.Lock()
 
@@ -110,6 +113,9 @@ class Reading:
                 self._read_all()
             else:
                 self._read_changed()
+            if self.experiment and (aliases := self._registered.aliases(self.client)) != self._aliases:
+                self._aliases = aliases
+                self._show(self._runs)
 
     def _read_all(self) -> None:
         found: dict[str, Pipeline | Stage] = {}
@@ -158,7 +164,8 @@ class Reading:
         lasting = ("fields", "text", "full", "differences") if self.complete else ()
         kept = {key: value for key, value in list(self.book.kept.items()) if key[0] in lasting}
         self._runs = found
-        self.book, self.version = book_of(found.values(), kept), self.version + 1
+        self.book = replace(book_of(found.values(), kept), aliases=self._aliases)
+        self.version += 1
 
     def only(self, parent: str) -> Book:
         """The book of one pipeline: three questions, however many runs there are."""
@@ -240,4 +247,4 @@ def _unbounded(value: float) -> float:
 def book_of(found: Iterable[Pipeline | Stage], kept: Mapping[Any, Any] | None = None) -> Book:
     every = sorted(found, key=lambda one: -one.started)
     pipelines = {one.run: one for one in every if isinstance(one, Pipeline)}
-    return Book(pipelines, {one.run: one for one in every if isinstance(one, Stage)}, dict(kept or {}))
+    return Book(pipelines, {one.run: one for one in every if isinstance(one, Stage)}, kept=dict(kept or {}))

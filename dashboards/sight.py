@@ -74,6 +74,10 @@ class Sight:
         where = self.places.mlflow
         return f"{where}/#/experiments/{self.reading.experiment}/runs/{run}" if where else ""
 
+    def aliases(self, model: Stage) -> str:
+        """What a model is called in MLflow's registry; empty where nobody gave it an alias."""
+        return "; ".join(self.book.aliases.get(model.address, ()))
+
     def prefect(self, pipeline: Pipeline) -> str:
         flow = pipeline.tags.get("prefect.flow_run_id", "none")
         return f"{self.places.prefect}/runs/flow-run/{flow}" if self.places.prefect and flow != "none" else ""
@@ -95,6 +99,12 @@ def many(count: int, what: str) -> str:
 
 def pill(state: str) -> html.Span:
     return html.Span([html.Span(STATES.get(state, "?"), **{"aria-hidden": "true"}), f" {state}"], className=f"pill {state}")
+
+
+def crown(sight: Sight, model: Stage) -> Any:
+    """A mark with the aliases of a model; nothing where it has none."""
+    aliases = sight.aliases(model)
+    return html.Span(f"★ {aliases}", className="pill crown") if aliases else ""
 
 
 def gate(text: str) -> Any:

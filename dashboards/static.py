@@ -80,10 +80,16 @@ def _section(sight: Sight, name: str) -> str:
 def _table(sight: Sight) -> str:
     names, rows = table.columns(sight), []
     for model, numbers in sight.models:
-        told = [sight.book.state(model), model.method, model.address, model.gates]
+        told = [
+            sight.book.state(model),
+            model.method,
+            model.address,
+            model.gates,
+            sight.aliases(model),
+        ]
         cells = "".join(f"<td>{markup.escape(one)}" for one in [*told, *(shown(one, numbers.get(one)) for one in names)])
         rows.append(f"<tr><th scope='row'><a id='{model.run}'></a>{markup.escape(sight.name(model))}{cells}")
-    titles = ("model", "state", "method", "artifact", "gates", *map(title, names))
+    titles = ("model", "state", "method", "artifact", "gates", "alias", *map(title, names))
     head = "".join(f"<th scope='col'>{markup.escape(one)}" for one in titles)
     return f"<div class='wide'><table class='sheet numbers'><thead><tr>{head}</thead><tbody>{''.join(rows)}</table></div>"
 

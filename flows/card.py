@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
+from tasks.methods import load, names
 from tasks.metrics import METRICS
 from tasks.models.files.layout import MASKS
 
@@ -66,9 +67,18 @@ A language model made by Winnow.{_masks(directory)}{"".join(f" {remark}" for rem
 ## Parameters of the last stage
 
 ```json
-{json.dumps(record.params, indent=2)}
+{json.dumps(_params(record), indent=2)}
 ```
 """
+
+
+def _params(record: Record) -> dict[str, Any]:
+    """Of what made the model. What a regime says of its own objective counts for nothing where the stage was given another."""
+    if not record.params.get("objective"):
+        return record.params
+    ((name, fields),) = record.params["method"].items()
+    unread = load("regimes", name).objective_fields if name in names("regimes") else ()
+    return {**record.params, "method": {name: {field: value for field, value in fields.items() if field not in unread}}}
 
 
 def _measured(store: Store, record: Record) -> str:

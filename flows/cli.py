@@ -97,12 +97,12 @@ def _unread() -> bool:
 
 
 def _fail(error: Exception) -> None:
-    """What the user can mend is one line and exit code 2, a stage that died is 1. The rest is ours, or a library's: it keeps
-    its trace."""
+    """What the user can mend is one line and exit code 2; a stage that died, or that another run took over, is 1. The rest is
+    ours, or a library's: it keeps its trace."""
     from tasks.refusal import refused
 
     usage = getattr(error, "format_message", None)  # typer's usage errors
-    died = type(error).__name__ in ("StageFailed", "ServerFailed")
+    died = type(error).__name__ in ("StageFailed", "ServerFailed", "Fenced")
     if not (usage or died or isinstance(error, OSError) or refused(error)):
         raise error
     text = " ".join((usage() if usage else str(error)).split())
@@ -181,19 +181,20 @@ def show_plan(
     from cluster.profile import load_profile
     from flows.override import parse_settings
     from flows.part import Part
-    from flows.plan import describe, doubts, prepare
-    from flows.planned import plan_table
+    from flows.plan import describe, prepare
+    from flows.planned import notes, plan_table
 
     where = load_profile(profile)
-    plan, _ = prepare(recipe, where, part=Part(only, until), settings=parse_settings(settings or []), only_plan=True)
+    plan, store = prepare(recipe, where, part=Part(only, until), settings=parse_settings(settings or []), only_plan=True)
     rows = [describe(plan, step, where) for step in plan.steps]
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
+    noted = notes(plan, store)
     if as_json:
-        told = {"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": doubts(plan)}
+        told = {"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": noted}
         print(json.dumps(told))
         return
     console.print(plan_table(plan, rows))
-    for doubt in doubts(plan):
+    for doubt in noted:
         errors.print(f"note: {doubt}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(rows) - len(plan.due)} cached, {len(plan.due)} to run, evaluations included", highlight=False)
     if later:

@@ -68,6 +68,11 @@ class Watcher:
         """A step failed, which costs its trial or its soup a member, and not the run."""
 
 
+def without(step: Step, error: Exception) -> str:
+    """What people are told of such a failure."""
+    return f"failed; the run goes on without it: {str(error).removeprefix(f'{step.id}: ')}"
+
+
 @dataclass
 class Group:
     """A job in flight. Guarded by the conductor's condition."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cluster.ray import events
 from cluster.store.artifacts import Record
-from flows.conductor import Watcher
+from flows.conductor import Watcher, without
 from flows.gates import UNKNOWN, by_gate, coloured, verdict
 from flows.plan import Step
 
@@ -107,7 +107,7 @@ class Display(Watcher):
     def failed(self, step: Step, error: Exception) -> None:
         if step.id in self.bars:
             self.progress.remove_task(self.bars.pop(step.id))
-        self.say(f"{step.id}: failed; the run goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
+        self.say(f"{step.id}: {without(step, error)}")
 
     def _speed(self, id: str, event: events.Progress) -> tuple[str, str]:
         """Rate and rest since the stage's first event that counts any, by the stage's own clock."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cluster.ray.events import Event
@@ -20,7 +21,9 @@ from flows.chronicle import Chronicle, Status
 from flows.conductor import Watcher
 from flows.plan import Plan, Step
 
-AGAIN = 5.0  # seconds between two tries
+AGAIN = 5.0  # seconds between two tries,
+SPARSELY = 10  # or so many times what the last one took: one that hangs holds up whoever tells it
+SAID = 3.0  # seconds a server may take to answer before people are told what the run waits for
 LAST_WAIT = 30.0  # seconds the end of a run waits for an MLflow that is away: a server that died is back by then
 
 
@@ -30,7 +33,7 @@ class Held(Watcher):
     def __init__(self, chronicle: Chronicle, uri: str) -> None:
         self.chronicle, self.uri = chronicle, uri
         self.kept: deque[Callable[[], None]] = deque()
-        self.tried = 0.0
+        self.tried = self.again = 0.0
         self.lock = threading.RLock()  # every job in flight has a follower of its own
 
     def started(self, step: Step) -> None:
@@ -63,25 +66,39 @@ class Held(Watcher):
     def _tell(self, call: Callable[[], None], now: bool = False) -> None:
         with self.lock:
             self.kept.append(call)
-            if now or len(self.kept) == 1 or time.monotonic() - self.tried > AGAIN:
+            if now or len(self.kept) == 1 or time.monotonic() > self.again:
                 self._tell_kept()
 
     def _tell_kept(self) -> None:
         with self.lock:
-            away = self.tried > 0.0
+            away, begun = self.tried > 0.0, time.monotonic()
             try:
-                if away:
-                    self._look()  # quicker than its client where there is nobody
-                while self.kept:
-                    self._tell_first()
+                with self._said_of():
+                    if away:
+                        self._look()  # quicker than its client where there is nobody
+                    while self.kept:
+                        self._tell_first()
             except ConnectionError as error:
                 self.tried = time.monotonic()
+                self.again = self.tried + max(AGAIN, SPARSELY * (self.tried - begun))
                 if not away:
                     warn(f"{error}; the run goes on, and what it has to tell is kept")
                 return
             if away:
                 warn(f"MLflow at {self.uri} answers again, and knows all")
             self.tried = 0.0
+
+    @contextmanager
+    def _said_of(self) -> Iterator[None]:
+        """One that hangs is told of while it does: its client gives up after some twenty seconds."""
+        hangs = f"MLflow at {self.uri} does not answer; the run waits for it, and goes on without it if it stays silent"
+        said = threading.Timer(SAID, warn, (hangs,))
+        said.daemon = True
+        said.start()
+        try:
+            yield
+        finally:
+            said.cancel()
 
     def _tell_first(self) -> None:
         """What fails for another reason than that MLflow is away, such as damage, is not told again."""

@@ -11,9 +11,14 @@ from flows.connection import prefect_server
 from flows.options import JsonOption, ProfileOption, console
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.objects import DeploymentSchedule, FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
+
+PAGE = 200  # runs in an answer of Prefect's, at most
 
 
 def deployments(profile: ProfileOption = "local", as_json: JsonOption = False) -> None:
@@ -34,10 +39,12 @@ def listing(client: SyncPrefectClient) -> list[dict[str, Any]]:
     says so."""
     from flows.schedules import tagged
 
-    return [_row(client, one) for one in sorted(tagged(client), key=lambda one: one.name)]
+    found = sorted(tagged(client), key=lambda one: one.name)
+    last = _last_runs(client, [one.id for one in found])
+    return [_row(one, last.get(one.id)) for one in found]
 
 
-def _row(client: SyncPrefectClient, one: DeploymentResponse) -> dict[str, Any]:
+def _row(one: DeploymentResponse, last: FlowRun | None) -> dict[str, Any]:
     from flows.registration import OWNED, RECIPE_TAG, SET
 
     return {
@@ -48,7 +55,7 @@ def _row(client: SyncPrefectClient, one: DeploymentResponse) -> dict[str, Any]:
         "copy": f"{OWNED}{one.name}" not in one.tags,
         "schedules": [_when(schedule) for schedule in one.schedules],
         "paused": one.paused or (bool(one.schedules) and not any(schedule.active for schedule in one.schedules)),
-        "last_run": _last_run(client, one),
+        "last_run": _ran(last) if last else None,
     }
 
 
@@ -59,7 +66,9 @@ def _when(schedule: DeploymentSchedule) -> dict[str, Any]:
     return {"when": when, "timezone": told.timezone or "UTC", "paused": not schedule.active}
 
 
-def _last_run(client: SyncPrefectClient, one: DeploymentResponse) -> dict[str, Any] | None:
+def _last_runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> dict[UUID, FlowRun]:
+    """The last run of each deployment that ever ran. One question is enough unless one of them has not run for long: the answer
+    holds the last ``PAGE`` runs of those that are asked for, and who is not among them is asked for again."""
     from prefect.client.schemas.filters import (
         DeploymentFilter,
         DeploymentFilterId,
@@ -71,17 +80,25 @@ def _last_run(client: SyncPrefectClient, one: DeploymentResponse) -> dict[str, A
     from prefect.client.schemas.sorting import FlowRunSort
 
     begun = [state for state in StateType if state != StateType.SCHEDULED]
-    runs = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[one.id])),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=1,
-    )
-    if not runs:
-        return None
-    started = runs[0].start_time or runs[0].expected_start_time
-    state = (runs[0].state_name or "").lower()
-    return {"name": runs[0].name, "state": state, "started": started.isoformat(timespec="seconds") if started else None}
+    last: dict[UUID, FlowRun] = {}
+    asked, full = list(ids), True
+    while asked and full:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=asked)),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=PAGE,
+        )
+        for run in runs:
+            last.setdefault(run.deployment_id, run)
+        asked, full = [id for id in asked if id not in last], len(runs) == PAGE
+    return last
+
+
+def _ran(run: FlowRun) -> dict[str, Any]:
+    started = run.start_time or run.expected_start_time
+    state = (run.state_name or "").lower()
+    return {"name": run.name, "state": state, "started": started.isoformat(timespec="seconds") if started else None}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -18,7 +18,7 @@ from typing import Any
 from cluster.ray.events import Event, Metrics, Note, Progress
 from cluster.redaction import Redaction
 from cluster.store.artifacts import Record
-from flows.conductor import Watcher
+from flows.conductor import Watcher, without
 from flows.gates import failures
 from flows.markdown import run_page, stage_page
 from flows.messenger import CLAIM_FAILED, GATE_FAILED, Messenger
@@ -120,7 +120,7 @@ class Page(Watcher):
 
     @telling
     def failed(self, step: Step, error: Exception) -> None:
-        self._log(step, f"failed; the run goes on without it: {str(error).removeprefix(f'{step.id}: ')}")
+        self._log(step, without(step, error))
 
     @telling
     def close(self, summary: Mapping[str, Any], of_run: Mapping[str, str], failure: str = "") -> None:

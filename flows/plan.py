@@ -125,11 +125,12 @@ def prepare(
     only_plan: bool = False,
 ) -> tuple[Plan, Store]:
     """The plan of a recipe with these ``settings``, or of a ``part`` of it, after everything that can be wrong before anything
-    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already. A profile that
-    names its card says what another machine has, and ``only_plan`` does not look for it on this one."""
+    starts: store, device, fields, widths. ``trials`` are those of its search, where they were chosen already. ``only_plan``
+    looks for no card that the profile names, which another machine has, and writes to no store."""
     check_s3(profile.store)
     store = open_store(profile.store, Path(profile.scratch) / "cache")
-    store.writable()
+    if not only_plan:
+        store.writable()
     profile.check_stages(RESOURCED)
     if not (only_plan and profile.card):
         profile.check_device()

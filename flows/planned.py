@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from cluster.store.local import Store
 from flows.display import cell
-from flows.plan import Plan
+from flows.plan import Plan, doubts
 
 PLANNED = (  # the last two where the profile names a card
     ("tokens", "tokens", "count"),
@@ -18,6 +19,17 @@ PLANNED = (  # the last two where the profile names a card
     ("tokens_per_second", "tok/s", "{:,.0f}"),
     ("hours", "hours", "{:,.2f}"),
 )
+
+
+def notes(plan: Plan, store: Store) -> list[str]:
+    """What is to be said beside the table: doubts, and that a run would find no store to write to."""
+    told = doubts(plan)
+    if plan.due:
+        try:
+            store.writable()
+        except ValueError as error:
+            told.append(f"{error}; to run this, name another, or mend it")
+    return told
 
 
 def plan_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Table:

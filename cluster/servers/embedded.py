@@ -120,8 +120,9 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
         "--allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
         "--cors-allowed-origins": f"{url},http://localhost:{port}",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
-    command += [str(word) for pair in options.items() for word in pair]
+    server = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
+    server += [str(word) for pair in options.items() for word in pair]
+    command = server if (home / "mlflow.db").stat().st_size else [sys.executable, "-m", "cluster.tracking", str(home), *server]
     environment = inherited("MLFLOW_") | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

@@ -13,7 +13,7 @@ from dashboards.charts import curves_figure, heat_figure
 from dashboards.numbers import OVER_DENSE, alike, base, better, change, interval, is_sound, metric, rank, sure, title
 from dashboards.pages.pareto import axes, nothing
 from dashboards.pareto import front, points
-from dashboards.sight import Sight, chart, empty, gate, pill, sheet
+from dashboards.sight import Sight, chart, crown, empty, gate, pill, sheet
 from dashboards.words import differences
 
 FLIPS = ("flips", "right_to_wrong", "wrong_to_right")
@@ -58,7 +58,8 @@ def _head(sight: Sight, models: Sequence[Stage], told: str) -> html.Div:
     for place, one in enumerate(models):
         left = tuple(run for run in whole if run != one.run)
         other = dcc.Link("make it the baseline", href=sight.page("compare", pick=whole, base=one.run))
-        name = dcc.Link(sight.name(one), href=sight.page("model", model=one.run))
+        link = dcc.Link(sight.name(one), href=sight.page("model", model=one.run))
+        name = html.Span([link, crown(sight, one)])
         away = dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else ""
         state, verdict = pill(sight.book.state(one)), gate(one.gates) or "not judged"
         rows.append([name, other if place else html.B("baseline"), state, html.Code(one.address), verdict, away])

@@ -9,7 +9,7 @@ from dash import dcc, html
 from dashboards.book import Stage
 from dashboards.charts import curves_figure, heat_figure
 from dashboards.numbers import base, interval, metric, rank, shown, title
-from dashboards.sight import Sight, chart, gate, gone, links, pill, sheet
+from dashboards.sight import Sight, chart, crown, gate, gone, links, pill, sheet
 from dashboards.words import fields
 
 
@@ -36,6 +36,7 @@ def _head(sight: Sight, model: Stage) -> html.Div:
         html.H2(sight.name(model)),
         pill(sight.book.state(model)),
         gate(model.gates),
+        crown(sight, model),
         *added,
         dcc.Link("Waterfall", href=sight.page("waterfall", pipeline=model.maker, model=model.run), className="button"),
         *links(("MLflow", sight.mlflow(model.run)), ("Prefect", sight.prefect(maker) if maker else "")),

@@ -11,7 +11,7 @@ from dashboards.book import QUALITY, Book, Stage
 from dashboards.numbers import OVER_DENSE, SPEEDS, is_sound, shown, sure, title
 from dashboards.pareto import Answer, Point, answers, front, nearest, points, spread_out
 from dashboards.plane import pareto_figure
-from dashboards.sight import Sight, chart, empty, gate, many, pill, sheet
+from dashboards.sight import Sight, chart, crown, empty, gate, many, pill, sheet
 from dashboards.words import describe, differences
 
 MOST_LISTED, MOST_TOLD = 12, 300
@@ -63,8 +63,9 @@ def _running(sight: Sight) -> str:
 def _answer(sight: Sight, answer: Answer) -> html.Div:
     if answer.model is None:
         return html.Div([html.H2(answer.question), html.P("none", className="big"), html.P(answer.because)], className="answer")
-    name = dcc.Link(sight.name(answer.model), href=sight.page("model", model=answer.model.run), className="big")
-    return html.Div([html.H2(answer.question), html.P(name), html.P(answer.because)], className="answer")
+    link = dcc.Link(sight.name(answer.model), href=sight.page("model", model=answer.model.run), className="big")
+    told = [html.P([link, crown(sight, answer.model)]), html.P(answer.because)]
+    return html.Div([html.H2(answer.question), *told], className="answer")
 
 
 def _chart(sight: Sight, found: list[Point], best: list[Point], names: tuple[str, str]) -> Any:
@@ -124,7 +125,8 @@ def _signs(found: list[Point]) -> str:
 def _told(book: Book, model: Stage) -> list[str]:
     numbers = book.numbers(model)
     names = [name for name in (QUALITY, OVER_DENSE, "bytes", "sparsity", *SPEEDS[:1]) if name in numbers]
-    return [f"{model.method}, {book.state(model)}", *(f"{title(name)} {sure(name, numbers)}" for name in names)]
+    aliases = [f"★ {markup.escape(alias)}" for alias in book.aliases.get(model.address, ())]
+    return [f"{model.method}, {book.state(model)}", *aliases, *(f"{title(name)} {sure(name, numbers)}" for name in names)]
 
 
 def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:
@@ -137,9 +139,8 @@ def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:
         link = dcc.Link(sight.name(point.model), href=sight.page("model", model=point.model.run))
         words = describe(differences(sight.book, before, point.model), 3) if before else ""
         cells = [shown(name, numbers.get(name)) for name in told]
-        rows.append(
-            [link, pill(sight.book.state(point.model)), *cells, gate(point.model.gates), html.Span(words, className="words")]
-        )
+        name, state = html.Span([link, crown(sight, point.model)]), pill(sight.book.state(point.model))
+        rows.append([name, state, *cells, gate(point.model.gates), html.Span(words, className="words")])
         before = point.model
     head = ["model", "state", *map(title, told), "gates", "other than the one above"]
     if not any(point.model.gates for point in best):

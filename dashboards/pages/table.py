@@ -18,7 +18,7 @@ from dashboards.pages.pareto import nothing
 from dashboards.sight import STATES, Sight, many
 
 DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", "bytes", "decode_tokens_per_second", "seconds")
-MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates")
+MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates", "alias")
 RUN_COLUMNS = ("run", "state", "recipe", "models", "gates", "claims", "seconds", "started", "commit")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NEVER = ("evaluate", "tokens", "learning_rate", "gradient_norm")
@@ -114,6 +114,8 @@ def _model_columns(sight: Sight) -> list[dict[str, Any]]:
     told += [{"field": name, **_number(name)} for name in columns(sight)]
     if any(model.gates for model, _ in sight.models):
         told.append({"field": "gates", "headerName": "gates", "tooltipField": "gates"})
+    if any(model.address in sight.book.aliases for model, _ in sight.models):
+        told.append({"field": "alias", "headerName": "alias", "tooltipField": "alias", "minWidth": 130})
     return [*told, *_elsewhere_column(sight)]
 
 
@@ -169,6 +171,7 @@ def _model(sight: Sight, model: Stage) -> dict[str, Any]:
         "method": model.method,
         "address": model.address,
         "gates": model.gates,
+        "alias": sight.aliases(model),
         "numbers": {name: round(numbers[name], 12) for name in names if is_sound(name, numbers)},
         "broken": {name: shown(name, numbers[name]) for name in names if name in numbers and not is_sound(name, numbers)},
         "pages": _elsewhere(sight, model.run, maker),

@@ -6,6 +6,7 @@ has another size, time or inode; one that was written just now may change again 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 DIGESTS = "digests"  # the folder of a home where they are kept
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # a home that is looked at, and whose files are read once a process
 SETTLED = 2 * 10**9  # ns: a file system's clock may tick as slowly as this
 WORTH_KEEPING = 1 << 20  # bytes: smaller files are read as fast as what is kept of them
 
@@ -75,7 +77,7 @@ class Digests:
         return self._known[path][1]
 
     def _keep(self, path: Path, stamp: Stamp, digest: bytes) -> None:
-        if self.folder and stamp[0] >= WORTH_KEEPING:
+        if self.folder and stamp[0] >= WORTH_KEEPING and os.access(self.folder, os.W_OK, effective_ids=True):
             half = self._entry(path).with_suffix(f".{os.getpid()}.half")
             half.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": digest.hex()}))
             half.replace(self._entry(path))
@@ -86,7 +88,14 @@ class Digests:
         if not self.folder or path.stat().st_size < WORTH_KEEPING:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+        if not os.access(self.folder, os.W_OK, effective_ids=True):
+            yield
+            return
         with self._entry(path).with_suffix(".lock").open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield

@@ -8,6 +8,7 @@ step is a pure function of (seed, step): ranks take slices of the same global ba
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -178,16 +179,16 @@ def heldout_windows(directory: Path, length: int, tokens: int, batch: int, progr
 def windows(
     text: Readable, name: str, length: int, stride: int, tokens: int | None, batch: int, progress: Progress
 ) -> Iterator[Batch]:
-    """Windows of ``length`` tokens that begin ``stride`` tokens apart, ``batch`` at a time; at most ``tokens`` steps in all.
+    """Windows of ``length`` tokens that begin ``stride`` tokens apart, ``batch`` at a time; at most ``tokens`` tokens in all,
+    those that are predicted where windows overlap.
 
     Where windows overlap, a token is predicted once, with as much before it as the window has. The tail of a shard that
     fills no window is left out. ``name`` is what an error calls the text.
     """
     if stride != length and not isinstance(text, Packed):
         raise ValueError(f"{name} is of tasks, which are judged one by one; leave stride out")
-    starts = _starts(text, length, stride) if stride != length and isinstance(text, Packed) else []
-    count = len(starts) or text.sequences(length)
-    count = min(count, count if tokens is None else tokens // stride)
+    starts = _starts(text, length, stride, tokens) if stride != length and isinstance(text, Packed) else []
+    count = len(starts) or min(text.sequences(length), sys.maxsize if tokens is None else tokens // length)
     if count == 0:
         raise ValueError(f"corpus is too small: {name} has less than one window of {length} tokens")
     for start in range(0, count, batch):
@@ -198,9 +199,14 @@ def windows(
         progress(start + len(numbers), count, "windows")
 
 
-def _starts(text: Packed, length: int, stride: int) -> list[tuple[int, int]]:
-    """(shard, place in it) of every window."""
-    return [(number, start) for number, shard in enumerate(text.shards) for start in range(0, len(shard) - length + 1, stride)]
+def _starts(text: Packed, length: int, stride: int, tokens: int | None) -> list[tuple[int, int]]:
+    """(shard, place in it) of every window, as far as no more than ``tokens`` are predicted: all but the first of a shard's
+    first window, and ``stride`` of each that follows."""
+    starts = [
+        (number, start) for number, shard in enumerate(text.shards) for start in range(0, len(shard) - length + 1, stride)
+    ]
+    predicted = np.cumsum([stride if start else length - 1 for _, start in starts])
+    return starts if tokens is None else starts[: int(np.searchsorted(predicted, tokens, side="right"))]
 
 
 def _overlapping(text: Packed, starts: list[tuple[int, int]], length: int, stride: int) -> Batch:

@@ -56,15 +56,16 @@ class Tasks(Evaluator):
         return {f"task {name}": file for name, file in self.files.items()}
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
+        from tasks.harness.bars import Several
         from tasks.harness.score import LABELS, make_task, means, score
 
-        made = []
+        made, questions = [], 0
         for name, file in self.files.items():
             form, rows = file.rows()
             made.append(make_task(name, form, rows, file.shots, file.delimiter))
-        scored = {}
-        for number, task in enumerate([*made, *self.names]):
-            candidate.progress(number, len(made) + len(self.names), "tasks")
+            questions += min(len(rows), self.limit or len(rows))
+        scored, asked = {}, Several(candidate.progress, 0 if self.names else questions)  # lm-eval's own are read as they come
+        for task in [*made, *self.names]:
             scored |= score(
                 candidate.model,
                 candidate.tokenizer,
@@ -74,7 +75,9 @@ class Tasks(Evaluator):
                 limit=self.limit,
                 include=self.include,
                 seed=self.seed,
+                progress=asked,
             )
+            asked.next()
         found: dict[str, float] = {}
         for name, one in scored.items():
             found |= one.figures(name)

@@ -121,7 +121,7 @@ def score(
     progress: Progress = lambda done, total, unit: None,
 ) -> dict[str, Scored]:
     """The tasks' scores by name. ``tasks`` are tasks, or names of lm-eval's or of the YAML files in the folder ``include``;
-    ``progress`` gets (answers scored, answers, unit).
+    ``progress`` gets (questions answered, questions, unit).
     Raises ValueError where lm-eval cannot ask them, or the model answers with NaN."""
     import datasets
     from lm_eval import simple_evaluate

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.train.regime import Outcome, Regime, Setting
+from tasks.train.regime import Outcome, Setting
+from tasks.train.sparse.semi_structured_regime import TwoOfFourRegime, treated
 
 if TYPE_CHECKING:
-    from tasks.models.find.linears import Linear
     from tasks.train.hook import Hook
 
 
-class Fst(Regime):
+class Fst(TwoOfFourRegime):
     paper: ClassVar[str] = "FST, Accelerating Transformer Pre-training with 2:4 Sparsity (arXiv 2404.01847)"
     version: ClassVar[int] = 2  # estimates are drawn anew of each step's and rank's own seed
     masks: ClassVar[Outcome] = "open"
@@ -30,22 +30,8 @@ class Fst(Regime):
     """Times the weight, added to the gradient of weights outside the mask."""
     dense: float = Field(1 / 6, ge=0, lt=1)
     """Share of the run, at its end, that is dense; with 0 the model stays 2:4 along both sides."""
-    mvue: bool = True
-    """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
-
-    def promise(self) -> str:
-        return "2:4"
-
-    def treats(self, linear: Linear) -> bool:
-        return linear.feed_forward
-
-    def check_width(self, width: int) -> None:
-        from tasks.train.sparse.two_of_four import PATTERN
-
-        PATTERN.check(PATTERN.sparsity, width)
 
     def hooks(self, setting: Setting) -> list[Hook]:
-        from tasks.train.sparse.semi_structured_regime import treated
         from tasks.train.sparse.two_of_four import Transposable
 
         # a run with no dense phase is sparse at its last step too

@@ -8,34 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tasks.train.regime import Outcome, Regime, Setting
+from tasks.train.regime import Outcome, Setting
+from tasks.train.sparse.semi_structured_regime import TwoOfFourRegime, treated
 
 if TYPE_CHECKING:
-    from tasks.models.find.linears import Linear
     from tasks.train.hook import Hook
 
 
-class SSte(Regime):
+class SSte(TwoOfFourRegime):
     paper: ClassVar[str] = "S-STE (arXiv 2409.09099)"
     version: ClassVar[int] = 2  # estimates are drawn anew of each step's and rank's own seed
     masks: ClassVar[Outcome] = "narrowed"
 
-    mvue: bool = True
-    """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
-
-    def promise(self) -> str:
-        return "2:4"
-
-    def treats(self, linear: Linear) -> bool:
-        return linear.feed_forward
-
-    def check_width(self, width: int) -> None:
-        from tasks.train.sparse.two_of_four import PATTERN
-
-        PATTERN.check(PATTERN.sparsity, width)
-
     def hooks(self, setting: Setting) -> list[Hook]:
-        from tasks.train.sparse.semi_structured_regime import treated
         from tasks.train.sparse.two_of_four import SoftThreshold
 
         return [SoftThreshold(setting.linears, setting.masks, treated(setting, self), self.mvue)]

@@ -39,6 +39,8 @@ _FAILED = -2
 class Fenced(RuntimeError):
     """A newer attempt owns the directory: this worker is a leftover and must stop."""
 
+    shared = True  # nothing is wrong with the trial that it may be: it is the run that stops
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -207,4 +209,4 @@ def _decide(decision: Callable[[], int]) -> int:
 def _refuse_if_fenced(directory: Path, attempt: int) -> None:
     owner = directory / "owner.json"
     if owner.exists() and (newer := json.loads(owner.read_bytes())["attempt"]) > attempt:
-        raise Fenced(f"{directory} belongs to attempt {newer}; attempt {attempt} is a leftover")
+        raise Fenced(f"{directory} belongs to attempt {newer}; attempt {attempt} is a leftover: another run has taken over")

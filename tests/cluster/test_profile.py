@@ -106,6 +106,12 @@ def test_a_bad_value_is_one_line_with_field_and_choices(tmp_path, text, complain
     assert str(caught.value).startswith("mine.yaml: ") and "\n" not in str(caught.value)
 
 
+def test_fields_that_do_not_go_together_are_what_the_line_begins_with(tmp_path):
+    for text, said in (("device: cpu\ncard: H100", "card is H100 but"), ("engine: torch\nzero: 3", "zero is 3 but")):
+        with pytest.raises(DocumentError, match=f"^mine.yaml: {said}"):
+            load_profile(write(tmp_path, text))
+
+
 def test_a_run_whose_ranks_are_there_has_so_many_of_every_stage():
     given = Profile(ranks=2, stages={"pretrain": {"ranks": 4, "cpus": 3}}).under(3)
     assert [given.resources(stage).ranks for stage in ("pretrain", "recover")] == [3, 3]

@@ -38,7 +38,7 @@ class Fake:
 
 @pytest.fixture
 def tracking() -> Tracking:
-    return Tracking(Fake(), "1", "parent", {"a": "run-a", "b": "run-b"}, _flushed=float("inf"))
+    return Tracking(Fake(), "1", "parent", {"a": "run-a", "b": "run-b"}, _due=float("inf"))
 
 
 def points(tracking: Tracking, id: str, steps: range) -> None:
@@ -106,9 +106,26 @@ def test_points_that_come_while_a_batch_is_on_its_way_are_not_lost(tracking):
 
 
 def test_a_point_flushes_by_itself_after_a_while(tracking):
-    tracking._flushed = 0.0
+    tracking._due = 0.0
     points(tracking, "a", range(1))
     assert len(tracking.client.rows) == 1
+
+
+def test_one_that_hangs_is_written_to_seldom(tracking, monkeypatch):
+    tried: list[int] = []
+
+    def hangs(run, metrics=()) -> None:
+        tried.append(len(metrics))
+        time.sleep(0.2)
+        raise ConnectionError("timed out")
+
+    monkeypatch.setattr(tracking.client, "log_batch", hangs)
+    monkeypatch.setattr("cluster.tracking.FLUSH_SECONDS", 0.0)
+    tracking._due, begun = 0.0, time.monotonic()
+    while time.monotonic() - begun < 1.0:
+        points(tracking, "a", range(1))
+        time.sleep(0.01)
+    assert tried == [1], "the next try comes after ten times what this one took"
 
 
 def test_what_was_never_taken_is_said_at_the_end(tracking, caplog):

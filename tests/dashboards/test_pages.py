@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,8 +113,8 @@ def test_a_claim_stands_with_its_numbers_and_its_verdict():
 
 def test_the_csv_has_a_row_a_model_with_every_digit_and_its_address():
     header, *rows = as_csv(sight(STATES["one"], "?columns=perplexity,bytes")).splitlines()
-    assert header == "model,state,recipe,method,gates,address,mlflow_run,perplexity,bytes"
-    assert rows[-1] == "quantize,finished,tiny,plain,,quantize/plain-quantize,quantize,63.0,2500000.0" and len(rows) == 4
+    assert header == "model,state,recipe,method,gates,alias,address,mlflow_run,perplexity,bytes"
+    assert rows[-1] == "quantize,finished,tiny,plain,,,quantize/plain-quantize,quantize,63.0,2500000.0" and len(rows) == 4
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_text_and_names_keep_their_commas():
@@ -228,6 +229,9 @@ def test_mlflow_is_asked_in_pages_and_then_only_for_what_changed():
             page.token = str(left) if left > 0 and not which else None
             return page if not which else Page([_run(5)])
 
+        def search_registered_models(self, **which: Any) -> Any:
+            return Page()
+
     reading = Reading("sqlite://", Client())
     reading.refresh()
     assert len(reading.book.pipelines) == 2500 and reading.complete and reading.version == 10
@@ -254,6 +258,9 @@ def test_what_was_deleted_is_gone_once_all_is_read_again():
         def search_runs(self, experiments: list[str], which: str, *rest: Any) -> Any:
             return Page() if which else Page(map(_run, range(self.there)))
 
+        def search_registered_models(self, **which: Any) -> Any:
+            return Page()
+
     reading = Reading("sqlite://", Client())
     reading.refresh()
     Client.there = 1
@@ -263,6 +270,47 @@ def test_what_was_deleted_is_gone_once_all_is_read_again():
     assert "reading all again" in text(shell.known(Sight(reading.book, Choice(), reading)))
     reading.refresh()
     assert len(reading.book.pipelines) == 1 and not reading.anew and reading.version == 4
+
+
+def test_the_aliases_of_a_registry_are_read_with_the_runs_and_a_version_once():
+    class Client:
+        holders, asked = {"champion": "3"}, 0
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            return SimpleNamespace(experiment_id="7")
+
+        def search_runs(self, *rest: Any) -> Any:
+            return Page()
+
+        def search_registered_models(self, **which: Any) -> Any:
+            others = SimpleNamespace(name="theirs", aliases={"live": "1"})
+            return Page([SimpleNamespace(name="tiny", aliases=self.holders), others])
+
+        def get_model_version(self, name: str, version: str) -> Any:
+            Client.asked += 1
+            return SimpleNamespace(tags={"winnow.address": f"prune/wanda-{version}"} if name == "tiny" else {})
+
+    reading = Reading("sqlite://", Client())
+    reading.refresh()
+    assert reading.book.aliases == {"prune/wanda-3": ("champion of tiny, version 3",)}
+    version = reading.version
+    reading.refresh()
+    assert (Client.asked, reading.version) == (2, version)  # nothing moved
+    Client.holders = {"champion": "4", "shadow": "4"}
+    reading.refresh()
+    assert reading.book.aliases == {"prune/wanda-4": ("champion of tiny, version 4", "shadow of tiny, version 4")}
+    assert reading.version == version + 1
+
+
+@pytest.mark.parametrize("page", ["", "table", "compare", "model"])
+def test_wherever_models_are_listed_the_champion_is_marked(page):
+    told = "champion of tiny, version 3"
+    crowned = replace(STATES["one"], aliases={STATES["one"].stages["quantize"].address: (told,)}, kept={})
+    for known, marked in ((crowned, True), (STATES["one"], False)):
+        seen = sight(known, "?model=quantize&pick=quantize,prune")
+        assert (told in to_json_plotly(PAGES[page][1](seen))) is marked
+    assert "★ champion of tiny, version 3" in everything(Nowhere(crowned), Places("#"))
+    assert told in as_csv(sight(crowned)) and told not in as_csv(sight(STATES["one"]))
 
 
 def test_an_mlflow_that_is_away_is_told_of_and_asked_again():

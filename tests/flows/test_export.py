@@ -106,6 +106,19 @@ def test_the_card_tells_lineage_measures_and_parameters(made, tmp_path):
     assert json.loads(card.split("```json")[1].split("```")[0]) == chain[-1].params
 
 
+def test_the_card_tells_of_the_objective_that_was_minimised_alone(made, tmp_path):
+    shop, (data, dense, pruned), _ = made
+    recovered = {"method": "masked", **TRAINING, "tokens": 512}
+    for name, more in (("own", {}), ("other", {"objective": {"reverse_kl": {"kl": 0.5}}})):
+        model = shop.make("recover", {**recovered, **more}, data=data, model=pruned, teacher=dense)
+        export_model(shop.store, model, tmp_path / name)
+        told = json.loads((tmp_path / name / "README.md").read_text().split("```json")[1].split("```")[0])
+        said = {field for field in ("ce", "kl", "temperature") if field in told["method"]["masked"]}
+        assert said == ({"ce", "kl", "temperature"} if name == "own" else set())
+        assert told.get("objective") == model.params.get("objective")
+    assert told["objective"]["reverse_kl"]["kl"] == 0.5
+
+
 def test_the_card_speaks_of_masks_where_there_are_and_of_what_quantized_weights_need(made, tmp_path):
     shop, (data, dense, pruned), _ = made
     gptq = {"method": {"round_to_nearest": {"group_size": 32}}, **CALIBRATION}

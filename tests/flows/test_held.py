@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -94,6 +96,28 @@ def test_an_end_waits_a_little_and_says_what_is_missing(chronicle, monkeypatch, 
     lines = capsys.readouterr().err.splitlines()
     assert any("waiting for MLflow at" in line for line in lines)
     assert lines[-1].endswith("the same command tells it from what is made, and makes nothing again")
+
+
+def test_one_that_hangs_is_told_of_while_it_does_and_then_seldom_waited_for(chronicle, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SAID", 0.2)
+    said_by_then = []
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # takes connections, and answers nothing
+        uri = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+
+        def ask(*what) -> None:
+            with pytest.raises(TimeoutError):
+                urllib.request.urlopen(uri, timeout=1.0)
+            said_by_then.append(capsys.readouterr().err)
+            raise ConnectionError("MLflow at x: timed out")
+
+        monkeypatch.setattr(chronicle, "_tell", ask)
+        held, begun = Held(chronicle, uri), time.monotonic()
+        for number in range(50):
+            held.event("a", number)
+        assert time.monotonic() - begun < 2.0 and len(held.kept) == 50
+    (said,) = said_by_then
+    assert said == f"winnow: MLflow at {uri} does not answer; the run waits for it, and goes on without it if it stays silent\n"
+    assert capsys.readouterr().err == "winnow: MLflow at x: timed out; the run goes on, and what it has to tell is kept\n"
 
 
 def test_what_fails_for_another_reason_is_raised_once_and_what_follows_is_told(chronicle, server, monkeypatch):

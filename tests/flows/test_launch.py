@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.profile import Profile
 from cluster.servers.embedded import Server
 from cluster.servers.processes import Process
 from cluster.servers.state import State, write_state
 from cluster.store.local import LocalStore
+from flows.plan import Plan, prepare
+from tasks.train.snapshot import register_attempt
 from tests.flows.command import winnow
 
 pytestmark = pytest.mark.slow
@@ -32,10 +35,14 @@ RECIPE = {
 }
 
 
-def start(tmp_path: Path) -> subprocess.Popen:
+def make_plan(tmp_path: Path) -> Plan:
+    return prepare(str(tmp_path / "twice.yaml"), Profile(store=str(tmp_path / "home" / "store")))[0]
+
+
+def start(tmp_path: Path, *more: str) -> subprocess.Popen:
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(RECIPE))
     every = "from flows import cli, display; display.LINE_SECONDS = 0.0; cli.main()"  # a line for all that a stage tells
-    command = [sys.executable, "-c", every, "run", str(tmp_path / "twice.yaml"), "--here"]
+    command = [sys.executable, "-c", every, "run", str(tmp_path / "twice.yaml"), "--here", *more]
     environment = {**os.environ, "WINNOW_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -67,6 +74,24 @@ def test_the_same_command_mends_a_damaged_store_and_says_what_was_wrong(tmp_path
     after = {record.address: record.files for record in store.records()}
     assert after[data] == before[data] and after[model].items() >= weights_alone.items()
     assert [store.damage(address) for address in store.addresses()] == [[], []]
+
+
+def test_a_training_that_another_run_took_over_ends_in_one_line_and_goes_on_once_it_may(tmp_path):
+    """What the run made before stays; the directory of the other's checkpoints is left as it is."""
+    (tmp_path / "home").mkdir()
+    prepared = start(tmp_path, "--until", "prepare")
+    assert prepared.communicate(timeout=300)[0] and prepared.returncode == 0
+    (step,) = (step for step in make_plan(tmp_path).due)
+    checkpoints = tmp_path / "home" / "scratch" / step.artifact.address / "checkpoints"
+    register_attempt(checkpoints, attempt=2**62)  # later than any clock
+    run = start(tmp_path)
+    told = run.communicate(timeout=300)[0]
+    assert run.returncode == 1 and "Traceback" not in told, told
+    last = told.splitlines()[-1]
+    assert last.startswith(f"winnow: {checkpoints} belongs to attempt") and last.endswith("run the same command to go on"), told
+    (checkpoints / "owner.json").unlink()  # the other is through
+    again = start(tmp_path)
+    assert again.communicate(timeout=300)[0] and again.returncode == 0
 
 
 def test_a_home_whose_servers_all_died_says_so(tmp_path, monkeypatch, capsys):

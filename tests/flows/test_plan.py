@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
@@ -11,6 +12,7 @@ from cluster.store.local import LocalStore
 from flows.forecast import forecast
 from flows.plan import doubts, prepare
 from flows.recipe import parse_recipe
+from tests.flows.command import winnow
 from tests.flows.recipes import BASE, plan, publish, recipe
 from tests.tasks import data_zoo
 
@@ -375,3 +377,13 @@ def test_schemes_that_take_more_room_than_they_say_or_that_no_runtime_fuses_are_
 
 def test_a_rounding_that_nothing_was_trained_for_is_no_doubt(tmp_path):
     assert doubts(plan(LocalStore(tmp_path / "store"))) == []
+
+
+def test_a_store_that_cannot_be_written_can_be_planned_with_and_a_run_is_told_of_it(tmp_path, capsys):
+    (tmp_path / "profile.yaml").write_text(json.dumps({"store": "/proc/winnow", "scratch": str(tmp_path / "scratch")}))
+    given = ("quickstart", "-p", str(tmp_path / "profile.yaml"))
+    assert winnow("plan", *given) == 0
+    told, refused = capsys.readouterr(), "the store /proc/winnow is not writable: No such file or directory"
+    assert "0 cached" in told.out and f"note: {refused}; to run this" in told.err
+    assert winnow("run", *given, "--here") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"winnow: {refused}"

@@ -30,6 +30,7 @@ Axes = dict[str, list[tuple[int, torch.Tensor]]]  # what stays on which axis of 
 WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what configs call a network's width
 
 NUMBERED = ("mlp_only_layers", "moe_layers")  # lists in configs of the numbers of layers
+FIRST = ("first_k_dense_replace", "num_dense_layers")  # how many layers, from the first on, are of another kind
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
 
@@ -184,6 +185,8 @@ def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[
         for name, value in told.items():
             if name in NUMBERED and value is not None:
                 found[name] = [new for new, old in enumerate(cut.blocks) if old in value]
+            elif name in FIRST and isinstance(value, int):
+                found[name] = sum(old < value for old in cut.blocks)
             elif "layer" in name and isinstance(value, list) and len(value) == depth:
                 found[name] = [value[index] for index in cut.blocks]
         put("num_hidden_layers", len(cut.blocks))

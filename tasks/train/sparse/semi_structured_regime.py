@@ -1,4 +1,4 @@
-"""The root of the regimes that train towards N:M: the pattern, the matrices, the phases of a run."""
+"""The roots of the regimes that train towards N:M: the pattern, the matrices, the phases of a run."""
 
 from __future__ import annotations
 
@@ -85,6 +85,24 @@ class NMRegime(Regime):
 
         phase = partial(self.phase, total=setting.steps)
         return [SemiStructured(setting.linears, setting.masks, treated(setting, self), phase, **self.flow())]
+
+
+class TwoOfFourRegime(Regime):
+    """Multiplies 2:4 in the feed-forward networks, in all three products where hardware may."""
+
+    mvue: bool = True
+    """Estimate the gradients of the outputs 2:4 sparsely, without bias and with the least variance."""
+
+    def promise(self) -> str:
+        return "2:4"
+
+    def treats(self, linear: Linear) -> bool:
+        return linear.feed_forward
+
+    def check_width(self, width: int) -> None:
+        from tasks.train.sparse.two_of_four import PATTERN
+
+        PATTERN.check(PATTERN.sparsity, width)
 
 
 class DecayingRegime(NMRegime):

@@ -54,6 +54,8 @@ class SoftThreshold(SemiStructured):
             soft_OI = self.scales[name] * soft_threshold(self.weight(run, name))
             run.engine.write(name, self.treated[name].stored(soft_OI))
             self.assign(run, {name: soft_OI != 0}, PATTERN)
+            self.scales[name] = 1.0  # it is in the weights from now on; of two in four the threshold takes nothing
+            self.factors[name].fill_(1.0)
 
     def compute(self) -> float:
         """Two products are sparse, and the third too where gradients are estimated 2:4."""

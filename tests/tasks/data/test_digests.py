@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,40 @@ from tasks.data import digests
 from tasks.data.digests import WORTH_KEEPING, Digests
 
 CONTENT = bytes(WORTH_KEEPING)
+
+
+@contextmanager
+def kept_from_writing(*folders: Path) -> Iterator[None]:
+    """Folders that nobody may write to: not even root, who has another name meanwhile."""
+    for folder in folders:
+        folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_in_a_home_that_cannot_be_written_files_are_read_once_a_process_and_what_is_kept_counts(reads):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own are closed to others
+        home, one, other = Path(place) / "home", Path(place) / "one", Path(place) / "other"
+        Path(place).chmod(0o755)
+        home.mkdir()
+        one.write_bytes(CONTENT)
+        other.write_bytes(CONTENT)
+        Digests(home / "digests").of(one)
+        (home / "digests").chmod(0o755)
+        reads.clear()
+        with kept_from_writing(home, home / "digests"):
+            for folder in (home / "digests", home / "none" / "digests"):
+                known = Digests(folder)
+                assert {known.of(path) for path in (one, other, other)} == {hashlib.sha256(CONTENT).digest()}
+        assert reads == ["other", "one", "other"]
 
 
 @pytest.fixture

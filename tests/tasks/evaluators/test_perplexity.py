@@ -11,6 +11,7 @@ import torch
 
 from tasks.evaluators import Candidate
 from tasks.methods import build
+from tasks.models import scoring
 from tasks.models.files.checkpoint import save_model
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -63,6 +64,15 @@ def test_tokens_bound_the_windows(tmp_path):
     measured.progress = lambda done, total, unit: seen.append((done, total))
     perplexity(length=12, tokens=30, batch=1).measure(measured)
     assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("tokens", "predicted"), [(10, 9), (20, 18), (21, 21), (None, 42)])
+def test_tokens_bound_what_overlapping_windows_predict(tokens, predicted, tmp_path, monkeypatch):
+    measured, counts = candidate(tmp_path), []
+    score = scoring.summed_losses
+    monkeypatch.setattr(scoring, "summed_losses", lambda model, batch: counts.append(batch.predicted) or score(model, batch))
+    perplexity(length=10, stride=3, tokens=tokens, batch=1).measure(measured)
+    assert sum(counts) == predicted
 
 
 def test_windows_longer_than_the_positions_are_refused_and_not_cut():

@@ -47,6 +47,17 @@ def test_the_mean_is_over_tasks_and_not_over_groups_of_them(candidate, folder):
     assert found["accuracy.both"] == pytest.approx((9 * one + 3 * other) / 12)
 
 
+def test_questions_are_counted_over_all_tasks(candidate, folder):
+    told = []
+    counted = Candidate(candidate.directory, candidate.data, progress=lambda *how_far: told.append(how_far))
+    files = {name: str(folder / f"{name}.jsonl") for name in ("suba", "subb")}
+    build("evaluators", {"tasks": {"files": files, "limit": 5}}).measure(counted)
+    assert sorted(set(told)) == [(done, 8, "questions") for done in range(9)] and told == sorted(told)
+    told.clear()
+    build("evaluators", {"tasks": {"names": ["suba", "subb"], "include": str(folder)}}).measure(counted)
+    assert told == sorted(told) and told[-1] == (12, 0, "questions")  # how many there are is not known before they are read
+
+
 def test_a_task_of_which_no_number_is_known_is_refused(candidate, folder):
     with pytest.raises(ValueError, match="task strange tells brier_score, and none of acc, acc_norm"):
         build("evaluators", {"tasks": {"names": ["strange"], "include": str(folder)}}).measure(candidate)

@@ -9,8 +9,9 @@ import torch
 
 from tasks.calibrate.whole import Whole, skipped
 from tasks.methods import build
-from tasks.models.files.checkpoint import load_model, save_model
-from tasks.models.files.recut import config_of, renumbered
+from tasks.models.cut import Cut
+from tasks.models.files.checkpoint import load_model, save_model, skeleton
+from tasks.models.files.recut import check_sizes, config_of, recut, renumbered
 from tasks.models.find.linears import decoder_blocks
 from tests.contracts.test_resizers import BATCHES, shrunk
 from tests.tasks import models_zoo as zoo
@@ -105,6 +106,22 @@ def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
     if dense := getattr(before.config, "mlp_only_layers", None):  # a list of numbers: they are others now
         assert after.config.mlp_only_layers == [place for place, index in enumerate(kept) if index in dense] != dense
     with torch.no_grad(), skipped(old, gone):
+        expected = before(zoo.batches()[0], use_cache=False).logits
+        torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [(1, 2, 3), (0, 2, 3), (0, 1, 3)])
+@pytest.mark.parametrize(
+    ("architecture", "first"), [("deepseek_v3", "first_k_dense_replace"), ("glm4_moe", "first_k_dense_replace")]
+)
+def test_dense_blocks_before_those_of_experts_may_go_and_may_stay(architecture, first, blocks, tmp_path):
+    source = zoo.save(architecture, tmp_path / "in", layers=4, **{first: 2})
+    check_sizes(skeleton(source), Cut(blocks=blocks))
+    recut(source, tmp_path / "out", tmp_path / "scratch", Cut(blocks=blocks))
+    before, after = load_model(source), load_model(tmp_path / "out")
+    assert getattr(after.config, first) == sum(index < 2 for index in blocks)
+    gone = [index for index in range(4) if index not in blocks]
+    with torch.no_grad(), skipped(decoder_blocks(before)[1], gone):
         expected = before(zoo.batches()[0], use_cache=False).logits
         torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
 

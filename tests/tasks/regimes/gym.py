@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from tasks.data.batch import Batch
+from tasks.formats.mask import Mask, Masks
 from tasks.methods import build
 from tasks.models.build.building import operate
 from tasks.models.find.linears import find_linears
 from tasks.objectives.cross_entropy import CrossEntropy
+from tasks.train.adapters.delta import live_weights, shared_out
 from tasks.train.engine import TorchEngine
 from tasks.train.hook import Run
 from tasks.train.regime import Regime, Setting
@@ -96,3 +99,29 @@ class Repeated:
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         return Batch(zoo.batches()[0])
+
+
+def exchange(entered: Callable[[Masks], Gym]) -> list[torch.Tensor]:
+    """Train 5 % of a masked model's weights by a regime that changes single ones: they stay as many, each once and inside the
+    mask, nothing else changes, and the merged model is the one that was trained. The places in ``UP``, before and after each
+    choice."""
+    keep = torch.rand(48, 32, generator=torch.Generator().manual_seed(0)) < 0.5
+    gym = entered({UP: Mask.of(keep, "unstructured", 0.4)})
+    live = live_weights(gym.setting.linears, gym.setting.masks)
+    sizes = shared_out(live, int(0.05 * sum(live.values())))
+    before = {name: gym.weight(name).clone() for name, _ in gym.engine.module.named_parameters() if gym.regime.name not in name}
+    seen = [gym.hook.branches[UP].places.clone()]
+    for _ in range(12):
+        gym.step(rate=0.05)
+        for name, branch in gym.hook.branches.items():
+            assert len(branch.places.unique()) == len(branch.places) == sizes[name]
+        places = gym.hook.branches[UP].places
+        assert keep.flatten()[places.long()].all()
+        seen += [] if torch.equal(places, seen[-1]) else [places.clone()]
+    assert all(torch.equal(values, gym.engine.module.get_parameter(name)) for name, values in before.items())
+    trained = gym.logits()
+    gym.finish()
+    torch.testing.assert_close(gym.logits(), trained, rtol=1e-4, atol=1e-4)
+    changed = (gym.weight(UP) != before[UP]).flatten().nonzero()[:, 0]
+    assert set(changed.tolist()) <= set(gym.hook.branches[UP].places.tolist()), "a place that was given up is as it was"
+    return seen

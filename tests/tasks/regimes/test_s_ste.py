@@ -40,6 +40,26 @@ def test_the_model_that_comes_out_is_the_one_that_was_trained_and_two_of_four():
         assert torch.equal(gym.weight(name) != 0, mask.keep)
 
 
+def test_after_the_last_step_the_plain_forward_is_the_regimes_and_neither_shrinks_nor_scales_again():
+    gym, plain = enter("s_ste", mvue=False, steps=3), enter("dense")
+    gym.train(2)
+    after_step, expected = gym.hook.after_step, {}
+
+    def looked(run):
+        """What the regime computes with after its last update, before anything is written."""
+        expected.update({name: gym.hook.scales[name] * soft_threshold(gym.weight(name)) for name in gym.hook.treated})
+        after_step(run)
+
+    gym.hook.after_step = looked
+    gym.train(1)
+    gym.finish()
+    for name, mask in gym.hook.masks.items():
+        assert torch.equal(gym.weight(name), expected[name]) and torch.equal(gym.weight(name) * mask.keep, gym.weight(name))
+    for name in plain.engine._parameters:
+        plain.engine.module.get_parameter(name).data = gym.weight(name).clone()
+    assert torch.equal(gym.logits(), plain.logits())
+
+
 def test_estimated_gradients_change_the_weights_gradient_and_nothing_else():
     exact, estimated = enter("s_ste", mvue=False), enter("s_ste", mvue=True)
     torch.testing.assert_close(exact.backward(), estimated.backward())

@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from tasks.formats.mask import Mask
 from tasks.methods import build
 from tasks.train.adapters.accumulated import Cover, Divided
-from tasks.train.adapters.delta import live_weights, shared_out
-from tests.tasks.regimes.gym import DOWN, UP, enter
+from tests.tasks.regimes.gym import DOWN, UP, enter, exchange
 
 
 def spiel_ma(masks=None, **fields):
@@ -47,27 +45,9 @@ def test_with_every_weight_in_a_row_of_its_own_it_is_adagrad():
 
 
 def test_places_are_as_many_as_before_each_once_inside_the_mask_and_nothing_else_changes():
-    keep = torch.rand(48, 32, generator=torch.Generator().manual_seed(0)) < 0.5
-    gym = spiel_ma({UP: Mask.of(keep, "unstructured", 0.4)})
-    live = live_weights(gym.setting.linears, gym.setting.masks)
-    sizes = shared_out(live, int(0.05 * sum(live.values())))
-    before = {name: values.detach().clone() for name, values in gym.engine.module.named_parameters() if "spiel_ma" not in name}
-    seen = [gym.hook.branches[UP].places.clone()]
-    for _ in range(12):
-        gym.step(rate=0.05)
-        for name, branch in gym.hook.branches.items():
-            assert len(branch.places.unique()) == len(branch.places) == sizes[name]
-        places = gym.hook.branches[UP].places
-        assert keep.flatten()[places.long()].all()
-        seen += [] if torch.equal(places, seen[-1]) else [places.clone()]
+    seen = exchange(spiel_ma)
     assert len(seen) == 3, "after 4 and 8 steps, and none after the last"
     assert not set(seen[0].tolist()) & set(seen[1].tolist()), "all move at the first choice"
-    assert all(torch.equal(values, gym.engine.module.get_parameter(name)) for name, values in before.items())
-    trained = gym.logits()
-    gym.finish()
-    torch.testing.assert_close(gym.logits(), trained, rtol=1e-4, atol=1e-4)
-    changed = (gym.weight(UP) != before[UP]).flatten().nonzero()[:, 0]
-    assert set(changed.tolist()) <= set(gym.hook.branches[UP].places.tolist()), "a place that was given up is as it was"
 
 
 def test_the_first_choice_goes_where_the_product_is_largest():
