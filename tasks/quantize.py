@@ -27,7 +27,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # by runtime
 class Quantize(CalibratedStage):
     """Fewer bits per weight under the mask, stored as serving engines read them."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: Annotated[Quantizer, of("quantizers")]
     """How weights are rounded: a quantizer."""
@@ -150,10 +150,10 @@ class Quantize(CalibratedStage):
 
     def run(self, context: Context) -> dict[str, float]:
         from tasks.models.build.surgery import surgeries_of
+        from tasks.models.export import export_compressed
         from tasks.models.files.checkpoint import load_extras, skeleton
         from tasks.models.files.gate import READER
         from tasks.models.files.kv_cache import KVCache
-        from tasks.models.files.quantized import export_compressed
 
         plain = not surgeries_of(skeleton(self.incoming(context)).config)  # else its export will be, without them
         if plain:
@@ -162,8 +162,8 @@ class Quantize(CalibratedStage):
         made = self._settled(context)
         report = made.walk(context, solved, pattern=self._pattern(), sparsity=self._target())
         cache = KVCache(self.kv_cache, self.batches(context)) if self.kv_cache else None
-        scheme_of, data = made.method.scheme_of, context.inputs["data"]
-        found = export_compressed(solved, load_extras(solved), scheme_of, context.output, data, plain, cache)
+        scheme_of, data, memory = made.method.scheme_of, context.inputs["data"], self.memory(context)
+        found = export_compressed(solved, load_extras(solved), scheme_of, context.output, data, plain, cache, memory)
         return {**report, "export_logits_error": found["logits_difference"]}
 
     def _settled(self, context: Context) -> Quantize:

@@ -1,15 +1,16 @@
 """Mixed precision: bits where they matter, solved under a budget from measured sensitivities (after HAWQ-V3, arXiv 2011.10680).
 
 Matrices that read one input (queries, keys and values; gate and up) get one scheme, since serving engines fuse them. They are
-rounded alone under each scheme that may be chosen, and the relative squared error of their block's output is noted, token by
-token. Taking errors to add up, the schemes with which all matrices together lose least within the budget are those of a
-multiple-choice knapsack, an integer programme that HiGHS solves. Sensitivities are those of rounding to nearest, whatever
-quantizer makes what was chosen: it costs no sweep per scheme.
+rounded alone under each scheme that may be chosen, and so is what they read where a scheme rounds inputs; the relative squared
+error of their block's output is noted, token by token. Taking errors to add up, the schemes with which all matrices together
+lose least within the budget are those of a multiple-choice knapsack, an integer programme that HiGHS solves. Sensitivities are
+those of rounding to nearest, whatever quantizer makes what was chosen: it costs no sweep per scheme.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -76,32 +77,56 @@ class Precision(BaseModel):
 
     def choose(self, method: Quantizer, scan: Scan) -> dict[str, Spec]:
         """The scheme of every matrix, by the name of its module; ValueError where the budget is too small for any."""
-        from tasks.calibrate.observe import InputNorms
+        from tasks.calibrate.both import Magnitudes
 
         together: dict[str, list[Linear]] = {}
         losses, bits, weights = Table(), Table(), 0
-        for view in scan.blocks(lambda linear: InputNorms(linear.shape[-1])):
+        for view in scan.blocks(lambda linear: Magnitudes(linear.shape[-1])):
             for linears in _readers(view):
                 name, schemes = linears[0].name, self._fitting(method, linears[0])
-                grids = {number: _grid(scheme) for number, scheme in schemes.items()}
-                together[name], losses[name] = linears, self._losses(view, linears, grids)
+                together[name], losses[name] = linears, self.losses(view, linears, schemes)
                 bits[name] = _bits(linears, schemes)
                 weights += sum(prod(linear.shape) for linear in linears)
         chosen = cheapest(losses, bits, self.budget * weights)
         specs = {linear.name: self.choices[number] for name, number in chosen.items() for linear in together[name]}
         return {name.removesuffix(".weight"): spec for name, spec in specs.items()}
 
-    def _losses(self, view: BlockView, linears: Sequence[Linear], grids: Mapping[int, Grid]) -> dict[int, float]:
+    def losses(self, view: BlockView, linears: Sequence[Linear], schemes: Mapping[int, QuantizationScheme]) -> dict[int, float]:
+        """What it costs to compute some linears of a block that read one input as each scheme has it, by number."""
         from tasks.calibrate.method import Edit
         from tasks.calibrate.scan import trial_error
 
         dense = list(view.run(-(-self.sequences // len(view.inputs[0]))))
         given = {matrix: view.matrices[matrix] for linear in linears for matrix in linear.matrices}
         found = {}
-        for number, grid in grids.items():
+        for number, scheme in schemes.items():
+            grid = _grid(scheme)
             edits = {matrix: Edit(grid.round_matrix(value, *grid.fit(value))) for matrix, value in given.items()}
-            found[number] = trial_error(view, edits, dense)
+            with _inputs_rounded(view, linears, scheme):
+                found[number] = trial_error(view, edits, dense)
         return found
+
+
+def _inputs_rounded(view: BlockView, linears: Sequence[Linear], scheme: QuantizationScheme) -> AbstractContextManager[None]:
+    """The block with what these linears read rounded as a scheme has it, by one scale from the calibration text where it fixes
+    that."""
+    from tasks.calibrate.both import Magnitudes
+    from tasks.calibrate.inputs import fixes, require_module
+    from tasks.models.export import inputs_quantized
+    from tasks.models.files.schemes import fixed_scale
+
+    args, scales = scheme.input_activations, {}
+    if args is None:
+        return nullcontext()
+    for linear in linears:
+        require_module(linear.name)
+        if fixes(scheme):
+            seen = view.statistics[linear.name]
+            assert isinstance(seen, Magnitudes)
+            scale = fixed_scale(args, seen.peak_I.max()).to(view.matrices[linear.name].dtype)
+            scales[linear.name.removeprefix(view.prefix).removesuffix(".weight")] = {"input_scale": scale}
+    names = [linear.name.removeprefix(view.prefix) for linear in linears]
+    return inputs_quantized(view.module, dict.fromkeys(names, scheme), scales)
 
 
 def _readers(view: BlockView) -> list[list[Linear]]:

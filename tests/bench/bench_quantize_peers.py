@@ -167,9 +167,9 @@ def quantize(model: str, tokens: str, output: str, method: str, group: str) -> N
     from transformers.models.llama import modeling_llama  # noqa: F401  theirs is imported before the clock starts, too
 
     from tasks.calibrate.walk import walk
+    from tasks.models.export import export_compressed
     from tasks.models.files.checkpoint import load_extras
     from tasks.models.files.gate import READER
-    from tasks.models.files.quantized import export_compressed
     from tasks.models.stream.blocks import BlockStream
 
     rest, begun = peak_mebibytes(), time.perf_counter()

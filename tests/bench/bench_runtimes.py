@@ -91,8 +91,8 @@ def walked(source: Path, output: Path, shelf: str, method: str | dict, **how) ->
 
 def exported(source: Path, folder: Path) -> Path:
     from tasks.methods import build
+    from tasks.models.export import export_compressed
     from tasks.models.files.checkpoint import load_extras
-    from tasks.models.files.quantized import export_compressed
 
     method = {"round_to_nearest": {"group_size": 64}}
     walked(source, folder / "solved", "quantizers", method)

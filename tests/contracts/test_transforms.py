@@ -13,10 +13,10 @@ from tasks.methods import build, dump, names
 from tasks.models.accounting import iso_sparsity, shape_of, shape_of_config
 from tasks.models.build.building import builder
 from tasks.models.build.surgery import FIELD
+from tasks.models.export import export_compressed
 from tasks.models.files.checkpoint import load_extras, load_model, save_model, validate
 from tasks.models.files.layout import MASKS
 from tasks.models.files.promises import check_masks
-from tasks.models.files.quantized import export_compressed
 from tasks.models.find.linears import find_linears
 from tasks.models.source import ModelSource
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tasks.formats.mask import BrokenMask
-from tasks.models.files import quantized
+from tasks.models import export
 from tests.tasks.workshop import CALIBRATION, LLAMA, TRAINING, Workshop
 
 UP = "model.layers.0.mlp.up_proj"
@@ -61,13 +61,13 @@ def another_head(directory):
 )
 def test_what_is_spoiled_while_it_is_written_is_not_published(made, monkeypatch, spoil, error, says):
     shop, parents = made
-    write = quantized._write
+    write = export.write_packed
 
     def spoiled(*given):
         write(*given)
         spoil(given[-1])
 
-    monkeypatch.setattr(quantized, "_write", spoiled)
+    monkeypatch.setattr(export, "write_packed", spoiled)
     with pytest.raises(error, match=says) as refused:
         shop.make("quantize", FIELDS, **parents)
     assert "\n" not in str(refused.value) and not shop.store.addresses("quantize")

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,12 @@ class Seen:
     @classmethod
     def of(cls, model: PreTrainedModel, tokens_BT: torch.Tensor) -> Seen:
         return cls(tokens_BT, *reload.look(model, tokens_BT), model.dtype)
+
+    @classmethod
+    def summed_up(cls, logits: Iterable[torch.Tensor], tokens_BT: torch.Tensor, dtype: torch.dtype) -> Seen:
+        """The same of a model of that dtype from its logits [1, T, V] on each row, which may be computed when they are asked
+        for."""
+        return cls(tokens_BT, *reload.summed_up(logits, tokens_BT), dtype)
 
     def require_like(self, directory: Path, difference: float, loss: float) -> None:
         """Raise ValueError where what was found in a directory differs by more than rounding."""

@@ -7,7 +7,7 @@ scales from the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,8 @@ class KVCache:
     kind: Kind
     calibration: Sequence[torch.Tensor]
 
-    def fit(self, model: PreTrainedModel) -> FittedCache:
+    def fit(self, model: PreTrainedModel, run: Callable[[Iterable[torch.Tensor]], None]) -> FittedCache:
+        """The scales of a model whose blocks ``run`` takes batches through."""
         largest: dict[str, dict[str, torch.Tensor]] = {name: {} for name in attentions(model)}
 
         def observe(name: str, side: str, module: nn.Module, value: torch.Tensor) -> None:
@@ -42,8 +43,7 @@ class KVCache:
 
         hooks = {name: {side: partial(observe, name, side) for side in _SIDES} for name in largest}
         with _hooked(model, hooks), torch.inference_mode():
-            for tokens_BT in self.calibration:
-                model(tokens_BT, use_cache=False)
+            run(self.calibration)
         return FittedCache(_args(self.kind), {name: self._scales(found, model.dtype) for name, found in largest.items()})
 
     def _scales(self, largest: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

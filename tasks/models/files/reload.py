@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,12 +22,17 @@ OURS = ("tasks", "flows", "cluster", "dashboards")
 
 def look(model: Any, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The logits [T, V] of the first row, and the mean next-token loss over all rows."""
+    return summed_up((model(row_T[None], use_cache=False).logits for row_T in tokens_BT), tokens_BT)
+
+
+@torch.inference_mode()
+def summed_up(logits: Iterable[torch.Tensor], tokens_BT: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The same from the logits [1, T, V] of each row, which may be computed when they are asked for."""
     first, losses = None, []
-    with torch.inference_mode():
-        for row_T in tokens_BT:
-            logits_TV = model(row_T[None], use_cache=False).logits[0].float()
-            first = logits_TV.clone() if first is None else first
-            losses.append(torch.nn.functional.cross_entropy(logits_TV[:-1], row_T[1:]).item())
+    for logits_1TV, row_T in zip(logits, tokens_BT, strict=True):
+        logits_TV = logits_1TV[0].float()
+        first = logits_TV.clone() if first is None else first
+        losses.append(torch.nn.functional.cross_entropy(logits_TV[:-1], row_T[1:]).item())
     assert first is not None
     return first, sum(losses) / len(losses)
 

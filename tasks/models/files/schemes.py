@@ -111,6 +111,13 @@ def format_of(scheme: QuantizationScheme) -> str:
     return scheme.format or infer_module_format(torch.nn.Linear, scheme).value
 
 
+def compressor_of(scheme: QuantizationScheme) -> Any:
+    """The library's own reader and writer of what a scheme is stored as."""
+    from compressed_tensors.compressors import BaseCompressor
+
+    return BaseCompressor.get_value_from_registry(format_of(scheme))
+
+
 def packed(scheme: QuantizationScheme) -> bool:
     """Whether codes lie side by side in words; else each has a byte of its own, however few its bits."""
     return format_of(scheme) == PACKED

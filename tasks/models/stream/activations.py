@@ -106,11 +106,13 @@ def _host_bytes(tensor: torch.Tensor, pinned: bool) -> int:
 
 @dataclass
 class Activations:
-    """What flows between the blocks: hidden states per batch, and per batch and block whatever else the block gets."""
+    """What flows between the blocks: hidden states per batch, and per batch and block whatever else the block gets. Blocks may
+    have to give theirs ``as_tuple``."""
 
     hidden: OffloadedTensors
     calls: list[list[tuple[tuple, dict[str, Any]]]]
     device: str = "cpu"
+    as_tuple: bool = False
 
     def run(self, block: nn.Module, index: int, first: int | None = None) -> Iterator[torch.Tensor]:
         """The block's output, batch by batch (of the ``first`` batches only), from the hidden states as they are now."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from tasks.models.find.linears import Linear, decoder_blocks, find_linears
 from tasks.models.memory import give_back
 from tasks.models.stream.activations import Activations, MemoryBudget
 from tasks.models.stream.background import Background
-from tasks.models.stream.capture import capture
-from tasks.models.stream.materialise import materialise, rebuild_buffers, to_meta
+from tasks.models.stream.capture import capture, conclude
+from tasks.models.stream.materialise import materialise, rebuild_buffers, tie, to_meta
 from tasks.models.stream.written import Extras, WrittenBlocks
 
 
@@ -85,7 +86,31 @@ class ResidentBlocks:
 
     def capture(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Activations:
         """Run the tokens int64 [B, T] of each batch up to the first block."""
-        return capture(self.model, self.blocks, batches, self.device, memory)
+        with self.outside(head=False):
+            return capture(self.model, self.blocks, batches, self.device, memory)
+
+    @contextmanager
+    def outside(self, head: bool = True) -> Iterator[None]:
+        """Have the weights that lie outside the blocks in memory, those of the head where it is asked for."""
+        yield
+
+    def logits(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Iterator[torch.Tensor]:
+        """Of each batch of tokens int64 [B, T] the model's logits [B, T, V]; one block after the other runs for all of them."""
+        batches = list(batches)
+        flow = self.through(batches, memory)
+        with self.outside():
+            for number, tokens_BT in enumerate(batches):
+                yield conclude(self.model, self.blocks, tokens_BT, flow, number)
+
+    def through(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Activations:
+        """Run the tokens int64 [B, T] of each batch through all blocks as they were read; what came out of the last."""
+        flow = self.capture(batches, memory)
+        for index in range(self.depth):
+            block = self.read(index)
+            for batch, output_BTD in enumerate(flow.run(block, index)):
+                flow.hidden[batch] = output_BTD
+            self.release(block)
+        return flow
 
     def finished(self) -> list[dict]:
         """What was noted of each block that an interrupted walk has written already."""
@@ -128,16 +153,19 @@ class BlockStream(ResidentBlocks):
     def masks_of(self, index: int) -> dict[str, Mask]:
         return load_masks(self._mask_file, self.linears_of(index))
 
-    def capture(self, batches: Iterable[torch.Tensor], memory: MemoryBudget | None = None) -> Activations:
+    @contextmanager
+    def outside(self, head: bool = True) -> Iterator[None]:
         outer = [module for name, module in self.model.named_modules() if not self._inside(f"{name}.")]
-        head = self.model.get_output_embeddings()
+        last = None if head else self.model.get_output_embeddings()
         names = [name for name in self.model.state_dict() if not self._inside(name) and name in self.files]
-        skipped = {f"{name}." for name, module in self.model.named_modules() if module is head}
+        skipped = {f"{name}." for name, module in self.model.named_modules() if module is last}
         try:
             rebuild_buffers(self.model, outer, self.device)
             loaded = [name for name in names if not name.startswith(tuple(skipped))]
             materialise(self.model, "", self.files.read(loaded, self.device), self.device)
-            return super().capture(batches, memory)
+            if head:
+                tie(self.model)
+            yield
         finally:
             for module in outer:
                 to_meta(module)

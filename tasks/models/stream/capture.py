@@ -1,4 +1,4 @@
-"""Record what flows into a model's decoder blocks, without running one of them.
+"""Record what flows into a model's decoder blocks, without running one of them; and go on from what came out of the last.
 
 What a block gets besides the hidden states (masks, rotary embeddings, positions) differs between architectures. It is
 recorded, not rebuilt: the model runs once with every block replaced by a recorder that passes its input on, so no
@@ -42,6 +42,27 @@ class _Recorder(nn.Module):
         return (hidden_BTD,) if self.as_tuple else hidden_BTD
 
 
+class _Ended(_Recorder):
+    """Stands in for a block when all of them have run: gives what came out of the last."""
+
+    def __init__(self, block: nn.Module, hidden_BTD: torch.Tensor, as_tuple: bool) -> None:
+        super().__init__(block, lambda *given: None, as_tuple)
+        self.__dict__["hidden_BTD"] = hidden_BTD
+
+    def forward(self, *args, **kwargs):
+        return (self.hidden_BTD,) if self.as_tuple else self.hidden_BTD
+
+
+def conclude(model: nn.Module, blocks: nn.ModuleList, tokens_BT: torch.Tensor, flow: Activations, batch: int) -> torch.Tensor:
+    """The logits [B, T, V] of a batch whose hidden states in ``flow`` are those behind the last of ``blocks``."""
+    whole, hidden_BTD = blocks._modules, flow.hidden[batch].to(flow.device)
+    blocks._modules = {name: _Ended(block, hidden_BTD, flow.as_tuple) for name, block in blocks.named_children()}
+    try:
+        return model(tokens_BT.to(flow.device), use_cache=False).logits
+    finally:
+        blocks._modules = whole
+
+
 def capture(
     model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Tensor], device: str, memory: MemoryBudget | None = None
 ) -> Activations:
@@ -68,7 +89,7 @@ def _capture(
     memory: MemoryBudget | None,
     as_tuple: bool,
 ) -> Activations:
-    flow = Activations(OffloadedTensors(memory), [], device)
+    flow = Activations(OffloadedTensors(memory), [], device, as_tuple)
     known: dict[tuple, list[torch.Tensor]] = {}
     depth, calls, entered = len(blocks), [], []
 

@@ -30,6 +30,14 @@ def rebuild_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device
             model._init_weights(module)
 
 
+def tie(model: PreTrainedModel) -> None:
+    """Give weights that are stored under another's name alone, as a head under that of the embeddings, that other's values."""
+    for name, other in model.all_tied_weights_keys.items():
+        module, _, leaf = name.rpartition(".")
+        if model.get_parameter(name).is_meta:
+            model.get_submodule(module)._parameters[leaf] = model.get_parameter(other)
+
+
 def to_meta(module: nn.Module) -> None:
     """Drop a module's own tensors, keep their shapes."""
     for name, parameter in module._parameters.items():

@@ -6,12 +6,15 @@ from math import prod
 import pytest
 import torch
 
+from tasks.calibrate.both import Magnitudes
+from tasks.calibrate.method import BlockView
 from tasks.calibrate.precision import Precision, cheapest, stored_bits
 from tasks.calibrate.scan import scan
 from tasks.calibrate.walk import walk
+from tasks.formats.pattern import Unstructured
 from tasks.methods import build
 from tasks.models.files.schemes import integers, read_scheme
-from tasks.models.find.linears import find_linears
+from tasks.models.find.linears import Linear, find_linears
 from tasks.models.stream.blocks import ResidentBlocks
 from tasks.quantize import Quantize
 from tests.tasks import models_zoo as zoo
@@ -76,6 +79,47 @@ def test_a_budget_spent_by_sensitivity_beats_the_same_bits_everywhere():
     mixed = build("quantizers", {"gptq": {"schemes": schemes}})
     errors = [walk(ResidentBlocks(model()), zoo.batches(), method).metrics["walk/mean_error"] for method in (mixed, uniform)]
     assert errors[0] < errors[1]
+
+
+def test_what_a_scheme_makes_of_the_inputs_counts_in_numbers_that_can_be_checked_by_hand():
+    """A block that is one linear with the identity for weights, which any of these grids has exactly. E4M3 reaches to 448, in
+    [16, 32) by steps of 2 and below 2**-6 by steps of 2**-9; a token's own scale is its largest value over 448."""
+    name, block = "model.layers.0.proj.weight", torch.nn.Module()
+    block.proj = torch.nn.Linear(2, 2, bias=False)
+    block.proj.weight.data = 448 * torch.eye(2)
+    tokens = torch.tensor([[[448.0, 17.3], [3.5, 0.001]]])
+    seen = Magnitudes(2)
+    seen.add(tokens[0])
+    view = BlockView(
+        index=0,
+        prefix="model.layers.0.",
+        linears={name: Linear(name, (2, 2))},
+        matrices={name: block.proj.weight.data},
+        keep={},
+        statistics={name: seen},
+        outputs={},
+        allocation={},
+        pattern=Unstructured(),
+        module=block,
+        inputs=[tokens],
+        run=lambda first=None: iter([block.proj(tokens)]),
+    )
+    schemes = {number: read_scheme(name) for number, name in enumerate(("FP8_DYNAMIC", "FP8"))}
+    unrounded = schemes[0].model_copy(update={"input_activations": None})
+    with torch.no_grad():
+        found = Precision().losses(view, list(view.linears.values()), {**schemes, 2: unrounded})
+    first = 0.7**2 / (448**2 + 17.3**2)  # 17.3 becomes 18, by either scale
+    second = [(0.001 - step) ** 2 / 3.5**2 for step in (2**-10, 2**-9)]  # 0.128 / 128 by its own scale, else by 448's
+    assert found[0] == pytest.approx((first + second[0]) / 2, rel=1e-3)
+    assert found[1] == pytest.approx((first + second[1]) / 2, rel=1e-3)
+    assert found[2] == 0
+
+
+def test_at_equal_bytes_a_scheme_that_rounds_inputs_besides_is_chosen_by_none():
+    weights_only = {"W8A16": {"strategy": "channel", "group_size": None}}
+    precision, stream = Precision(budget=16, choices=("W8A8", weights_only)), ResidentBlocks(zoo.model("llama"))
+    chosen = precision.choose(build("quantizers", "gptq"), scan(stream, zoo.batches()))
+    assert len(chosen) == len(stream.linears) and all(spec == weights_only for spec in chosen.values())
 
 
 @pytest.mark.parametrize(

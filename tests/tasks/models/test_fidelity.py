@@ -205,8 +205,8 @@ def test_what_pruning_keeps_of_a_matrix_keeps_the_precision_it_is_stored_in(tmp_
 
 
 def test_a_packed_model_names_the_matrices_no_class_knows_as_left_alone(tmp_path):
+    from tasks.models.export import export_compressed
     from tasks.models.files.checkpoint import load_extras
-    from tasks.models.files.quantized import export_compressed
 
     model = zoo.model("llama")
     model.save_pretrained(tmp_path / "source")

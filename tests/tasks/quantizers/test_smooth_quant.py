@@ -5,7 +5,7 @@ import torch
 
 from tasks.calibrate.walk import walk
 from tasks.methods import build, dump
-from tasks.models.files.quantized import inputs_quantized
+from tasks.models.export import inputs_quantized
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import ResidentBlocks
 from tasks.quantize import Quantize

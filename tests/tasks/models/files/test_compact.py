@@ -15,12 +15,12 @@ from tasks.calibrate.walk import walk
 from tasks.formats import read_sparse
 from tasks.formats.mask import load_masks
 from tasks.methods import build
+from tasks.models.export import export_compressed
 from tasks.models.files.checkpoint import load_extras, save_model, skeleton
 from tasks.models.files.compact import rebuild_plain, write_compact
 from tasks.models.files.layout import INDEX, MASKS
 from tasks.models.files.names import usual_names, write_as_on_hub, write_names
 from tasks.models.files.promises import check_model
-from tasks.models.files.quantized import export_compressed
 from tasks.models.files.shards import TensorFiles, header, write_shards
 from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
+from tasks.models.export import export_compressed
 from tasks.models.files.checkpoint import load_extras, load_model
 from tasks.models.files.gate import READER, Seen, require_readable_elsewhere, windows
 from tasks.models.files.layout import MASKS
-from tasks.models.files.quantized import export_compressed
 from tests.tasks.models.files.test_quantized import quantized
 
 UP = "model.layers.1.mlp.up_proj.weight"

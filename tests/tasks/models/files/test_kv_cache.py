@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tasks.models.export import export_compressed
 from tasks.models.files.checkpoint import load_extras, load_model
 from tasks.models.files.kv_cache import KVCache, require_cached
 from tasks.models.files.names import write_as_on_hub
 from tasks.models.files.promises import check_model
-from tasks.models.files.quantized import export_compressed
 from tasks.models.files.schemes import integers
 from tasks.models.files.shards import TensorFiles
+from tasks.models.stream.blocks import ResidentBlocks
 from tests.tasks import models_zoo as zoo
 from tests.tasks.models.files.test_quantized import quantized
 
@@ -53,7 +54,7 @@ def test_a_scale_is_the_largest_key_over_the_largest_number(tmp_path):
     attention = model.model.layers[1].self_attn
     attention.v_proj.register_forward_hook(lambda module, inputs, value: seen.setdefault("v", []).append(value.abs().max()))
     for kind, largest in LARGEST.items():
-        scales = KVCache(kind, zoo.batches()).fit(model).scales["model.layers.1.self_attn"]
+        scales = KVCache(kind, zoo.batches()).fit(model, ResidentBlocks(model).through).scales["model.layers.1.self_attn"]
         wanted = max(seen["v"]) / largest if kind == "FP8" else 2 * max(seen["v"]) / 255
         assert scales["v_scale"] == pytest.approx(float(wanted), rel=1e-5) and scales["k_scale"] > 0
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tasks.calibrate.walk import walk
 from tasks.formats.mask import BrokenMask
 from tasks.methods import build
+from tasks.models.export import export_compressed
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.promises import check_masks
-from tasks.models.files.quantized import StoredWeights, export_compressed
+from tasks.models.files.quantized import StoredWeights
 from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 

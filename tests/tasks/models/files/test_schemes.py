@@ -10,10 +10,11 @@ import torch
 from tasks.calibrate.precision import stored_bits
 from tasks.calibrate.walk import walk
 from tasks.methods import build, dump
+from tasks.models.export import export_compressed, inputs_quantized
 from tasks.models.files.bits import bits_of
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.promises import check_masks
-from tasks.models.files.quantized import StoredWeights, export_compressed, inputs_quantized
+from tasks.models.files.quantized import StoredWeights
 from tasks.models.files.schemes import packed, read_scheme, require_readable
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks

@@ -29,6 +29,10 @@ def eager(model):
     return model
 
 
+def in_memory(module):
+    return any(not parameter.is_meta for parameter in module.parameters())
+
+
 def outputs_of_last_block(model, batches):
     caught = []
     hook = ResidentBlocks(model).blocks[-1].register_forward_hook(lambda module, args, output: caught.append(output))
@@ -52,6 +56,21 @@ def test_running_the_blocks_one_by_one_is_running_the_model(architecture, tmp_pa
             flow.hidden = list(flow.run(block, index))
             stream.write(index, block, {}, {})
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(flow.hidden, expected, strict=True))
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_logits_come_out_of_one_block_at_a_time_as_out_of_the_whole_model(architecture, tmp_path):
+    zoo.save(architecture, tmp_path, layers=3)
+    batches, model, stream = zoo.batches(), eager(load_model(tmp_path)), BlockStream(tmp_path)
+    held = []  # for every call of a block, how many blocks are in memory
+    for block in stream.blocks:
+        block.register_forward_hook(lambda *called: held.append(sum(in_memory(each) for each in stream.blocks)))
+    with torch.no_grad():
+        expected = [model(tokens, use_cache=False).logits for tokens in batches]
+        found = list(stream.logits(batches))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert held == [1] * 3 * len(batches)
+    assert all(parameter.is_meta for parameter in stream.model.parameters())
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
