@@ -13,7 +13,8 @@ from flows.nodes import Node, Recipe, naming
 from flows.recipe import vocabulary
 from tasks.context import Execution
 from tasks.models.source import ModelSource
-from tasks.train.cost import CARDS, Machine, check_share, fitting, remedy
+from tasks.train.cards import CARDS
+from tasks.train.cost import Machine, check_share, fitting, remedy
 
 if TYPE_CHECKING:
     from tasks.models.accounting import Shape

@@ -53,7 +53,7 @@ class Execution:
     micro_batch: int | None = None
     logits_bytes: int = 1 << 30  # of float32 logits held at once in training
     compile: bool = False  # the blocks of what is trained, and of its teacher
-    recompute: Literal["none", "layer", "auto"] = "none"  # what the backward pass makes again instead of keeping it
+    recompute: Literal["none", "selective", "layer", "auto"] = "none"  # what the backward pass makes again
     checkpoint_every_seconds: float = 60.0
     attempt: int = 0
     patience: float = 600.0  # seconds without a finished step, after which ranks that wait for each other end

@@ -10,43 +10,27 @@ model, those in which the host launches it all.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from tasks.train.cards import Card
 
 if TYPE_CHECKING:
     from tasks.context import Execution
     from tasks.models.accounting import Shape
 
-Recompute = Literal["none", "layer"]
+Recompute = Literal["none", "selective", "layer"]  # the least time first
 FULL = 0.92  # of a card's memory: the rest is the driver's, the communication's and what lies between tensors
 MOST = 64  # ranks that are advised
 _PRODUCTS = 0.89  # of the peak, where nothing but products were computed
 _BANDWIDTH = 0.75  # of the card's
 _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a step: compiled, eager
+_MOVED_AGAIN = {True: 1.13, False: 4 / 3}  # selective, counted: compiled 50 bytes of those, in the kernels of the backward pass
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
 _LAUNCHED = 3e-3  # seconds in which a host launches a layer's passes: 12 layers took one 42 ms at best, 52 beside other work
 _LINK = 155e9  # bytes a second between two GPUs
 _ROUNDED = 128.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
 _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU: dense bf16 operations and bytes a second by its data sheet, and the bytes that torch finds on it."""
-
-    name: str
-    flops: float
-    bandwidth: float
-    memory: float
-
-
-CARDS = {
-    card.name: card
-    for card in (
-        Card("A100", 312e12, 2.04e12, 79 * 2.0**30),
-        Card("H100", 989e12, 3.35e12, 78 * 2.0**30),
-        Card("H200", 989e12, 4.8e12, 139 * 2.0**30),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,7 @@ class Running:
             execution.ranks,
             execution.precision == "bfloat16",
             execution.compile,
-            "layer" if execution.recompute == "layer" else "none",
+            "none" if execution.recompute == "auto" else execution.recompute,
             execution.logits_bytes,
             masked,
             teacher,
@@ -106,6 +90,12 @@ class Running:
     def tokens(self) -> int:
         """Of a forward pass."""
         return self.micro_batch * self.length
+
+    @property
+    def twice(self) -> bool:
+        """Whether what goes around a layer's forward pass (weights gathered, or rounded) happens in the backward pass again:
+        what is compiled computes selectively inside of itself."""
+        return self.recompute == "layer" or (self.recompute == "selective" and not self.compile)
 
 
 def micro_batch(batch: int, execution: Execution) -> int:
@@ -128,10 +118,9 @@ def check_share(batch: int, execution: Execution) -> None:
 def memory(shape: Shape, how: Running) -> float:
     """The most bytes a rank holds."""
     held = _states(shape, how) + (2 if how.low else 4) * (how.teacher.parameters if how.teacher else 0)
-    layers = _activations(shape, how)
-    one = layers / max(1, shape.layers)
-    inputs = how.tokens * shape.hidden * shape.layers * _residual(how)
-    kept = inputs + one if how.recompute == "layer" else layers
+    one = _activations(shape, how) / max(1, shape.layers)
+    again = {"none": 0.0, "selective": _selected(shape, how), "layer": _inputs(shape, how)}[how.recompute]
+    kept = shape.layers * one if how.recompute == "none" else again + one
     return held + max(kept + _loss(shape, how), _gradients(shape, how) + one)
 
 
@@ -160,15 +149,33 @@ def _residual(how: Running) -> int:
 
 
 def _activations(shape: Shape, how: Running) -> float:
-    """What all layers keep for the backward pass: what enters and leaves the products, the residual stream, and, where
-    weights are rounded for each pass, the rounded ones."""
+    """What all layers keep for the backward pass that computes nothing again: what enters and leaves the products, the
+    residual stream, and, where weights are rounded for each pass, the rounded ones."""
     products, rest = (2.0, 4.0) if how.compile else (2.5, 20.0)
     if not how.low:
         products, rest = 2 * products, 2 * rest
     each = products * shape.active / shape.hidden + shape.layers * shape.hidden * (rest + 2 * _residual(how))
-    # autocast rounds them to bfloat16, a grid to values that the products keep in their own dtype
-    rounded = 2 * shape.prunable if how.low and (how.engine == "torch" or how.faked) else 4 * shape.prunable if how.faked else 0
-    return how.tokens * each + (rounded if how.recompute == "none" else rounded / max(1, shape.layers))
+    return how.tokens * each + _rounded(shape, how)
+
+
+def _rounded(shape: Shape, how: Running) -> float:
+    """Autocast rounds weights to bfloat16, a grid to values that the products keep in their own dtype."""
+    if how.low and (how.engine == "torch" or how.faked):
+        return 2.0 * shape.prunable
+    return 4.0 * shape.prunable if how.faked else 0.0
+
+
+def _inputs(shape: Shape, how: Running) -> float:
+    """Of all layers."""
+    return how.tokens * shape.hidden * shape.layers * _residual(how)
+
+
+def _selected(shape: Shape, how: Running) -> float:
+    """Of all layers: their inputs and the outputs of products and attention, counted by tests/tasks/train/test_recomputed.py;
+    compiled, without what nothing needs (a layer's last product). A grid's weights that enter compiled code stay too."""
+    products = (1.65 if how.compile else 1.75) * (1 if how.low else 2)
+    weights = _rounded(shape, how) if how.faked and not how.twice else 0.0
+    return _inputs(shape, how) + how.tokens * products * shape.active / shape.hidden + weights
 
 
 def _loss(shape: Shape, how: Running) -> float:
@@ -182,19 +189,20 @@ def _loss(shape: Shape, how: Running) -> float:
 def seconds(shape: Shape, how: Running, card: Card) -> float:
     """Of one step."""
     tokens = how.local * how.length
-    again = 4 / 3 if how.recompute == "layer" else 1.0
+    again = 4 / 3 if how.recompute == "layer" else 1.0  # of products
+    moving = _MOVED_AGAIN[how.compile] if how.recompute == "selective" else again
     speed, rate = card.flops * (_PRODUCTS if how.low else _PRODUCTS / 16), card.bandwidth * _BANDWIDTH
     products = again * shape.training_flops(tokens, how.length) / speed
-    moved = again * _MOVED[how.compile] * (1 if how.low else 2) * tokens * shape.layers * shape.hidden / rate
+    moved = moving * _MOVED[how.compile] * (1 if how.low else 2) * tokens * shape.layers * shape.hidden / rate
     cut = how.ranks if how.zero else 1
     updated = _OPTIMIZER[how.engine] * shape.parameters / cut / rate
     if how.teacher:
         products += how.teacher.forward_flops(how.length) * tokens / speed
-        moved += moved / again / 3
+        moved += moved / moving / 3
     if how.faked:
-        passes = how.local / how.micro_batch * (2 if how.recompute == "layer" else 1)
+        passes = how.local / how.micro_batch * (2 if how.twice else 1)
         moved += _ROUNDED * shape.prunable * passes / rate
-    regathered = 2 if how.zero == 3 and how.recompute == "layer" else 0  # bytes a parameter, for layers that run again
+    regathered = 2 if how.zero == 3 and how.twice else 0  # bytes a parameter, for layers that run again
     sent = (regathered + (8 if how.zero in (0, 3) else 2)) * shape.parameters / _LINK * (how.ranks - 1) / how.ranks
     waits = _GATHERED[how.compile] if how.zero == 3 and how.ranks > 1 else 1.0
     launched = _LAUNCHED * shape.layers * how.local / how.micro_batch  # a small model's card waits for its host
@@ -202,10 +210,11 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
 
 
 def fitting(shape: Shape, how: Running, recompute: str, room: float) -> Running:
-    """The same, with ``recompute: auto`` decided: nothing is computed twice as long as it fits."""
-    if recompute == "auto" and memory(shape, how) > FULL * room:
-        return replace(how, recompute="layer")
-    return how
+    """The same, with ``recompute: auto`` decided: as little is computed twice as it fits with."""
+    if recompute != "auto":
+        return how
+    choices = [replace(how, recompute=what) for what in get_args(Recompute)]
+    return next((each for each in choices if memory(shape, each) <= FULL * room), choices[-1])
 
 
 def remedy(shape: Shape, how: Running, room: float) -> str | None:
@@ -220,9 +229,10 @@ def remedy(shape: Shape, how: Running, room: float) -> str | None:
     for size in smaller:
         if fits(micro_batch=size):
             return f"set micro_batch to {size}"
-    for size in [how.micro_batch, *smaller] if how.recompute == "none" else ():
-        if fits(recompute="layer", micro_batch=size):
-            return "set recompute to layer" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
+    more = get_args(Recompute)[get_args(Recompute).index(how.recompute) + 1 :]
+    for what, size in product(more, [how.micro_batch, *smaller]):
+        if fits(recompute=what, micro_batch=size):
+            return f"set recompute to {what}" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
     batch = how.local * how.ranks
     for ranks in (count for count in range(max(2, how.ranks), min(batch, MOST) + 1) if batch % count == 0):
         if fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):

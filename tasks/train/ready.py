@@ -12,7 +12,7 @@ from tasks.models.build.building import learn_padding
 from tasks.models.files.checkpoint import load_model
 from tasks.models.stream.slices import sliced
 from tasks.train.compiled import compile_blocks
-from tasks.train.cost import FULL, Running, fitting, memory, remedy
+from tasks.train.cost import FULL, Recompute, Running, fitting, memory, remedy
 from tasks.train.recomputed import recompute_blocks
 from tasks.train.watch import PULSES, Watch
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from tasks.train.birth import Weights
 
 
-def ready(model: PreTrainedModel, execution: Execution, recompute: bool, asked: tuple[str, ...] = ()) -> None:
+def ready(model: PreTrainedModel, execution: Execution, recompute: Recompute, asked: tuple[str, ...] = ()) -> None:
     """Before a regime shapes the model, and an engine takes it; ``asked`` is what an objective wants besides logits."""
     learn_padding(model)
     model.train()
+    if recompute == "selective":
+        recompute_blocks(model, recompute)
     if tells(model, asked) and execution.compile:
         compile_blocks(model)
-    if recompute:
-        recompute_blocks(model)
+    if recompute == "layer":
+        recompute_blocks(model, recompute)
 
 
 def tells(model: PreTrainedModel, asked: tuple[str, ...]) -> bool:
@@ -41,17 +43,18 @@ def tells(model: PreTrainedModel, asked: tuple[str, ...]) -> bool:
     return False
 
 
-def recomputes(context: Context, shape: Shape, how: Running) -> bool:
-    """Whether the backward pass runs each layer again. ``auto``: where the step would not fit the card otherwise."""
+def decided(context: Context, shape: Shape, how: Running) -> Running:
+    """The same, with ``recompute: auto`` decided by the card at hand; where that computes anything again it is told."""
     execution = context.execution
     if execution.recompute != "auto" or execution.device != "cuda":
-        return execution.recompute == "layer"
+        return how
     room = memory_of(execution.device)
-    if fitting(shape, how, execution.recompute, room).recompute == "none":
-        return False
-    needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
-    context.note(f"the backward pass runs each layer again; without that a step takes {needed}")
-    return True
+    found = fitting(shape, how, execution.recompute, room)
+    if found.recompute != "none":
+        again = "each layer" if found.recompute == "layer" else "all but products and attention"
+        needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
+        context.note(f"the backward pass runs {again} again; without that a step takes {needed}")
+    return found
 
 
 def memory_of(device: str) -> int:

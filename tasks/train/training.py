@@ -164,7 +164,7 @@ class TrainStage(ModelStage):
         from tasks.train.apart import may_share_rows
         from tasks.train.bill import bill
         from tasks.train.cost import check_share, micro_batch
-        from tasks.train.ready import ready, recomputes, watch_over
+        from tasks.train.ready import decided, ready, watch_over
 
         execution = context.execution
         check_share(self.batch, execution)
@@ -178,8 +178,8 @@ class TrainStage(ModelStage):
         origin = None if execution.rank else Origin.of(model, directory, context.scratch)
         shape = shape_of(model)
         taught = self.teacher_directory(context)
-        how = self.step_on(execution, shape_of(skeleton(taught)) if taught else None)
-        ready(model, execution, recomputes(context, shape, how), self.minimised.asks())
+        how = decided(context, shape, self.step_on(execution, shape_of(skeleton(taught)) if taught else None))
+        ready(model, execution, how.recompute, self.minimised.asks())
         setting = Setting(find_linears(model), masks, self.dense_steps, self.steps, self.seed, context.inputs["data"])
         names = [name for name, _ in model.named_parameters()]
         self.shape(context, model, setting)

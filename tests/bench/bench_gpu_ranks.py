@@ -4,7 +4,7 @@ Every line is a torchrun of its own. A line says MFU, the most memory of a GPU a
 until the model was there and of its first step; where masks are held it counts dead weights that are not zero, on every rank,
 and in one line seconds and bytes of a snapshot. Without two GPUs there is nothing to measure.
 
-``python -m tests.bench.bench_gpu_ranks 1.3B 2 static --ranks 4`` measures one line.
+``python -m tests.bench.bench_gpu_ranks 1.3B 2 static --ranks 4`` measures one line, with ``--recompute selective`` another way.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ def measure() -> list[Measured]:
     return [compared(key, told, found) for key, told in found.items()]
 
 
-def line(size: str, zero: int, regime: str, ranks: int, snapshot: Path | None = None) -> dict[str, Any]:
+def line(
+    size: str, zero: int, regime: str, ranks: int, snapshot: Path | None = None, recompute: str | None = None
+) -> dict[str, Any]:
     """What the first rank tells."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["-m", "tests.bench.bench_gpu_ranks", size, str(zero), regime]
     command += ["--snapshot", str(snapshot)] if snapshot else []
+    command += ["--recompute", recompute] if recompute else []
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode:
         raise RuntimeError(f"{size}, ZeRO {zero}, {regime}, {ranks} ranks: {told.stderr[-2000:]}")
@@ -83,7 +86,7 @@ def said(told: dict[str, Any]) -> str:
     )
 
 
-def rank(size_name: str, zero: int, regime: str, snapshot: Path | None) -> dict[str, Any]:
+def rank(size_name: str, zero: int, regime: str, snapshot: Path | None, how: dict[str, Any]) -> dict[str, Any]:
     """On one rank: the collective numbers are equal on all of them."""
     import torch
     import torch.distributed as dist
@@ -94,7 +97,7 @@ def rank(size_name: str, zero: int, regime: str, snapshot: Path | None) -> dict[
     join("cuda")
     size, begun = ALL[size_name], time.monotonic()
     fields = REGIMES.get(regime, ({}, None))[0]
-    _, run, step = prepared(size, regime, fields, zero, **HOW.get(size_name, {}))
+    _, run, step = prepared(size, regime, fields, zero, **{**HOW.get(size_name, {}), **how})
     born = time.monotonic() - begun
     time_of(step, 1, warm=0)
     first = time.monotonic() - begun - born
@@ -146,14 +149,16 @@ def main() -> None:
     parser.add_argument("regime")
     parser.add_argument("--ranks", type=int, help="start so many; as which one of them runs unless given")
     parser.add_argument("--snapshot", type=Path, help="save one there, and time it")
+    parser.add_argument("--recompute", choices=("none", "selective", "layer"), help="nothing unless given; 8B: each layer")
     asked = parser.parse_args()
     if asked.ranks:
-        print(said(line(asked.size, asked.zero, asked.regime, asked.ranks, asked.snapshot)))
+        print(said(line(asked.size, asked.zero, asked.regime, asked.ranks, asked.snapshot, asked.recompute)))
         return
     from cluster.deepspeed.rank import leave
 
     with closing(os.fdopen(os.dup(1), "w")) as out:
-        told = rank(asked.size, asked.zero, asked.regime, asked.snapshot)
+        how = {"recompute": asked.recompute} if asked.recompute else {}
+        told = rank(asked.size, asked.zero, asked.regime, asked.snapshot, how)
         if os.environ["RANK"] == "0":
             out.write(json.dumps(told) + "\n")
     leave(0)

@@ -5,7 +5,8 @@ and under each regime; weight masks save no time on dense hardware, and the rati
 only now and then (choosing masks) spread over the steps between. MFU counts the dense model's FLOPs (SPDF's formula) against
 the card's dense bf16 peak. Without a GPU there is nothing to measure.
 
-``python -m tests.bench.bench_gpu_training 162M ste sr_ste`` measures these regimes alone, against our dense step.
+``python -m tests.bench.bench_gpu_training 162M ste sr_ste`` measures these regimes alone, against our dense step;
+``selective`` and ``layer`` are dense steps that compute something again in the backward pass.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ REGIMES: dict[str, tuple[dict[str, Any], float]] = {
     "s_ste": ({"mvue": False}, 1.05),
     "fst": ({"mvue": False}, 1.15),
 }
+RECOMPUTED = {"selective": "all but products and attention twice, of our step", "layer": "each layer twice, of our step"}
 PLAIN = 1 / 0.97  # ours, of the plain loop's time
 
 
@@ -82,7 +84,8 @@ def of_size(name: str) -> list[Measured]:
     tell("plain_eager", alone(lambda: plain_loop(size, compiled=False)), plain, None, "a plain torch loop, not compiled")
     dense = alone(lambda: ours(size, "dense", {}))
     tell("dense", dense, plain, PLAIN, "our step of the plain loop's time")
-    tell("recompute", alone(lambda: ours(size, "dense", {}, recompute="layer")), dense, None, "each layer twice, of our step")
+    for what, again in RECOMPUTED.items():
+        tell(f"recompute.{what}", alone(lambda what=what: ours(size, "dense", {}, recompute=what)), dense, None, again)
     for regime, (fields, bar) in REGIMES.items():
         tell(regime, alone(lambda regime=regime, fields=fields: ours(size, regime, fields)), dense, bar, "of our dense step")
     taught, answering = alone(lambda: ours(size, "masked", {})), alone(lambda: teacher_forward(size))
@@ -98,7 +101,9 @@ def of_regimes(name: str, regimes: list[str]) -> list[Measured]:
     dense = alone(lambda: ours(size, "dense", {}))
     for regime in [*regimes, "dense"]:
         fields, bar = REGIMES.get(regime, ({}, None))
-        pace = alone(lambda regime=regime, fields=fields: ours(size, regime, fields))
+        how = {"recompute": regime} if regime in RECOMPUTED else {}
+        name_of = "dense" if how else regime
+        pace = alone(lambda name_of=name_of, fields=fields, how=how: ours(size, name_of, fields, **how))
         share = pace.seconds / dense.seconds
         lines.append(Measured(f"gpu.{name}.{regime}", share, bar, f"of our dense step: {said(size, pace)}"))
     return lines
@@ -235,7 +240,7 @@ def prepared(
     execution = Execution(device="cuda", precision="bfloat16", **{**kind, "compile": True, **how})
     regime = build("regimes", {name: fields})
     model, weights = deferred(config_of(size), 0) if zero == 3 else (on_card(size), None)
-    ready(model, execution, execution.recompute == "layer")
+    ready(model, execution, execution.recompute)
     linears = find_linears(model)
     engine = make_engine(execution, model, regime.optimizer(model, (0.9, 0.95), 0.1), 1.0, 1, weights)
     run = Run(engine, 100_000)

@@ -103,7 +103,7 @@ def train(tmp_path):
     sequence = data_zoo.write_sequence(tmp_path / "sequence", length=16)
     teacher = zoo.save("llama", tmp_path / "teacher", layers=1)
 
-    def run(name, masks=None, crash=None, attempt=None, micro_batch=None, recompute=False, grid=None, **fields):
+    def run(name, masks=None, crash=None, attempt=None, micro_batch=None, recompute=None, grid=None, **fields):
         regime, model = regime_of(name, **fields), zoo.model("llama", layers=1)
         if surgery := regime.surgery():
             operate(model, surgery)
@@ -113,7 +113,7 @@ def train(tmp_path):
         setting = Setting(find_linears(model), masks or {}, DENSE_STEPS, steps, seed=0, data=sequence)
         own = [parameter for parameter, _ in model.named_parameters()]
         if recompute:
-            recompute_blocks(model)
+            recompute_blocks(model, recompute)
         if grid:
             linears = setting.linears
             fake_quantize(model, linears, dict.fromkeys(linears, grid), dict.fromkeys(linears, torch.float32))
@@ -216,9 +216,10 @@ def test_the_model_keeps_its_parameters_and_linears_by_name_and_a_branch_adds_no
     assert all(after[parameter] is value for parameter, value in names.items()) and find_linears(model) == linears
 
 
+@pytest.mark.parametrize("recompute", ["selective", "layer"])
 @pytest.mark.parametrize("name", ["dense", "sr_ste", "s_ste", "lora", "masked", "ast+slorb", "spiel", "pst", "ist"])
-def test_layers_that_run_again_in_the_backward_pass_give_the_same_gradients_bit_for_bit(name, train):
-    (weights, kept), (again, made_again) = train(name), train(name, recompute=True)
+def test_what_is_computed_again_in_the_backward_pass_gives_the_same_gradients_bit_for_bit(name, recompute, train):
+    (weights, kept), (again, made_again) = train(name), train(name, recompute=recompute)
     assert same(weights, again) and all(map(same, kept.gradients, made_again.gradients))
 
 

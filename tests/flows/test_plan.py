@@ -324,7 +324,7 @@ def test_a_forecast_is_of_compiled_layers_where_training_compiles_them(zero):
 def test_a_card_is_one_that_the_forecast_knows():
     from typing import get_args
 
-    from tasks.train.cost import CARDS
+    from tasks.train.cards import CARDS
 
     (names, _) = get_args(Profile.model_fields["card"].annotation)
     assert set(get_args(names)) == set(CARDS)

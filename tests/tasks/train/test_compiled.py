@@ -40,11 +40,12 @@ def _tracing_is_enough(monkeypatch):
 def train(tmp_path):
     sampler = Sampler(data_zoo.write_tokens(tmp_path / "data", "train", data_zoo.periodic(16 * 40)), 16, 4, seed=0)
 
-    def run(name, compile, attempt=None, hook=None, recompute=False, **fields):
+    def run(name, compile, attempt=None, hook=None, recompute="none", **fields):
         """(weights at the end, losses, masks, lines told)"""
         regime, model = build("regimes", {name: {**QUICK.get(name, {}), **fields}}), zoo.model("llama").train()
+        recompute_blocks(model, recompute) if recompute == "selective" else None
         compile_blocks(model) if compile else None
-        recompute_blocks(model) if recompute else None
+        recompute_blocks(model, recompute) if recompute == "layer" else None
         setting = Setting(find_linears(model), {}, STEPS, STEPS, seed=0)
         regime.setup(model, setting)
         hooks, goal, losses, lines = regime.hooks(setting), regime.objective(), [], []
@@ -70,10 +71,11 @@ def equal(one, other) -> bool:
 
 
 REGIMES = {  # weights swapped around a block, from a step on; with gradients estimated inside it; a branch; a teacher
-    "sr_ste": {"dense": 0.4, "recompute": True},
+    "sr_ste": {"dense": 0.4, "recompute": "layer"},
+    "ste": {"recompute": "selective"},
     "s_ste": {},
-    "lora": {},
-    "masked": {},
+    "lora": {"recompute": "selective"},
+    "masked": {"recompute": "selective"},
 }
 
 

@@ -12,7 +12,8 @@ from tasks.formats.grid import Grid
 from tasks.models.accounting import Shape
 from tasks.models.find.linears import find_linears
 from tasks.train import ready
-from tasks.train.cost import CARDS, FULL, Running, fitting, memory, micro_batch, remedy, seconds
+from tasks.train.cards import CARDS
+from tasks.train.cost import FULL, Running, fitting, memory, micro_batch, remedy, seconds
 from tasks.train.fake_quantized import fake_quantize, rounded
 from tests.bench.bench_gpu_training import SIZES, WORDS
 from tests.tasks import models_zoo as zoo
@@ -164,8 +165,9 @@ def test_and_holds_the_rounded_weights_until_the_backward_pass_has_read_them(low
 def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
     how = running("1.3B")
     needed = memory(SHAPES["1.3B"], how)
-    for room, auto in ((needed / FULL * 1.01, "none"), (needed / FULL * 0.99, "layer")):
-        assert fitting(SHAPES["1.3B"], how, "auto", room).recompute == auto
+    selected = memory(SHAPES["1.3B"], replace(how, recompute="selective"))
+    for room, auto in ((needed * 1.01, "none"), (needed * 0.99, "selective"), (selected * 0.99, "layer"), (1e9, "layer")):
+        assert fitting(SHAPES["1.3B"], how, "auto", room / FULL).recompute == auto
         assert fitting(SHAPES["1.3B"], how, "none", room) == how
 
 
@@ -175,7 +177,9 @@ def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
         ({}, 80e9, None),
         ({}, 40e9, "set micro_batch to 4"),
         ({}, 25e9, "set micro_batch to 1"),
-        (LONG, 60e9, "set recompute to layer"),
+        (LONG, 60e9, "set recompute to selective"),
+        (LONG, 40e9, "set recompute to layer"),
+        ({**LONG, "recompute": "selective"}, 40e9, "set recompute to layer"),
         ({}, 15e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
         ({"recompute": "layer"}, 1e9, "choose a smaller model, or a larger card"),
     ],
@@ -196,10 +200,12 @@ def test_a_job_decides_auto_by_its_own_card_and_tells_where_it_changes_anything(
     told: list = []
     execution = Execution(device="cuda", precision="bfloat16", compile=True, recompute="auto")
     context = Context({}, tmp_path, tmp_path, execution, told.append)
-    for room, again in ((80e9, False), (40e9, True)):
+    for room, again in ((80e9, "none"), (40e9, "selective"), (30e9, "layer")):
         monkeypatch.setattr(ready, "memory_of", lambda device, room=room: room)
-        assert ready.recomputes(context, SHAPES["1.3B"], running("1.3B")) is again
-    (note,) = told
-    assert note.text == "the backward pass runs each layer again; without that a step takes 42 GB of 40"
+        assert ready.decided(context, SHAPES["1.3B"], running("1.3B")).recompute == again
+    assert [note.text for note in told] == [
+        "the backward pass runs all but products and attention again; without that a step takes 42 GB of 40",
+        "the backward pass runs each layer again; without that a step takes 42 GB of 30",
+    ]
     elsewhere = Context({}, tmp_path, tmp_path, Execution(recompute="auto"))
-    assert not ready.recomputes(elsewhere, SHAPES["1.3B"], running("1.3B"))
+    assert ready.decided(elsewhere, SHAPES["1.3B"], running("1.3B")) == running("1.3B")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -71,11 +73,21 @@ def test_gradients_are_those_at_the_rounded_weights_straight_through():
     assert all(torch.equal(value.grad, gradients[name].grad) for name, value in model.named_parameters())
 
 
-@pytest.mark.parametrize("prepare", [compile_blocks, recompute_blocks])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        [compile_blocks],
+        [partial(recompute_blocks, what="layer")],
+        [partial(recompute_blocks, what="selective")],
+        [partial(recompute_blocks, what="selective"), compile_blocks],
+    ],
+    ids=["compiled", "layer", "selective", "selective compiled"],
+)
 def test_layers_that_are_compiled_or_run_again_see_the_same_rounded_weights(prepare, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     tokens, models = zoo.batches()[0], [zoo.model("llama", layers=1).train() for _ in range(2)]
-    prepare(models[1])
+    for each in prepare:
+        each(models[1])
     losses = [faked(model, Grid(3, 16))(tokens, labels=tokens, use_cache=False).loss for model in models]
     for loss in losses:
         loss.backward()
