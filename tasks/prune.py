@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -128,10 +129,20 @@ class Prune(CalibratedStage):
 
     def reshaped(self, facts: ModelFacts) -> ModelFacts | None:
         if not isinstance(self.method, Resizer):
-            return facts
+            known = self.density
+            return facts if known is None else replace(facts, density=min(facts.density, known))
         if not self.method.foretold:
             return None
         return ModelFacts(self.method.check_model(facts.skeleton, self.target_sparsity), facts.settled)
+
+    @property
+    def density(self) -> float | None:
+        """The share of the weights that it leaves in every matrix; None where what it sees decides."""
+        from tasks.formats.pattern import NM, Unstructured
+
+        even = isinstance(self._pattern(), (NM, Unstructured)) and self._allocator().name == "uniform"
+        told = even and self.unseen != "dense" and self.sparsity != ESSENTIAL
+        return 1 - self.target_sparsity if told else None
 
     @property
     def passes(self) -> int:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tasks.context import Execution
     from tasks.formats.mask import Masks
     from tasks.models.accounting import Shape
-    from tasks.models.facts import Parties
+    from tasks.models.facts import ModelFacts, Parties
     from tasks.train.birth import Weights
     from tasks.train.cost import Running
     from tasks.train.hook import Hook
@@ -77,6 +77,9 @@ class Recover(TrainStage):
             self._require_fakeable(self.fake_quantize.named_schemes())
             if (surgery := self.method.surgery()) and surgery.unpacked:
                 raise ValueError(f"fake_quantize: {self.method.name} makes what cannot be quantized: {surgery.unpacked}")
+
+    def reshaped(self, facts: ModelFacts) -> ModelFacts:
+        return replace(facts, density=1.0) if self.method.masks in ("dropped", "open") else facts
 
     def check_width(self, width: int) -> None:
         super().check_width(width)

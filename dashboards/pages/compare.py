@@ -59,7 +59,7 @@ def _head(sight: Sight, models: Sequence[Stage], told: str) -> html.Div:
         left = tuple(run for run in whole if run != one.run)
         other = dcc.Link("make it the baseline", href=sight.page("compare", pick=whole, base=one.run))
         link = dcc.Link(sight.name(one), href=sight.page("model", model=one.run))
-        name = html.Span([link, crown(sight, one)])
+        name = html.Span([link, " ", crown(sight, one)])
         away = dcc.Link("take away", href=sight.page("compare", pick=left)) if len(models) > 2 else ""
         state, verdict = pill(sight.book.state(one)), gate(one.gates) or "not judged"
         rows.append([name, other if place else html.B("baseline"), state, html.Code(one.address), verdict, away])

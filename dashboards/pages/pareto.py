@@ -64,7 +64,7 @@ def _answer(sight: Sight, answer: Answer) -> html.Div:
     if answer.model is None:
         return html.Div([html.H2(answer.question), html.P("none", className="big"), html.P(answer.because)], className="answer")
     link = dcc.Link(sight.name(answer.model), href=sight.page("model", model=answer.model.run), className="big")
-    told = [html.P([link, crown(sight, answer.model)]), html.P(answer.because)]
+    told = [html.P([link, " ", crown(sight, answer.model)]), html.P(answer.because)]
     return html.Div([html.H2(answer.question), *told], className="answer")
 
 
@@ -139,7 +139,7 @@ def _listed(sight: Sight, best: list[Point], total: int, signs: str) -> Any:
         link = dcc.Link(sight.name(point.model), href=sight.page("model", model=point.model.run))
         words = describe(differences(sight.book, before, point.model), 3) if before else ""
         cells = [shown(name, numbers.get(name)) for name in told]
-        name, state = html.Span([link, crown(sight, point.model)]), pill(sight.book.state(point.model))
+        name, state = html.Span([link, " ", crown(sight, point.model)]), pill(sight.book.state(point.model))
         rows.append([name, state, *cells, gate(point.model.gates), html.Span(words, className="words")])
         before = point.model
     head = ["model", "state", *map(title, told), "gates", "other than the one above"]

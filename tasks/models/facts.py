@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ModelFacts:
     """``skeleton`` is the model on the meta device. A new one is not ``settled`` while its tokenizer is not known, since
-    that decides how many rows its embedding gets."""
+    that decides how many rows its embedding gets. ``density`` is the share of its matrices' weights that live, 1 where that is
+    not known."""
 
     skeleton: PreTrainedModel
     settled: bool = True
+    density: float = 1.0
 
     @cached_property
     def linears(self) -> dict[str, Linear]:

@@ -92,12 +92,12 @@ class Ist(Regime):
     def check_linear(self, linear: Linear) -> None:
         self.over.check_linear(linear)
 
-    def check_linears(self, linears: Collection[Linear]) -> None:
+    def check_linears(self, linears: Collection[Linear], density: float = 1.0) -> None:
         from tasks.train.branch import depth
 
         if depth(linears) < 2:
             raise ValueError(f"ist has blocks take turns, and the model has one; take method {self.over.name}")
-        self.over.check_linears(linears)
+        self.over.check_linears(linears, density)
 
     def objective(self) -> Objective:
         return self.over.objective()

@@ -86,8 +86,9 @@ class Regime(Method):
         """Raise ValueError where the regime cannot treat a matrix."""
         self.check_width(linear.shape[-1])
 
-    def check_linears(self, linears: Collection[Linear]) -> None:
-        """Raise ValueError where the regime cannot treat all matrices of a model together."""
+    def check_linears(self, linears: Collection[Linear], density: float = 1.0) -> None:
+        """Raise ValueError where the regime cannot treat all matrices of a model together, of whose weights such a share lives
+        (1 where that is not known)."""
 
     def surgery(self) -> Surgery | None:
         """A change of the model's modules that comes before all else and stays: the model that comes out has it."""

@@ -119,7 +119,7 @@ class TrainStage(ModelStage):
         if self.needs_teacher() and parties.model and parties.teacher:
             self.minimised.check_models(parties.model, parties.teacher)
         if parties.model:
-            self.method.check_linears(parties.model.linears.values())
+            self.method.check_linears(parties.model.linears.values(), parties.model.density)
         for name, linear in parties.model.linears.items() if parties.model else ():
             try:
                 if self.method.treats(linear):

@@ -309,7 +309,7 @@ def test_it_reads_a_server_on_postgresql_and_the_page_says_when_its_own_server_i
     threading.Thread(target=service.serve_forever, daemon=True).start()
     page = Page(f"http://127.0.0.1:{service.server_port}/", tmp_path / "chromium")
     page.open("")
-    page.reads("Smallest within 5 % of dense perplexity quantize 2.50 MB, perplexity 63")
+    page.reads("Smallest within 5 % of dense perplexity quantize ★ champion of tiny, version 1 2.50 MB, perplexity 63")
     page.heed()
     said, port = list(page.said), service.server_port
     service.shutdown()

@@ -51,16 +51,18 @@ class DeltaRegime(Regime):
             return CosineFraction(self.moved, 0.0, steps).at(step)
         return 1.0 if step == self.first else self.moved * (1 - step / steps)
 
-    def check_linears(self, linears: Collection[Linear]) -> None:
+    def check_linears(self, linears: Collection[Linear], density: float = 1.0) -> None:
         weights = [prod(linear.shape) for linear in linears]
         budget = self.budget or int(self.density * sum(weights))
         if not any(budget * count // sum(weights) for count in weights):
             said = f"budget {budget}" if self.budget else f"density {self.density:g}"
             raise ValueError(f"{self.name}.{said} of {sum(weights)} weights leaves no matrix a single one; choose more")
-        if budget > sum(weights):
-            raise ValueError(
-                f"{self.name}.budget {budget} is more than the {sum(weights)} weights of all matrices; choose fewer"
-            )
+        live = sum(weights)
+        if density < 1:  # a pattern rounds in favour of what lives, by less than one weight a row
+            live = min(live, int(density * live) + sum(prod(linear.shape[:-1]) for linear in linears))
+        if budget > live and self.budget:
+            which = "of all matrices" if live == sum(weights) else f"of {sum(weights)} that live at most"
+            raise ValueError(f"{self.name}.budget {budget} is more than the {live} weights {which}; choose fewer")
 
     def setup(self, model: nn.Module, setting: Setting) -> None:
         from tasks.train.adapters.delta import Delta, draw_places, live_weights, shared_out
