@@ -285,7 +285,7 @@ def test_what_cannot_fit_the_card_is_refused_with_what_to_change():
     made = recipe(model={"architecture": LARGE})
     check_room(made, made.nodes, where())  # no card is named
     with pytest.raises(
-        ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GiB .* 'lab' has cards \(H100\) of 78 GiB"
+        ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GiB .* 'lab' has cards \(H100\) of 79 GiB"
     ) as told:
         check_room(made, made.nodes, where(card="H100"))
     assert "set engine to deepspeed, zero to 3, ranks to 4" in str(told.value) and "\n" not in str(told.value)

@@ -62,7 +62,7 @@ def test_ranks_that_hang_say_who_stands_where_and_end_but_one_alone_may_wait(tmp
     said = [process.communicate(timeout=60)[1] for process in outputs]
     assert [process.returncode for process in outputs] == [HUNG, HUNG]
     (line,) = "".join(said).splitlines()
-    assert f"no step for 1 s in step 8 of 500 of {STAGE}: " in line and "raise patience in the profile" in line
+    assert f"no step for 4 s in step 8 of 500 of {STAGE}: " in line and "raise patience in the profile" in line
     assert "rank 1 stands at test_watch.py:" in line and "hang" in line
     assert last_words(tmp_path, STAGE, 0) == line
     with watch(tmp_path / "alone", patience=0.1) as over:
@@ -114,14 +114,19 @@ def torchrun(directory: Path, dies: str, raises: str) -> list[str]:
     return [line for line in said.splitlines() if STAGE in line]
 
 
+def await_all(directory: Path, ranks: int) -> None:
+    """Until each of them has told of its step."""
+    while len(list(directory.glob("rank-*.json"))) < ranks or any(
+        "step 8" not in read_pulse(directory, n)["step"] for n in range(ranks)
+    ):
+        time.sleep(0.1)
+
+
 def is_rank(directory: Path, dies: str, raises: bool) -> None:
     rank = int(os.environ["RANK"])
     with watch(directory, rank, 3, patience=2.5) as over:
         over.step(7)
-        while len(list(directory.glob("rank-*.json"))) < 3 or any(
-            "step 8" not in read_pulse(directory, n)["step"] for n in range(3)
-        ):
-            time.sleep(0.1)
+        await_all(directory, 3)
         if str(rank) == dies:
             os.kill(os.getpid(), signal.SIGKILL)
         while raises and Path("/proc", str(read_pulse(directory, int(dies))["pid"])).exists():
@@ -134,6 +139,7 @@ def is_rank(directory: Path, dies: str, raises: bool) -> None:
 if __name__ == "__main__":
     if "RANK" in os.environ:
         is_rank(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True")
-    with watch(Path(sys.argv[1]), int(sys.argv[2]), 2, patience=1.0) as over:
+    with watch(Path(sys.argv[1]), int(sys.argv[2]), 2, patience=4.0) as over:
         over.step(7)
+        await_all(Path(sys.argv[1]), 2)
         hang(60)
