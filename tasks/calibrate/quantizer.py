@@ -9,7 +9,6 @@ Shapes: O = output features, I = input features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import gcd
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.ranges import Range
+from tasks.formats.grid import fitting
 from tasks.models.files.schemes import Spec, check_written
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Quantizer(BlockMethod):
     def check_width(self, width: int) -> None:
         """Raise ValueError when no grid fits an input width, as far as one is the same for all matrices."""
         if not self.schemes and not self.scheme and self.group_size and width % self.group_size:
-            sizes = _fitting(self.group_size, [width])
+            sizes = fitting(self.group_size, [width])
             raise ValueError(
                 f"group_size {self.group_size} does not divide the input width {width}; "
                 f"write group_size: {sizes[0] if sizes else 'null, for a scale per row'}{_others(sizes)}"
@@ -166,7 +166,7 @@ class Quantizer(BlockMethod):
             try:
                 grid.check(linears[name].shape[-1])
             except ValueError as error:
-                sizes = _fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
+                sizes = fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
                 written = self._grouped(linears[name], sizes[0] if sizes else None)
                 raise ValueError(f"{error} ({name}); write {written}{_others(sizes)}") from None
 
@@ -234,13 +234,6 @@ class Quantizer(BlockMethod):
             return self.solve_linear(view.matrices[name], statistic, grids[name], view.keep.get(name))
 
         return view.each(solve_one, grids) | input_scales(view, self.scheme_of)
-
-
-def _fitting(size: int | None, widths: Iterable[int]) -> list[int]:
-    """Group sizes near this one that divide all widths: powers of two, as kernels have, of at most twice the size, the
-    three largest; none where there are only single columns."""
-    shared, most = gcd(*widths), 2 * (size or 0)
-    return [2**by for by in range(most.bit_length(), 0, -1) if 2**by <= most and not shared % 2**by][:3]
 
 
 def _others(sizes: list[int]) -> str:
