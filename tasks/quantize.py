@@ -107,11 +107,18 @@ class Quantize(CalibratedStage):
         return [f"{' and '.join(f'{bits}-bit' for bits in few)} weights will take 8 bits: {said}"] if few else []
 
     def _unfused(self) -> list[str]:
-        schemes = self.method.schemes
-        apart = [parts for parts in FUSED if len({str(schemes.get(part, self.method.scheme)) for part in parts}) > 1]
+        """Names may be longer than that of the module: self_attn.v_proj, or 3.self_attn.v_proj for one block's."""
+        named = [part.rpartition(".") for part in self.method.schemes]
+        told = {
+            ", ".join(names): {str(self.method.spec_named(name)) for name in names}
+            for stem, dot, leaf in named
+            for parts in FUSED
+            if leaf in parts and (names := [f"{stem}{dot}{part}" for part in parts])
+        }
         return [
-            f"vLLM makes one matrix of {', '.join(parts)}, and refuses models where their schemes differ; name one for all"
-            for parts in apart
+            f"vLLM makes one matrix of {names}, and refuses models where their schemes differ; name one for all"
+            for names, specs in told.items()
+            if len(specs) > 1
         ]
 
     def _untrained(self, facts: Facts) -> list[str]:

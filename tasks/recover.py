@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tasks.calibrate.quantizer import Quantizer
+from tasks.calibrate.quantizer import INTEGERS, Quantizer
 from tasks.context import Context
-from tasks.methods import of
-from tasks.models.files.schemes import require_readable
+from tasks.methods import names, of
+from tasks.models.files.schemes import presets, read_scheme, require_readable
 from tasks.models.source import ModelSource, Stored
 from tasks.stage import Facts, Kind, Stage
 from tasks.train.regime import Regime, Setting
@@ -55,6 +55,18 @@ class Recover(TrainStage):
     until: Until | None = None
     """Ends the run once the held-out text is foretold so well, ``{perplexity: 30}``, or once that is out of reach."""
 
+    @field_validator("fake_quantize", mode="before")
+    @classmethod
+    def _names_what_training_rounds_by(cls, given: object) -> object:
+        named = next(iter(given), None) if isinstance(given, dict) else given
+        if isinstance(named, str) and named not in names("quantizers"):
+            fields = ", ".join((*INTEGERS, "scheme", "schemes"))
+            raise ValueError(
+                f"training rounds by no {named!r}; write round_to_nearest, or {{round_to_nearest: {{FIELD: value}}}} with some "
+                f"of the fields {fields}"
+            )
+        return given
+
     @model_validator(mode="after")
     def _fakes_what_is_rounded_alone(self) -> Recover:
         if (method := self.fake_quantize) is None:
@@ -74,7 +86,7 @@ class Recover(TrainStage):
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if self.fake_quantize:
-            self._require_fakeable(self.fake_quantize.named_schemes())
+            self._require_fakeable(self.fake_quantize, _known(self.fake_quantize))
             if (surgery := self.method.surgery()) and surgery.unpacked:
                 raise ValueError(f"fake_quantize: {self.method.name} makes what cannot be quantized: {surgery.unpacked}")
 
@@ -95,18 +107,18 @@ class Recover(TrainStage):
             linears = parties.model.linears
             schemes = {name: self.fake_quantize.scheme_of(linear) for name, linear in linears.items()}
             require_packable(parties.model.skeleton, [name for name in schemes if schemes[name].weights is not None])
-            self._require_fakeable(schemes.values())
+            self._require_fakeable(self.fake_quantize, schemes.values())
             self.fake_quantize.admit(linears, dict.fromkeys(linears, 0.0), parse_pattern("unstructured"))
 
     @staticmethod
-    def _require_fakeable(schemes: Iterable[QuantizationScheme]) -> None:
+    def _require_fakeable(method: Quantizer, schemes: Iterable[QuantizationScheme]) -> None:
         """Raise ValueError where a scheme cannot be stored, or rounds more than weights."""
         schemes = list(schemes)
         require_readable(schemes)
         if any(scheme.input_activations is not None for scheme in schemes):
             raise ValueError(
                 "fake_quantize: weights alone are rounded in training, and the scheme rounds inputs too; choose one that does "
-                "not, as W4A16"
+                f"not: {', '.join(_fakeable(method))}"
             )
 
     def step_on(self, execution: Execution, teacher: Shape | None) -> Running:
@@ -170,3 +182,17 @@ class Recover(TrainStage):
         if not self.needs_teacher():
             return None
         return self.teacher.checkpoint.fetch(context.scratch) if self.teacher else context.inputs.get("teacher")
+
+
+def _known(method: Quantizer) -> list[QuantizationScheme]:
+    """The schemes that are named; ValueError, with those that training can round by, where there is no such one."""
+    for spec in (method.scheme, *method.schemes.values()):
+        name = next(iter(spec)) if isinstance(spec, dict) else spec
+        if name is not None and name not in presets():
+            raise ValueError(f"fake_quantize: no scheme {name!r}; choose one of {', '.join(_fakeable(method))}")
+    return method.named_schemes()
+
+
+def _fakeable(method: Quantizer) -> list[str]:
+    """The presets that round weights alone, as far as a quantizer makes them."""
+    return [name for name in presets() if method.makes(name) and read_scheme(name).input_activations is None]

@@ -32,7 +32,9 @@ def refused(error: BaseException) -> bool:
 
 def disk_full(error: BaseException) -> str | None:
     """Where an error says that a disk is full, " (file)" or "" as far as it tells which file; libraries have words of
-    their own for it. None for any other error."""
+    their own for it. A file that may not get so large counts as one. None for any other error."""
+    if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "File too large" in str(error):
+        return " (files may not be so large there: ulimit -f, or the file system's own limit)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f" ({error.filename})" if error.filename else ""
     words = ("No space left on device", " requested and ")  # of safetensors; of NumPy, for a write that fell short

@@ -9,7 +9,6 @@ Shapes: O = output features, I = input features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import gcd
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.ranges import Range
+from tasks.formats.grid import fitting
 from tasks.models.files.schemes import Spec, check_written
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Quantizer(BlockMethod):
 
     def scheme_of(self, linear: Linear) -> QuantizationScheme:
         """What is to become of one linear."""
-        return self._made_of(self._spec_of(linear))
+        return self._made_of(self.spec_named(linear.name))
 
     def scheme_of_all(self) -> QuantizationScheme:
         """What is to become of a linear that has no scheme of its own."""
@@ -95,11 +95,11 @@ class Quantizer(BlockMethod):
 
         return self._read(spec) if spec else integers(self.bits, self.group_size, self.symmetric)
 
-    def _spec_of(self, linear: Linear) -> Spec | None:
-        """The preset that was named for one linear."""
-        parts = [part for part in self.schemes if f".{part}." in f".{linear.name}."]
+    def spec_named(self, name: str) -> Spec | None:
+        """The preset that was named for a matrix of this name."""
+        parts = [part for part in self.schemes if f".{part}." in f".{name}."]
         if any(self.schemes[part] != self.schemes[parts[0]] for part in parts):
-            raise ValueError(f"schemes: {linear.name} is in {' and in '.join(parts)}, which differ; name parts apart")
+            raise ValueError(f"schemes: {name} is in {' and in '.join(parts)}, which differ; name parts apart")
         return self.schemes[parts[0]] if parts else self.scheme
 
     def grid_of(self, linear: Linear) -> Grid | None:
@@ -116,20 +116,20 @@ class Quantizer(BlockMethod):
     def _read(self, spec: Spec) -> QuantizationScheme:
         from tasks.models.files.schemes import presets, read_scheme
 
-        scheme = read_scheme(spec)
+        scheme = read_scheme(spec, self.makes)
         try:
             self.suit(scheme)
         except ValueError as error:
             name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
             changed = " and ".join(f"{field} {value}" for field, value in fields.items())
-            remedy = f"leave {' and '.join(fields)} out, or " if fields and self._makes(name) else ""
+            remedy = f"leave {' and '.join(fields)} out, or " if fields and self.makes(name) else ""
             raise ValueError(
                 f"{self.name} cannot make {name}{f' with {changed}' if fields else ''}: {error}; "
-                f"{remedy}choose one of {', '.join(filter(self._makes, presets()))}"
+                f"{remedy}choose one of {', '.join(filter(self.makes, presets()))}"
             ) from None
         return scheme
 
-    def _makes(self, name: str) -> bool:
+    def makes(self, name: str) -> bool:
         from tasks.models.files.schemes import read_scheme
 
         try:
@@ -141,9 +141,10 @@ class Quantizer(BlockMethod):
     def check_width(self, width: int) -> None:
         """Raise ValueError when no grid fits an input width, as far as one is the same for all matrices."""
         if not self.schemes and not self.scheme and self.group_size and width % self.group_size:
+            sizes = fitting(self.group_size, [width])
             raise ValueError(
                 f"group_size {self.group_size} does not divide the input width {width}; "
-                f"write group_size: {_fitting(self.group_size, [width]) or 'null, for a scale per row'}"
+                f"write group_size: {sizes[0] if sizes else 'null, for a scale per row'}{_others(sizes)}"
             )
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
@@ -165,12 +166,13 @@ class Quantizer(BlockMethod):
             try:
                 grid.check(linears[name].shape[-1])
             except ValueError as error:
-                size = _fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
-                raise ValueError(f"{error} ({name}); write {self._grouped(linears[name], size)}") from None
+                sizes = fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
+                written = self._grouped(linears[name], sizes[0] if sizes else None)
+                raise ValueError(f"{error} ({name}); write {written}{_others(sizes)}") from None
 
     def _grouped(self, linear: Linear, size: int | None) -> str:
         """How groups of a size (None: a scale per row) are written for the matrices of one linear's scheme."""
-        spec = self._spec_of(linear)
+        spec = self.spec_named(linear.name)
         if spec is None:
             return f"group_size: {size or 'null, for a scale per row'}"
         name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
@@ -234,10 +236,9 @@ class Quantizer(BlockMethod):
         return view.each(solve_one, grids) | input_scales(view, self.scheme_of)
 
 
-def _fitting(size: int | None, widths: Iterable[int]) -> int | None:
-    """The largest groups that divide groups of this size and all widths; None where those are single columns."""
-    fitting = gcd(size or 0, *widths)
-    return fitting if fitting > 1 else None
+def _others(sizes: list[int]) -> str:
+    """What else than the first of some sizes would do."""
+    return f" (or {', '.join(map(str, sizes[1:]))})" if len(sizes) > 1 else ""
 
 
 def _parts(names: Iterable[str]) -> list[str]:

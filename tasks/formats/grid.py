@@ -9,8 +9,9 @@ Shapes: O = output rows, I = input columns, G = groups of columns that share a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 import torch
@@ -111,3 +112,10 @@ class Grid:
         width = self.group_size or weight_OI.shape[1]
         scale_OI, zero_OI = (value.repeat_interleave(width, 1) for value in (scale_OG, zero_OG))
         return self.round(weight_OI.float(), scale_OI, zero_OI).to(weight_OI.dtype)
+
+
+def fitting(size: int | None, widths: Iterable[int]) -> list[int]:
+    """Group sizes near this one that divide all widths: powers of two, as kernels have, of at most twice the size, the
+    three largest; none where there are only single columns."""
+    shared, most = gcd(*widths), 2 * (size or 0)
+    return [2**by for by in range(most.bit_length(), 0, -1) if 2**by <= most and not shared % 2**by][:3]

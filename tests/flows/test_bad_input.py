@@ -217,7 +217,11 @@ TABLE = [
         "recipe.quantize: no quantized format has feed-forward networks of different widths; prune with cfsp: {shrink: false}",
     ),
     ("stages/2/prune/sparsity", "half", "input should be a number or essential, got 'half'"),
-    ("stages/4/quantize/method", {"gptq": {"group_size": 48}}, "group_size 48 does not divide the input width 64"),
+    (
+        "stages/4/quantize/method",
+        {"gptq": {"group_size": 48}},
+        "group_size 48 does not divide the input width 64; write group_size: 64 (or 32, 16)",
+    ),
     (
         "stages/4/quantize/method",
         {"gptq": {"symmetric": False, "group_size": 64, "schemes": {"down_proj": "W8A8"}}},
@@ -227,7 +231,7 @@ TABLE = [
     (
         "stages/4/quantize/method",
         {"gptq": {"scheme": "W4A17"}},
-        "recipe.quantize: no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC",
+        "recipe.quantize: no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_DYNAMIC, INT8",
     ),
     (
         "stages/4/quantize/method",
@@ -270,6 +274,21 @@ TABLE = [
         "stages/3/recover/fake_quantize",
         "gptq",
         "recover: fake_quantize: gptq rounds by calibration text; choose round_to_nearest",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_neares": {"bits": 3}},
+        "recover.fake_quantize: training rounds by no 'round_to_neares'; write round_to_nearest, or {round_to_nearest: ",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        "W4A16",
+        "training rounds by no 'W4A16'; write round_to_nearest, or {round_to_nearest: {FIELD: value}} with some of the",
+    ),
+    (
+        "stages/3/recover/fake_quantize",
+        {"round_to_nearest": {"scheme": "W4A61"}},
+        "fake_quantize: no scheme 'W4A61'; choose one of UNQUANTIZED, W2A16, W3A16, W4A16, W4A16_ASYM, W5A16, W6A16, W7A16, W",
     ),
     (
         "stages/3/recover/fake_quantize",

@@ -365,6 +365,11 @@ def test_a_budget_of_less_than_a_step_is_told(tmp_path):
         ({"gptq": {"scheme": {"W4A16": {"group_size": 64}}}}, []),
         ({"gptq": {"scheme": "W8A8"}}, []),
         ({"gptq": {"group_size": 64, "schemes": {"k_proj": "W8A16"}}}, ["vLLM makes one matrix of q_proj, k_proj, v_proj"]),
+        (
+            {"gptq": {"group_size": 64, "schemes": {"1.self_attn.v_proj": "W8A16"}}},
+            ["vLLM makes one matrix of 1.self_attn.q_proj, 1.self_attn.k_proj, 1.self_attn.v_proj, and refuses"],
+        ),
+        ({"gptq": {"group_size": 64, "schemes": {"self_attn": "W8A16"}}}, []),
         ({"gptq": {"group_size": 64, "schemes": {"up_proj": "W8A8"}}}, ["vLLM makes one matrix of gate_proj, up_proj, and"]),
         ({"gptq": {"group_size": 64, "schemes": dict.fromkeys(("q_proj", "k_proj", "v_proj", "down_proj"), "W8A8")}}, []),
     ],

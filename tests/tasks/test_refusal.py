@@ -122,3 +122,17 @@ def test_a_stage_that_meets_a_full_disk_names_the_places_and_the_way_on(tmp_path
         artifact = {"stage": "prune", "version": 1, "label": "wanda", "params": {}, "parents": {}}
         produce({"scratch": str(tmp_path / "S"), "store": "T", "artifact": artifact}, told.append)
     assert [(event.shared, event.final) for event in told] == [(True, False)]
+
+
+def test_a_limit_on_the_size_of_files_is_a_disk_that_is_full_and_says_so(tmp_path):
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from tasks.refusal import disk_full\n"
+        "file = open(sys.argv[1], 'wb', buffering=0)\n"
+        "try:\n    file.write(bytes(1000)) and file.write(b'0')\n"
+        "except OSError as error:\n    print(disk_full(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(files may not be so large there: ulimit -f, or the file system's own limit)"

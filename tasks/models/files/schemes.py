@@ -7,7 +7,7 @@ here too, as :class:`tasks.formats.grid.Grid`, since a method rounds column by c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.formats.grid import Grid
@@ -41,13 +41,14 @@ def presets() -> list[str]:
     return sorted(PRESET_SCHEMES)
 
 
-def read_scheme(spec: Spec) -> QuantizationScheme:
-    """The scheme of ``NAME`` or ``{NAME: fields}``: a preset, in whose arguments of the weights these fields differ."""
+def read_scheme(spec: Spec, fits: Callable[[str], bool] = lambda name: True) -> QuantizationScheme:
+    """The scheme of ``NAME`` or ``{NAME: fields}``: a preset, in whose arguments of the weights these fields differ. Where
+    there is none of this name, those that fit are told."""
     from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
 
     ((name, fields),) = {spec: {}}.items() if isinstance(spec, str) else spec.items()
     if name not in presets():
-        raise ValueError(f"no scheme {name!r} in compressed-tensors; choose one of {', '.join(presets())}")
+        raise ValueError(f"no scheme {name!r} in compressed-tensors; choose one of {', '.join(filter(fits, presets()))}")
     scheme = preset_name_to_scheme(name, [])
     if fields and scheme.weights is None:
         raise ValueError(f"{name} leaves weights as they are, so it has no fields; leave {', '.join(map(str, fields))} out")

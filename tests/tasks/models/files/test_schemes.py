@@ -173,7 +173,7 @@ def test_what_was_written_before_schemes_is_written_the_same():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_BLOCK, FP8_DYNAMIC, INT8, "),
+        ({"scheme": "W4A17"}, "^no scheme 'W4A17' in compressed-tensors; choose one of FP8, FP8_DYNAMIC, INT8, "),
         (
             {"scheme": "NVFP4"},
             "^gptq cannot make NVFP4: the scales of its inputs are fixed per tensor_group; choose one of FP8, FP8_DYNAMIC, ",
@@ -192,16 +192,18 @@ def test_what_was_written_before_schemes_is_written_the_same():
         (
             {"scheme": "W4A16"},
             r"^group_size 128 does not divide the input width 32 \(model.layers.0.self_attn.q_proj.weight\); "
-            r"write scheme: {W4A16: {group_size: 16}}$",
+            r"write scheme: {W4A16: {group_size: 16}} \(or 8, 4\)$",
         ),
-        ({"group_size": 5}, r"q_proj.weight\); write group_size: null, for a scale per row$"),
+        ({"group_size": 5}, r"q_proj.weight\); write group_size: 8 \(or 4, 2\)$"),
+        ({"group_size": 24}, r"q_proj.weight\); write group_size: 16 \(or 8, 4\)$"),
+        ({"schemes": {"q_proj": "UNQUANTIZED"}, "group_size": 48}, r"k_proj.weight\); write group_size: 16 \(or 8, 4\)$"),
         (
             {"schemes": {"q_proj": {"W4A16": {"num_bits": 3, "group_size": 24}}}, "group_size": 8},
-            r"q_proj.weight\); write schemes: {q_proj: {W4A16: {num_bits: 3, group_size: 8}}}$",
+            r"q_proj.weight\); write schemes: {q_proj: {W4A16: {num_bits: 3, group_size: 32}}} \(or 16, 8\)$",
         ),
         (
             {"schemes": {"q_proj": {"W4A16": {"group_size": 7}}}, "group_size": 8},
-            r"write schemes: {q_proj: {W4A16: {group_size: null, strategy: channel}}}$",
+            r"write schemes: {q_proj: {W4A16: {group_size: 8}}} \(or 4, 2\)$",
         ),
         ({"scheme": {"W4A16": {"strategy": "channel"}}}, r"is {strategy: channel, group_size: null}$"),
         (
