@@ -210,11 +210,11 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
 
 
 def fitting(shape: Shape, how: Running, recompute: str, room: float) -> Running:
-    """The same, with ``recompute: auto`` decided: as little is computed twice as it fits with."""
-    if recompute != "auto":
-        return how
-    choices = [replace(how, recompute=what) for what in get_args(Recompute)]
-    return next((each for each in choices if memory(shape, each) <= FULL * room), choices[-1])
+    """The same, with ``recompute: auto`` decided: nothing is computed twice as long as it fits. ``selective`` is for those who
+    ask for it: what it takes was counted on a CPU, and never measured on a card."""
+    if recompute == "auto" and memory(shape, how) > FULL * room:
+        return replace(how, recompute="layer")
+    return how
 
 
 def remedy(shape: Shape, how: Running, room: float) -> str | None:

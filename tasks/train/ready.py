@@ -51,9 +51,8 @@ def decided(context: Context, shape: Shape, how: Running) -> Running:
     room = memory_of(execution.device)
     found = fitting(shape, how, execution.recompute, room)
     if found.recompute != "none":
-        again = "each layer" if found.recompute == "layer" else "all but products and attention"
         needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
-        context.note(f"the backward pass runs {again} again; without that a step takes {needed}")
+        context.note(f"the backward pass runs each layer again; without that a step takes {needed}")
     return found
 
 

@@ -165,8 +165,7 @@ def test_and_holds_the_rounded_weights_until_the_backward_pass_has_read_them(low
 def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
     how = running("1.3B")
     needed = memory(SHAPES["1.3B"], how)
-    selected = memory(SHAPES["1.3B"], replace(how, recompute="selective"))
-    for room, auto in ((needed * 1.01, "none"), (needed * 0.99, "selective"), (selected * 0.99, "layer"), (1e9, "layer")):
+    for room, auto in ((needed * 1.01, "none"), (needed * 0.99, "layer"), (1e9, "layer")):
         assert fitting(SHAPES["1.3B"], how, "auto", room / FULL).recompute == auto
         assert fitting(SHAPES["1.3B"], how, "none", room) == how
 
@@ -200,12 +199,11 @@ def test_a_job_decides_auto_by_its_own_card_and_tells_where_it_changes_anything(
     told: list = []
     execution = Execution(device="cuda", precision="bfloat16", compile=True, recompute="auto")
     context = Context({}, tmp_path, tmp_path, execution, told.append)
-    for room, again in ((80e9, "none"), (40e9, "selective"), (30e9, "layer")):
+    for room, again in ((80e9, "none"), (40e9, "layer")):
         monkeypatch.setattr(ready, "memory_of", lambda device, room=room: room)
         assert ready.decided(context, SHAPES["1.3B"], running("1.3B")).recompute == again
     assert [note.text for note in told] == [
-        "the backward pass runs all but products and attention again; without that a step takes 42 GB of 40",
-        "the backward pass runs each layer again; without that a step takes 42 GB of 30",
+        "the backward pass runs each layer again; without that a step takes 42 GB of 40",
     ]
     elsewhere = Context({}, tmp_path, tmp_path, Execution(recompute="auto"))
     assert ready.decided(elsewhere, SHAPES["1.3B"], running("1.3B")) == running("1.3B")
