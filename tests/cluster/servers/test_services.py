@@ -205,7 +205,9 @@ def test_up_stands_until_down_and_replaces_what_died(standing):
     experiment = f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert (status_of(experiment), status_of(experiment, {"Host": "evil.example"})) == (200, 403)
     assert standing.environment()["MLFLOW_TRACKING_URI"] == url
-    first.find().kill()
+    died = first.find()
+    died.kill()
+    died.wait(20)
     assert not standing.status()["deployments"].alive
     Services(standing.home).start(["mlflow", "deployments"], mode="up", deployments=sleeper)
     assert Services(standing.home).server("deployments").process != first
