@@ -141,8 +141,8 @@ class Profile(_Section):
     """Whether training compiles each decoder block; ``auto`` does on a GPU."""
     recompute: Literal["none", "selective", "layer", "auto"] = "auto"
     """What the backward pass computes again to save memory: nothing; of each decoder layer all but its matrix products and
-    attention, whose outputs are kept; or each layer from its input. ``auto`` is that where a step would
-    not fit the GPU otherwise."""
+    attention, whose outputs are kept; or each layer from its input. ``auto`` is that where a step would not fit
+    the GPU otherwise."""
     card: Literal["A100", "H100", "H200"] | None = None
     """The GPU that training runs on: ``winnow plan`` tells memory and time on it, and what does not fit is refused."""
     logits_bytes: int = Field(1 << 30, ge=1)

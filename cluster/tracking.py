@@ -33,7 +33,6 @@ LOG = logging.getLogger(__name__)
 EXPERIMENT = "winnow"
 BATCH = 900
 FLUSH_SECONDS = 3.0
-SPARSELY = 10  # times what a try took that failed: so long until the next, as one that hangs holds up whoever writes
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own are 7, and 120 s each
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -68,6 +67,12 @@ def connect(uri: str) -> Any:
     check_tracking(uri)
     with plainly(uri):
         return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+
+def next_try(begun: float, least: float) -> float:
+    """When to try MLflow again after a try that began then and failed just now: after ``least`` seconds, or ten times what it
+    took, as a server that hangs holds up whoever tells it."""
+    return (now := time.monotonic()) + max(least, 10 * (now - begun))
 
 
 def make_database(uri: str) -> None:
@@ -166,8 +171,7 @@ class Tracking:
                     except Exception as error:  # the client raises transport errors of several libraries
                         if not self._failing:
                             LOG.warning("MLflow did not take %d points, they are kept: %s", len(rows), error)
-                        self._failing, now = True, time.monotonic()
-                        self._due = now + max(FLUSH_SECONDS, SPARSELY * (now - begun))
+                        self._failing, self._due = True, next_try(begun, FLUSH_SECONDS)
                         return
                     del rows[:BATCH]
             self._failing = False

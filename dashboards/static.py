@@ -80,13 +80,7 @@ def _section(sight: Sight, name: str) -> str:
 def _table(sight: Sight) -> str:
     names, rows = table.columns(sight), []
     for model, numbers in sight.models:
-        told = [
-            sight.book.state(model),
-            model.method,
-            model.address,
-            model.gates,
-            sight.aliases(model),
-        ]
+        told = [sight.book.state(model), model.method, model.address, model.gates, sight.aliases(model)]
         cells = "".join(f"<td>{markup.escape(one)}" for one in [*told, *(shown(one, numbers.get(one)) for one in names)])
         rows.append(f"<tr><th scope='row'><a id='{model.run}'></a>{markup.escape(sight.name(model))}{cells}")
     titles = ("model", "state", "method", "artifact", "gates", "alias", *map(title, names))

@@ -17,12 +17,12 @@ from cluster.ray.events import Event
 from cluster.reach import check_tracking
 from cluster.store.artifacts import Record
 from cluster.store.quarantine import warn
+from cluster.tracking import next_try
 from flows.chronicle import Chronicle, Status
 from flows.conductor import Watcher
 from flows.plan import Plan, Step
 
-AGAIN = 5.0  # seconds between two tries,
-SPARSELY = 10  # or so many times what the last one took: one that hangs holds up whoever tells it
+AGAIN = 5.0  # seconds between two tries, at least
 SAID = 3.0  # seconds a server may take to answer before people are told what the run waits for
 LAST_WAIT = 30.0  # seconds the end of a run waits for an MLflow that is away: a server that died is back by then
 
@@ -80,7 +80,7 @@ class Held(Watcher):
                         self._tell_first()
             except ConnectionError as error:
                 self.tried = time.monotonic()
-                self.again = self.tried + max(AGAIN, SPARSELY * (self.tried - begun))
+                self.again = next_try(begun, AGAIN)
                 if not away:
                     warn(f"{error}; the run goes on, and what it has to tell is kept")
                 return

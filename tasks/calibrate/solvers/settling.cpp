@@ -15,7 +15,7 @@
 #endif
 #define INLINE inline __attribute__((always_inline))
 
-// The class Rounding of settling.py: scale and zero [rows, groups], group [columns]. Without a scale nothing is rounded.
+// The class Rounding of rounding.py: scale and zero [rows, groups], group [columns]. Without a scale nothing is rounded.
 struct Grid {
     const void* scale;
     const void* zero;

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.deepspeed import others
 from cluster.deepspeed.others import helped, serve, start_on_ranks
@@ -15,17 +14,11 @@ from cluster.ray.targets import Mistake
 from tasks.formats.mask import load_masks
 from tasks.models.files.layout import MASKS
 from tests.cluster.deepspeed.test_engine import ranks
+from tests.cluster.test_packing import SENT, the_same
 from tests.tasks import models_zoo as zoo
 from tests.tasks.calibrate.test_data_parallel import walked
 
 HERE = "tests.cluster.deepspeed.test_others"
-SENT = {
-    "weights": torch.randn(3, 4).to(torch.bfloat16),
-    "columns": torch.arange(12.0).view(3, 4).T,
-    "keep": torch.tensor([True, False]),
-    "none": torch.empty(0, 5),
-    "one": torch.tensor(7),
-}
 
 
 class Echo:
@@ -50,8 +43,7 @@ def check_said() -> None:
     for number, answer in reversed(list(enumerate(asked))):
         told, sent, (first, second) = answer.result()
         assert told == number and first is second
-        for name, tensor in SENT.items():
-            assert torch.equal(sent[name], tensor) and sent[name].dtype == tensor.dtype, name
+        assert the_same(sent, SENT)
 
 
 def check_failures() -> None:
