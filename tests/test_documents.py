@@ -1,4 +1,5 @@
-"""What is written about the tree is there: paths in documents, and modules by dotted name in documents, docstrings, strings."""
+"""What is written about the tree is there: paths in documents, modules by dotted name in documents, docstrings, strings; and
+nothing that a merge left undecided."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
 INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}  # what a reader is told to make
 NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._settling"}  # a file of a corpus, and what the install compiles
 NO_SOURCES |= {"cluster.yaml", "cluster.md"}  # a profile and a document
+CONFLICT = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)", re.M)  # what a merge leaves where it could not decide
 PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
 MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
 
@@ -58,3 +60,9 @@ def test_every_module_that_is_named_is_there() -> None:
     texts += [(path, text) for path in TREE if path.endswith(".py") for text in strings(path)]
     named = {(name, place) for place, text in texts for name in MODULE.findall(text)}
     assert {(name, place) for name, place in named if name not in NO_SOURCES and not leads_somewhere(name)} == set()
+
+
+def test_no_file_holds_what_a_merge_left_undecided() -> None:
+    texts = [(path.relative_to(ROOT).as_posix(), path.read_bytes()) for path in PLACES if path.is_file()]
+    assert [place for place, text in texts if CONFLICT.search(text.decode(errors="replace"))] == []
+    assert CONFLICT.search("kept\n<<<<<<< HEAD\nours\n")
