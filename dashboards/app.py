@@ -67,9 +67,7 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
         Output("shape", "data"),
         Output("tabs", "children"),
         Output("known", "children"),
-        Output("c-recipe", "options"),
-        Output("c-y", "options"),
-        Output("c-x", "options"),
+        Output("choices", "data"),
         Output("seen", "data"),
         Input("url", "pathname"),
         Input("url", "search"),
@@ -90,12 +88,11 @@ def _show(app: Dash, reading: Reading, places: Places) -> None:
                     set_props(*shell.changes(number, part))
         set_props("drawn", {"data": f"{path}{search}"})
         page = no_update if alike else shell.page(f"page-{name or 'choose'}", title, parts)
-        choices = shell.options(sight)
-        kept = [str(hash(repr(one))) for one in choices]
+        choices = shell.choices(sight)
+        kept = str(hash(repr(choices)))
         tabs = [shell.tab(PAGES[one][0], sight.page(one, model=""), one == name) for one in TABS]
-        old = before.get("choices", [""] * len(kept))
-        news = [no_update if new == known else one for new, known, one in zip(kept, old, choices, strict=True)]
-        return page, {"parts": shape, "told": told, "choices": kept}, tabs, shell.known(sight), *news, version
+        news = no_update if kept == before.get("choices") else choices
+        return page, {"parts": shape, "told": told, "choices": kept}, tabs, shell.known(sight), news, version
 
     @app.callback(
         Output("hovered", "children"), Input("pareto", "hoverData"), State("url", "search"), prevent_initial_call=True
@@ -119,7 +116,8 @@ def _follow(app: Dash) -> None:
     path, search = State("url", "pathname"), State("url", "search")
     to_path, to_search = Output("url", "pathname", allow_duplicate=True), Output("url", "search", allow_duplicate=True)
     given = [Input(id, "value") for id in controls]
-    follow("choose", Output("url", "search"), Input("url", "search"), *given, later=False)
+    follow("choose", Output("url", "search"), Input("url", "search"), *given, State("choices", "data"), later=False)
+    follow("offer", Input("choices", "data"), search, later=False)
     follow("open", to_path, to_search, Input("pareto", "clickData"), path, search)
     any_grid = {"grid": ALL}
     grids = State(any_grid, "id"), State(any_grid, "rowData")

@@ -37,6 +37,7 @@ def layout(poll: int) -> html.Div:
             dcc.Store(id="seen"),
             dcc.Store(id="drawn"),
             dcc.Store(id="shape"),
+            dcc.Store(id="choices", data={"recipe": [], "y": _all(), "x": _all()}),
             dcc.Interval(id="poll", interval=poll),
             html.A("to the page", href="#page", className="skip"),
             html.Header(
@@ -67,8 +68,8 @@ def _controls() -> html.Div:
             _control("from", dcc.Input(id="c-since", debounce=0.3, placeholder="2026-11-01", maxLength=10), 8),
             _control("to", dcc.Input(id="c-until", debounce=0.3, placeholder="2026-11-30", maxLength=10), 8),
             _control("models", dcc.Dropdown(shows, id="c-show", placeholder="what fits"), 10),
-            _control("quality", dcc.Dropdown(_all(), id="c-y", clearable=False), 14),
-            _control("cost", dcc.Dropdown(_all(), id="c-x", clearable=False), 14),
+            _control("quality", dcc.Dropdown(id="c-y", clearable=False), 14),
+            _control("cost", dcc.Dropdown(id="c-x", clearable=False), 14),
             _control("within %", dcc.Input(id="c-within", debounce=0.3, type="text", maxLength=4), 6),
         ],
         className="controls",
@@ -131,17 +132,18 @@ def known(sight: Sight) -> list[Any]:
     return told
 
 
-def options(sight: Sight) -> tuple[list[dict[str, Any]], ...]:
-    """Of the controls whose choices follow from what was read."""
+def choices(sight: Sight) -> dict[str, list[dict[str, Any]]]:
+    """By control those that follow from what was read."""
     runs = Counter(one.recipe for one in sight.book)
-    recipes = [{"label": f"{name} ({count})", "value": name} for name, count in runs.items()]
     found = axes(sight.metrics) or [sight.choice.y, sight.choice.x]
-    quality = sorted({sight.choice.y, *filter(is_quality, found)}, key=rank)
-    costly = {sight.choice.x, *(name for name in found if not is_quality(name) and "_stderr" not in name)}
+    quality = sorted(filter(is_quality, found), key=rank)
+    costly = (name for name in found if not is_quality(name) and "_stderr" not in name)
     costs = sorted(costly, key=lambda name: (base(name) not in COSTS, rank(name)))
-    return recipes, *(
-        [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in names] for names in (quality, costs)
-    )
+    return {
+        "recipe": [{"label": f"{name} ({count})", "value": name} for name, count in runs.items()],
+        "y": [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in quality],
+        "x": [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in costs],
+    }
 
 
 def _arrow(name: str) -> str:

@@ -26,6 +26,13 @@ for (const kind of ["click", "keydown"]) document.addEventListener(kind, event =
 
 const same = (left, right) => JSON.stringify(left || null) === JSON.stringify(right || null);
 
+// A list drops a value that it does not offer: so it offers what the address names, whatever is read so far.
+function offered(choices, key, search) {
+    const there = new Set(choices[key].map(one => one.value));
+    const more = [read(search, key) || []].flat().filter(value => !there.has(value));
+    return [...choices[key], ...more.map(value => ({label: value, value}))];
+}
+
 // The rows are others, or the address is, by Back or a link: the ticks follow it.
 function follow(ids, rows, selected, search) {
     if (ids.length) {
@@ -53,18 +60,21 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
             }
         },
         choose(search, ...values) {
-            const none = window.dash_clientside.no_update;
-            const moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
-            if (!moved.length || moved.includes("url.search")) {
-                CONTROLS.forEach((key, place) => {
-                    const told = read(search, key), empty = !told?.length && !values[place]?.length;
-                    if (!empty && !same(told, values[place])) window.dash_clientside.set_props(`c-${key}`, {value: told});
-                });
-                return none;
-            }
+            const choices = values.pop(), moved = window.dash_clientside.callback_context.triggered.map(one => one.prop_id);
+            const follows = !moved.length || moved.includes("url.search");
             let query = search;
-            CONTROLS.forEach((key, place) => { if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]); });
-            return query === search ? none : query;
+            CONTROLS.forEach((key, place) => {
+                const told = read(search, key), empty = !told?.length && !values[place]?.length;
+                if (moved.includes(`c-${key}.value`)) query = write(query, key, values[place]);
+                else if (follows && !empty && !same(told, values[place])) {
+                    const options = key in choices ? {options: offered(choices, key, search)} : {};
+                    window.dash_clientside.set_props(`c-${key}`, {value: told, ...options});
+                }
+            });
+            return query === search ? window.dash_clientside.no_update : query;
+        },
+        offer(choices, search) {
+            for (const key in choices) window.dash_clientside.set_props(`c-${key}`, {options: offered(choices, key, search)});
         },
         settle(drawn, path, search, ids, rows, selected) {
             if (drawn !== `${path}${search}`) return -Date.now();  // overtaken by a later answer, and here after it

@@ -178,6 +178,13 @@ def test_a_choice_stands_in_the_address_and_its_link_opens_the_same(page: Page, 
     page.reads("0 models")
 
 
+def test_a_link_may_name_a_recipe_and_a_metric_that_no_run_has_yet(page: Page, several: Any) -> None:
+    page.open("table?recipe=later&y=tasks_accuracy")
+    page.reads("0 models")
+    page.until(lambda: "later" in page.find("//*[@id='c-recipe']").text, "what the link chose")
+    assert "recipe=later" in page.driver.current_url and "y=tasks_accuracy" in page.driver.current_url
+
+
 def test_ticked_models_are_compared_and_the_table_leaves_as_csv(page: Page, several: Any) -> None:
     page.open("table?find=quantize/")
     ticks = page.until(
