@@ -101,17 +101,18 @@ def cut(module: nn.Module, settings: dict, precision: str) -> dict[str, torch.Te
 @torch.no_grad()
 def fill(engine: Cut, weights: Weights, own: dict[str, torch.Tensor]) -> None:
     """Give a model that was :func:`cut` its weights, each rank its pieces."""
-    buffers, missing = dict(engine.module.named_buffers()), set(engine._parameters)
     for name, flat in own.items():
         _take(engine, name, partial(_part, flat))
-        missing.discard(name)
+    # One number without memory of its own looks like one that has it: what comes of it counts.
+    missing = engine._parameters.keys() - {name for name, flat in own.items() if len(flat) > 1}
+    buffers = dict(engine.module.named_buffers())
     for name, piece in weights:
         if name in buffers:
             buffers[name].copy_(piece(0, buffers[name].numel()).view_as(buffers[name]))
         elif name in missing:
             _take(engine, name, piece)
             missing.discard(name)
-    assert not missing, f"no weights came for {sorted(missing)[0]}"
+    assert missing <= own.keys(), f"no weights came for {sorted(missing - own.keys())[0]}"
 
 
 def _part(flat: torch.Tensor, start: int, count: int) -> torch.Tensor:

@@ -113,6 +113,11 @@ def test_one_rank_is_born_in_pieces_too(precision, regime, tmp_path):
     check_born(zoo.save("llama", tmp_path / "stored", vocab_size=256), precision, regime)
 
 
+def test_a_parameter_of_one_number_is_born_with_it(tmp_path):
+    one_head = {"num_attention_heads": 1, "num_key_value_heads": 1}  # which has one attention sink
+    check_born(zoo.save("gpt_oss", tmp_path / "stored", vocab_size=256, **one_head), "fp32", "dense")
+
+
 if __name__ == "__main__":
     part, place, kept = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     check_born(None, "fp32", "dense")
