@@ -53,6 +53,7 @@ class Chronicle:
         self.plan, self.store, self.tracking, self.uri = plan, store, tracking, uri
         self.records: dict[str, Record] = {}
         self.failures: set[str] = set()
+        self.champion: dict[str, Any] | None = None  # of the recipe, once the run has ended
         self.linked: dict[str, Mapping[str, str]] = {}  # stages told by an earlier run: the tags of that run as it was found
 
     @classmethod
@@ -195,7 +196,7 @@ class Chronicle:
         self._end_stages(status, catalogue)
         self.tracking.tag(None, NOTE, note.note(summary, self._place))
         if status == "FINISHED" and self.uri:
-            crown(self.tracking, self.uri, summary)
+            self.champion = crown(self.tracking, self.uri, summary)
         self.tracking.end(None, status)
 
     def page(self, id: str | None) -> str:

@@ -159,13 +159,14 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
         console.print(f"measured too, in --json: {', '.join(more)}", style="dim", highlight=False)
     if summary["ranking"]:
         console.print(ranking_table(summary["ranking"]))
+    if champion := summary["champion"]:
+        console.print(champion["says"], highlight=False, markup=False, soft_wrap=True)
     for id, reason in summary["failed"].items():
         console.print(f"failed, as the same command would try again: {id}: {reason.removeprefix(f'{id}: ')}", highlight=False)
     if summary["claims"]:
         console.print(claims_table(summary["claims"]))
-    console.print(
-        f"{summary['seconds']:.0f} s, of which {summary['overhead_seconds']:.0f} s outside the stages", highlight=False
-    )
+    total = f"{summary['seconds']:.0f} s, of which {summary['overhead_seconds']:.0f} s outside the stages"
+    console.print(total, highlight=False)
 
 
 @app.command(name="plan")
@@ -190,8 +191,7 @@ def show_plan(
     later = plan.recipe.search.count - plan.recipe.search.known if plan.recipe.search else 0
     noted = notes(plan, store)
     if as_json:
-        told = {"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": noted}
-        print(json.dumps(told))
+        print(json.dumps({"recipe": plan.recipe.name, "steps": rows, "trials_chosen_later": later, "doubts": noted}))
         return
     console.print(plan_table(plan, rows))
     for doubt in noted:

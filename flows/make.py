@@ -140,7 +140,7 @@ class Making:
         self.held.close(summary, status)
         if self.plan.due and status != "KILLED" and not self.held.kept:  # else an earlier run has it, or MLflow is away
             self._keep_page()
-        return summary
+        return {**summary, "champion": self.chronicle.champion}
 
     def _keep_page(self) -> None:
         """The dashboard's pages of this run, in its run in MLflow. All else is told: no page is worth a run."""

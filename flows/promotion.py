@@ -72,8 +72,9 @@ def best(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return passed[(ranked or list(passed)[-1:])[0]] if passed else None
 
 
-def crown(tracking: Tracking, uri: str, summary: Mapping[str, Any]) -> None:
-    """After a run, a model that passed all that its recipe requires becomes the recipe's champion; no other ever does."""
+def crown(tracking: Tracking, uri: str, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """After a run, a model that passed all that its recipe requires becomes the recipe's champion; no other ever does. What
+    became of the alias, as ``winnow promote`` tells it; None where nobody asked for it."""
     from cluster.registry import promote
     from cluster.store.quarantine import warn
 
@@ -84,6 +85,8 @@ def crown(tracking: Tracking, uri: str, summary: Mapping[str, Any]) -> None:
             warn(str(reason))
         else:
             tracking.tag(None, "winnow.champion", str(moved))
+            return _told(moved)
+    return None
 
 
 def _here() -> None:

@@ -169,14 +169,14 @@ def test_of_promotions_at_once_one_wins_and_the_others_are_told(server, told):
 def test_after_a_run_the_champion_is_a_model_that_passed_every_gate_or_who_it_was(server, told):
     gates = [read_gate("sparsity >= 0.5"), read_gate("perplexity <= 20")]
 
-    def ran(key: str, **numbers: float) -> None:
+    def ran(key: str, **numbers: float) -> str:
         model = {"stage": key, "key": key, "address": f"prune/wanda-{key}", "branch": {}, **numbers}
         model["gates"] = [gate.judge(model, {}) for gate in gates]
-        crown(told, server, {"recipe": "crowned", "models": [model], "ranking": None})
+        return (crown(told, server, {"recipe": "crowned", "models": [model], "ranking": None}) or {"says": ""})["says"]
 
-    ran("a", sparsity=0.5, perplexity=10.0)
-    ran("b", sparsity=0.4, perplexity=5.0)  # fails one
-    ran("b", sparsity=0.6)  # perplexity was not measured
+    assert ran("a", sparsity=0.5, perplexity=10.0) == "champion of crowned moved to version 1 (prune/wanda-a)"
+    assert ran("b", sparsity=0.4, perplexity=5.0) == ""  # fails one
+    assert ran("b", sparsity=0.6) == ""  # perplexity was not measured
     assert holder(told, "crowned") == (1, "a")
-    ran("b", sparsity=0.6, perplexity=9.0)
+    assert ran("b", sparsity=0.6, perplexity=9.0) == "champion of crowned moved from version 1 to version 2 (prune/wanda-b)"
     assert holder(told, "crowned") == (2, "b")

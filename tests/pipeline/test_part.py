@@ -47,10 +47,14 @@ def test_strictly_a_model_that_misses_a_gate_is_exit_code_1_and_its_numbers_are_
     line = missed.err.splitlines()[-1]
     assert line.startswith("winnow: prune fails perplexity <= 0.5 * dense (") and "sparsity" not in line
     assert [gate["passes"] for gate in missed.summary["models"][-1]["gates"]] == [False, True]
-    passed = home.winnow(*run, 'require=["perplexity <= 2 * dense"]')
+    passed = home.winnow(*run, (within := 'require=["perplexity <= 2 * dense"]'))
     assert "winnow:" not in passed.err and all(stage["cached"] for stage in passed.summary["stages"])
     tags = [run.data.tags["winnow.gates.prune"].partition(":")[0] for run in Ledger.of(home).parents("gates")]
     assert tags == ["fails", "passes"]
+    assert missed.summary["champion"] is None
+    assert passed.summary["champion"]["says"].startswith("champion of gates moved to version 1 (prune/wanda-")
+    shown = home.winnow("run", recipe, "-p", home.profile, "--here", "--set", within)
+    assert "champion of gates is version 1 already (prune/wanda-" in shown.out
 
 
 def test_two_ranks_under_torchrun_train_together_and_what_is_for_one_waits_for_no_other(home: Home) -> None:
