@@ -16,6 +16,7 @@ Shapes: O = output features, I = input features; grids are [O, groups].
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -91,8 +92,8 @@ class Joint(Swept, Quantizer):
 
         assert isinstance(statistics, Hessian)
         factor = factor_for(statistics, pattern, self.percent_damp, self.act_order)
-        first, choosing = (Choosing(weight_OI, statistics, factor, sparsity, pattern, keep_OI, self.block) for _ in range(2))
-        pruned_OI = first.sweep(weight_OI, factor)[0] if sparsity else weight_OI
+        choosing = Choosing(weight_OI, statistics, factor, sparsity, pattern, keep_OI, self.block)
+        pruned_OI = deepcopy(choosing).sweep(weight_OI, factor)[0] if sparsity else weight_OI
         scale_OG, zero_OG = self.fit(grid, pruned_OI, statistics) if grid else (weight_OI, weight_OI)
         rounding = Rounding.of(grid, scale_OG, zero_OG, weight_OI.shape, factor) if grid else None
         settled_OI, errors_OI = choosing.sweep(weight_OI, factor, rounding)
