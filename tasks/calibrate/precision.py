@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tasks.models.files.schemes import Spec, check_written
 
 if TYPE_CHECKING:
+    import torch
     from compressed_tensors.quantization import QuantizationScheme
 
     from tasks.calibrate.method import BlockView
@@ -82,28 +83,35 @@ class Precision(BaseModel):
         together: dict[str, list[Linear]] = {}
         losses, bits, weights = Table(), Table(), 0
         for view in scan.blocks(lambda linear: Magnitudes(linear.shape[-1])):
+            outputs = list(view.run(-(-self.sequences // len(view.inputs[0]))))
             for linears in _readers(view):
                 name, schemes = linears[0].name, self._fitting(method, linears[0])
-                together[name], losses[name] = linears, self.losses(view, linears, schemes)
+                together[name], losses[name] = linears, self.losses(view, linears, schemes, outputs)
                 bits[name] = _bits(linears, schemes)
                 weights += sum(prod(linear.shape) for linear in linears)
         chosen = cheapest(losses, bits, self.budget * weights)
         specs = {linear.name: self.choices[number] for name, number in chosen.items() for linear in together[name]}
         return {name.removesuffix(".weight"): spec for name, spec in specs.items()}
 
-    def losses(self, view: BlockView, linears: Sequence[Linear], schemes: Mapping[int, QuantizationScheme]) -> dict[int, float]:
-        """What it costs to compute some linears of a block that read one input as each scheme has it, by number."""
+    def losses(
+        self,
+        view: BlockView,
+        linears: Sequence[Linear],
+        schemes: Mapping[int, QuantizationScheme],
+        outputs: list[torch.Tensor],
+    ) -> dict[int, float]:
+        """What it costs to compute some linears of a block that read one input as each scheme has it, by number; ``outputs``
+        are those of the block as it is."""
         from tasks.calibrate.method import Edit
         from tasks.calibrate.scan import trial_error
 
-        dense = list(view.run(-(-self.sequences // len(view.inputs[0]))))
         given = {matrix: view.matrices[matrix] for linear in linears for matrix in linear.matrices}
         found = {}
         for number, scheme in schemes.items():
             grid = _grid(scheme)
             edits = {matrix: Edit(grid.round_matrix(value, *grid.fit(value))) for matrix, value in given.items()}
             with _inputs_rounded(view, linears, scheme):
-                found[number] = trial_error(view, edits, dense)
+                found[number] = trial_error(view, edits, outputs)
         return found
 
 

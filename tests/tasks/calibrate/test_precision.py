@@ -107,7 +107,7 @@ def test_what_a_scheme_makes_of_the_inputs_counts_in_numbers_that_can_be_checked
     schemes = {number: read_scheme(name) for number, name in enumerate(("FP8_DYNAMIC", "FP8"))}
     unrounded = schemes[0].model_copy(update={"input_activations": None})
     with torch.no_grad():
-        found = Precision().losses(view, list(view.linears.values()), {**schemes, 2: unrounded})
+        found = Precision().losses(view, list(view.linears.values()), {**schemes, 2: unrounded}, list(view.run()))
     first = 0.7**2 / (448**2 + 17.3**2)  # 17.3 becomes 18, by either scale
     second = [(0.001 - step) ** 2 / 3.5**2 for step in (2**-10, 2**-9)]  # 0.128 / 128 by its own scale, else by 448's
     assert found[0] == pytest.approx((first + second[0]) / 2, rel=1e-3)
