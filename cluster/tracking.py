@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from cluster.database import made
 from cluster.lock import locked
 from cluster.logged import Model, tell
 from cluster.origins import Origins
@@ -76,13 +77,16 @@ def next_try(begun: float, least: float) -> float:
 
 
 def make_database(uri: str) -> None:
-    """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed."""
+    """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed, which is
+    kept as ``mlflow.half``."""
     file = Path(uri.removeprefix(SQLITE))
-    if not uri.startswith(SQLITE) or (file.exists() and file.stat().st_size):
+    if not uri.startswith(SQLITE) or made(file):
         return
     aside = file.parent / "mlflow-new"
     shutil.rmtree(aside, ignore_errors=True)
     connect(f"{SQLITE}{aside / file.name}").search_experiments(max_results=1)
+    if file.exists() and file.stat().st_size:
+        os.replace(file, file.with_suffix(".half"))
     os.replace(aside / file.name, file)
     shutil.rmtree(aside)
 
@@ -122,11 +126,7 @@ class Tracking:
 
     def close_abandoned(self, is_alive: Any) -> None:
         """End runs still marked running whose process (tag winnow.process) is gone: nobody else will."""
-        from mlflow.entities import ViewType
-
-        runs = self.client.search_runs(
-            [self.experiment], "attributes.status = 'RUNNING' and tags.`winnow.process` != ''", ViewType.ACTIVE_ONLY
-        )
+        runs = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING' and tags.`winnow.process` != ''")
         for run in runs:
             if not is_alive(run.data.tags["winnow.process"]):
                 of_run = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'"

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from cluster.database import made
 from cluster.profile import CHECKOUT, cores, private_file
 from cluster.servers.launch import Launch, inherited, no_proxy
 from cluster.servers.ports import LOOPBACK, port_of_home
@@ -122,7 +123,7 @@ def mlflow_server(home: Path, temporary: Path, ports: Mapping[str, int]) -> Laun
     }
     server = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
     server += [str(word) for pair in options.items() for word in pair]
-    command = server if (home / "mlflow.db").stat().st_size else [sys.executable, "-m", "cluster.tracking", str(home), *server]
+    command = server if made(home / "mlflow.db") else [sys.executable, "-m", "cluster.tracking", str(home), *server]
     environment = inherited("MLFLOW_") | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from mlflow.models import Model as Described
 
+from cluster.database import made
 from cluster.logged import NOTE, Model
 from cluster.reach import artifact_location
 from cluster.registry import promote
@@ -158,6 +162,30 @@ def test_a_first_run_that_is_killed_while_it_makes_the_database_leaves_none_that
     assert again.returncode == 0, again.stderr
     left = {file.name for file in tmp_path.iterdir()}
     assert left <= {"mlflow.db", "mlflow-artifacts", "locks"} and (tmp_path / "mlflow.db").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_a_database_whose_making_an_older_version_left_half_done_is_kept_aside_and_made_anew(tmp_path):
+    """MLflow goes on with its tables from the version that stands there, and finds what it would add."""
+    database = tmp_path / "mlflow.db"
+    start = f"from cluster.tracking import make_database; make_database('sqlite:///{database}')"
+    environment = {**os.environ, "WINNOW_HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    make = partial(subprocess.run, [sys.executable, "-c", start], env=environment, check=True)
+    make()
+    whole = database.read_bytes()
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("DELETE FROM experiments")
+        opened.execute("UPDATE alembic_version SET version_num = '728d730b5ebd'")
+    half = database.read_bytes()
+    make()
+    assert database.read_bytes() == half, "somebody may be making it"
+    os.utime(database, (0, 0))
+    make()
+    assert made(database) and len(database.read_bytes()) == len(whole)
+    assert (tmp_path / "mlflow.half").read_bytes() == half
+    os.utime(database, (0, 0))
+    make()
+    assert database.stat().st_mtime == 0, "what has an experiment stays"
 
 
 @pytest.fixture(scope="module")
