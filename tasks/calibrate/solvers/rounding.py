@@ -34,8 +34,11 @@ class Rounding:
 
     @classmethod
     def of(cls, grid: Grid, scale_OG: torch.Tensor, zero_OG: torch.Tensor, shape: torch.Size, factor: Factor) -> Rounding:
-        """The grid of a matrix of some shape, as ``grid.fit`` fitted it, for a sweep with a factor."""
+        """The grid of a matrix of some shape, as ``grid.fit`` fitted it, for a sweep with a factor. Raises ValueError where the
+        loops of a device do not round in the dtype of the sweep."""
         dtype, (rows, columns) = factor.upper_II.dtype, shape
+        if dtype == torch.float64 and scale_OG.device.type != "cpu":
+            raise ValueError("double: a GPU rounds in float32; leave it out, or run the stage on a CPU")
         group_I = torch.arange(columns, device=scale_OG.device) // (grid.group_size or columns)
         group_I = group_I if factor.order_I is None else group_I[factor.order_I]
         scale, zero = (given.to(dtype).expand(rows, -1).contiguous() for given in (scale_OG, zero_OG))

@@ -83,6 +83,12 @@ def test_groups_choose_as_their_pattern_does(device, dtype, pattern, masked):
     torch.testing.assert_close(settled_OI, expected_OI, **tolerance(dtype))
 
 
+def test_double_is_refused_where_the_loops_round_in_float32():
+    scale_OG, upper_II = torch.ones(4, 1, device="meta"), torch.eye(16, dtype=torch.float64, device="meta")
+    with pytest.raises(ValueError, match="double: a GPU rounds in float32; leave it out, or run the stage on a CPU"):
+        Rounding.of(Grid(4, 16), scale_OG, scale_OG, torch.Size([4, 16]), Factor(upper_II, 0.01))
+
+
 GRIDS = [Grid(4, 16), Grid(3, None, symmetric=False), Grid(8, 8, codes="float"), Grid(8, None, codes="float", whole=True)]
 
 
