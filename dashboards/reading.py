@@ -119,7 +119,7 @@ class Reading:
 
     def _read_all(self) -> None:
         found: dict[str, Pipeline | Stage] = {}
-        first = not self.complete
+        first, self._registered = not self.complete, Registered()
         for runs in self._pages("", FIRST_PAGE if first else PAGE):
             self._take(runs, found)
             if first:

@@ -8,7 +8,8 @@ ADDRESS = "winnow.address"  # tag of a version
 
 
 class Registered:
-    """The aliases of one registry; what a version is of is asked once."""
+    """The aliases of one registry; what a version is of is asked once. Whoever deletes a model there may make another of its
+    name, so now and then one begins anew."""
 
     def __init__(self) -> None:
         self._addresses: dict[tuple[str, str], str] = {}

@@ -274,7 +274,7 @@ def test_what_was_deleted_is_gone_once_all_is_read_again():
 
 def test_the_aliases_of_a_registry_are_read_with_the_runs_and_a_version_once():
     class Client:
-        holders, asked = {"champion": "3"}, 0
+        holders, asked, kind = {"champion": "3"}, 0, "wanda"
 
         def get_experiment_by_name(self, name: str) -> Any:
             return SimpleNamespace(experiment_id="7")
@@ -288,7 +288,7 @@ def test_the_aliases_of_a_registry_are_read_with_the_runs_and_a_version_once():
 
         def get_model_version(self, name: str, version: str) -> Any:
             Client.asked += 1
-            return SimpleNamespace(tags={"winnow.address": f"prune/wanda-{version}"} if name == "tiny" else {})
+            return SimpleNamespace(tags={"winnow.address": f"prune/{self.kind}-{version}"} if name == "tiny" else {})
 
     reading = Reading("sqlite://", Client())
     reading.refresh()
@@ -300,6 +300,10 @@ def test_the_aliases_of_a_registry_are_read_with_the_runs_and_a_version_once():
     reading.refresh()
     assert reading.book.aliases == {"prune/wanda-4": ("champion of tiny, version 4", "shadow of tiny, version 4")}
     assert reading.version == version + 1
+    Client.kind = "magnitude"  # somebody deleted the registered model, and a run registered another under its name
+    reading.again()
+    reading.refresh()
+    assert list(reading.book.aliases) == ["prune/magnitude-4"]
 
 
 @pytest.mark.parametrize("page", ["", "table", "compare", "model"])
