@@ -26,7 +26,10 @@ def forecast(recipe: Recipe, node: Node, profile: Profile | None = None) -> dict
     source = source_of(recipe.nodes, node)
     if node.stage.yields not in ("model", "logits") or source is None or (shape := _shape(recipe, node, source)) is None:
         return {}
-    costs = node.stage.forecast(shape, profile and machine(recipe, node, profile))
+    on = profile and machine(recipe, node, profile)
+    if on and node.stage.distributed and node.stage.batch % on.execution.ranks:
+        on = None  # it was made elsewhere: these ranks cannot share its steps
+    costs = node.stage.forecast(shape, on)
     if node.stage.yields == "logits":
         return costs
     disk = _stored_bytes(source.checkpoint.local) if source.checkpoint else shape.parameters * _value_bytes(source)

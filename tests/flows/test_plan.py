@@ -309,6 +309,8 @@ def test_ranks_that_cannot_share_a_step_are_refused_with_how_many_can():
     ):
         check_ranks(made, made.nodes, where(engine="torch", ranks=2))
     check_ranks(made, made.nodes, where(engine="torch", ranks=2).under(1))
+    told = forecast(made, made.node("pretrain"), where(ranks=2 * batch, card="H100"))  # of a stage that is cached
+    assert told["tokens"] and not told.keys() & {"memory_bytes", "hours"}
 
 
 @pytest.mark.parametrize("zero", [2, 3])
