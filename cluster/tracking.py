@@ -77,8 +77,7 @@ def next_try(begun: float, least: float) -> float:
 
 
 def make_database(uri: str) -> None:
-    """A new database, made aside and put in its place whole: MLflow cannot go on with one whose making was killed, which is
-    kept as ``mlflow.half``."""
+    """A new database, made aside and put in its place whole; one whose making was killed is kept as ``mlflow.half``."""
     file = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE) or made(file):
         return
@@ -86,7 +85,8 @@ def make_database(uri: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     connect(f"{SQLITE}{aside / file.name}").search_experiments(max_results=1)
     if file.exists() and file.stat().st_size:
-        os.replace(file, file.with_suffix(".half"))
+        os.replace(file, half := file.with_suffix(".half"))
+        LOG.warning("%s was never made in full; it is kept as %s, and made anew", file, half)
     os.replace(aside / file.name, file)
     shutil.rmtree(aside)
 
