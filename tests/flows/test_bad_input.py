@@ -249,7 +249,7 @@ TABLE = [
         {"method": "gptq", "precision": {"budget": 2, "choices": [{"W2A16": {"group_size": 64}}, "W8A8"]}},
         "precision.budget: the cheapest choices take 1.12 times as much; raise it",
     ),
-    ("stages/4/quantize", {"method": "gptq", "precision": {}}, "precision.choices: no groups divide the input width 64"),
+    ("stages/4/quantize", {"method": "gptq", "precision": {}}, "precision.choices: no groups divide the input width 64 ("),
     ("stages/4/quantize", {"method": {"gptq": {"bits": 3}}, "precision": {}}, "precision chooses what gptq.bits says"),
     (
         "stages/4/quantize",

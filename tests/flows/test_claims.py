@@ -62,6 +62,19 @@ def test_models_of_several_stages_are_compared():
         claim.check([*both, ("prune", {"method": "b"})], "claims[0]")
 
 
+def test_stages_without_a_grid_are_compared_by_their_ids():
+    found = [
+        {"base": "pretrain", "branch": {}, "perplexity": 20.0},
+        {"base": "prune", "branch": {"seed": "seed0"}, "perplexity": 30.0},
+        {"base": "prune", "branch": {"seed": "seed1"}, "perplexity": 31.0},
+    ]
+    claim = Claim(says="pruning costs", stage=["pretrain", "prune"], order=["pretrain", "prune"])
+    claim.check([(model["base"], model["branch"]) for model in found], "claims[0]")
+    assert claim.judge(found)["holds"] and claim.judge(found)["groups"]["prune"]["mean"] == 30.5
+    with pytest.raises(ValueError, match=r"no group 'dense'; choose some of pretrain, prune$"):
+        claim.model_copy(update={"order": ["dense", "prune"]}).check([("pretrain", {}), ("prune", {})], "claims[0]")
+
+
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
