@@ -161,6 +161,13 @@ def test_the_line_of_what_is_good_enough_has_its_name_beside_it_on_a_log_axis_to
         assert figure["layout"]["shapes"][0]["y0"] == 65.0 and figure["layout"]["annotations"][0]["y"] == pytest.approx(place)
 
 
+def test_sizes_far_apart_are_told_in_their_units():
+    """Plotly writes the ticks of a log axis as it writes a hovered value: 1.000e+6B, where that has a format of its own."""
+    found = [Point(stage("prune", f"m{size}"), size, 60.0) for size in (1e6, 2e8)]
+    axis = pareto_figure(found, found[:1], ("bytes", "perplexity"), {}, {"m1000000.0": "a"})["layout"]["xaxis"]
+    assert axis["type"] == "log" and axis["exponentformat"] == "SI" and "hoverformat" not in axis
+
+
 def test_without_a_choice_the_waterfall_is_of_the_newest_run_that_has_one():
     early = line("0", "q", NUMBERS)
     known = book(pipeline("p", "broken", "FAILED", reused={"pretrain": "pretrain0"}), pipeline("q", "whole"), *early)
