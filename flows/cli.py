@@ -229,25 +229,10 @@ def export(
     console.print(f"{record.address} -> {directory}", highlight=False)
 
 
-app.command("plan")(show_plan)
-for command in (
-    run,
-    dashboard,
-    standing.up,
-    deployments,
-    deploy,
-    promote,
-    rollback,
-    export,
-    verify,
-    discard,
-    gc,
-    pin,
-    unpin,
-    fork,
-):
-    app.command()(command)  # in the README's order, which --help has then
-for command in (trigger, claims, methods, schema, notify, standing.status, standing.down, standing.doctor):
+app.command("plan")(show_plan)  # in the README's order, which --help has then
+for command in (run, dashboard, standing.up, deployments, deploy, promote, rollback, export, verify, discard, gc):
+    app.command()(command)
+for command in (pin, unpin, fork, trigger, claims, methods, schema, notify, standing.status, standing.down, standing.doctor):
     app.command()(command)
 app.add_typer(law.app, name="law")
 

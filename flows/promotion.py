@@ -84,6 +84,8 @@ def crown(tracking: Tracking, uri: str, summary: Mapping[str, Any]) -> None:
             warn(str(reason))
         else:
             tracking.tag(None, "winnow.champion", str(moved))
+            if moved.version != moved.before:
+                warn(str(moved))
 
 
 def _here() -> None:

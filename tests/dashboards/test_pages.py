@@ -38,7 +38,7 @@ CLAIM = {
     "metric": "perplexity",
     "groups": {
         "slow": {"mean": 60.0, "std": 0.5, "values": {"0": 60.0}},
-        "fast": {"mean": 61.0, "std": 0.4, "values": {"0": 61.0}},
+        "fast": {"mean": 61.0, "std": 0.4, "values": {"0": 60.6, "1": 61.4}},
     },
     "holds": True,
     "clear": False,
@@ -108,7 +108,12 @@ def test_a_day_that_is_none_is_said_and_chooses_nothing():
 
 def test_a_claim_stands_with_its_numbers_and_its_verdict():
     told = text(PAGES["claims"][1](sight(STATES["one"], files=FILES)))
-    assert "slower is better" in told and "slow: 60 ± 0.5 (1)" in told and "~ holds, within noise" in told
+    assert (
+        "slower is better" in told
+        and "slow: 60 (1)" in told
+        and "fast: 61 ± 0.4 (2)" in told
+        and "~ holds, within noise" in told
+    )
 
 
 def test_the_csv_has_a_row_a_model_with_every_digit_and_its_address():

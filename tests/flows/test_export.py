@@ -175,6 +175,7 @@ def test_a_compact_export_is_smaller_says_how_to_use_it_and_gives_the_plain_one_
     assert winnow("export", pruned.address, plain) == winnow("export", pruned.address, compact, "--compact") == 0
     assert winnow("export", "--rebuild", compact, again) == 0
     require_equal(tmp_path / "plain", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == (tmp_path / "plain" / "README.md").read_text()
     found = {path.relative_to(compact).as_posix() for path in (tmp_path / "compact").rglob("*") if path.is_file()}
     assert {"sparse/model.safetensors", "sparse/index.json", "read_sparse.py", "config.json", "tokenizer.json"} <= found
     assert not found & {"model.safetensors", "masks/masks.safetensors"}
