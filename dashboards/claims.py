@@ -74,7 +74,7 @@ def _recipe(result: Mapping[str, Any]) -> str:
 def _claim(claim: Mapping[str, Any]) -> str:
     kind = "holds" if claim["holds"] else "fails" if claim["clear"] else "noise"
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g}{_spread(group)}<td><small>{len(group['values'])} seeds</small>"
+        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g}{_spread(group)}<td><small>{_seeds(group)}</small>"
         for name, group in claim["groups"].items()
     )
     paper = f"; the paper: {claim['paper']}" if claim.get("paper") else ""
@@ -90,6 +90,10 @@ def _png(claim: Mapping[str, Any]) -> str:
     groups = {name: list(group["values"].values()) for name, group in claim["groups"].items()}
     groups_figure(groups, claim["metric"]).savefig(buffer, format="png")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _seeds(group: Mapping[str, Any]) -> str:
+    return f"{len(group['values'])} seed{'s' * (len(group['values']) != 1)}"
 
 
 def _spread(group: Mapping[str, Any]) -> str:
