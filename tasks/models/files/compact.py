@@ -124,7 +124,9 @@ def rebuild_plain(compact: Path, output: Path) -> None:
     """Write the plain model directory of a compact artifact: the same tensors, masks, companions and card. Raises ValueError
     where the artifact is damaged."""
     if not (compact / FOLDER / "index.json").is_file():
-        raise ValueError(f"{compact} is no compact model: it has no {FOLDER}/index.json; choose a directory that export wrote")
+        raise ValueError(
+            f"{compact} is no compact model: it has no {FOLDER}/index.json; choose a directory that export --compact wrote"
+        )
     try:
         read_sparse.rebuild(compact, output)
         masks = _masks(compact)
