@@ -74,8 +74,7 @@ def _recipe(result: Mapping[str, Any]) -> str:
 def _claim(claim: Mapping[str, Any]) -> str:
     kind = "holds" if claim["holds"] else "fails" if claim["clear"] else "noise"
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g} ± {group['std']:.2g}"
-        f"<td><small>{len(group['values'])} seeds</small>"
+        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g}{_spread(group)}<td><small>{_seeds(group)}</small>"
         for name, group in claim["groups"].items()
     )
     paper = f"; the paper: {claim['paper']}" if claim.get("paper") else ""
@@ -91,3 +90,12 @@ def _png(claim: Mapping[str, Any]) -> str:
     groups = {name: list(group["values"].values()) for name, group in claim["groups"].items()}
     groups_figure(groups, claim["metric"]).savefig(buffer, format="png")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _seeds(group: Mapping[str, Any]) -> str:
+    return f"{len(group['values'])} seed{'s' * (len(group['values']) != 1)}"
+
+
+def _spread(group: Mapping[str, Any]) -> str:
+    """The deviation over seeds, where there are several."""
+    return f" ± {group['std']:.2g}" if len(group["values"]) > 1 else ""

@@ -70,17 +70,26 @@ def answers(book: Book, models: Sequence[tuple[Stage, Mapping[str, float]]], wit
     told = [(model, numbers) for model, numbers in models if is_sound(QUALITY, numbers)]
     near = [(model, numbers) for model, numbers in told if OVER_DENSE in numbers and numbers[OVER_DENSE] <= within / 100]
     limit = f"within {within:g} % of dense {title(QUALITY)}"
-    found = [_answer("Best quality", told, QUALITY)]
-    found.append(_answer(f"Smallest {limit}", near, "bytes"))
+    why = _too_far(told)
+    found = [_answer("Best quality", told, QUALITY, why)]
+    found.append(_answer(f"Smallest {limit}", near, "bytes", why))
     speed = next((name for name in SPEEDS if any(name in numbers for _, numbers in near)), SPEEDS[0])
-    found.append(_answer(f"Fastest {limit}", near, speed))
+    found.append(_answer(f"Fastest {limit}", near, speed, why))
     return found
 
 
-def _answer(question: str, models: Sequence[tuple[Stage, Mapping[str, float]]], name: str) -> Answer:
+def _too_far(told: Sequence[tuple[Stage, Mapping[str, float]]]) -> str:
+    """Why of these models none is near enough to the dense one."""
+    if not told:
+        return f"{title(QUALITY)} was not measured"
+    over = [numbers[OVER_DENSE] for _, numbers in told if OVER_DENSE in numbers]
+    return f"the nearest is {change(QUALITY, 1 + min(over), 1.0)} against dense" if over else "no dense model to compare with"
+
+
+def _answer(question: str, models: Sequence[tuple[Stage, Mapping[str, float]]], name: str, why: str) -> Answer:
     fitting = [(model, numbers) for model, numbers in models if is_sound(name, numbers)]
     if not fitting:
-        return Answer(question, None, "no model with these numbers")
+        return Answer(question, None, f"{title(name)} was not measured" if models else why)
     model, numbers = min(fitting, key=lambda one: (-better(name) * one[1][name], one[0].started))
     told = [shown(one, numbers.get(one)) for one in ("bytes",) if one in numbers]
     quality = f"{title(QUALITY)} {shown(QUALITY, numbers[QUALITY])}"

@@ -103,7 +103,7 @@ def _axis(values: Sequence[float], name: str) -> Data:
     }
     if metric(name).unit == "share":
         return {**axis, "tickformat": ".0%"}
-    return {**axis, "exponentformat": "SI", "hoverformat": ".4g", "ticksuffix": "B" if metric(name).unit == "B" else ""}
+    return {**axis, "exponentformat": "SI", "ticksuffix": "B" if metric(name).unit == "B" else ""}
 
 
 def _direction(name: str) -> str:

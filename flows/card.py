@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 ZEROS = (
     "Zeros in a matrix take as long to multiply as other numbers, and vLLM has no kernels for sparse weights any more: they "
-    "make this model smaller, not faster."
+    "make this model "
 )
+CODED = "smaller, not faster."
+STORED = "no faster, and no smaller either, stored as other numbers are: `winnow export --compact` codes them."
 CODES = (
     "Quantized weights decode faster where a runtime multiplies them as they are stored, which transformers does not: it "
     "unpacks them first."
@@ -58,7 +60,7 @@ A language model made by Winnow.{_masks(directory)}{"".join(f" {remark}" for rem
 
 {_use(config, directory)}
 
-{" ".join([ZEROS] * ("sparse" in tags) + [CODES] * ("quantized" in tags) + [MEASURED])}
+{" ".join([_zeros(directory)] * ("sparse" in tags) + [CODES] * ("quantized" in tags) + [MEASURED])}
 
 ## Lineage
 
@@ -89,11 +91,16 @@ def _measured(store: Store, record: Record) -> str:
     made = store.sound(record.parent_addresses["model"]) if parent else None
     own, before = {**record.metrics, **own}, {**(made.metrics if made else {}), **before}
     lines = [
-        f"| {name} | {value:.6g} | {f'{before[name]:.6g}' if name in before else ''} | {_meaning(name)} |"
+        f"| {name} | {_number(value)} | {_number(before[name]) if name in before else ''} | {_meaning(name)} |"
         for name, value in sorted(own.items())
     ]
     origin = f" `{record.parent_addresses['model']}` |" if parent else " the model before |"
     return "\n".join(["| metric | value |" + origin + " what it is |", "|---|---|---|---|", *lines])
+
+
+def _number(value: float) -> str:
+    """Counts and bytes in full, whatever was measured to six digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:.6g}"
 
 
 def _of(key: str, evaluations: Iterable[Record]) -> dict[str, float]:
@@ -116,6 +123,10 @@ def _size(bits: Bits, directory: Path) -> str:
         ("prunable weights, of all parameters", f"{bits.weights:,} of {bits.parameters:,}"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)])
+
+
+def _zeros(directory: Path) -> str:
+    return ZEROS + (CODED if (directory / "sparse").exists() else STORED)
 
 
 def _masks(directory: Path) -> str:

@@ -5,8 +5,9 @@
         stage: pretrain
         order: [rigl, set, static]
 
-``order`` names groups of models from best to worst, each by the labels of its branch but for the seed; the models of a
-group differ by seed only; a group that has none stands against every seed of another. A member may be a list, which means
+``order`` names groups of models from best to worst, each by the labels of its branch but for the seed, or, where it has no
+others, by the id of its stage; the models of a group differ by seed only; a group that has none stands against every seed of
+another. A member may be a list, which means
 the best of it, or ``{mean: [a, b, c]}``, their mean at each seed. ``slack`` is how much worse (as a share) the better one may
 be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the best.
 """
@@ -33,6 +34,11 @@ def group_of(branch: Branch) -> str:
     return "-".join(label for axis, label in branch.items() if axis != SEED)
 
 
+def _group(base: str, branch: Branch) -> str:
+    """What a claim calls the models of a stage that differ by seed only."""
+    return group_of(branch) or base
+
+
 def groups_of(models: Sequence[Mapping[str, Any]], metric: str = "perplexity") -> dict[str, list[float]]:
     """The models of a sweep by group, best first; empty where there is no sweep."""
     groups: dict[str, list[float]] = {}
@@ -53,8 +59,8 @@ class Claim(BaseModel):
     stage: str | list[str]
     """Id of the stage whose models are compared; a list compares those of several, whose groups differ in name."""
     order: list[Member] = Field(min_length=2)
-    """Groups of models from best to worst, by the labels of their branch; a list is the best of its members, {mean: [...]} the
-    mean of them."""
+    """Groups of models from best to worst, by the labels of their branch, or the id of a stage without branches; a list is the
+    best of its members, {mean: [...]} the mean of them."""
     metric: str = "perplexity"
     """What is compared: the name of a metric."""
     paper: str = ""
@@ -64,7 +70,7 @@ class Claim(BaseModel):
 
     def check(self, models: Sequence[tuple[str, Branch]], where: str) -> None:
         """Raise ValueError where the recipe makes no such models."""
-        by_stage = {stage: [group_of(branch) for base, branch in models if base == stage] for stage in self.stages()}
+        by_stage = {stage: [_group(base, branch) for base, branch in models if base == stage] for stage in self.stages()}
         if absent := [stage for stage, groups in by_stage.items() if not groups]:
             known = ", ".join(dict.fromkeys(base for base, _ in models))
             raise ValueError(f"recipe.{where}.stage: no stage {absent[0]!r} makes a model; choose one of {known}")
@@ -90,6 +96,7 @@ class Claim(BaseModel):
         groups = {name: self._numbers(models, name) for name in self.members()}
         order = [_named(groups, member) for member in self.order]
         pairs = [_compare(groups, sign, self.slack, better, worse) for better, worse in zip(order, order[1:], strict=False)]
+        told = any(pair["error"] is not None for pair in pairs)  # of noise a single seed tells nothing
         holds, clear = (all(pair[word] for pair in pairs) for word in ("holds", "clear"))
         return {
             "says": self.says,
@@ -99,14 +106,15 @@ class Claim(BaseModel):
             "pairs": pairs,
             "holds": holds,
             "clear": clear,
-            "verdict": ("holds" if holds else "does not hold") + ("" if clear else ", within noise"),
+            "verdict": ("holds" if holds else "does not hold")
+            + ("" if clear else ", within noise" if told else ", by one seed"),
         }
 
     def _numbers(self, models: Sequence[Mapping[str, Any]], group: str) -> Numbers:
         return {
             model["branch"].get(SEED, ""): model[self.metric]
             for model in models
-            if model["base"] in self.stages() and group_of(model["branch"]) == group
+            if model["base"] in self.stages() and _group(model["base"], model["branch"]) == group
         }
 
 

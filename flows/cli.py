@@ -48,19 +48,6 @@ app = Commands(
     add_completion=False,
     help="Sparse language models: pretrain, prune, recover, quantize, evaluate - one recipe.",
 )
-app.add_typer(law.app, name="law")
-app.command()(claims)
-app.command()(deploy)
-app.command()(promote)
-app.command()(rollback)
-app.command()(methods)
-app.command()(schema)
-app.command()(verify)
-app.command()(discard)
-for command in (dashboard, deployments, gc, pin, unpin, trigger, notify):
-    app.command()(command)
-for command in (standing.up, standing.down, standing.status, standing.doctor):
-    app.command()(command)
 
 
 def main() -> None:
@@ -116,7 +103,6 @@ def _fail(error: Exception) -> None:
     sys.exit(1 if died and not getattr(error, "final", False) else 2)
 
 
-@app.command()
 def run(
     recipe: RecipeArgument,
     profile: ProfileOption = "local",
@@ -169,7 +155,6 @@ def _show(summary: dict[str, Any], plan: Any) -> None:
     console.print(total, highlight=False)
 
 
-@app.command(name="plan")
 def show_plan(
     recipe: RecipeArgument,
     profile: ProfileOption = "local",
@@ -201,7 +186,6 @@ def show_plan(
         console.print(f"{later} more trials are chosen by what these come to", highlight=False)
 
 
-@app.command()
 def fork(
     source: Annotated[str, typer.Argument(metavar="RUN", help="id or name of a run in MLflow; of several, the newest")],
     at: Annotated[str, typer.Option("--at", metavar="STAGE", help="the first stage that may differ; all before is reused")],
@@ -222,7 +206,6 @@ def fork(
         run(path, profile, as_json)
 
 
-@app.command()
 def export(
     artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="address or key, or a unique prefix; of --rebuild, DIR")],
     directory: Annotated[Path, typer.Argument(help="where the Hugging Face directory goes; must not exist or be empty")],
@@ -245,6 +228,13 @@ def export(
         errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)
 
+
+app.command("plan")(show_plan)  # in the README's order, which --help has then
+for command in (run, dashboard, standing.up, deployments, deploy, promote, rollback, export, verify, discard, gc):
+    app.command()(command)
+for command in (pin, unpin, fork, trigger, claims, methods, schema, notify, standing.status, standing.down, standing.doctor):
+    app.command()(command)
+app.add_typer(law.app, name="law")
 
 if __name__ == "__main__":
     main()

@@ -208,11 +208,16 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("claim", "mean ± std over seeds", "verdict"):
         table.add_column(title, overflow="fold")
     for claim in claims:
-        groups = [f"{name} {group['mean']:.4g} ± {group['std']:.2g}" for name, group in claim["groups"].items()]
+        groups = [f"{name} {group['mean']:.4g}{_spread(group)}" for name, group in claim["groups"].items()]
         colour = "green" if claim["holds"] else "red" if claim["clear"] else "yellow"
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), verdict)
     return table
+
+
+def _spread(group: Mapping[str, Any]) -> str:
+    """The deviation over seeds, where there are several."""
+    return f" ± {group['std']:.2g}" if len(group["values"]) > 1 else ""
 
 
 def cell(value: float | None, form: str) -> str:

@@ -37,23 +37,23 @@ def export_model(store: Store, record: Record, directory: Path, compact: bool = 
             "cannot be undone; choose a model without it"
         )
     from tasks.models.files.bits import bits_of  # bring torch, so after what is refused
-    from tasks.models.files.compact import rebuild_plain, write_compact
+    from tasks.models.files.compact import CARD, rebuild_plain, write_compact
     from tasks.models.files.gate import READER
 
     READER.start()
+    undone = [surgery.undone for surgery in surgeries]
     with _whole(directory) as scratch:
         plain, made, again = scratch / "plain", scratch / "compact", scratch / "again"
         plain.mkdir()
         _write(_undone(source, len(surgeries), scratch), plain)
+        (plain / CARD).write_text(model_card(store, record, plain, bits_of(plain), undone))
         if compact:
             write_compact(plain, made)
             again.mkdir()
             rebuild_plain(made, again)
+            (made / CARD).write_text(model_card(store, record, made, bits_of(plain, made), undone))
         _judge(store, record, source, again if compact else plain)
-        chosen = made if compact else plain
-        bits = bits_of(plain, made if compact else None)
-        (chosen / "README.md").write_text(model_card(store, record, chosen, bits, [surgery.undone for surgery in surgeries]))
-        _move(chosen, directory)
+        _move(made if compact else plain, directory)
 
 
 def rebuild_model(compact: Path, directory: Path) -> None:

@@ -71,3 +71,10 @@ def naming(node: Node) -> Iterator[None]:
         if not refused(error):
             raise
         raise ValueError(f"recipe.{node.id}: {error}") from None
+
+
+def as_written(field: str) -> str:
+    """A field of an artifact's identity in the words of a recipe: ``params.batch`` is ``batch`` there."""
+    stated = field.removeprefix("params.")
+    outside = stated.removeprefix("fingerprints.")
+    return stated if outside == stated else f"what {outside} holds"

@@ -17,7 +17,7 @@ from flows.enough import require_enough
 from flows.facts import examine
 from flows.forecast import check_ranks, check_room, forecast
 from flows.lineage import source_of, upstream
-from flows.nodes import Node, Recipe, naming
+from flows.nodes import Node, Recipe, as_written, naming
 from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
 from flows.recipe import load_recipe, vocabulary
@@ -208,7 +208,7 @@ def _reason(artifact: Artifact, node: Node, steps: dict[str, Step], store: Store
     if not found:
         return "never run"
     record, fields = found
-    return f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'} from {record.address}"
+    return f"{', '.join(map(as_written, fields))} {'differs' if len(fields) == 1 else 'differ'} from {record.address}"
 
 
 def check(recipe: Recipe) -> None:

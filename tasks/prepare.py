@@ -136,7 +136,10 @@ class Prepare(Stage):
             found = (document for document in corpus.documents() if document.text.strip()) if corpus.at_hand else ()
             if corpus.at_hand and (count := sum(1 for _ in islice(found, least))) < least:
                 name, needed = "corpus" if len(texts) == 1 else f"corpus.{role}", NEED[splits if least > 1 else 1]
-                raise ValueError(f"{name} is too small: {count} documents with text, {needed} {least}")
+                advice = f"; {said}" if (said := corpus.advice()) else ""
+                raise ValueError(
+                    f"{name} is too small: {count} document{'s' * (count != 1)} with text, {needed} {least}{advice}"
+                )
 
     def learned_from(self) -> str:
         """What a tokenizer that is trained here is learned from; empty where none is. Two that are learned from the same are

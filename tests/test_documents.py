@@ -66,3 +66,14 @@ def test_no_file_holds_what_a_merge_left_undecided() -> None:
     texts = [(path.relative_to(ROOT).as_posix(), path.read_bytes()) for path in PLACES if path.is_file()]
     assert [place for place, text in texts if CONFLICT.search(text.decode(errors="replace"))] == []
     assert CONFLICT.search("kept\n<<<<<<< HEAD\nours\n")
+
+
+def test_help_lists_the_commands_in_the_order_of_the_readme() -> None:
+    from typer.main import get_command
+
+    from flows.cli import app
+
+    offered = list(get_command(app).commands)
+    told = re.findall(r"^winnow ([a-z]+)", (ROOT / "README.md").read_text(), re.M)
+    assert [name for name in dict.fromkeys(told) if name != "law"] == [name for name in offered if name not in ("law", "unpin")]
+    assert offered[-1] == "law" and offered.index("unpin") == offered.index("pin") + 1

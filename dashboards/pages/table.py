@@ -21,6 +21,7 @@ DEFAULT = ("perplexity", "over_dense", "accuracy", "task_accuracy", "sparsity", 
 MODEL_COLUMNS = ("model", "state", "recipe", "method", "gates", "alias")
 RUN_COLUMNS = ("run", "state", "recipe", "models", "gates", "claims", "seconds", "started", "commit")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+LONG = 104  # pixels of a column that "990.41 kB" or "18.18 tok/s" fits into
 NEVER = ("evaluate", "tokens", "learning_rate", "gradient_norm")
 
 
@@ -108,8 +109,8 @@ def _model_columns(sight: Sight) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = [
         {**name, "minWidth": 110, "flex": 1.5},
         {"field": "state", "headerName": "state", "cellRenderer": "WinnowState", "minWidth": 112, "maxWidth": 124},
-        {"field": "recipe", "headerName": "recipe"},
-        {"field": "method", "headerName": "method"},
+        {"field": "recipe", "headerName": "recipe", "tooltipField": "recipe", "minWidth": 104},
+        {"field": "method", "headerName": "method", "tooltipField": "method", "minWidth": 104},
     ]
     told += [{"field": name, **_number(name)} for name in columns(sight)]
     if any(model.gates for model, _ in sight.models):
@@ -129,9 +130,14 @@ def _number(name: str) -> dict[str, Any]:
         "valueFormatter": {"function": f"winnowNumber(params.value, '{metric(name).unit}', params.data.broken['{name}'])"},
         "filter": "agNumberColumnFilter",
         "type": "rightAligned",
-        "minWidth": 104 if metric(name).unit == "token/s" else 84,
+        "minWidth": max(LONG if metric(name).unit in ("token/s", "B") else 84, *map(_room, title(name).split())),
         "sortingOrder": ["desc", "asc", None] if better(name) > 0 else ["asc", "desc", None],
     }
+
+
+def _room(word: str) -> int:
+    """Pixels of a column whose header has this word, which is not to be broken."""
+    return 36 + 7 * len(word)
 
 
 def _run_columns(sight: Sight) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.models.files.schemes import Spec, check_written
+from tasks.formats.grid import fitting
+from tasks.models.files.schemes import Spec, check_written, others, regrouped
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,12 @@ class Precision(BaseModel):
 
     def check(self, method: Quantizer, linears: Mapping[str, Linear]) -> None:
         """Raise ValueError where no choice fits a matrix, or the budget is too small for any."""
-        bits = {name: _bits([linear], self._fitting(method, linear)) for name, linear in linears.items()}
+        bits = {}
+        for name, linear in linears.items():
+            if not (schemes := self._fitting(method, linear)):
+                remedy = self._remedy(method, [other.shape[-1] for other in linears.values()])
+                raise ValueError(f"precision.choices: no groups divide the input width {linear.shape[-1]} ({name}); {remedy}")
+            bits[name] = _bits([linear], schemes)
         require_affordable(bits, self.budget * sum(prod(linear.shape) for linear in linears.values()))
 
     def _fitting(self, method: Quantizer, linear: Linear) -> dict[int, QuantizationScheme]:
@@ -71,10 +77,13 @@ class Precision(BaseModel):
         schemes = self.schemes(method)
         if any(scheme.weights is None for scheme in schemes):
             raise ValueError("precision.choices: UNQUANTIZED is no choice; name presets that round weights")
-        fitting = {number: scheme for number, scheme in enumerate(schemes) if fits(_grid(scheme), linear.shape[-1])}
-        if not fitting:
-            raise ValueError(f"precision.choices: no groups divide the input width {linear.shape[-1]} ({linear.name})")
-        return fitting
+        return {number: scheme for number, scheme in enumerate(schemes) if fits(_grid(scheme), linear.shape[-1])}
+
+    def _remedy(self, method: Quantizer, widths: list[int]) -> str:
+        """How the choices, all of which have groups, are written with some that divide all widths."""
+        sizes = fitting(max(_grid(scheme).group_size or 0 for scheme in self.schemes(method)), widths)
+        written = ", ".join(regrouped(spec, sizes[0] if sizes else None) for spec in self.choices)
+        return f"write choices: [{written}]{others(sizes)}"
 
     def choose(self, method: Quantizer, scan: Scan) -> dict[str, Spec]:
         """The scheme of every matrix, by the name of its module; ValueError where the budget is too small for any."""

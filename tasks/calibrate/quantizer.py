@@ -17,7 +17,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 from tasks.calibrate.method import BlockMethod, BlockView, Edit
 from tasks.calibrate.ranges import Range
 from tasks.formats.grid import fitting
-from tasks.models.files.schemes import Spec, check_written
+from tasks.models.files.schemes import Spec, check_written, others, regrouped
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
@@ -144,7 +144,7 @@ class Quantizer(BlockMethod):
             sizes = fitting(self.group_size, [width])
             raise ValueError(
                 f"group_size {self.group_size} does not divide the input width {width}; "
-                f"write group_size: {sizes[0] if sizes else 'null, for a scale per row'}{_others(sizes)}"
+                f"write group_size: {sizes[0] if sizes else 'null, for a scale per row'}{others(sizes)}"
             )
 
     def admit(self, linears: Mapping[str, Linear], allocation: Mapping[str, float], pattern: Pattern) -> None:
@@ -168,16 +168,14 @@ class Quantizer(BlockMethod):
             except ValueError as error:
                 sizes = fitting(grid.group_size, [linears[other].shape[-1] for other, its in grids.items() if its == grid])
                 written = self._grouped(linears[name], sizes[0] if sizes else None)
-                raise ValueError(f"{error} ({name}); write {written}{_others(sizes)}") from None
+                raise ValueError(f"{error} ({name}); write {written}{others(sizes)}") from None
 
     def _grouped(self, linear: Linear, size: int | None) -> str:
         """How groups of a size (None: a scale per row) are written for the matrices of one linear's scheme."""
         spec = self.spec_named(linear.name)
         if spec is None:
             return f"group_size: {size or 'null, for a scale per row'}"
-        name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
-        groups = {"group_size": size} if size else {"strategy": "channel", "group_size": "null"}
-        written = f"{{{name}: {{{', '.join(f'{field}: {value}' for field, value in {**fields, **groups}.items())}}}}}"
+        written = regrouped(spec, size)
         parts = [part for part, its in self.schemes.items() if its == spec]
         return f"scheme: {written}" if spec == self.scheme else f"schemes: {{{parts[0]}: {written}}}"
 
@@ -234,11 +232,6 @@ class Quantizer(BlockMethod):
             return self.solve_linear(view.matrices[name], statistic, grids[name], view.keep.get(name))
 
         return view.each(solve_one, grids) | input_scales(view, self.scheme_of)
-
-
-def _others(sizes: list[int]) -> str:
-    """What else than the first of some sizes would do."""
-    return f" (or {', '.join(map(str, sizes[1:]))})" if len(sizes) > 1 else ""
 
 
 def _parts(names: Iterable[str]) -> list[str]:

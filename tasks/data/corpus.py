@@ -76,6 +76,10 @@ class Corpus(BaseModel):
         """What an error calls it."""
         return type(self).__name__.lower()
 
+    def advice(self) -> str:
+        """How it comes to have more documents, where there is a way that is not plain."""
+        return ""
+
 
 class Stdlib(Corpus):
     """The source text of this Python's standard library, tests and vendored packages left out.
@@ -109,8 +113,8 @@ class Stdlib(Corpus):
 
 
 class Files(Corpus):
-    """Text files: .txt (one document a file), .jsonl and .parquet (one document a row), local or on S3; text and JSON lines
-    may be packed (.gz, .zst, .bz2, .xz).
+    """Text files: .txt (one document a file, or what stands between separators), .jsonl and .parquet (one document a row),
+    local or on S3; text and JSON lines may be packed (.gz, .zst, .bz2, .xz).
 
     A document is named by its path below the folder that all files share, so that the same files in another place are the
     same corpus.
@@ -122,18 +126,21 @@ class Files(Corpus):
     """Column or key that holds the text of a row."""
     nulls: Nulls = "refuse"
     """What is done with rows without text: an error, or left out."""
+    separator: str | None = Field(None, min_length=1, exclude_if=lambda value: value is None)
+    """What stands between the documents of a .txt file, as "\\n\\n" for paragraphs; a file is one document unless given."""
 
     def files(self) -> list[str]:
         found = [path for pattern in self.paths for path in expand(pattern)]
         for path in found:
-            kind_of(path)
+            if kind_of(path) != ".txt" and self.separator:
+                raise ValueError(f"corpus file {path}: separator divides .txt files; here each row is a document")
         return sorted(set(found))
 
     def documents(self) -> Iterator[Document]:
         files = self.files()
         root = shared_folder(files)
         for path in files:
-            for document in read_documents(path, self.field, self.nulls):
+            for document in read_documents(path, self.field, self.nulls, self.separator):
                 yield document._replace(name=document.name.removeprefix(root))
 
     def fingerprint(self, digests: Digests | None = None) -> str:
@@ -151,6 +158,10 @@ class Files(Corpus):
 
     def describe(self) -> str:
         return f"files {', '.join(self.paths)}"
+
+    def advice(self) -> str:
+        texts = any(kind_of(path) == ".txt" for path in self.files())
+        return "a .txt file is one document unless files' separator divides it" if texts and not self.separator else ""
 
 
 def shared_folder(files: list[str]) -> str:

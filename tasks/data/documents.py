@@ -66,22 +66,31 @@ def digest(parts: Iterable[tuple[str, bytes]]) -> str:
     return total.hexdigest()
 
 
-def read_documents(path: str, field: str, nulls: Nulls = "refuse") -> Iterator[Document]:
-    return parse(path, None, field, nulls)
+def read_documents(path: str, field: str, nulls: Nulls = "refuse", separator: str | None = None) -> Iterator[Document]:
+    return parse(path, None, field, nulls, separator)
 
 
-def parse(path: str, content: bytes | None, field: str, nulls: Nulls = "refuse") -> Iterator[Document]:
-    """The documents of a file, whose ``content`` may have been read already."""
+def parse(
+    path: str, content: bytes | None, field: str, nulls: Nulls = "refuse", separator: str | None = None
+) -> Iterator[Document]:
+    """The documents of a file, whose ``content`` may have been read already. A ``separator`` divides text files."""
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _parse_parquet(path, field, nulls)
     elif kind == ".txt":
         lines = _lines(f"corpus file {path}", unpacked(path, content))
-        yield Document(path, decode(b"".join(lines), path).removeprefix(MARK).replace("\r\n", "\n"))
+        text = decode(b"".join(lines), path).removeprefix(MARK).replace("\r\n", "\n")
+        yield from (Document(path, text),) if separator is None else _divided(path, text, separator)
     else:
         for number, row in read_rows(path, "corpus file", content):
             if (text := _text(f"{path}, line {number}", row, field, nulls)) is not None:
                 yield Document(f"{path}:{number}", text)
+
+
+def _divided(path: str, text: str, separator: str) -> Iterator[Document]:
+    for number, piece in enumerate(text.split(separator), 1):
+        if piece.strip():
+            yield Document(f"{path}:{number}", piece)
 
 
 def read_rows(path: str, called: str, content: bytes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

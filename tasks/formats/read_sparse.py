@@ -104,6 +104,8 @@ def rebuild(folder: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
+    if sys.argv[1:]:
+        sys.exit(f"read_sparse: takes no arguments, got {sys.argv[1]}; it writes the weights into its own folder, {here}")
     try:
         rebuild(here, here)
     except (ValueError, OSError, SafetensorError) as error:

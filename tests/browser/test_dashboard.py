@@ -43,6 +43,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REQUIRED = ("perplexity <= 1.05 * dense",)
 PAGES = ("", "waterfall", "compare", "table", "claims")
 EVIL = "<img src=x onerror=alert(1)>" + "long" * 50
+CUT = """return [...document.querySelectorAll('.ag-right-aligned-cell')]
+    .filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.innerText)"""
+BROKEN = """return [...document.querySelectorAll('.ag-header-cell-text')].filter(head => {
+    const range = document.createRange(); range.selectNodeContents(head)
+    return range.getClientRects().length > head.innerText.trim().split(/\\s+/).length}).map(head => head.innerText)"""
 WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -212,6 +217,14 @@ def test_ticked_models_are_compared_and_the_table_leaves_as_csv(page: Page, seve
         lambda: page._all("//*[@id='curves']//*[contains(@class,'scatterlayer')]//*[contains(@class,'js-line')]"), "curves"
     )
     page.picture("dashboard_compare")
+
+
+def test_no_number_and_no_word_of_the_tables_head_is_cut(page: Page, several: Any) -> None:
+    page.open("table")
+    page.until(lambda: page._all("//*[contains(@class,'ag-cell')]"), "rows")
+    assert page.driver.execute_script(CUT) == []
+    broken = page.driver.execute_script(BROKEN)
+    assert broken == []
 
 
 def test_ticks_survive_what_is_read_anew_and_back_and_forward_lead_through_the_choices(page: Page, several: Any) -> None:

@@ -63,6 +63,9 @@ def test_the_answers_are_the_best_the_smallest_near_dense_and_the_fastest_of_tho
     assert (best.model.run, smallest.model.run, fastest.model) == ("recover", "quantize", None)
     assert smallest.because == "2.50 MB, perplexity 63 (-1.6 % against dense)"
     assert [one.model for one in answers(known, Choice().models(known), -10)][1:] == [None, None]
+    assert {one.because for one in answers(known, Choice().models(known), -10)[1:]} == {"the nearest is -3.1 % against dense"}
+    assert fastest.model is None and fastest.because == "decoding speed was not measured"
+    assert {one.because for one in answers(known, [], 5)} == {"perplexity was not measured"}
 
 
 def test_a_model_that_broke_is_never_the_best_and_is_named():

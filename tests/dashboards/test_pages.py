@@ -38,7 +38,7 @@ CLAIM = {
     "metric": "perplexity",
     "groups": {
         "slow": {"mean": 60.0, "std": 0.5, "values": {"0": 60.0}},
-        "fast": {"mean": 61.0, "std": 0.4, "values": {"0": 61.0}},
+        "fast": {"mean": 61.0, "std": 0.4, "values": {"0": 60.6, "1": 61.4}},
     },
     "holds": True,
     "clear": False,
@@ -108,7 +108,12 @@ def test_a_day_that_is_none_is_said_and_chooses_nothing():
 
 def test_a_claim_stands_with_its_numbers_and_its_verdict():
     told = text(PAGES["claims"][1](sight(STATES["one"], files=FILES)))
-    assert "slower is better" in told and "slow: 60 ± 0.5 (1)" in told and "~ holds, within noise" in told
+    assert (
+        "slower is better" in told
+        and "slow: 60 (1)" in told
+        and "fast: 61 ± 0.4 (2)" in told
+        and "~ holds, within noise" in told
+    )
 
 
 def test_the_csv_has_a_row_a_model_with_every_digit_and_its_address():
@@ -159,6 +164,13 @@ def test_the_line_of_what_is_good_enough_has_its_name_beside_it_on_a_log_axis_to
         found = [Point(stage("prune", f"m{value}"), 1.0, value) for value in values]
         figure = pareto_figure(found, found[:1], ("bytes", "perplexity"), {}, {"m6.0": "a", "m60.0": "a"}, limit=(65.0, "near"))
         assert figure["layout"]["shapes"][0]["y0"] == 65.0 and figure["layout"]["annotations"][0]["y"] == pytest.approx(place)
+
+
+def test_sizes_far_apart_are_told_in_their_units():
+    """Plotly writes the ticks of a log axis as it writes a hovered value: 1.000e+6B, where that has a format of its own."""
+    found = [Point(stage("prune", f"m{size}"), size, 60.0) for size in (1e6, 2e8)]
+    axis = pareto_figure(found, found[:1], ("bytes", "perplexity"), {}, {"m1000000.0": "a"})["layout"]["xaxis"]
+    assert axis["type"] == "log" and axis["exponentformat"] == "SI" and "hoverformat" not in axis
 
 
 def test_without_a_choice_the_waterfall_is_of_the_newest_run_that_has_one():

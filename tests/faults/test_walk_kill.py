@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.calibrate.method import Pruner
 from tasks.calibrate.walk import walk
 from tasks.methods import build
 from tasks.models.stream.blocks import BlockStream
@@ -32,7 +34,7 @@ def prune(root: Path, on_block=lambda block: None, method="sparsegpt", seed=1, *
     walk(
         stream,
         zoo.batches(seed=seed),
-        build("pruners", method),
+        method if isinstance(method, Pruner) else build("pruners", method),
         sparsity=choices.pop("sparsity", 0.5),
         on_block=lambda block: (told.append(block), on_block(block)),
         **choices,
@@ -128,6 +130,33 @@ def test_a_walk_of_other_data_or_settings_refuses_to_go_on(changed, what, tmp_pa
     with pytest.raises(ValueError, match=f"was begun with another {what}; remove that folder to begin anew") as refused:
         prune(tmp_path, **changed)
     assert "\n" not in str(refused.value)
+
+
+def scored_by(sign: str, folder: Path) -> Pruner:
+    """A pruner as its file says now."""
+    name, file = "tasks.pruners.mended", folder / "mended.py"
+    file.write_text(
+        "from typing import ClassVar\nfrom tasks.calibrate.method import Pruner\n"
+        f"class Mended(Pruner):\n    paper: ClassVar[str] = 'none'\n    scope: ClassVar[str] = 'row'\n"
+        "    def observer(self, linear): return None\n"
+        f"    def score(self, weight_OI, statistics): return {sign}weight_OI.abs()\n"
+    )
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    exec(compile(file.read_text(), str(file), "exec"), module.__dict__)  # no file of byte code, which is as old
+    return module.Mended()
+
+
+def test_a_walk_whose_method_was_mended_meanwhile_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tasks.pruners.mended", None)
+    for root in ("stopped", "whole"):
+        zoo.save("llama", tmp_path / root / "in", layers=LAYERS)
+    with pytest.raises(Stop):
+        prune(tmp_path / "stopped", stop_after(3), method=scored_by("-", tmp_path))
+    prune(tmp_path / "stopped", method=scored_by("+", tmp_path))
+    prune(tmp_path / "whole", method=scored_by("+", tmp_path))
+    assert content(tmp_path / "stopped") == content(tmp_path / "whole")
 
 
 def test_a_changed_model_refuses_to_go_on(tmp_path):

@@ -249,7 +249,7 @@ TABLE = [
         {"method": "gptq", "precision": {"budget": 2, "choices": [{"W2A16": {"group_size": 64}}, "W8A8"]}},
         "precision.budget: the cheapest choices take 1.12 times as much; raise it",
     ),
-    ("stages/4/quantize", {"method": "gptq", "precision": {}}, "precision.choices: no groups divide the input width 64"),
+    ("stages/4/quantize", {"method": "gptq", "precision": {}}, "precision.choices: no groups divide the input width 64 ("),
     ("stages/4/quantize", {"method": {"gptq": {"bits": 3}}, "precision": {}}, "precision chooses what gptq.bits says"),
     (
         "stages/4/quantize",
@@ -738,7 +738,7 @@ def test_what_no_reader_of_packed_weights_takes_is_refused_and_can_be_pruned(arc
         ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no text field 'text'; it has body"),
         ("a.parquet", b"nonsense", "not a Parquet file"),
         ("a.jsonl", b"", "corpus is too small: 0 documents with text"),
-        ("a.txt", b"one document", "corpus is too small: 1 documents with text"),
+        ("a.txt", b"one document", "1 document with text, three splits need 20; a .txt file is one document"),
         ("a.csv", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
         ("a.parquet.gz", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),
         ("a.txt.7z", b"x", "unknown kind; choose one of .txt, .jsonl, .parquet"),

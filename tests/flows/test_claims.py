@@ -1,8 +1,10 @@
 """A claim is judged on the differences of equal seeds, and says when they are noise."""
 
 import pytest
+from rich.console import Console
 
 from flows.claims import Claim
+from flows.display import claims_table
 from tests.flows.recipes import recipe
 from tests.flows.test_sweep import PREPARE
 
@@ -60,6 +62,27 @@ def test_models_of_several_stages_are_compared():
     both = [(stage, {"method": "a"}) for stage in ("pretrain", "prune")]
     with pytest.raises(ValueError, match="several of its stages have a group 'a'; name them apart"):
         claim.check([*both, ("prune", {"method": "b"})], "claims[0]")
+
+
+def test_stages_without_a_grid_are_compared_by_their_ids():
+    found = [
+        {"base": "pretrain", "branch": {}, "perplexity": 20.0},
+        {"base": "prune", "branch": {"seed": "seed0"}, "perplexity": 30.0},
+        {"base": "prune", "branch": {"seed": "seed1"}, "perplexity": 31.0},
+    ]
+    claim = Claim(says="pruning costs", stage=["pretrain", "prune"], order=["pretrain", "prune"])
+    claim.check([(model["base"], model["branch"]) for model in found], "claims[0]")
+    assert claim.judge(found)["holds"] and claim.judge(found)["groups"]["prune"]["mean"] == 30.5
+    with pytest.raises(ValueError, match=r"no group 'dense'; choose some of pretrain, prune$"):
+        claim.model_copy(update={"order": ["dense", "prune"]}).check([("pretrain", {}), ("prune", {})], "claims[0]")
+
+
+def test_one_seed_tells_nothing_of_noise(capsys):
+    judged = judge(["a", "b"], models(a=[1.0], b=[2.0]))
+    assert judged["verdict"] == "holds, by one seed"
+    Console(width=200).print(claims_table([judged]))
+    told = capsys.readouterr().out
+    assert "a 1 " in told and "b 2 " in told and "± 0" not in told and "holds, by one seed" in told
 
 
 @pytest.mark.parametrize(

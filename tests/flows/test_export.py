@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -156,13 +157,15 @@ def test_the_card_says_of_zeros_codes_and_runtimes_what_is_so_of_this_model(made
 
 
 def test_the_card_tells_what_was_before_and_what_a_weight_costs(made, tmp_path):
-    shop, (_, dense, pruned), _ = made
+    shop, (_, dense, pruned), size = made
     export_model(shop.store, pruned, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| metric | value | `{dense.address}` | what it is |" in card
     assert "| sparsity | 0.5 | 0 | dead share of the prunable weights, from the masks (share) |" in card
     assert "| bits per prunable weight | 33." in card and "32.000 values, 1." in card  # float32, and a mask file
-    assert "`vllm serve DIR`" in card and "they make this model smaller, not faster" in card
+    assert "`vllm serve DIR`" in card and "they make this model no faster, and no smaller either" in card
+    told = re.search(r"^\| bytes \| (\d+,\d+) \|", card, re.M)
+    assert told and int(told[1].replace(",", "")) == size.metrics["bytes"]
 
 
 def test_a_compact_export_is_smaller_says_how_to_use_it_and_gives_the_plain_one_back(made, tmp_path, capsys, monkeypatch):
@@ -172,11 +175,13 @@ def test_a_compact_export_is_smaller_says_how_to_use_it_and_gives_the_plain_one_
     assert winnow("export", pruned.address, plain) == winnow("export", pruned.address, compact, "--compact") == 0
     assert winnow("export", "--rebuild", compact, again) == 0
     require_equal(tmp_path / "plain", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == (tmp_path / "plain" / "README.md").read_text()
     found = {path.relative_to(compact).as_posix() for path in (tmp_path / "compact").rglob("*") if path.is_file()}
     assert {"sparse/model.safetensors", "sparse/index.json", "read_sparse.py", "config.json", "tokenizer.json"} <= found
     assert not found & {"model.safetensors", "masks/masks.safetensors"}
     card = (tmp_path / "compact" / "README.md").read_text()
     assert "`python read_sparse.py` in this directory" in card and "16.000 values, 0." in card
+    assert "they make this model smaller, not faster" in card
     capsys.readouterr()
     assert winnow("export", "--rebuild", compact, str(tmp_path / "third"), "--compact") == 2
     assert winnow("export", "--rebuild", plain, str(tmp_path / "third")) == 2

@@ -150,7 +150,15 @@ def test_the_reason_names_the_field_that_differs_from_the_nearest_record(store, 
         publish(store, step, tmp_path / step.id)
     record = plan(store).by_id["pretrain"].record
     changed = plan(store, *edited(1, learning_rate=0.5, batch=16))
-    assert changed.by_id["pretrain"].reason == f"params.batch, params.learning_rate differ from {record.address}"
+    assert changed.by_id["pretrain"].reason == f"batch, learning_rate differ from {record.address}"
+
+
+def test_the_reason_says_that_a_text_holds_something_else(store, tmp_path):
+    pattern = data_zoo.write_texts(tmp_path / "texts", 30)
+    stages = [{"prepare": {"corpus": pattern, "tokenizer": {"train": 300}}}]
+    record = publish(store, plan(store, stages=stages, evaluate={}).steps[0], tmp_path / "prepare")
+    (tmp_path / "texts" / "000.txt").write_text("another text")
+    assert plan(store, stages=stages, evaluate={}).steps[0].reason == f"what corpus holds differs from {record.address}"
 
 
 def test_an_evaluator_never_run_is_not_compared_with_another(store, tmp_path):

@@ -38,6 +38,7 @@ FOLDER = "sparse"
 READER = "read_sparse.py"
 _PACKED = "weight_packed"
 _MASKS = "masks.safetensors"  # those that no coded weight carries
+CARD = "README.md"  # the plain directory's own: that of the compact one says how to read it
 
 
 @dataclass
@@ -110,6 +111,8 @@ def write_compact(plain: Path, output: Path) -> None:
         save_file(made.stored, output / FOLDER / path.name, said)
     if (plain / INDEX).exists():
         shutil.copyfile(plain / INDEX, output / FOLDER / INDEX)
+    if (plain / CARD).exists():
+        shutil.copyfile(plain / CARD, output / FOLDER / CARD)
     if known.masks:
         save_masks(known.masks, output / FOLDER / _MASKS)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((output / FOLDER).iterdir())}
@@ -118,16 +121,20 @@ def write_compact(plain: Path, output: Path) -> None:
 
 
 def rebuild_plain(compact: Path, output: Path) -> None:
-    """Write the plain model directory of a compact artifact: the same tensors, masks and companions. Raises ValueError where
-    the artifact is damaged."""
+    """Write the plain model directory of a compact artifact: the same tensors, masks, companions and card. Raises ValueError
+    where the artifact is damaged."""
     if not (compact / FOLDER / "index.json").is_file():
-        raise ValueError(f"{compact} is no compact model: it has no {FOLDER}/index.json; choose a directory that export wrote")
+        raise ValueError(
+            f"{compact} is no compact model: it has no {FOLDER}/index.json; choose a directory that export --compact wrote"
+        )
     try:
         read_sparse.rebuild(compact, output)
         masks = _masks(compact)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is missing; copy the whole directory again") from None
     copy_companions(compact, output)
+    if (card := compact / FOLDER / CARD).exists():
+        shutil.copyfile(card, output / CARD)
     if masks:
         save_masks(masks, output / MASKS)
 

@@ -34,6 +34,18 @@ def check_written(spec: object) -> None:
         )
 
 
+def regrouped(spec: Spec, size: int | None) -> str:
+    """How a recipe writes a preset in groups of a size; None is a scale per row."""
+    name, fields = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    groups = {"group_size": size} if size else {"strategy": "channel", "group_size": "null"}
+    return f"{{{name}: {{{', '.join(f'{field}: {value}' for field, value in {**fields, **groups}.items())}}}}}"
+
+
+def others(sizes: list[int]) -> str:
+    """What else than the first of some sizes would do."""
+    return f" (or {', '.join(map(str, sizes[1:]))})" if len(sizes) > 1 else ""
+
+
 def presets() -> list[str]:
     """The names compressed-tensors knows."""
     from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES

@@ -5,6 +5,7 @@ from math import prod
 
 import pytest
 import torch
+import yaml
 
 from tasks.calibrate.both import Magnitudes
 from tasks.calibrate.method import BlockView
@@ -137,8 +138,11 @@ def test_precision_and_a_scheme_are_not_said_at_once(fields, match):
 
 def test_what_fits_no_matrix_or_no_budget_is_refused_before_any_work():
     linears, method = find_linears(zoo.model("llama")), build("quantizers", "gptq")
-    with pytest.raises(ValueError, match=r"precision.choices: no groups divide the input width 32 \(model.layers.0"):
-        Precision().check(method, linears)
+    with pytest.raises(ValueError, match=r"precision.choices: no groups divide the input width 32 \(model.layers.0") as raised:
+        Precision(choices=("W2A16", {"W8A16": {"symmetric": False}})).check(method, linears)
+    remedy = "write choices: [{W2A16: {group_size: 16}}, {W8A16: {symmetric: False, group_size: 16}}] (or 8, 4)"
+    assert str(raised.value).endswith(remedy)
+    Precision(budget=5, choices=yaml.safe_load(remedy[remedy.index("[") : remedy.index("]") + 1])).check(method, linears)
     with pytest.raises(ValueError, match=r"precision.budget: the cheapest choices take 1.5 times as much"):
         Precision(budget=2, choices=CHOICES).check(method, linears)
     with pytest.raises(ValueError, match=r"UNQUANTIZED is no choice"):

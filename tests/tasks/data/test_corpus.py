@@ -30,6 +30,20 @@ def test_a_text_file_is_one_document_named_by_its_path_below_the_folder_all_shar
     assert documents[1].text == data_zoo.text(1)
 
 
+def test_a_separator_makes_documents_of_a_text_file_and_part_of_the_key_alone_where_it_is_given(tmp_path):
+    (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\n\n\n\nfour\n")
+    (tmp_path / "other.txt").write_bytes(b"five")
+    pattern = f"{tmp_path}/*.txt"
+    divided = Files(paths=(pattern,), separator="\n\n")
+    named = {"book.txt:1": "one\ntwo", "book.txt:2": "three", "book.txt:4": "four\n", "other.txt:1": "five"}
+    assert dict(document[:2] for document in divided.documents()) == named
+    assert divided.fingerprint() == Files(paths=(pattern,)).fingerprint()
+    assert divided.model_dump()["separator"] == "\n\n" and "separator" not in Files(paths=(pattern,)).model_dump()
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl: separator divides .txt files; here each row is a document"):
+        Files(paths=(pattern, f"{tmp_path}/rows.jsonl"), separator="\n\n").fingerprint()
+
+
 def test_each_json_line_is_a_document_whatever_stands_in_its_strings(tmp_path):
     rows = [json.dumps({"body": content}, ensure_ascii=False) for content in (AWKWARD, "plain")]
     (tmp_path / "a.jsonl").write_bytes("\r\n".join([rows[0], "", rows[1]]).encode())

@@ -156,9 +156,12 @@ def test_a_text_with_too_few_documents_is_named_by_its_role(tmp_path):
         return str(raised.value)
 
     few, none = f"{tmp_path}/few/*.txt", f"{tmp_path}/none/*.txt"
-    assert complaint(train=few, heldout=few) == "corpus.train is too small: 3 documents with text, two splits need 20"
+    advice = "a .txt file is one document unless files' separator divides it"
+    assert complaint(train=few, heldout=few) == (
+        f"corpus.train is too small: 3 documents with text, two splits need 20; {advice}"
+    )
     assert complaint(train=few, heldout=few, calibration=none) == (
-        "corpus.calibration is too small: 0 documents with text, it needs 1"
+        f"corpus.calibration is too small: 0 documents with text, it needs 1; {advice}"
     )
 
 

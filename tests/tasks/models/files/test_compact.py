@@ -154,12 +154,14 @@ def test_shards_come_back_as_the_shards_they_were(tmp_path):
 def test_the_program_beside_it_needs_torch_and_safetensors_alone(tmp_path):
     plain = pruned(tmp_path)
     write_compact(plain, tmp_path / "compact")
-    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); assert 'transformers' not in sys.modules"
+    code = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__'); assert 'transformers' not in sys.modules"
     reader = tmp_path / "compact" / "read_sparse.py"
     subprocess.run([sys.executable, "-I", "-c", code, str(reader)], check=True, cwd=tmp_path, capture_output=True)
     first, second = TensorFiles(plain), TensorFiles(tmp_path / "compact")
     assert all(torch.equal(first.read([name])[name], second.read([name])[name]) for name in first)
-    assert len([line for line in reader.read_text().partition('"""\n\nimport')[2].splitlines() if line.strip()]) <= 75
+    asked = subprocess.run([sys.executable, "-I", str(reader), "elsewhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert asked.returncode == 1 and asked.stderr.startswith("read_sparse: takes no arguments, got elsewhere; it writes the")
+    assert len([line for line in reader.read_text().partition('"""\n\nimport')[2].splitlines() if line.strip()]) <= 77
 
 
 @pytest.fixture(scope="module")
