@@ -28,11 +28,13 @@ from flows.options import (
     RecipeArgument,
     SetOption,
     StrictOption,
+    Unread,
     UntilOption,
     console,
     errors,
     model_of,
     settle_environment,
+    settle_locale,
 )
 from flows.promotion import promote, rollback
 from flows.proof import claims
@@ -65,6 +67,7 @@ for command in (standing.up, standing.down, standing.status, standing.doctor):
 
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    settle_locale()
     collect_rarely()
     make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
@@ -76,7 +79,7 @@ def main() -> None:
     except Terminated:
         code = 143
     except SystemExit as end:  # typer takes every broken pipe for one of its own output
-        if isinstance(end.__context__, BrokenPipeError) and not _unread():
+        if isinstance(end.__context__, BrokenPipeError) and not (isinstance(end, Unread) or _unread()):
             raise end.__context__ from None
         raise
     except Exception as error:

@@ -34,7 +34,7 @@ def check_ranks() -> None:
     of another program's would make this one a helper of nobody, which does nothing and says that all went well."""
     rank, size = _counted("RANK", 0), ranks()
     if not rank < size:
-        raise ValueError(f"RANK {rank} should be below WORLD_SIZE {size}; start winnow by torchrun, or unset {' and '.join(GROUP)}")
+        raise ValueError(f"RANK {rank} should be below WORLD_SIZE {size}; start winnow by torchrun, or unset both")
     missing = [name for name in (*GROUP, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if size > 1 and missing:
         raise ValueError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start winnow by torchrun, or unset WORLD_SIZE")

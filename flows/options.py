@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
 import sys
 from pathlib import Path
@@ -39,12 +41,50 @@ class Commands(typer.Typer):
         return super().command(*args, **{"cls": _Once, **kwargs})
 
 
+class Unread(SystemExit):
+    """Nobody reads what is printed any more: ``winnow methods | head``."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As rich does it, who leaves no trace of which pipe broke."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit as end:
+            raise Unread(end.code) from None
+
+
 def _console(stream: TextIO, stderr: bool) -> Console:
-    bounded = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if bounded else LOG_WIDTH)
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isascii() and given.isdecimal() else 0  # rich takes 0 too, and then shows nothing at all
+    if not columns:
+        os.environ.pop("COLUMNS", None)
+    return _Console(stderr=stderr, width=None if stream.isatty() or columns else LOG_WIDTH)
 
 
+def _fill_streams() -> None:
+    """Open what was closed of standard input, output and error: the next file would get that number, and what a child
+    prints would land in it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+_fill_streams()
 console, errors = _console(sys.stdout, stderr=False), _console(sys.stderr, stderr=True)
+
+
+def settle_locale() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding: recipes, templates, cards and what libraries
+    read are UTF-8 whoever reads them, and jobs inherit the mode. The terminal keeps its own."""
+    own = locale.getencoding()
+    if not sys.flags.utf8_mode and codecs.lookup(own).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", f"{own}:replace")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def settle_environment() -> None:
