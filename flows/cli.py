@@ -71,8 +71,8 @@ def main() -> None:
     collect_rarely()
     make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
-    settle_environment()
     try:
+        settle_environment()
         code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
         code = 130

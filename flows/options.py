@@ -88,7 +88,12 @@ def settle_locale() -> None:
 
 
 def settle_environment() -> None:
-    """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory."""
+    """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory. Raises
+    ValueError where the one that relative paths begin in is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the directory that this shell is in was removed; cd to one that is there") from None
     for name, value in os.environ.items():
         if value and name.startswith(OURS) and name.endswith(PATHS):
             os.environ[name] = os.path.abspath(os.path.expanduser(value))

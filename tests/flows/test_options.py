@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -95,3 +96,12 @@ def test_a_stream_that_was_closed_is_open_again_for_no_other_file_to_get_its_num
     command = f'exec {closed}>&-; exec {sys.executable} -c "$0"'
     done = subprocess.run(["bash", "-c", command, script], capture_output=True, text=True, check=False)
     assert (done.returncode, (tmp_path / "kept").read_text()) == (0, "/dev/null"), done.stderr
+
+
+def test_a_directory_that_was_removed_under_the_shell_is_named_as_that(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path / 'gone'}; rmdir ../gone; exec {sys.executable} -m flows.cli schema prune"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "winnow: the directory that this shell is in was removed; cd to one that is there\n"
