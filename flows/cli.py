@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.dashboard import dashboard
 from flows.deploy import deploy
@@ -111,8 +110,6 @@ def _fail(error: Exception) -> None:
     text = " ".join((usage() if usage else str(error)).split())
     if getattr(error, "aside", ""):  # StageFailed has it too
         text += "; run the same command to make it again"
-    elif isinstance(error, CorruptArtifact):
-        text += f"; to mend: winnow discard {error.address}, then run its recipe again"
     elif died and not getattr(error, "final", False):
         text += "; run the same command to go on"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import locale
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
+
+from cluster.store.artifacts import CorruptArtifact
 
 if TYPE_CHECKING:
     from cluster.store.artifacts import Record
@@ -23,7 +26,7 @@ LOG_WIDTH = 140  # characters of a line where no terminal sets a bound
 
 
 class _Once(TyperCommand):
-    """A command that refuses an option given twice where one value is taken; click would take the last."""
+    """A command that refuses an option given twice where one value is taken (click would take the last)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -33,12 +36,27 @@ class _Once(TyperCommand):
                 raise ValueError(f"{option.opts[0]} is given twice, and takes one value; give it once")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Of a damaged artifact the line that refuses it says how to mend it, in the store that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except CorruptArtifact as error:
+            if not error.aside:
+                error.args = (f"{error}; {remedy(error.address, ctx.params.get('profile', 'local'))}",)
+            raise
+
 
 class Commands(typer.Typer):
     """A group of such commands."""
 
     def command(self, *args: Any, **kwargs: Any) -> Any:
         return super().command(*args, **{"cls": _Once, **kwargs})
+
+
+def remedy(address: str, profile: str) -> str:
+    """How to be rid of a damaged artifact; in another store one of this address may be sound."""
+    where = "" if profile == "local" else f" -p {shlex.quote(profile)}"
+    return f"to mend: winnow discard {address}{where}, then run its recipe again"
 
 
 class Unread(SystemExit):
