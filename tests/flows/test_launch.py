@@ -99,7 +99,7 @@ def test_a_training_that_another_run_took_over_ends_in_one_line_and_goes_on_once
 def test_a_home_whose_servers_all_died_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
     told = {"mark": "", "url": "http://127.0.0.1:1", "token": "", "log": "", "ports": {}}
-    dead = {kind: Server(process=Process(pid=1, created=0.0), **told) for kind in ("mlflow", "supervisor")}
+    dead = {kind: Server(process=Process(pid=1, created="0@no-boot"), **told) for kind in ("mlflow", "supervisor")}
     write_state(tmp_path / "services.json", State(mode="up", temporary=str(tmp_path / "ray"), servers=dead))
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(RECIPE))
     assert winnow("run", str(tmp_path / "twice.yaml"), "--here") == 2
