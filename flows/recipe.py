@@ -41,7 +41,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_ID)
     """Name of the recipe; names its runs."""
     description: str = ""
     """What it is for, for people."""

@@ -65,6 +65,7 @@ def of_architecture(fields: dict) -> dict:
 
 NEW = {"architecture": {"model_type": "llama"}}
 TABLE = [
+    ("name", "n" * 161, "recipe.name: string should have at most 160 characters, got 'nnn"),
     # what is empty, or says no, is not nothing: YAML's `off` is no way to leave an evaluator out
     ("evaluate/size", False, "recipe.evaluate: size: fields by name are needed, {FIELD: value}, got False"),
     ("evaluate/size", [], "recipe.evaluate: size: "),
