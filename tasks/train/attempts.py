@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from cluster.store import durable
+from tasks.context import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"  # in the scratch of a stage
 OWNER = "owner.json"
 
 

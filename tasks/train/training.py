@@ -12,7 +12,6 @@ from pydantic import Field
 from tasks.context import Context, Execution
 from tasks.methods import of
 from tasks.stage import Facts, ModelStage
-from tasks.train.attempts import CHECKPOINTS
 from tasks.train.objective import Objective
 from tasks.train.regime import Regime, Setting
 
@@ -230,7 +229,7 @@ class TrainStage(ModelStage):
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
             seed=self.seed,
             micro_batch=micro_batch(self.batch, execution),
-            checkpoints=Checkpoints(context.scratch / CHECKPOINTS, execution.checkpoint_every_seconds, execution.attempt),
+            checkpoints=Checkpoints(context.checkpoints, execution.checkpoint_every_seconds, execution.attempt),
             telemetry=telemetry,
         )
 

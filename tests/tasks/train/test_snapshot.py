@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.train.attempts import CHECKPOINTS, Fenced, next_attempt, register_attempt
+from tasks.context import CHECKPOINTS
+from tasks.train.attempts import Fenced, next_attempt, register_attempt
 from tasks.train.engine import TorchEngine, adamw
 from tasks.train.snapshot import latest, restore, save
 
