@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from cluster.profile import SQLITE, Profile, private_file
@@ -29,6 +29,7 @@ ROOM = 4 << 20  # bytes that a database must be able to grow by
 S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 FOREIGN = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # what answers is no MLflow
 CLIENTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")
+Found = TypeVar("Found")
 
 
 def check_servers(profile: Profile, tracking: str, jobs: bool) -> None:
@@ -137,6 +138,16 @@ class Plain:
                 return method(*args, **kwargs)
 
         return call
+
+
+def if_there(call: Callable[[], Found]) -> Found | None:
+    """What a call of such a client finds; None where MLflow has no such thing, as of a run that ``mlflow gc`` removed."""
+    try:
+        return call()
+    except ConnectionError as error:
+        if getattr(error.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def shown(uri: str) -> str:

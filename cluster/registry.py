@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 import uuid
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
+from cluster.reach import if_there
 from cluster.tracking import EXPERIMENT, connect
 
 GATES, RECIPE, SIZE = "winnow.gates", "winnow.recipe", "winnow.size"  # tags of a logged model
@@ -144,7 +146,7 @@ class Aliases:
     def _decide(self, number: int, back: bool) -> None:
         run, name = self._run(), self._numbered(len(self.moves) + 1)
         if run is None:
-            raise ValueError(f"{self.name}: none of its versions in MLflow names a run, where moves of an alias are kept")
+            raise ValueError(f"{self.name}: none of its versions names a run that MLflow has, where moves of an alias are kept")
         mine = f"{self.before or ''}{'<' if back else '>'}{number} {uuid.uuid4().hex[:12]}"
         with suppress(ConnectionError):  # it is written once, and another's may stand there: that is read next
             self.client.log_param(run, name, mine)
@@ -179,12 +181,14 @@ class Aliases:
         return f"{MOVES}.{self.name}.{self.alias}.{move}"
 
     def _run(self) -> str | None:
-        """Where moves are kept: the run of the first version, whoever asks first. None where there is no version yet."""
+        """Where moves are kept: the run of the first version, whoever asks first; of those that are there, since ``mlflow gc``
+        removes for good what was deleted. None where there is no version yet."""
         found = self.client.search_registered_models(f"name = '{self.name}'")
-        if found and (run := found[0].tags.get(MOVES)):
+        if found and (run := found[0].tags.get(MOVES)) and if_there(partial(self.client.get_run, run)):
             return str(run)
         versions = self.client.search_model_versions(f"name = '{self.name}'") if found else []
-        first = min((one for one in versions if one.run_id), key=lambda one: int(one.version), default=None)
+        known = sorted((one for one in versions if one.run_id), key=lambda one: int(one.version))
+        first = next((one for one in known if if_there(partial(self.client.get_run, one.run_id))), None)
         if first is not None:
             self.client.set_registered_model_tag(self.name, MOVES, first.run_id)
         return first.run_id if first else None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cluster.reach import if_there
 from cluster.tracking import EXPERIMENT, connect
 
 if TYPE_CHECKING:
@@ -79,10 +81,10 @@ class Runs:
     def _registered(self) -> Iterator[str]:
         for version in self.client.search_model_versions():
             yield from _keys(version.tags)
-            if version.run_id:
-                yield from _keys(self.client.get_run(version.run_id).data.tags)
-            if version.model_id:
-                yield from _keys(self.client.get_logged_model(version.model_id).tags)
+            if version.run_id and (run := if_there(partial(self.client.get_run, version.run_id))):
+                yield from _keys(run.data.tags)
+            if version.model_id and (model := if_there(partial(self.client.get_logged_model, version.model_id))):
+                yield from _keys(model.tags)
 
     def _search(self, which: str, view: Any) -> Iterator[Run]:
         """The newest first."""

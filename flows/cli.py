@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.store.artifacts import CorruptArtifact
 from flows import law, standing
 from flows.dashboard import dashboard
 from flows.deploy import deploy
@@ -28,11 +27,13 @@ from flows.options import (
     RecipeArgument,
     SetOption,
     StrictOption,
+    Unread,
     UntilOption,
     console,
     errors,
     model_of,
     settle_environment,
+    settle_locale,
 )
 from flows.promotion import promote, rollback
 from flows.proof import claims
@@ -52,18 +53,19 @@ app = Commands(
 
 def main() -> None:
     """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    settle_locale()
     collect_rarely()
     make_lazy("torch")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
-    settle_environment()
     try:
+        settle_environment()
         code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Terminated:
         code = 143
     except SystemExit as end:  # typer takes every broken pipe for one of its own output
-        if isinstance(end.__context__, BrokenPipeError) and not _unread():
+        if isinstance(end.__context__, BrokenPipeError) and not (isinstance(end, Unread) or _unread()):
             raise end.__context__ from None
         raise
     except Exception as error:
@@ -95,8 +97,6 @@ def _fail(error: Exception) -> None:
     text = " ".join((usage() if usage else str(error)).split())
     if getattr(error, "aside", ""):  # StageFailed has it too
         text += "; run the same command to make it again"
-    elif isinstance(error, CorruptArtifact):
-        text += f"; to mend: winnow discard {error.address}, then run its recipe again"
     elif died and not getattr(error, "final", False):
         text += "; run the same command to go on"
     errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+GROUP = ("RANK", "WORLD_SIZE")  # by which torchrun tells a process its place
 INSIST = 3  # so many Ctrl-C leave at once, whatever is left behind
 
 
@@ -25,7 +26,25 @@ class Terminated(BaseException):
 
 def ranks() -> int:
     """Those of torchrun that this process is one of; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _counted("WORLD_SIZE", 1)
+
+
+def check_ranks() -> None:
+    """Raise ValueError where the variables by which torchrun tells a process its rank do not fit together: what is left over
+    of another program's would make this one a helper of nobody, which does nothing and says that all went well."""
+    rank, size = _counted("RANK", 0), ranks()
+    if not rank < size:
+        raise ValueError(f"RANK {rank} should be below WORLD_SIZE {size}; start winnow by torchrun, or unset both")
+    missing = [name for name in (*GROUP, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if size > 1 and missing:
+        raise ValueError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start winnow by torchrun, or unset WORLD_SIZE")
+
+
+def _counted(name: str, default: int) -> int:
+    given = os.environ.get(name) or str(default)
+    if not (given.isascii() and given.isdecimal()):
+        raise ValueError(f"{name} should be a whole number, as torchrun sets it, got {given!r:.60}; unset it")
+    return int(given)
 
 
 def end_with_torchrun() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.store.artifacts import Record
 from cluster.store.local import Store
+from cluster.store.owners import owned, reap
 from flows.card import model_card
 from tasks.models.build.surgery import surgeries_of
 from tasks.models.files.layout import MASKS
 from tasks.refusal import disk_full
 
+HALF = ".half"  # in the directory, until all is written
 MOST_DATA = 1 << 30  # bytes of a data artifact that are fetched for a few windows of it
 
 
@@ -68,6 +69,11 @@ def rebuild_model(compact: Path, directory: Path) -> None:
 
 
 def require_new(directory: Path) -> None:
+    """Raise ValueError where something is there already, other than what an export left that was killed."""
+    if directory.is_dir():
+        reap(directory / HALF, remove=True)
+    if (directory / HALF).exists():
+        raise ValueError(f"{directory / HALF} is of an export that may go on; wait, remove it, or choose a new directory")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is there already; choose a new directory")
 
@@ -78,8 +84,12 @@ def _whole(directory: Path) -> Iterator[Path]:
     new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".half-") as scratch:
-            yield Path(scratch)
+        with owned(scratch := directory / HALF):
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch)
     except BaseException as error:
         if new:
             shutil.rmtree(directory, ignore_errors=True)

@@ -52,7 +52,7 @@ def gc(
     if as_json:
         print(json.dumps(_told(found, going, store, remove)))
     elif going:
-        text = f"removed {_sum(going)}" if remove else "nothing was removed; winnow gc --yes removes it"
+        text = f"removed {_sum(going)}" if remove else "nothing was removed; the same command with --yes removes it"
         console.print(text, highlight=False)
 
 

@@ -19,6 +19,7 @@ def make_here(spared: Spared, store: Store, profile: Profile) -> None:
     """Under torchrun every rank trains; the rest is rank 0's work, which the others help with where the profile says workers,
     and wait for. What is ``spared`` is left out."""
     from tasks.job import produce, share
+    from tasks.train.attempts import next_attempt
 
     submitter, rank = Submitter(profile), int(os.environ.get("RANK", 0))
     alone = ranks() == 1
@@ -35,7 +36,8 @@ def make_here(spared: Spared, store: Store, profile: Profile) -> None:
             lock = Path(profile.scratch) / "locks" / step.artifact.key
             try:
                 with locked(lock, f"another run, which makes {step.artifact.address}") if alone else nullcontext():
-                    work["execution"] = {**work["execution"], "attempt": time.time_ns()}  # rank 0's is that of all
+                    attempt = next_attempt(Path(profile.scratch) / step.artifact.address)  # rank 0's is that of all
+                    work["execution"] = {**work["execution"], "attempt": attempt}
                     (share if shared else produce)(work, lambda event, step=step: watcher.event(step, event))
                     lock.unlink(missing_ok=True)  # who waits for it finds the artifact
             except Exception as error:

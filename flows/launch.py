@@ -20,7 +20,7 @@ from cluster.tracking import tracking_uri
 from cluster.turn import Queue
 from flows.conductor import heal
 from flows.display import Display
-from flows.ending import OUTCOME, Outcome, Terminated, end_with_torchrun, ends_once, ranks
+from flows.ending import OUTCOME, Outcome, Terminated, check_ranks, end_with_torchrun, ends_once, ranks
 from flows.here import make_here
 from flows.lazy import collect_as_ever
 from flows.override import parse_settings
@@ -49,6 +49,7 @@ def launch(
 ) -> tuple[Plan, Summary | None]:
     """The plan as it was before, and the summary after; no summary on ranks that only help. ``strict`` refuses a recipe that
     requires nothing."""
+    check_ranks()
     end_with_torchrun()
     if ranks() > 1:  # torchrun ends its ranks itself
         return heal(lambda: _launch(recipe, profile, console, quiet, here, part, overrides, strict))

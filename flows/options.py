@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -10,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
+
+from cluster.store.artifacts import CorruptArtifact
 
 if TYPE_CHECKING:
     from cluster.store.artifacts import Record
@@ -21,7 +26,7 @@ LOG_WIDTH = 140  # characters of a line where no terminal sets a bound
 
 
 class _Once(TyperCommand):
-    """A command that refuses an option given twice where one value is taken; click would take the last."""
+    """A command that refuses an option given twice where one value is taken (click would take the last)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -31,6 +36,15 @@ class _Once(TyperCommand):
                 raise ValueError(f"{option.opts[0]} is given twice, and takes one value; give it once")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Of a damaged artifact the line that refuses it says how to mend it, in the store that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except CorruptArtifact as error:
+            if not error.aside:
+                error.args = (f"{error}; {remedy(error.address, ctx.params.get('profile', 'local'))}",)
+            raise
+
 
 class Commands(typer.Typer):
     """A group of such commands."""
@@ -39,16 +53,65 @@ class Commands(typer.Typer):
         return super().command(*args, **{"cls": _Once, **kwargs})
 
 
+def remedy(address: str, profile: str) -> str:
+    """How to be rid of a damaged artifact; in another store one of this address may be sound."""
+    where = "" if profile == "local" else f" -p {shlex.quote(profile)}"
+    return f"to mend: winnow discard {address}{where}, then run its recipe again"
+
+
+class Unread(SystemExit):
+    """Nobody reads what is printed any more: ``winnow methods | head``."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As rich does it, who leaves no trace of which pipe broke."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit as end:
+            raise Unread(end.code) from None
+
+
 def _console(stream: TextIO, stderr: bool) -> Console:
-    bounded = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if bounded else LOG_WIDTH)
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isascii() and given.isdecimal() else 0  # rich takes 0 too, and then shows nothing at all
+    if not columns:
+        os.environ.pop("COLUMNS", None)
+    return _Console(stderr=stderr, width=None if stream.isatty() or columns else LOG_WIDTH)
 
 
+def _fill_streams() -> None:
+    """Open what was closed of standard input, output and error: the next file would get that number, and what a child
+    prints would land in it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+_fill_streams()
 console, errors = _console(sys.stdout, stderr=False), _console(sys.stderr, stderr=True)
 
 
+def settle_locale() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding: recipes, templates, cards and what libraries
+    read are UTF-8 whoever reads them, and jobs inherit the mode. The terminal keeps its own."""
+    own = locale.getencoding()
+    if not sys.flags.utf8_mode and codecs.lookup(own).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", f"{own}:replace")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def settle_environment() -> None:
-    """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory."""
+    """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory. Raises
+    ValueError where the one that relative paths begin in is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the directory that this shell is in was removed; cd to one that is there") from None
     for name, value in os.environ.items():
         if value and name.startswith(OURS) and name.endswith(PATHS):
             os.environ[name] = os.path.abspath(os.path.expanduser(value))

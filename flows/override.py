@@ -55,7 +55,9 @@ def _set(document: dict[str, Any], setting: Setting) -> None:
         if not way:
             raise ValueError(f"--set {first}: name a field of it; choose one of {', '.join(stage_class(kind).model_fields)}")
         _check_grid(entry, setting, ".".join(way))
-        entry[kind] = place = entry[kind] or {}
+        entry[kind] = place = {} if entry[kind] is None else entry[kind]
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {setting.path}: {first} has no fields, got {place!r}")
         _put(place, way, setting.value, stage_class(kind).model_json_schema()["properties"])
     elif first in EDITABLE:
         if first == "evaluate" and isinstance(listed := document.get(first), list):

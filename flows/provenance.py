@@ -8,8 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-import psutil
-
+from cluster.servers.processes import Process
 from flows.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +48,10 @@ def git_commit() -> str:
 
 def this_process() -> str:
     """host:pid:start, by which a later run tells whether this one still lives."""
-    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return Process.of(os.getpid()).name
 
 
 def process_is_alive(name: str) -> bool:
     """False only for a process of this host that is gone; another host's cannot be judged from here."""
-    host, pid, created = name.rsplit(":", 2)
-    if host != os.uname().nodename:
-        return True
-    return psutil.pid_exists(int(pid)) and f"{psutil.Process(int(pid)).create_time():.2f}" == created
+    process = Process.named(name)
+    return process is None or process.alive

@@ -41,7 +41,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_ID)
     """Name of the recipe; names its runs."""
     description: str = ""
     """What it is for, for people."""
@@ -135,7 +135,8 @@ class _Graph:
             kind = stage_class(names[0])
         except ValueError as error:
             raise ValueError(f"recipe.{where}: {error}") from None
-        id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]] or {}
+        id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]]
+        own = {} if own is None else own
         if not isinstance(own, dict):
             raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
         if len(id) > LONGEST_ID:

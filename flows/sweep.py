@@ -143,7 +143,9 @@ class Sweep:
     def _set(self, entry: dict[str, Any], names: list[str], axis: str, value: Any, where: str) -> None:
         if not isinstance(axis, str) or not all(axis.split(".")):
             raise ValueError(f"{where}: {axis!r} is no field; an axis is a field of the stage, as seed or method.sparsity")
-        if len(names) != 1 or not isinstance(place := entry[names[0]] or {}, dict):
+        place = entry[names[0]] if len(names) == 1 else None
+        place = {} if place is None else place
+        if len(names) != 1 or not isinstance(place, dict):
             return  # for the graph to refuse
         entry[names[0]] = place
         if axis.startswith("model.") and "model" not in place and self.model is not None:
@@ -193,7 +195,7 @@ def step(place: dict[str, Any], part: str) -> dict[str, Any]:
     if isinstance(inner, str):
         inner = {inner: {}}
     elif isinstance(inner, dict) and part in NAMED:
-        inner = {name: fields or {} for name, fields in inner.items()}
+        inner = {name: {} if fields is None else fields for name, fields in inner.items()}
     place[part] = inner if isinstance(inner, dict) else {}
     return place[part]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from flows.options import JsonOption, ProfileOption, console, errors, store_of
+from flows.options import JsonOption, ProfileOption, console, errors, remedy, store_of
 
 if TYPE_CHECKING:
     from cluster.store.artifacts import Record
@@ -54,9 +54,7 @@ def verify(
     elif everything:
         _show_all(len(findings), len(damaged), aside)
     if damaged:
-        where = "" if profile == "local" else f" -p {profile}"
-        remedy = f"to mend: winnow discard {damaged[0] if len(damaged) == 1 else 'ADDRESS'}{where}, then run its recipe again"
-        _tell(f"{remedy}; what is missing is made anew")
+        _tell(f"{remedy(damaged[0] if len(damaged) == 1 else 'ADDRESS', profile)}; what is missing is made anew")
         raise typer.Exit(1)
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tasks.train.birth import MakeEngine
 
 
+CHECKPOINTS = "checkpoints"  # in the scratch of a stage that trains
+
+
 @dataclass
 class Context:
     """The surroundings of one run of a stage. ``execution`` comes from the profile: it may change speed, never results.
@@ -26,6 +29,10 @@ class Context:
     report: Callable[[Event], None] = lambda event: None
     make_engine: MakeEngine | None = None
     start_workers: Callable[[str, list[dict[str, object]]], list[Worker]] = start_here
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.scratch / CHECKPOINTS
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One point of the stage's curves; kept in the artifact and streamed to whoever watches."""

@@ -32,6 +32,7 @@ from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused
 from tasks.stage import REPORT, ModelStage, Stage, stage_class
+from tasks.train.attempts import next_attempt
 from tasks.train.watch import PULSES, last_words
 
 JOB_VARIABLE = "WINNOW_JOB"
@@ -215,10 +216,8 @@ def _launch(work: Payload) -> None:
         room = {name: resources[name] for name in ("cpus", "gpus", "memory")}
         run_task("tasks.job:produce", work, **room, env=env, warm=resources["workers"] == 1)  # others ask Ray for workers
         return
-    work, address = (
-        {**work, "execution": {**work["execution"], "attempt": time.time_ns()}},
-        Artifact(**work["artifact"]).address,
-    )
+    address = Artifact(**work["artifact"]).address
+    work = {**work, "execution": {**work["execution"], "attempt": next_attempt(Path(work["scratch"]) / address)}}
     run_group(
         "tasks.job:produce",
         work,

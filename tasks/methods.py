@@ -90,7 +90,7 @@ def _read(shelf: str, spec: object, context: Any) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
     ((name, fields),) = spec.items()
-    method, fields = load(shelf, str(name)), fields or {}
+    method, fields = load(shelf, str(name)), {} if fields is None else fields
     if method.version > 1 and isinstance(fields, dict) and "version" in fields:  # as ``dump`` wrote it
         fields = dict(fields)
         if (given := fields.pop("version")) != method.version:

@@ -215,7 +215,7 @@ def port_of(server: Server) -> int | None:
 
 def _kept_secret(file: Path, fresh: str) -> str:
     """The same at every start, so that logins and running flows stay valid."""
-    secret = file.read_text().strip() if file.exists() else fresh
+    secret = (file.read_text().strip() if file.exists() else "") or fresh
     write_private(file, secret)
     return secret
 

@@ -1,6 +1,7 @@
 """Start processes detached from the terminal, recognise them later, and end them with all their descendants; never others.
 
-A pid alone says nothing after a reboot or a wrap-around, so every record carries the moment the process was created.
+A pid alone says nothing after a reboot or a wrap-around, so every record carries the moment the process was created, which is
+told by no clock that somebody may set: a step of it would make strangers of all that run.
 Ray's descendants rename themselves (which wipes their environment), open sessions of their own and outlive a killed
 parent; a family is therefore found three ways (a mark in the environment, the session, the tree), never by name.
 """
@@ -8,17 +9,20 @@ parent; a family is therefore found three ways (a mark in the environment, the s
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from cluster.store.owners import KERNEL
+
 MARK = "WINNOW_INSTANCE"
-CLOCK_SLACK = 2.0  # seconds: the creation time is computed from the boot time, which an adjusted clock moves a little
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 class Process(BaseModel):
@@ -27,23 +31,39 @@ class Process(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     pid: int
-    created: float
+    created: str
+    """Clock ticks from the boot to its creation, ``@``, which boot."""
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        return cls(pid=pid, created=psutil.Process(pid).create_time())
+        """Raises psutil.NoSuchProcess where there is none."""
+        try:
+            status = Path(f"/proc/{pid}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            raise psutil.NoSuchProcess(pid) from None
+        ticks = status.rpartition(b")")[2].split()[19]  # proc(5): starttime; the name before it may hold anything
+        return cls(pid=pid, created=f"{int(ticks)}@{KERNEL}")
 
     @classmethod
     def named(cls, name: str) -> Process | None:
         """From host:pid:created, as runs are labelled; None where it is another host's, of which nothing is known here."""
         host, pid, created = name.rsplit(":", 2)
-        return cls(pid=int(pid), created=float(created)) if host == os.uname().nodename else None
+        return cls(pid=int(pid), created=created) if host == os.uname().nodename else None
+
+    @property
+    def name(self) -> str:
+        return f"{os.uname().nodename}:{self.pid}:{self.created}"
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was created in this boot."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.created.partition("@")[0]) / TICKS
 
     def find(self) -> psutil.Process | None:
         """The live process of this record; None if it ended or the pid now belongs to another."""
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE:
+            if Process.of(self.pid) == self and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
@@ -108,8 +128,18 @@ def family(roots: Iterable[Process], marks: Collection[str]) -> list[psutil.Proc
 
 
 def end(roots: Sequence[Process], marks: Collection[str], grace: float = 3.0) -> None:
-    """Terminate the roots, give the family `grace` seconds, kill the rest, and look again for late births."""
+    """Terminate the roots, give the family `grace` seconds, kill the rest, and look again for late births. What Python's fork
+    servers among them (Ray's dashboard has one) would remove at an exit of their own is removed."""
     members = family(roots, marks)
+    folders = {folder for process in members for folder in _of_fork_server(process)}
+    try:
+        _end(members, roots, marks, grace)
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(members: list[psutil.Process], roots: Sequence[Process], marks: Collection[str], grace: float) -> None:
     for root in roots:
         if (process := root.find()) is not None:
             with suppress(psutil.Error):
@@ -124,6 +154,15 @@ def end(roots: Sequence[Process], marks: Collection[str], grace: float = 3.0) ->
                 process.kill()
         _wait(members, 2.0)
     raise RuntimeError(f"processes {sorted(process.pid for process in members)} survive SIGKILL")
+
+
+def _of_fork_server(process: psutil.Process) -> Iterator[Path]:
+    """The temporary folder of multiprocessing that a process listens in."""
+    with suppress(psutil.Error, OSError):
+        for connection in process.net_connections("unix"):
+            folder = Path(str(connection.laddr)).parent
+            if folder.is_absolute() and folder.name.startswith("pymp-"):
+                yield folder
 
 
 def _wait(members: list[psutil.Process], seconds: float) -> None:

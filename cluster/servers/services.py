@@ -154,7 +154,7 @@ class Services:
 
     def _answers(self, kind: str, server: Server) -> bool:
         """A busy machine may miss one probe; a live process is given a few, and one that is still starting its time."""
-        young = time.time() - server.process.created < PATIENCE
+        young = server.process.age < PATIENCE
         deadline = time.monotonic() + (PATIENCE if young else 3.0)
         while server.process.alive:
             if servers.healthy(kind, server):

@@ -177,7 +177,7 @@ def _engines() -> dict[str, Process]:
     for process in psutil.process_iter():
         try:
             if process.uids().real == os.getuid() and (id := process.environ().get("PREFECT__FLOW_RUN_ID")):
-                found.setdefault(id, Process(pid=process.pid, created=process.create_time()))
+                found.setdefault(id, Process.of(process.pid))
         except (psutil.Error, OSError):
             continue
     return found

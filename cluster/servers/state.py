@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +37,16 @@ class Health(BaseModel):
 
 
 def read_state(file: Path) -> State | None:
-    with suppress(FileNotFoundError, ValidationError):
+    """What it holds; None where there is none. Raises ValueError where it is not as it was written: servers that it named
+    may run, and would neither be joined nor stopped."""
+    try:
         return State.model_validate_json(file.read_bytes())
-    return None
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise ValueError(
+            f"{file} is damaged, or of another version of Winnow; end the servers of this home, if they run, then remove it"
+        ) from None
 
 
 def write_state(file: Path, state: State) -> None:

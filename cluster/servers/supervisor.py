@@ -55,7 +55,7 @@ class Supervisor:
         """Start a dead server again: at once the first time, later after a while."""
         now = time.time()
         if not server.died:
-            steady = now - server.process.created > STEADY
+            steady = server.process.age > STEADY
             server = server.model_copy(update={"died": now, "streak": 1 if steady else server.streak + 1})
             state.servers[kind] = server
             self.services.save()

@@ -239,8 +239,8 @@ def parse_pattern(text: str, scope: str = "layer") -> Pattern:
         return Unstructured("row" if scope == "row" else "layer")
     if text in _PLAIN:
         return _PLAIN[text]
-    if match := re.fullmatch(r"(block|group):([1-9]\d*)", text):
+    if match := re.fullmatch(r"(block|group):([1-9][0-9]*)", text):
         return (Block if match[1] == "block" else Group)(int(match[2]))
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
+    if match := re.fullmatch(r"(0|[1-9][0-9]*):(0|[1-9][0-9]*)", text):
         return NM(int(match[1]), int(match[2]))
     raise ValueError(f"no pattern {text!r}; choose one of {CHOICES}")

@@ -19,12 +19,13 @@ import torch
 from tasks.data.batch import Batch
 from tasks.data.tokens import Sampler
 from tasks.formats.seeding import seed_of
+from tasks.train.attempts import register_attempt
 from tasks.train.compiled import Compilation
 from tasks.train.engine import Engine
 from tasks.train.hook import Hook, Run
 from tasks.train.objective import Loss
 from tasks.train.schedule import LearningRate
-from tasks.train.snapshot import latest, register_attempt, restore, save
+from tasks.train.snapshot import latest, restore, save
 
 
 @dataclass

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from cluster.store import durable
 from tasks.formats.mask import pack, unpack
 from tasks.train import sealed
+from tasks.train.attempts import refuse_if_fenced
 from tasks.train.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -36,24 +37,11 @@ _NAMES = "step-" + "[0-9]" * 8
 _FAILED = -2
 
 
-class Fenced(RuntimeError):
-    """A newer attempt owns the directory: this worker is a leftover and must stop."""
-
-    shared = True  # nothing is wrong with the trial that it may be: it is the run that stops
-
-
 @dataclass(frozen=True)
 class Snapshot:
     path: Path
     step: int
     ranks: int
-
-
-def register_attempt(directory: Path, attempt: int) -> None:
-    """Make ``attempt`` the owner: from now on older attempts cannot save here. Called before the workers start."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _refuse_if_fenced(directory, attempt)
-    durable.write(directory / "owner.json", json.dumps({"attempt": attempt}).encode())
 
 
 def save(
@@ -148,7 +136,7 @@ def _with_bits(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
 
 def _prepare(directory: Path, final: Path, partial: Path, attempt: int) -> bool:
     """An empty place to write to; True when the step is there already (saved before the restart)."""
-    _refuse_if_fenced(directory, attempt)
+    refuse_if_fenced(directory, attempt)
     if final.exists():
         return True
     for leftover in directory.glob(".partial-*"):
@@ -165,7 +153,7 @@ def _publish(directory: Path, final: Path, partial: Path, attempt: int, facts: d
         files |= json.loads(hashes.read_bytes())
         hashes.unlink()
     sealed.seal(partial, facts, files)
-    _refuse_if_fenced(directory, attempt)
+    refuse_if_fenced(directory, attempt)
     partial.rename(final)
     durable.sync(directory)
     for old in sorted(directory.glob(_NAMES), reverse=True)[KEPT:]:
@@ -204,9 +192,3 @@ def _decide(decision: Callable[[], int]) -> int:
     if int(verdict) == _FAILED:
         raise RuntimeError("rank 0 could not go on with the checkpoint; its log says why")
     return int(verdict)
-
-
-def _refuse_if_fenced(directory: Path, attempt: int) -> None:
-    owner = directory / "owner.json"
-    if owner.exists() and (newer := json.loads(owner.read_bytes())["attempt"]) > attempt:
-        raise Fenced(f"{directory} belongs to attempt {newer}; attempt {attempt} is a leftover: another run has taken over")

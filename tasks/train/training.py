@@ -229,7 +229,7 @@ class TrainStage(ModelStage):
             LearningRate(self.learning_rate, setting.steps, self.warmup, self.final_learning_rate),
             seed=self.seed,
             micro_batch=micro_batch(self.batch, execution),
-            checkpoints=Checkpoints(context.scratch / "checkpoints", execution.checkpoint_every_seconds, execution.attempt),
+            checkpoints=Checkpoints(context.checkpoints, execution.checkpoint_every_seconds, execution.attempt),
             telemetry=telemetry,
         )
 

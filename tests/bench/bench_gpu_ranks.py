@@ -131,7 +131,8 @@ def stored(engine: Any, directory: Path) -> dict[str, float]:
     """Seconds and bytes of a snapshot."""
     import torch.distributed as dist
 
-    from tasks.train.snapshot import register_attempt, save
+    from tasks.train.attempts import register_attempt
+    from tasks.train.snapshot import save
 
     if engine.rank == 0:
         register_attempt(directory, 0)

@@ -17,6 +17,7 @@ import pytest
 from cluster import registry
 from cluster.logged import Model
 from cluster.overview import TAG
+from cluster.runs import Runs
 from cluster.servers.ports import LOOPBACK
 from cluster.tracking import EXPERIMENT, Tracking
 from flows.gates import read_gate
@@ -89,8 +90,12 @@ def server(request, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def told(server, tmp_path_factory) -> Tracking:
     """A run that made three models, a, b and c; the last fails."""
+    return run_of(server, tmp_path_factory.mktemp("home"))
+
+
+def run_of(server: str, home: Path) -> Tracking:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WINNOW_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("WINNOW_HOME", str(home))
         run = Tracking.start(server, "tiny", {"winnow.recipe": "tiny"}, {})
     for key in "abc":
         run.child(key, {"winnow.key": key}, {})
@@ -147,6 +152,24 @@ def test_a_rollback_gives_the_alias_to_who_had_it_before_and_to_who_had_it_befor
     assert "NAME: MLflow has no registered model 'bakc' whose aliases moved; choose one of back" in capsys.readouterr().err
     assert winnow("rollback", "back", "champoin", "-p", str(profile)) == 2
     assert "ALIAS: back has no alias 'champoin'; choose one of champion" in capsys.readouterr().err
+
+
+def test_what_mlflow_gc_removed_for_good_holds_up_neither_moves_nor_a_collection(tmp_path):
+    """The run that kept the moves: every promotion failed from then on, each run waited half a minute, and winnow gc too."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    told = run_of(uri, tmp_path)
+    assert [promote(uri, key, "gone").version for key in "ab"] == [1, 2]
+    kept = told.client.get_registered_model("gone").tags["winnow.moves"]
+    told.client.delete_run(kept)
+    gone = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", kept]
+    subprocess.run(gone, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, check=True, capture_output=True)
+    assert not Runs(uri).standing().needed
+    with pytest.raises(ValueError, match="no version had it before that is there still"):
+        registry.rollback(uri, "gone", "champion")
+    moved = registry.promote(uri, "prune/wanda-c", "c", "gone", "champion", force=True)
+    assert (moved.before, moved.version) == (2, 3) and holder(told, "gone") == (3, "c")
+    assert told.client.get_registered_model("gone").tags["winnow.moves"] != kept
+    assert registry.rollback(uri, "gone", "champion").version == 2
 
 
 def test_of_promotions_at_once_one_wins_and_the_others_are_told(server, told):

@@ -65,6 +65,16 @@ def of_architecture(fields: dict) -> dict:
 
 NEW = {"architecture": {"model_type": "llama"}}
 TABLE = [
+    ("name", "n" * 161, "recipe.name: string should have at most 160 characters, got 'nnn"),
+    # what is empty, or says no, is not nothing: YAML's `off` is no way to leave an evaluator out
+    ("evaluate/size", False, "recipe.evaluate: size: fields by name are needed, {FIELD: value}, got False"),
+    ("evaluate/size", [], "recipe.evaluate: size: "),
+    ("stages/2/prune/method", {"wanda": 0}, "recipe.stages[2].prune.method: wanda: "),
+    ("stages/2/prune", False, "recipe.stages[2].prune: fields are needed, got False"),
+    ("stages/0/prepare/corpus", {"stdlib": ""}, "recipe.stages[0].prepare.corpus: stdlib: "),
+    ("stages/4", {"quantize": [], "grid": {"sequences": [8, 16]}}, "recipe.stages[4].quantize: fields are needed, got []"),
+    ("stages/2/prune/pattern", "２:４", "no pattern '２:４'; choose one of unstructured"),  # another key for the same
+    ("stages/2/prune/pattern", "02:4", "no pattern '02:4'; choose one of unstructured"),
     (
         "stages/3/recover/teacher",
         NEW,

@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from flows.ending import Terminated, ends_once
+from flows.launch import launch
 
 RUN = """
 import sys, time
@@ -60,16 +62,38 @@ def test_a_pipe_that_breaks_inside_is_told_and_one_that_nobody_reads_is_not():
     """typer ends without a word at any broken pipe, which is right of winnow's own output alone."""
     inside = "import os; ends = os.pipe(); os.close(ends[0]); os.write(ends[1], b'x')"
     own = "import os; os.write(1, b'x')"
+    table = "from flows.options import console; console.print('x')"  # rich closes the pipe before it ends the process
 
     def told(work: str) -> tuple[int, str]:
         script = f"from flows import cli\n@cli.app.command()\ndef broken(): {work}\ncli.main()"
         process = subprocess.Popen(
             [sys.executable, "-c", script, "broken"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        if work is own:
+        if work is not inside:
             process.stdout.close()
         return process.wait(60), process.stderr.read()
 
     code, error = told(inside)
     assert code == 1 and error.strip().endswith("BrokenPipeError: [Errno 32] Broken pipe")
     assert told(own) == (1, "")
+    assert told(table) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE should be a whole number, as torchrun sets it, got 'two'; unset it"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK should be a whole number, as torchrun sets it, got '-1'; unset it"),
+        ({"RANK": "1"}, "RANK 1 should be below WORLD_SIZE 1; start winnow by torchrun, or unset both"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 should be below WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and RANK is not set; start winnow by torchrun, or unset WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and MASTER_ADDR is not set"),
+    ],
+)
+def test_what_another_program_left_of_torchruns_variables_is_refused(given, expected, monkeypatch):
+    """A rank above 0 helps others and makes nothing: alone it ended with 0, and nothing was there."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError) as refused:
+        launch("quickstart", "local", Console(quiet=True), quiet=True, here=True)
+    assert expected in str(refused.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from flows.export import export_model, rebuild_model
+from cluster.store.owners import owned
+from flows.export import HALF, export_model, rebuild_model
 from tasks.formats import read_sparse
 from tasks.formats.mask import BrokenMask
 from tasks.models.files import names
@@ -78,6 +80,35 @@ def test_a_full_disk_is_named_and_nothing_is_left_on_it(made, tmp_path):
             assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flows import export
+with export._whole(Path(sys.argv[1])) as scratch:
+    (scratch / "plain").mkdir()
+    (scratch / "plain" / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_export_left_is_no_reason_to_refuse_the_next(made, tmp_path):
+    """Whoever looked saw an empty directory, since what lay in it is hidden."""
+    shop, (_, _, pruned), _ = made
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
+    assert killed.returncode == -signal.SIGKILL and (tmp_path / "out" / HALF / "plain").exists()
+    export_model(shop.store, pruned, tmp_path / "out")
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_directory_that_an_export_writes_is_refused_and_left_alone(made, tmp_path):
+    shop, (_, _, pruned), _ = made
+    with owned(half := tmp_path / "out" / HALF):
+        half.mkdir()
+        with pytest.raises(ValueError, match=f"{half} is of an export that may go on; wait, remove it, or choose"):
+            export_model(shop.store, pruned, tmp_path / "out")
+        assert half.exists()
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_scratch_that_a_run_may_resume_from_or_a_job_is_in_stays(house, capsys):
 def test_without_a_terminal_it_only_looks_and_on_one_it_asks(house, capsys, monkeypatch):
     house.client.delete_run(house.runs[1][1])
     assert winnow("gc") == 0
-    assert "nothing was removed; winnow gc --yes removes it" in capsys.readouterr().out
+    assert "nothing was removed; the same command with --yes removes it" in capsys.readouterr().out
     asked = io.StringIO("n\ny\n")
     asked.isatty = lambda: True
     monkeypatch.setattr("sys.stdin", asked)

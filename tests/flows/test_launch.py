@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cluster.servers.processes import Process
 from cluster.servers.state import State, write_state
 from cluster.store.local import LocalStore
 from flows.plan import Plan, prepare
-from tasks.train.snapshot import register_attempt
+from tasks.train.attempts import register_attempt
 from tests.flows.command import winnow
 
 pytestmark = pytest.mark.slow
@@ -78,26 +79,27 @@ def test_the_same_command_mends_a_damaged_store_and_says_what_was_wrong(tmp_path
 
 def test_a_training_that_another_run_took_over_ends_in_one_line_and_goes_on_once_it_may(tmp_path):
     """What the run made before stays; the directory of the other's checkpoints is left as it is."""
-    (tmp_path / "home").mkdir()
-    prepared = start(tmp_path, "--until", "prepare")
-    assert prepared.communicate(timeout=300)[0] and prepared.returncode == 0
-    (step,) = (step for step in make_plan(tmp_path).due)
-    checkpoints = tmp_path / "home" / "scratch" / step.artifact.address / "checkpoints"
-    register_attempt(checkpoints, attempt=2**62)  # later than any clock
-    run = start(tmp_path)
+    (tmp_path / "profile.yaml").write_text("{engine: torch, checkpoint_every_seconds: 0.01, stages: {default: {cpus: 1}}}")
+    long = ("--set", "pretrain.tokens=204800", "-p", str(tmp_path / "profile.yaml"))
+    run = start(tmp_path, *long)
+    while not (owner := next((tmp_path / "home").glob("scratch/pretrain/*/checkpoints/owner.json"), None)):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    register_attempt(owner.parent, attempt=2**62)  # later than any clock
     told = run.communicate(timeout=300)[0]
     assert run.returncode == 1 and "Traceback" not in told, told
     last = told.splitlines()[-1]
-    assert last.startswith(f"winnow: {checkpoints} belongs to attempt") and last.endswith("run the same command to go on"), told
-    (checkpoints / "owner.json").unlink()  # the other is through
-    again = start(tmp_path)
+    assert last.startswith(f"winnow: {owner.parent} belongs to attempt") and last.endswith("run the same command to go on"), (
+        told
+    )
+    again = start(tmp_path, *long)  # takes it over in turn
     assert again.communicate(timeout=300)[0] and again.returncode == 0
 
 
 def test_a_home_whose_servers_all_died_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
     told = {"mark": "", "url": "http://127.0.0.1:1", "token": "", "log": "", "ports": {}}
-    dead = {kind: Server(process=Process(pid=1, created=0.0), **told) for kind in ("mlflow", "supervisor")}
+    dead = {kind: Server(process=Process(pid=1, created="0@no-boot"), **told) for kind in ("mlflow", "supervisor")}
     write_state(tmp_path / "services.json", State(mode="up", temporary=str(tmp_path / "ray"), servers=dead))
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(RECIPE))
     assert winnow("run", str(tmp_path / "twice.yaml"), "--here") == 2

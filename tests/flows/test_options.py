@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -58,3 +62,46 @@ def test_a_dashboard_on_the_port_of_another_program_is_refused_in_one_line(capsy
         port = other.getsockname()[1]
         assert winnow("dashboard", "--port", str(port)) == 2
     assert capsys.readouterr().err == f"winnow: --port: another program listens on {port}; choose another, or leave it out\n"
+
+
+def test_files_are_utf8_whatever_the_locale_says(tmp_path):
+    """A template with an accent was read as two other letters, or not at all; the terminal still gets what it can show."""
+    (tmp_path / "text").write_bytes("é".encode())
+    script = (
+        "from pathlib import Path; from flows import cli\n@cli.app.command()\n"
+        f"def read(): print(len(Path({str(tmp_path / 'text')!r}).read_text()), chr(233))\ncli.main()"
+    )
+    given = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    given.pop("PYTHONIOENCODING", None)
+    done = subprocess.run([sys.executable, "-c", script, "read"], env=given, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1 ?\n", b"")
+
+
+@pytest.mark.parametrize("columns", ["0", "wide", "-3"])
+def test_a_terminal_of_no_width_is_none(columns):
+    """Some programs set it to 0, and every table was empty."""
+    script = "from flows.options import console; console.print('seen')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "COLUMNS": columns}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "seen\n"
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_was_closed_is_open_again_for_no_other_file_to_get_its_number(closed, tmp_path):
+    script = (
+        "from flows.options import console, errors; import os, sys; console.print('x'); errors.print('x'); sys.stdin\n"
+        f"with open({str(tmp_path / 'kept')!r}, 'w') as file: file.write(os.readlink('/proc/self/fd/{closed}'))"
+    )
+    command = f'exec {closed}>&-; exec {sys.executable} -c "$0"'
+    done = subprocess.run(["bash", "-c", command, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "kept").read_text()) == (0, "/dev/null"), done.stderr
+
+
+def test_a_directory_that_was_removed_under_the_shell_is_named_as_that(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path / 'gone'}; rmdir ../gone; exec {sys.executable} -m flows.cli schema prune"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "winnow: the directory that this shell is in was removed; cd to one that is there\n"

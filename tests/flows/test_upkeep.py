@@ -67,6 +67,18 @@ def test_all_that_is_damaged_is_named_with_the_remedy_and_the_rest_is_verified(s
     assert out == [] and len(err) == 2 and f"winnow discard {next(iter(bad))}, then" in err[1]
 
 
+def test_the_remedy_names_the_store_that_was_asked_for(store, tmp_path, capsys):
+    """Of this address the home's own store may have a sound one, and that would be gone."""
+    spoiled, profile = spoil(store, "prune"), tmp_path / "else where.yaml"
+    profile.write_text(f"{{store: {store.url}, scratch: {tmp_path}}}")
+    _, err = lines(capsys, 2, "export", spoiled, str(tmp_path / "out"), "-p", str(profile))
+    assert len(err) == 1 and err[0].endswith(f"to mend: winnow discard {spoiled} -p '{profile}', then run its recipe again")
+    _, err = lines(capsys, 1, "verify", spoiled, "-p", str(profile))
+    assert f"winnow discard {spoiled} -p '{profile}', then" in err[-1]
+    _, err = lines(capsys, 2, "export", spoiled, str(tmp_path / "out"))
+    assert err[0].endswith(f"to mend: winnow discard {spoiled}, then run its recipe again")
+
+
 def test_an_edited_number_is_found(store, capsys):
     path = store.root / address(store, "prune") / "record.json"
     path.write_text(path.read_text().replace('"loss": 1.0', '"loss": 0.5'))

@@ -85,34 +85,34 @@ class Reader:
     """The process that knows nothing of ours, and what it is asked."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[str] | None = None
 
     def start(self) -> None:
         """Begin, unless it runs: it imports its libraries while others work."""
         if self._process is None or self._process.poll() is not None:
             environment = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT} | _QUIET
-            self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+            self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
             command = [sys.executable, "-P", str(Path(reload.__file__))]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._said}
-            self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
+            self._process = subprocess.Popen(command, env=environment, **pipes)
             atexit.register(self.stop)
 
     def stop(self) -> None:
         if self._process:
-            self._process.terminate()
+            self._process.kill()  # also one that was stopped, which would not hear of anything else
             self._process.wait()
 
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, question: dict[str, Any], followed: bytes) -> dict[str, Any]:
         code = idle = -signal.SIGALRM  # how it ends when it is asked nothing for long: maybe as it is asked
         while code == idle:
             self.start()
             assert self._process and self._process.stdin and self._process.stdout
             with suppress(BrokenPipeError):
-                self._process.stdin.write(json.dumps(question) + "\n")
+                self._process.stdin.write(json.dumps({**question, "bytes": len(followed)}).encode() + b"\n" + followed)
                 self._process.stdin.flush()
             for line in self._process.stdout:
-                if line.startswith("{"):
+                if line.startswith(b"{"):
                     return json.loads(line)
             code = self._process.wait()
         assert self._said
@@ -127,7 +127,7 @@ READER = Reader()
 def require_readable_elsewhere(directory: Path, seen: Seen) -> float:
     """Raise ValueError unless plain transformers finds in a directory the model that was ``seen``; the largest difference of
     a logit."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from tasks.models.files.checkpoint import skeleton
 
@@ -136,11 +136,9 @@ def require_readable_elsewhere(directory: Path, seen: Seen) -> float:
         if reason := mask.broken():
             raise BrokenMask(name, reason)
     transposed = [name for name, linear in find_linears(skeleton(directory)).items() if linear.transposed] if masks else []
-    with tempfile.TemporaryDirectory(prefix="winnow-gate-") as folder:
-        given = Path(folder) / "given.safetensors"
-        save_file({"tokens": seen.tokens_BT.contiguous(), "logits": seen.logits_TV.contiguous()}, given)
-        places = {"directory": str(directory), "given": str(given), "masks": str(directory / MASKS) if masks else ""}
-        found = READER.ask({**places, "transposed": transposed, "threads": torch.get_num_threads()})
+    question = {"directory": str(directory), "masks": str(directory / MASKS) if masks else "", "transposed": transposed}
+    known = save({"tokens": seen.tokens_BT.contiguous(), "logits": seen.logits_TV.contiguous()})
+    found = READER.ask({**question, "threads": torch.get_num_threads()}, known)
     if broken := found.get("broken"):
         raise ValueError(f"plain transformers cannot load the export in {directory}: {broken}")
     for name, alive in found["revived"].items():

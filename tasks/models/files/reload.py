@@ -1,8 +1,9 @@
 """What plain transformers makes of a model directory: a program in a process of its own, which knows nothing of ours.
 
-It answers one line of JSON with another, for as long as it is asked. A question names the directory, a file with ``tokens``
-and the ``logits`` that are expected of the first row of them, and the file of masks, whose bits are counted on the weights as
-they were loaded. ``tasks/models/files/gate.py`` asks, and judges.
+It answers one line of JSON with another, for as long as it is asked. A question names the directory and the file of masks,
+whose bits are counted on the weights as they were loaded, and says how many bytes follow: safetensors with ``tokens`` and the
+``logits`` that are expected of the first row of them. No file is needed for it that a killed process would leave behind.
+``tasks/models/files/gate.py`` asks, and judges.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def revived(model: Any, masks: str, transposed: list[str]) -> dict[str, int]:
     return found
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def answer(asked: dict[str, Any], followed: bytes) -> dict[str, Any]:
+    from safetensors.torch import load
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(asked["threads"])
-    given = load_file(asked["given"])
+    given = load(followed)
     model, told = AutoModelForCausalLM.from_pretrained(asked["directory"], dtype="auto", output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
         if told[problem]:
@@ -80,10 +81,12 @@ def main() -> None:
 
     _ = AutoModelForCausalLM.from_pretrained
     logging.disable_progress_bar()
-    for line in sys.stdin:
+    while line := sys.stdin.buffer.readline():
         signal.alarm(0)
+        asked = json.loads(line)
+        followed = sys.stdin.buffer.read(asked["bytes"])
         try:
-            said = answer(json.loads(line))
+            said = answer(asked, followed)
         except Exception as error:  # whatever a broken model makes of the libraries
             said = {"broken": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         assert not any(name.partition(".")[0] in OURS for name in sys.modules)

@@ -23,6 +23,8 @@ from cluster.servers.ports import PortTaken, ports_for
 from cluster.servers.private import write_private
 from cluster.servers.processes import MARK, Process, end, family, spawn
 from cluster.servers.services import Services, State
+from cluster.store.owners import KERNEL
+from flows.provenance import process_is_alive, this_process
 
 OWNER = """
 import sys, time
@@ -236,13 +238,53 @@ def test_an_unknown_service_is_answered_with_the_known_ones(standing):
 
 def test_stop_leaves_a_stranger_with_a_recorded_pid_alone(standing):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]) as stranger:
-        record = Process(pid=stranger.pid, created=psutil.Process(stranger.pid).create_time() - 60)
+        record = Process(pid=stranger.pid, created=f"1@{KERNEL}")
         state = State(temporary="/tmp/winnow-nothing", servers={"ray": Server(process=record, mark="m", url="http://x:1")})
         write_private(standing.file, state.model_dump_json())
         assert not Services(standing.home).status()["ray"].alive
         Services(standing.home).stop()
         assert stranger.poll() is None
         stranger.kill()
+
+
+def test_a_clock_that_is_set_makes_no_stranger_of_a_process(monkeypatch):
+    """The time of the boot moves with it, and by a second now and then without; a run that went on was closed as dead."""
+    record, name = Process.of(os.getpid()), this_process()
+    told, boot = psutil.Process().create_time(), psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 3600)
+    assert psutil.Process().create_time() > told + 3000
+    assert record.alive and Process.of(os.getpid()) == record and process_is_alive(name) and 0 < record.age < 86_400
+    assert not record.model_copy(update={"created": f"1@{KERNEL}"}).alive
+    assert not record.model_copy(update={"created": record.created.replace(KERNEL, "another boot")}).alive
+
+
+def test_what_a_fork_server_keeps_on_disk_goes_with_it(tmp_path):
+    """Ray's dashboard has one, and every run left a folder of it."""
+    (tmp_path / "temporary").mkdir()
+    server = "import multiprocessing as m, time; m.get_context('forkserver').Process(target=time.sleep, args=(99,)).start(); "
+    server = f"if __name__ == '__main__': {server}print('ready', flush=True); time.sleep(99)"
+    (tmp_path / "server.py").write_text(server)
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    process = spawn([sys.executable, str(tmp_path / "server.py")], environment, "mark-a", tmp_path / "a.log", tmp_path)
+    while "ready" not in (tmp_path / "a.log").read_text():
+        time.sleep(0.05)
+    assert [path.name[:5] for path in (tmp_path / "temporary").iterdir()] == ["pymp-"]
+    end([Process.of(process.pid)], {"mark-a"}, grace=0.5)
+    process.wait()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_state_that_cannot_be_read_is_not_taken_for_no_servers(tmp_path):
+    """They ran on, and winnow down said that there were none."""
+    (tmp_path / "services.json").write_text('{"mode": "up", ')
+    with pytest.raises(ValueError, match=f"^{tmp_path}/services.json is damaged, or of another version of Winnow; end the ser"):
+        Services(tmp_path)
+
+
+def test_a_secret_that_was_lost_on_the_disk_is_made_anew(tmp_path):
+    (tmp_path / "secret").touch()
+    assert servers._kept_secret(tmp_path / "secret", "fresh") == "fresh" == (tmp_path / "secret").read_text()
+    assert servers._kept_secret(tmp_path / "secret", "other") == "fresh"
 
 
 @pytest.mark.slow

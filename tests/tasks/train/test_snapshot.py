@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from tasks.context import CHECKPOINTS
+from tasks.train.attempts import Fenced, next_attempt, register_attempt
 from tasks.train.engine import TorchEngine, adamw
-from tasks.train.snapshot import Fenced, latest, register_attempt, restore, save
+from tasks.train.snapshot import latest, restore, save
 
 WEIGHT = "0.weight"
 
@@ -149,6 +152,20 @@ def test_a_leftover_of_an_older_attempt_cannot_save(tmp_path):
         register_attempt(tmp_path, attempt=1)
     save(engine, tmp_path, 3, {}, {}, attempt=2)
     assert latest(tmp_path).step == 3
+
+
+def test_an_attempt_that_begins_later_owns_the_directory_whatever_its_clock_says(tmp_path):
+    """A clock that was a year ahead, then set right, made a leftover of every attempt for a year."""
+    assert 0 < next_attempt(tmp_path) <= time.time_ns()
+    ahead = time.time_ns() + 365 * 86_400 * 10**9
+    register_attempt(tmp_path / CHECKPOINTS, ahead)
+    save(engine_of(), tmp_path / CHECKPOINTS, 1, {}, {}, attempt=ahead)
+    again = next_attempt(tmp_path)
+    register_attempt(tmp_path / CHECKPOINTS, again)
+    save(engine_of(), tmp_path / CHECKPOINTS, 2, {}, {}, attempt=again)
+    assert latest(tmp_path / CHECKPOINTS).step == 2
+    with pytest.raises(Fenced):
+        save(engine_of(), tmp_path / CHECKPOINTS, 3, {}, {}, attempt=ahead)
 
 
 def test_an_attempt_that_loses_the_directory_while_writing_does_not_publish(tmp_path, monkeypatch):

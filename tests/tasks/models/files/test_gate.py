@@ -7,6 +7,9 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -115,3 +118,26 @@ def test_a_reader_that_ends_just_as_it_is_asked_is_started_again(made):
     process.poll = lambda: next(looked, process.returncode)
     assert require_readable_elsewhere(*made) == 0
     assert READER._process is not process
+
+
+def test_a_killed_process_leaves_nothing_of_the_gate_behind(made, tmp_path):
+    """Nor does a full disk of temporary files stop it: what the reader is given is in no file."""
+    torch.save(made[1], tmp_path / "seen")
+    (tmp_path / "given").mkdir()
+    script = (
+        "import os, sys, signal, torch; from pathlib import Path; from tasks.models.files import gate\n"
+        "gate.READER.ask = lambda *asked: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "gate.require_readable_elsewhere(Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=False))"
+    )
+    command = [sys.executable, "-c", script, str(made[0]), str(tmp_path / "seen")]
+    done = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path / "given")}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "given").iterdir() if path.name.startswith("winnow-")] == []
+
+
+def test_a_reader_that_was_stopped_ends_with_who_asked(made):
+    READER.start()
+    READER._process.send_signal(signal.SIGSTOP)
+    process, begun = READER._process, time.monotonic()
+    READER.stop()
+    assert process.returncode == -signal.SIGKILL and time.monotonic() - begun < 30
