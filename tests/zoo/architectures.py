@@ -80,6 +80,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("GraniteMoeConfig", {**_GQA, "num_experts_per_tok": 2, "num_local_experts": 4, "intermediate_size": 16}),
     "starcoder2": ("Starcoder2Config", {**_GQA, "sliding_window": 8}),
     "cohere": ("CohereConfig", _GQA),
+    "nemotron": ("NemotronConfig", _HEADS),
     "lfm2": ("Lfm2Config", {**_GQA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}),
     "mixtral": ("MixtralConfig", {**_GQA, "num_experts_per_tok": 2, "num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", {**_GQA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 16}),
