@@ -61,6 +61,32 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": 320,
         },
     ),
+    "gemma4_shared": (  # later layers read the keys and values of earlier ones
+        "Gemma4TextConfig",
+        {
+            **_HEADS,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 320,
+            "num_kv_shared_layers": 1,
+        },
+    ),
+    "gemma3n": (  # hidden states are several streams, and a model within has buffers of its own
+        "Gemma3nTextConfig",
+        {
+            **_HEADS,
+            "sliding_window": 8,
+            "layer_types": _SLIDING,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 320,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+            "altup_num_inputs": 4,
+            "activation_sparsity_pattern": None,
+        },
+    ),
     "phi": ("PhiConfig", _PLAIN),
     "phi3": ("Phi3Config", {**_GQA, "pad_token_id": 0}),
     "gpt2": ("GPT2Config", _GPT),
@@ -101,6 +127,11 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_oss": ("GptOssConfig", {**_HEADS, "num_experts_per_tok": 2, "num_local_experts": 4, "layer_types": _SLIDING}),
+    # blocks that return more than hidden states
+    "bamba": (
+        "BambaConfig",
+        {**_GQA, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    ),
     "bitnet": ("BitNetConfig", _GQA),
     "doge": ("DogeConfig", _HEADS),
 }

@@ -142,7 +142,8 @@ def expert_count(module: nn.Module) -> int | None:
 
 
 def _has_matrix(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or expert_count(module) for module in block.modules())
+    inner = (module for module in block.modules() if module is not block)  # a list of matrices is no list of blocks
+    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or expert_count(module) for module in inner)
 
 
 def routers_of(block: nn.Module) -> set[int]:
