@@ -88,12 +88,13 @@ def attentions(model: nn.Module) -> list[str]:
 def require_cached(model: PreTrainedModel, schemes: Iterable[QuantizationScheme]) -> None:
     """Raise ValueError where the library cannot round what a model caches whose weights have these schemes."""
     from compressed_tensors.utils.helpers import get_head_dim, get_num_attn_heads, get_num_kv_heads
+    from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
     try:
         for asked in (get_head_dim, get_num_attn_heads, get_num_kv_heads):
             asked(model.config.get_text_config(decoder=True))
         known = bool(attentions(model))
-    except ValueError:  # a config that does not say how many there are
+    except (ValueError, AmbiguousGlobalPerLayerAttributeError):  # a config that does not say how many, or one for each layer
         known = False
     if not known:
         raise ValueError(

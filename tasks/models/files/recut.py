@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Axes = dict[str, list[tuple[int, torch.Tensor]]]  # what stays on which axis of a tensor
 WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what configs call a network's width
 
-NUMBERED = ("mlp_only_layers", "moe_layers")  # lists in configs of the numbers of layers
+NUMBERED = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")  # lists in configs of layers' numbers
+LISTED = ("intermediate_size", "activation_sparsity_pattern", "indexer_types")  # and with an entry for each, untold by name
+BY_NUMBER = "per_layer_config"  # what differs in a layer, by its number
 FIRST = ("first_k_dense_replace", "num_dense_layers")  # how many layers, from the first on, are of another kind
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
@@ -187,7 +189,10 @@ def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[
                 found[name] = [new for new, old in enumerate(cut.blocks) if old in value]
             elif name in FIRST and isinstance(value, int):
                 found[name] = sum(old < value for old in cut.blocks)
-            elif "layer" in name and isinstance(value, list) and len(value) == depth:
+            elif name == BY_NUMBER and value:
+                own = {int(index): fields for index, fields in value.items()}
+                found[name] = {str(new): own[old] for new, old in enumerate(cut.blocks) if old in own}
+            elif ("layer" in name or name in LISTED) and isinstance(value, list) and len(value) == depth:
                 found[name] = [value[index] for index in cut.blocks]
         put("num_hidden_layers", len(cut.blocks))
     if cut.channels:

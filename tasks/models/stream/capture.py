@@ -133,7 +133,7 @@ def _capture(
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether a tensor is another, or a view of the whole of it: some models slice hidden states where there is nothing to cut."""
+    """Whether a tensor is another, or a view of the whole of it: some models slice hidden states with nothing to cut."""
     return one is other or (
         (one.shape, one.dtype, one.stride(), one.data_ptr()) == (other.shape, other.dtype, other.stride(), other.data_ptr())
     )
