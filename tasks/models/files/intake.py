@@ -86,7 +86,8 @@ def _check_dtype(directory: Path, config: dict[str, Any]) -> None:
         for field in ("dtype", "torch_dtype"):
             if (given := part.get(field)) is not None and given not in DTYPES:
                 raise ValueError(
-                    f"{directory / 'config.json'}: {field} {given!r} is no dtype of weights; choose one of {', '.join(DTYPES[:3])}"
+                    f"{directory / 'config.json'}: {field} {given!r} is no dtype of weights; "
+                    f"choose one of {', '.join(DTYPES[:3])}"
                 )
 
 
