@@ -30,4 +30,4 @@ def test_experts_that_lie_apart_on_the_hub_are_loaded_pruned_and_exported_as_the
     assert after.keys() == before.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
     pruned = shop.make("prune", {"method": "magnitude", "pattern": "2:4", **CALIBRATION}, data=data, model=loaded)
     assert pruned.metrics["sparsity"] == 0.5
-    assert 0 < shop.measure({"size": {}, "pattern": {}}, data=data, model=loaded)["bytes"]
+    assert shop.measure({"size": {}, "pattern": {}}, data=data, model=loaded)["bytes"] > 0
