@@ -92,6 +92,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT),
     "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4}),
     "gpt_neox": ("GPTNeoXConfig", _PLAIN),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", _PLAIN),
     "gpt_bigcode": ("GPTBigCodeConfig", _GPT),
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_head": 4}),
     "falcon": (
@@ -114,6 +115,18 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("Qwen3NextConfig", {**_DELTA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 16}),
     "deepseek_v2": ("DeepseekV2Config", {**_MLA, "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3Config", {**_MLA, "n_group": 2, "topk_group": 1}),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {
+            **_GQA,
+            "moe_intermediate_size": 16,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": -1,
+        },
+    ),
     "glm4_moe": (
         "Glm4MoeConfig",
         {

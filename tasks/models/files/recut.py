@@ -32,8 +32,9 @@ WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what 
 NUMBERED = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")  # lists in configs of layers' numbers
 LISTED = ("intermediate_size", "activation_sparsity_pattern", "indexer_types")  # and with an entry for each, untold by name
 BY_NUMBER = "per_layer_config"  # what differs in a layer, by its number
-FIRST = ("first_k_dense_replace", "num_dense_layers")  # how many layers, from the first on, are of another kind
-LAST = ("num_kv_shared_layers",)  # and up to the last
+# How many layers, from the first on, are of another kind.
+FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+LAST = ("num_kv_shared_layers",)  # and how many up to the last
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
 
@@ -77,8 +78,12 @@ def check_sizes(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
         for axis, index in axes.get(name, ()):
             shape[axis] = len(index)
         new = renumbered(name, prefix, numbers)
-        if new and list(state.get(new, ())) != shape:
+        if new and list(state.pop(new, ())) != shape:
             raise ValueError(f"unsupported: no config tells a {kind} that is smaller so ({name} would be {shape})")
+    if state:
+        raise ValueError(
+            f"unsupported: no config tells a {kind} that is smaller so (nothing is left for its {next(iter(state))})"
+        )
     return smaller
 
 

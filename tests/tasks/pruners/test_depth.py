@@ -113,7 +113,12 @@ def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
 
 @pytest.mark.parametrize("blocks", [(1, 2, 3), (0, 2, 3), (0, 1, 3)])
 @pytest.mark.parametrize(
-    ("architecture", "first"), [("deepseek_v3", "first_k_dense_replace"), ("glm4_moe", "first_k_dense_replace")]
+    ("architecture", "first"),
+    [
+        ("deepseek_v3", "first_k_dense_replace"),
+        ("glm4_moe", "first_k_dense_replace"),
+        ("ernie4_5_moe", "moe_layer_start_index"),
+    ],
 )
 def test_dense_blocks_before_those_of_experts_may_go_and_may_stay(architecture, first, blocks, tmp_path):
     source = zoo.save(architecture, tmp_path / "in", layers=4, **{first: 2})
@@ -140,6 +145,14 @@ def test_what_a_config_says_of_layers_by_their_numbers_goes_with_them(blocks, tm
     with torch.no_grad(), skipped(decoder_blocks(before)[1], gone):
         expected = before(zoo.batches()[0], use_cache=False).logits
         torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_that_is_not_as_the_config_would_have_it_is_refused():
+    """Only the last block of this architecture has a bias behind its attention."""
+    model = zoo.model("gpt_neox_japanese", layers=3)
+    assert len(check_sizes(model, Cut(blocks=(0, 2))).state_dict()) < len(model.state_dict())
+    with pytest.raises(ValueError, match=r"is smaller so \(nothing is left for its .*layers.1.attention.dense_bias\)$"):
+        check_sizes(model, Cut(blocks=(0, 1)))
 
 
 def test_a_config_whose_layers_are_told_otherwise_is_refused(tmp_path, monkeypatch):
