@@ -1,6 +1,7 @@
 """Load: a user's checkpoint as an artifact, so that it is measured, compared with and exported like any other model.
 
-Weights come out byte for byte as they went in; those of a GGUF file dequantized.
+Weights come out byte for byte as they went in, under the names of the model's own parameters, experts that lie apart on the hub
+fused as the model holds them; those of a GGUF file dequantized.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Load(ModelStage):
         return Parties(None, facts_in(self.incoming(context)))
 
     def run(self, context: Context) -> dict[str, float]:
-        from tasks.models.files.layout import copy_model
+        from tasks.models.files.names import copy_by_own_names
 
-        copy_model(self.incoming(context), context.output)
+        copy_by_own_names(self.incoming(context), context.output)
         return {}

@@ -25,7 +25,7 @@ LEFT = 1e-2  # what a true fold may leave of the change that scaling the columns
 @dataclass(frozen=True)
 class Fold:
     """``consumers`` are the matrices that read the same inputs, and ``source`` what makes those: a norm of the block, or a
-    matrix, by parameter name. ``offset`` tells norms that multiply by one more than their weights."""
+    matrix, by parameter name. ``offset`` tells norms that multiply by one more than their weights; a bias is what it is."""
 
     consumers: tuple[str, ...]
     source: str
@@ -38,11 +38,14 @@ class Fold:
         own = view.module.get_submodule(module.removeprefix(view.prefix)).named_parameters(recurse=False)
         values = {f"{module}.{key}": value.data for key, value in own}
         values |= {name: view.matrices[name] for name in values if name in view.matrices}
-        return {name: self._divided(value, scale_I.to(value.device)) for name, value in values.items()}
+        offset = f"{module}.weight" if self.offset else None
+        return {name: _divided(value, scale_I.to(value.device), float(name == offset)) for name, value in values.items()}
 
-    def _divided(self, value: torch.Tensor, scale_I: torch.Tensor) -> torch.Tensor:
-        scale, shift = scale_I[:, None] if value.ndim == 2 else scale_I, float(self.offset)
-        return ((value.float() + shift) / scale - shift).to(value.dtype)
+
+def _divided(value: torch.Tensor, scale_I: torch.Tensor, shift: float) -> torch.Tensor:
+    """Weights or a bias that give outputs divided by a scale each, where ``shift`` is added to them before they are used."""
+    scale = scale_I[:, None] if value.ndim == 2 else scale_I
+    return ((value.float() + shift) / scale - shift).to(value.dtype)
 
 
 def find_folds(view: BlockView, sources: Literal["norms", "any"] = "any") -> list[Fold]:

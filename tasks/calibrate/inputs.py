@@ -39,7 +39,7 @@ def input_scales(view: BlockView, scheme_of: Callable[[Linear], QuantizationSche
         scheme, seen = scheme_of(linear), view.statistics.get(name)
         if scheme.input_activations is not None and fixes(scheme):
             assert isinstance(seen, Both) and isinstance(seen.own, Magnitudes)
-            scale = fixed_scale(scheme.input_activations, seen.own.peak_I.max()).to(view.matrices[name].dtype)
+            scale = fixed_scale(scheme.input_activations, seen.own.peak_I.max(), view.matrices[name].dtype)
             edits[name.removesuffix(".weight")] = Edit(extras={"input_scale": scale})
     return edits
 

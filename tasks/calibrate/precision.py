@@ -140,7 +140,7 @@ def _inputs_rounded(view: BlockView, linears: Sequence[Linear], scheme: Quantiza
         if fixes(scheme):
             seen = view.statistics[linear.name]
             assert isinstance(seen, Magnitudes)
-            scale = fixed_scale(args, seen.peak_I.max()).to(view.matrices[linear.name].dtype)
+            scale = fixed_scale(args, seen.peak_I.max(), view.matrices[linear.name].dtype)
             scales[linear.name.removeprefix(view.prefix).removesuffix(".weight")] = {"input_scale": scale}
     names = [linear.name.removeprefix(view.prefix) for linear in linears]
     return inputs_quantized(view.module, dict.fromkeys(names, scheme), scales)

@@ -26,15 +26,16 @@ TOLERANCE = 1e-2  # of the spread of the logits; a block of another kind moves t
 def resize(method: Resizer, sparsity: float, directory: Path, batches: Sequence[Batch], context: Context) -> dict[str, float]:
     """Write the smaller model into the stage's output, and what the choice was made by into its report."""
     from tasks.calibrate.whole import Whole
-    from tasks.models.files.checkpoint import load_model
+    from tasks.models.files.checkpoint import load_model, skeleton
     from tasks.models.files.layout import MASKS
-    from tasks.models.files.recut import recut
+    from tasks.models.files.recut import check_sizes, recut
 
     if (directory / MASKS).exists():
         raise ValueError(f"{method.name} takes no model with masks, and {directory} has some; prune with {method.name} first")
     whole = Whole(load_model(directory, device=context.execution.device), batches, _teller(context))
     before = sum(parameter.numel() for parameter in whole.model.parameters())
     cut = method.cut(whole, sparsity)
+    check_sizes(skeleton(directory), cut)  # which parts go is known now, where before it was how many
     recut(directory, context.output, context.scratch, cut)
     (context.output / REPORT / f"{method.name}.json").write_text(json.dumps(cut.scores))
     smaller = load_model(context.output, device=context.execution.device)

@@ -19,6 +19,7 @@ class Divergence(Comparison):
     """Windows of ``length`` tokens, at most ``tokens`` tokens in all, against the ``dense`` or the ``parent`` model."""
 
     paper: ClassVar[str] = "Accuracy Is Not All You Need (arXiv 2407.09141)"
+    version: ClassVar[int] = 2  # as perplexity's third
     metrics: ClassVar[tuple[str, ...]] = ("reference_kl", "reference_flips")
 
     length: int = Field(512, ge=2)

@@ -26,7 +26,7 @@ class Perplexity(Evaluator):
     """Of the held-out split, and of every one of ``texts`` under its name: ``perplexity.wikitext2``."""
 
     paper: ClassVar[str] = "protocol of SparseGPT and Wanda (arXiv 2301.00774, 2306.11695)"
-    version: ClassVar[int] = 2  # windows that overlap predict no more tokens than asked for
+    version: ClassVar[int] = 3  # logits in pieces of models whose blocks share keys and values are those of the whole
     metrics: ClassVar[tuple[str, ...]] = ("heldout_loss", "perplexity", "perplexity_low", "perplexity_high", "bits_per_byte")
 
     length: int = Field(512, ge=2)

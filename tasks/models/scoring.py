@@ -76,8 +76,9 @@ def _stand_in(model: nn.Module, tokens_BT: torch.Tensor) -> tuple[nn.Module, Any
     inner, given = model.base_model, []
     candidates = {inner, getattr(inner, "decoder", None)} - {model, None}
     hooks = [module.register_forward_hook(lambda *called: given.append((called[0], called[-1]))) for module in candidates]
+    last_T = torch.tensor([tokens_BT.shape[1] - 1], device=tokens_BT.device)  # a number would let blocks leave out the others
     try:
-        model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
+        model(input_ids=tokens_BT, use_cache=False, logits_to_keep=last_T)
     finally:
         for hook in hooks:
             hook.remove()

@@ -18,7 +18,7 @@ from tasks.data.rows import reading, tasks_in
 from tasks.data.tokens import Sampler
 from tasks.models.build.surgery import FIELD
 from tasks.models.cut import Cut
-from tasks.models.files.recut import config_of
+from tasks.models.files.recut import LAST, config_of
 from tasks.train.written import Written
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def alike(model: PreTrainedModel) -> PreTrainedModel:
     from tasks.models.build.building import builder
 
     text = model.config.get_text_config(decoder=True)
-    kinds = list(getattr(text, "layer_types", None) or ["all"])
+    depth = text.num_hidden_layers
+    own = depth - (getattr(text, LAST[0], None) or 0)  # blocks that read the keys and values of others come last
+    types = getattr(text, "layer_types", None) or ["all"] * depth
+    kinds = [(kind, index < own) for index, kind in enumerate(types)]
     first = tuple(kinds.index(kind) for kind in dict.fromkeys(kinds))
     given = config_of(model.config.to_dict(), model, Cut(blocks=first))
     config = type(model.config).from_dict({name: value for name, value in given.items() if name not in LEFT_OUT})

@@ -928,6 +928,7 @@ CHECKPOINTS = {  # what is wrong with a model directory of two shards, and what 
     "bart": (rewrite("config.json", model_type="bart", is_encoder_decoder=True), "is an encoder-decoder; choose a model with"),
     "classifier": (rewrite("config.json", architectures=["LlamaForSequenceClassification"]), "has no language modelling head"),
     "headless": (rewrite("config.json", architectures=["LlamaModel"]), "is a LlamaModel, which has no language modelling head"),
+    "dtype": (rewrite("config.json", dtype="auto"), "config.json: dtype 'auto' is no dtype of weights; choose one of float32"),
     "surgery": (rewrite("config.json", surgeries=[{"gates": {}}]), "no method 'gates' in tasks.surgeries; choose one of"),
     "surgery-field": (rewrite("config.json", surgeries=[{"narrow": {}}]), "surgeries: narrow.widths: field required"),
     "narrow": (rewrite("config.json", surgeries=[{"narrow": {"widths": [8]}}]), "narrow gives 1 widths for 2 blocks"),

@@ -61,11 +61,38 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": 320,
         },
     ),
+    "gemma4_shared": (  # later layers read the keys and values of earlier ones
+        "Gemma4TextConfig",
+        {
+            **_HEADS,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 320,
+            "num_kv_shared_layers": 1,
+        },
+    ),
+    "gemma3n": (  # hidden states are several streams, and a model within has buffers of its own
+        "Gemma3nTextConfig",
+        {
+            **_HEADS,
+            "sliding_window": 8,
+            "layer_types": _SLIDING,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 320,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+            "altup_num_inputs": 4,
+            "activation_sparsity_pattern": None,
+        },
+    ),
     "phi": ("PhiConfig", _PLAIN),
     "phi3": ("Phi3Config", {**_GQA, "pad_token_id": 0}),
     "gpt2": ("GPT2Config", _GPT),
     "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4}),
     "gpt_neox": ("GPTNeoXConfig", _PLAIN),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", _PLAIN),
     "gpt_bigcode": ("GPTBigCodeConfig", _GPT),
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_head": 4}),
     "falcon": (
@@ -80,6 +107,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("GraniteMoeConfig", {**_GQA, "num_experts_per_tok": 2, "num_local_experts": 4, "intermediate_size": 16}),
     "starcoder2": ("Starcoder2Config", {**_GQA, "sliding_window": 8}),
     "cohere": ("CohereConfig", _GQA),
+    "nemotron": ("NemotronConfig", _HEADS),
     "lfm2": ("Lfm2Config", {**_GQA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}),
     "mixtral": ("MixtralConfig", {**_GQA, "num_experts_per_tok": 2, "num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", {**_GQA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 16}),
@@ -87,6 +115,18 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("Qwen3NextConfig", {**_DELTA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 16}),
     "deepseek_v2": ("DeepseekV2Config", {**_MLA, "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3Config", {**_MLA, "n_group": 2, "topk_group": 1}),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {
+            **_GQA,
+            "moe_intermediate_size": 16,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": -1,
+        },
+    ),
     "glm4_moe": (
         "Glm4MoeConfig",
         {
@@ -100,6 +140,11 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_oss": ("GptOssConfig", {**_HEADS, "num_experts_per_tok": 2, "num_local_experts": 4, "layer_types": _SLIDING}),
+    # blocks that return more than hidden states
+    "bamba": (
+        "BambaConfig",
+        {**_GQA, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    ),
     "bitnet": ("BitNetConfig", _GQA),
     "doge": ("DogeConfig", _HEADS),
 }

@@ -58,6 +58,12 @@ class Seen:
 
     def require_like(self, directory: Path, difference: float, loss: float) -> None:
         """Raise ValueError where what was found in a directory differs by more than rounding."""
+        if not (math.isfinite(self.loss) and bool(self.logits_TV.isfinite().all())):
+            kind = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the model that the export in {directory} was made from computes NaN or infinity on held-out text in {kind}; "
+                "if its weights are finite, store it in a dtype of a wider range"
+            )
         rounding = max(1e-5, 2 * torch.finfo(self.dtype).eps)  # a surgery undone sums in another order
         if not difference <= rounding * max(1.0, float(self.logits_TV.abs().max())):
             raise ValueError(f"the export in {directory} does not read back: its logits differ by up to {difference:g}")

@@ -19,6 +19,7 @@ from tasks.models.files.layout import INDEX, SINGLE
 
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json", "*.tiktoken")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "float", "half", "double")  # as torch names them
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM", "MultipleChoice")
 LONGEST_HEADER = 100 << 20  # safetensors' own bound
 SHARD = re.compile(r".+-\d+-of-(\d+)\.safetensors")
@@ -71,11 +72,23 @@ def check_config(directory: Path) -> dict[str, Any]:
     if config.get("is_encoder_decoder"):
         raise ValueError(f"{directory} is an encoder-decoder; choose a model with a decoder alone")
     _check_head(directory, config)
+    _check_dtype(directory, config)
     try:
         surgeries_of(config)
     except ValueError as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
     return config
+
+
+def _check_dtype(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse a dtype that torch has not, of the model or of a part of it that has a config of its own."""
+    for part in (config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))):
+        for field in ("dtype", "torch_dtype"):
+            if (given := part.get(field)) is not None and given not in DTYPES:
+                raise ValueError(
+                    f"{directory / 'config.json'}: {field} {given!r} is no dtype of weights; "
+                    f"choose one of {', '.join(DTYPES[:3])}"
+                )
 
 
 def _check_head(directory: Path, config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tasks.models.files.schemes import unpacked_at_once
+from tasks.models.files.schemes import fixed_scale, unpacked_at_once
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -33,6 +33,13 @@ class KVCache:
     kind: Kind
     calibration: Sequence[torch.Tensor]
 
+    @property
+    def args(self) -> QuantizationArgs:
+        from compressed_tensors.quantization import QuantizationArgs
+
+        number = {"FP8": "float", "INT8": "int"}[self.kind]
+        return QuantizationArgs(num_bits=8, type=number, strategy="tensor", symmetric=True, dynamic=False)
+
     def fit(self, model: PreTrainedModel, run: Callable[[Iterable[torch.Tensor]], None]) -> FittedCache:
         """The scales of a model whose blocks ``run`` takes batches through."""
         largest: dict[str, dict[str, torch.Tensor]] = {name: {} for name in attentions(model)}
@@ -44,16 +51,10 @@ class KVCache:
         hooks = {name: {side: partial(observe, name, side) for side in _SIDES} for name in largest}
         with _hooked(model, hooks), torch.inference_mode():
             run(self.calibration)
-        return FittedCache(_args(self.kind), {name: self._scales(found, model.dtype) for name, found in largest.items()})
+        return FittedCache(self.args, {name: self._scales(found, model.dtype) for name, found in largest.items()})
 
     def _scales(self, largest: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        from compressed_tensors.quantization.utils import calculate_qparams
-
-        args = _args(self.kind)
-        return {
-            f"{side}_scale": calculate_qparams(-value.float(), value.float(), args)[0].reshape(1).to(dtype)
-            for side, value in largest.items()
-        }
+        return {f"{side}_scale": fixed_scale(self.args, value, dtype) for side, value in largest.items()}
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ def attentions(model: nn.Module) -> list[str]:
 def require_cached(model: PreTrainedModel, schemes: Iterable[QuantizationScheme]) -> None:
     """Raise ValueError where the library cannot round what a model caches whose weights have these schemes."""
     from compressed_tensors.utils.helpers import get_head_dim, get_num_attn_heads, get_num_kv_heads
+    from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
     try:
         for asked in (get_head_dim, get_num_attn_heads, get_num_kv_heads):
             asked(model.config.get_text_config(decoder=True))
         known = bool(attentions(model))
-    except ValueError:  # a config that does not say how many there are
+    except (ValueError, AmbiguousGlobalPerLayerAttributeError):  # a config that does not say how many, or one for each layer
         known = False
     if not known:
         raise ValueError(
@@ -110,13 +112,6 @@ def stored_scales(quantization: Mapping[str, object] | None, model: nn.Module) -
     if not (quantization or {}).get("kv_cache_scheme"):
         return set()
     return {f"{name}.{side}_scale" for name in attentions(model) for side in _SIDES}
-
-
-def _args(kind: Kind) -> QuantizationArgs:
-    from compressed_tensors.quantization import QuantizationArgs
-
-    number = {"FP8": "float", "INT8": "int"}[kind]
-    return QuantizationArgs(num_bits=8, type=number, strategy="tensor", symmetric=True, dynamic=False)
 
 
 @contextmanager

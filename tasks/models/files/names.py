@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.models.files.layout import NAMES
+from tasks.models.files.layout import MASKS, NAMES, copy_companions, copy_model
 from tasks.models.files.shards import Place, TensorFiles, write_shards, write_tensors
 
 if TYPE_CHECKING:
@@ -197,6 +198,23 @@ def write_as_on_hub(directory: Path, output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=output, prefix=".converted-") as scratch:
         files = naming.to_hub(TensorFiles(directory), Path(scratch))
         write_shards(files.renamed(dict(sorted(files.places.items(), key=_natural))), output)
+
+
+def copy_by_own_names(directory: Path, output: Path) -> None:
+    """Copy a model with all that belongs to it; its weights get the model's own names, and what they were called is kept."""
+    from tasks.models.files.checkpoint import skeleton
+
+    files, naming = fits(directory, skeleton(directory))
+    if naming.same:
+        copy_model(directory, output)
+        return
+    with tempfile.TemporaryDirectory(dir=output, prefix=".converted-") as scratch:
+        write_shards(naming.to_own(files, Path(scratch)), output)
+    if (directory / MASKS).exists():
+        (output / MASKS).parent.mkdir()
+        shutil.copyfile(directory / MASKS, output / MASKS)
+    copy_companions(directory, output)
+    write_names(files, output)
 
 
 def _natural(item: tuple[str, Any]) -> list[int | str]:

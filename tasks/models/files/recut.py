@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 Axes = dict[str, list[tuple[int, torch.Tensor]]]  # what stays on which axis of a tensor
 WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")  # what configs call a network's width
 
-NUMBERED = ("mlp_only_layers", "moe_layers")  # lists in configs of the numbers of layers
-FIRST = ("first_k_dense_replace", "num_dense_layers")  # how many layers, from the first on, are of another kind
+NUMBERED = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")  # lists in configs of layers' numbers
+LISTED = ("intermediate_size", "activation_sparsity_pattern", "indexer_types")  # and with an entry for each, untold by name
+BY_NUMBER = "per_layer_config"  # what differs in a layer, by its number
+# How many layers, from the first on, are of another kind.
+FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+LAST = ("num_kv_shared_layers",)  # and how many up to the last
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")  # and how many experts there are
 
 
@@ -74,8 +78,12 @@ def check_sizes(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
         for axis, index in axes.get(name, ()):
             shape[axis] = len(index)
         new = renumbered(name, prefix, numbers)
-        if new and list(state.get(new, ())) != shape:
+        if new and list(state.pop(new, ())) != shape:
             raise ValueError(f"unsupported: no config tells a {kind} that is smaller so ({name} would be {shape})")
+    if state:
+        raise ValueError(
+            f"unsupported: no config tells a {kind} that is smaller so (nothing is left for its {next(iter(state))})"
+        )
     return smaller
 
 
@@ -170,6 +178,24 @@ def _spread(kept: torch.Tensor, width: int) -> torch.Tensor:
     return (kept[:, None] * width + torch.arange(width)).flatten()
 
 
+def _of_layers(told: Mapping[str, Any], depth: int, blocks: tuple[int, ...]) -> dict[str, Any]:
+    """What a config says of its ``depth`` layers, as it is said of those that stay."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        if name in NUMBERED and value is not None:
+            found[name] = [new for new, old in enumerate(blocks) if old in value]
+        elif name in FIRST and isinstance(value, int):
+            found[name] = sum(old < value for old in blocks)
+        elif name in LAST and isinstance(value, int):
+            found[name] = sum(old >= depth - value for old in blocks)
+        elif name == BY_NUMBER and value:
+            own = {int(index): fields for index, fields in value.items()}
+            found[name] = {str(new): own[old] for new, old in enumerate(blocks) if old in own}
+        elif ("layer" in name or name in LISTED) and isinstance(value, list) and len(value) == depth:
+            found[name] = [value[index] for index in blocks]
+    return found
+
+
 def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[str, Any]:
     """The config with the sizes that a cut leaves. What it lists for each layer is cut too."""
     text = model.config.get_text_config(decoder=True)
@@ -180,15 +206,7 @@ def config_of(config: dict[str, Any], model: PreTrainedModel, cut: Cut) -> dict[
         found[text.attribute_map.get(name, name)] = value
 
     if cut.blocks is not None:
-        depth = text.num_hidden_layers
-        told = {**text.to_dict(), **found}
-        for name, value in told.items():
-            if name in NUMBERED and value is not None:
-                found[name] = [new for new, old in enumerate(cut.blocks) if old in value]
-            elif name in FIRST and isinstance(value, int):
-                found[name] = sum(old < value for old in cut.blocks)
-            elif "layer" in name and isinstance(value, list) and len(value) == depth:
-                found[name] = [value[index] for index in cut.blocks]
+        found |= _of_layers({**text.to_dict(), **found}, text.num_hidden_layers, cut.blocks)
         put("num_hidden_layers", len(cut.blocks))
     if cut.channels:
         named = [name for name in WIDTHS if hasattr(text, name)]

@@ -109,11 +109,13 @@ def require_measurable(scheme: QuantizationScheme) -> None:
             raise ValueError(f"the scales of its {what} are fixed per {activations.strategy}")
 
 
-def fixed_scale(args: QuantizationArgs, peak: torch.Tensor) -> torch.Tensor:
-    """The scale [1] of activations that get as large as ``peak``."""
+def fixed_scale(args: QuantizationArgs, peak: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale [1] of activations that get as large as ``peak``, in the dtype it is stored in, where it is never zero."""
+    import torch
     from compressed_tensors.quantization.utils import calculate_qparams
 
-    return calculate_qparams(-peak.view(1), peak.view(1), args)[0]
+    ends, limits = peak.float().view(1), torch.finfo(dtype)
+    return calculate_qparams(-ends, ends, args)[0].clamp(min=limits.tiny * limits.eps).to(dtype)
 
 
 def format_of(scheme: QuantizationScheme) -> str:

@@ -67,16 +67,21 @@ class Branch(nn.Module):
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks and its name: the one ModuleList of as many blocks as the config has layers."""
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    """The list of decoder blocks and its name: the one ModuleList of as many blocks as the config has layers. Where what sees
+    or hears has as many, it is that inside of what transformers calls the decoder."""
+    kind, depth = type(model).__name__, getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if depth is None:
+        raise ValueError(f"unsupported: the config of a {kind} does not say how many blocks it has")
     found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth and all(map(_has_matrix, module))
     }
     outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outer) > 1 and hasattr(model, "get_decoder"):
+        inner = set(model.get_decoder().modules())
+        outer = [name for name in outer if found[name] in inner]
     if len(outer) != 1:
-        kind = type(model).__name__
         raise ValueError(f"unsupported: {kind} has {len(outer)} lists of {depth} blocks ({outer}); exactly 1 is needed")
     return outer[0], found[outer[0]]
 
@@ -142,7 +147,8 @@ def expert_count(module: nn.Module) -> int | None:
 
 
 def _has_matrix(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or expert_count(module) for module in block.modules())
+    inner = (module for module in block.modules() if module is not block)  # a list of matrices is no list of blocks
+    return any(isinstance(module, nn.Linear) or _is_conv1d(module) or expert_count(module) for module in inner)
 
 
 def routers_of(block: nn.Module) -> set[int]:

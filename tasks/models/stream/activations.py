@@ -107,12 +107,12 @@ def _host_bytes(tensor: torch.Tensor, pinned: bool) -> int:
 @dataclass
 class Activations:
     """What flows between the blocks: hidden states per batch, and per batch and block whatever else the block gets. Blocks may
-    have to give theirs ``as_tuple``."""
+    have to give theirs in a tuple, with as many values ``besides``."""
 
     hidden: OffloadedTensors
     calls: list[list[tuple[tuple, dict[str, Any]]]]
     device: str = "cpu"
-    as_tuple: bool = False
+    besides: int | None = None
 
     def run(self, block: nn.Module, index: int, first: int | None = None) -> Iterator[torch.Tensor]:
         """The block's output, batch by batch (of the ``first`` batches only), from the hidden states as they are now."""

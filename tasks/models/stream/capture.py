@@ -26,12 +26,24 @@ class _BrokenChain(Exception):
     """A block did not get exactly what the block before it returned."""
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: notes its arguments, hands the hidden states on, lends the block's attributes."""
+class _HandedOn(Exception):
+    """A block was given what another returned besides the hidden states."""
 
-    def __init__(self, block: nn.Module, note: Callable, as_tuple: bool) -> None:
+
+class _Untold:
+    """Stands in for what a block returns besides the hidden states, such as weights of attention. No block may be given it."""
+
+
+MOST_BESIDES = 3  # of such values, that the blocks of any architecture return
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes its arguments, hands the hidden states on, lends the block's attributes. A block returns
+    them alone, or (``besides``) in a tuple with as many other values."""
+
+    def __init__(self, block: nn.Module, note: Callable, besides: int | None) -> None:
         super().__init__()
-        self.__dict__.update(stand_in_for=block, note=note, as_tuple=as_tuple)
+        self.__dict__.update(stand_in_for=block, note=note, besides=besides)
 
     def __getattr__(self, name: str):
         return getattr(self.__dict__["stand_in_for"], name)
@@ -39,24 +51,27 @@ class _Recorder(nn.Module):
     def forward(self, *args, **kwargs):
         hidden_BTD = args[0] if args else kwargs.pop("hidden_states")
         self.note(hidden_BTD, args[1:], kwargs)
-        return (hidden_BTD,) if self.as_tuple else hidden_BTD
+        return self.returned(hidden_BTD)
+
+    def returned(self, hidden_BTD: torch.Tensor):
+        return hidden_BTD if self.besides is None else (hidden_BTD, *(_Untold() for _ in range(self.besides)))
 
 
 class _Ended(_Recorder):
     """Stands in for a block when all of them have run: gives what came out of the last."""
 
-    def __init__(self, block: nn.Module, hidden_BTD: torch.Tensor, as_tuple: bool) -> None:
-        super().__init__(block, lambda *given: None, as_tuple)
+    def __init__(self, block: nn.Module, hidden_BTD: torch.Tensor, besides: int | None) -> None:
+        super().__init__(block, lambda *given: None, besides)
         self.__dict__["hidden_BTD"] = hidden_BTD
 
     def forward(self, *args, **kwargs):
-        return (self.hidden_BTD,) if self.as_tuple else self.hidden_BTD
+        return self.returned(self.hidden_BTD)
 
 
 def conclude(model: nn.Module, blocks: nn.ModuleList, tokens_BT: torch.Tensor, flow: Activations, batch: int) -> torch.Tensor:
     """The logits [B, T, V] of a batch whose hidden states in ``flow`` are those behind the last of ``blocks``."""
     whole, hidden_BTD = blocks._modules, flow.hidden[batch].to(flow.device)
-    blocks._modules = {name: _Ended(block, hidden_BTD, flow.as_tuple) for name, block in blocks.named_children()}
+    blocks._modules = {name: _Ended(block, hidden_BTD, flow.besides) for name, block in blocks.named_children()}
     try:
         return model(tokens_BT.to(flow.device), use_cache=False).logits
     finally:
@@ -68,17 +83,18 @@ def capture(
 ) -> Activations:
     """Run the tokens int64 [B, T] of each batch up to the first of ``blocks``, which are part of ``model``."""
     batches = list(batches)
-    whole = blocks._modules
-    try:
-        return _capture(model, blocks, batches, device, memory, as_tuple=False)
-    except _BrokenChain:  # some architectures' blocks return a tuple, and the model takes its first element
-        blocks._modules = whole
+    whole, problem = blocks._modules, ""
+    for besides in (None, *range(1 + MOST_BESIDES)):  # what blocks return is seen by what the model takes
         try:
-            return _capture(model, blocks, batches, device, memory, as_tuple=True)
+            return _capture(model, blocks, batches, device, memory, besides)
         except _BrokenChain as broken:
-            raise ValueError(f"unsupported: {type(model).__name__}, {broken}") from None
-    finally:
-        blocks._modules = whole
+            problem = str(broken)
+        except _HandedOn:
+            problem = "whose blocks hand on more than hidden states"
+            break
+        finally:
+            blocks._modules = whole
+    raise ValueError(f"unsupported: {type(model).__name__}, {problem}")
 
 
 def _capture(
@@ -87,29 +103,40 @@ def _capture(
     batches: list[torch.Tensor],
     device: str,
     memory: MemoryBudget | None,
-    as_tuple: bool,
+    besides: int | None,
 ) -> Activations:
-    flow = Activations(OffloadedTensors(memory), [], device, as_tuple)
+    flow = Activations(OffloadedTensors(memory), [], device, besides)
     known: dict[tuple, list[torch.Tensor]] = {}
     depth, calls, entered = len(blocks), [], []
 
     def note(hidden_BTD: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
-        if calls and entered[0] is not hidden_BTD:
+        if calls and not _same(entered[0], hidden_BTD):
             raise _BrokenChain(f"whose block {len(calls)} does not follow straight on the one before")
         entered[:] = [hidden_BTD]
         calls.append(_shared((args, kwargs), known))
         if len(calls) == depth:
             raise _Captured
 
-    blocks._modules = {name: _Recorder(block, note, as_tuple) for name, block in blocks.named_children()}
+    blocks._modules = {name: _Recorder(block, note, besides) for name, block in blocks.named_children()}
     for tokens_BT in batches:
         calls = []
         try:
             model(tokens_BT.to(device), use_cache=False)
+        except (ValueError, IndexError) as error:
+            if not calls:
+                raise
+            raise _BrokenChain(f"whose blocks return more than hidden states ({error})") from error
         except _Captured:
             flow.hidden.append(entered[0])
             flow.calls.append(calls)
     return flow
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a tensor is another, or a view of the whole of it: some models slice hidden states with nothing to cut."""
+    return one is other or (
+        (one.shape, one.dtype, one.stride(), one.data_ptr()) == (other.shape, other.dtype, other.stride(), other.data_ptr())
+    )
 
 
 def _shared(value: Any, known: dict[tuple, list[torch.Tensor]]) -> Any:
@@ -121,6 +148,8 @@ def _shared(value: Any, known: dict[tuple, list[torch.Tensor]]) -> Any:
                 return other
         alike.append(value)
         return value
+    if isinstance(value, _Untold):
+        raise _HandedOn
     if type(value) in (tuple, list):
         return type(value)(_shared(item, known) for item in value)
     if type(value) is dict:

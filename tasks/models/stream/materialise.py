@@ -22,12 +22,24 @@ def materialise(module: nn.Module, prefix: str, tensors: dict[str, torch.Tensor]
 
 
 def rebuild_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device: str) -> None:
-    """Buffers no checkpoint holds (rotary frequencies) get their values the way ``from_pretrained`` gives them."""
+    """Buffers no checkpoint holds (rotary frequencies) get their values the way ``from_pretrained`` gives them: from the
+    innermost model around each module."""
+    owners = owners_of(model)
     for module in modules:
         for name in module._non_persistent_buffers_set:
             module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if module._non_persistent_buffers_set:
-            model._init_weights(module)
+            owners[module]._init_weights(module)
+
+
+def owners_of(model: PreTrainedModel) -> dict[nn.Module, PreTrainedModel]:
+    """By module the innermost model around it: each knows how its own modules are initialised."""
+    from transformers import PreTrainedModel
+
+    owners: dict[nn.Module, PreTrainedModel] = {}
+    for inner in (module for module in model.modules() if isinstance(module, PreTrainedModel)):  # from the outermost on
+        owners |= dict.fromkeys(inner.modules(), inner)
+    return owners
 
 
 def tie(model: PreTrainedModel) -> None:

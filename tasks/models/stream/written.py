@@ -5,7 +5,7 @@ Beside a GPU a block is written by a thread while the next is computed; the walk
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class WrittenBlocks:
         merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
 
     def _write(self, index: int, edited: dict[str, torch.Tensor], masks: dict[str, Mask], extras: Extras, note: dict) -> None:
-        digest = self._write_weights(index, edited)
+        digest = self._write_weights(index, edited, {name for name, beside in extras.items() if "scale" in beside})
         if masks:
             save_masks(masks, self.parts / f"masks-{index:05d}.half")
             durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
@@ -74,11 +74,12 @@ class WrittenBlocks:
         files = {self._shard(index + 1): digest, **hashes(self._beside(index))}
         keep({"note": note, "files": files}, self.parts / f"done-{index:05d}")
 
-    def _write_weights(self, index: int, edited: dict[str, torch.Tensor]) -> str:
-        """The digest of the shard."""
+    def _write_weights(self, index: int, edited: dict[str, torch.Tensor], on_a_grid: Collection[str]) -> str:
+        """The digest of the shard. What lies on a grid stays on it: in another dtype its values would be no longer its codes
+        times its scales."""
         prefix, shard = f"{self.prefix}.{index}.", self._shard(index + 1)
         pieces: dict[str, Place | torch.Tensor] = {
-            name: self._as_stored(name, edited[name]) if name in edited else place
+            name: place if name not in edited else edited[name] if name in on_a_grid else self._as_stored(name, edited[name])
             for name, place in self.source.places.items()
             if name.startswith(prefix)
         }

@@ -38,6 +38,7 @@ NORMS = {"input_layernorm": QKV, "post_attention_layernorm": GATED}
         ("llama", {}, NORMS | {"up_proj": {"down_proj"}}),
         ("llama", {"num_key_value_heads": 4}, NORMS | {"up_proj": {"down_proj"}, "v_proj": {"o_proj"}}),
         ("gemma", {}, NORMS | {"up_proj": {"down_proj"}}),  # norms that multiply by one more than their weights
+        ("nemotron", {}, {"input_layernorm": QKV, "post_attention_layernorm": {"up_proj"}}),  # such norms, with a bias
         ("gpt2", {}, {"ln_1": {"c_attn"}, "ln_2": {"c_fc"}}),  # what a GELU puts out has nothing to be folded into
         ("opt", {}, {"self_attn_layer_norm": QKV, "final_layer_norm": {"fc1"}, "v_proj": {"out_proj"}, "fc1": {"fc2"}}),
         ("mixtral", {}, {"input_layernorm": QKV}),  # the router reads what experts read
@@ -52,7 +53,7 @@ def test_what_makes_an_input_is_found_by_what_the_block_computes(architecture, f
     assert all(torch.equal(value, before[name]) for name, value in view.module.state_dict().items()), "all is put back"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "nemotron", "gpt2", "opt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scaling_and_folding_change_no_output(architecture, dtype):
     with torch.no_grad():

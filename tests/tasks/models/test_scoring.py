@@ -40,9 +40,9 @@ def capped(name):
 
 
 @pytest.mark.parametrize("held", [64 * 3, 64 * 7, 64 * 20, 64 * 41, 1 << 25], ids=lambda held: f"{held // 64} tokens")
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt", *AFTER_THE_HEAD])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gemma4_shared", "opt", *AFTER_THE_HEAD])
 def test_the_loss_is_that_of_all_logits_at_once_and_no_more_are_held(name, held, monkeypatch):
-    model, made = capped(name) if name in AFTER_THE_HEAD else zoo.model(name, layers=1), []
+    model, made = capped(name) if name in AFTER_THE_HEAD else zoo.model(name, layers=3 if "shared" in name else 1), []
     with torch.no_grad():
         expected = next_token_loss(model(TOKENS).logits, Batch(TOKENS)).double().item() * TOKENS[:, 1:].numel()
     monkeypatch.setattr(scoring, "HELD", held)

@@ -86,10 +86,11 @@ def test_by_perplexity_each_that_goes_is_the_one_least_missed_of_those_left():
     assert sorted((*cut.blocks, first, second)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "mixtral", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bamba", "smollm3", "mixtral", "qwen2_moe", "gpt2"])
 def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
     """Lists in the config that have an entry a layer lose those of the blocks that went."""
     lists = {"smollm3": {"no_rope_layers": [1, 0, 1, 0]}, "qwen2_moe": {"mlp_only_layers": [1, 3]}}
+    lists |= {"bamba": {"attn_layer_indices": [1, 3]}}
     source = zoo.save(architecture, tmp_path / "in", layers=4, **lists.get(architecture, {}))
     shrunk(source, tmp_path / "out", "depth", 0.25)
     gone = json.loads((tmp_path / "out" / "report" / "depth.json").read_text())["gone"]
@@ -112,7 +113,12 @@ def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
 
 @pytest.mark.parametrize("blocks", [(1, 2, 3), (0, 2, 3), (0, 1, 3)])
 @pytest.mark.parametrize(
-    ("architecture", "first"), [("deepseek_v3", "first_k_dense_replace"), ("glm4_moe", "first_k_dense_replace")]
+    ("architecture", "first"),
+    [
+        ("deepseek_v3", "first_k_dense_replace"),
+        ("glm4_moe", "first_k_dense_replace"),
+        ("ernie4_5_moe", "moe_layer_start_index"),
+    ],
 )
 def test_dense_blocks_before_those_of_experts_may_go_and_may_stay(architecture, first, blocks, tmp_path):
     source = zoo.save(architecture, tmp_path / "in", layers=4, **{first: 2})
@@ -124,6 +130,29 @@ def test_dense_blocks_before_those_of_experts_may_go_and_may_stay(architecture, 
     with torch.no_grad(), skipped(decoder_blocks(before)[1], gone):
         expected = before(zoo.batches()[0], use_cache=False).logits
         torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [(1, 2, 3), (0, 2, 3), (0, 1, 3)])
+def test_what_a_config_says_of_layers_by_their_numbers_goes_with_them(blocks, tmp_path):
+    """Heads are wider in every second block."""
+    source = zoo.save("gemma4", tmp_path / "in", layers=4, hidden_size_per_layer_input=0)
+    check_sizes(skeleton(source), Cut(blocks=blocks))
+    recut(source, tmp_path / "out", tmp_path / "scratch", Cut(blocks=blocks))
+    before, after = load_model(source), load_model(tmp_path / "out")
+    widths = [layer.head_dim for layer in after.config.per_layer_config]
+    assert widths == [(8, 16)[index % 2] for index in blocks]
+    gone = [index for index in range(4) if index not in blocks]
+    with torch.no_grad(), skipped(decoder_blocks(before)[1], gone):
+        expected = before(zoo.batches()[0], use_cache=False).logits
+        torch.testing.assert_close(after(zoo.batches()[0], use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_that_is_not_as_the_config_would_have_it_is_refused():
+    """Only the last block of this architecture has a bias behind its attention."""
+    model = zoo.model("gpt_neox_japanese", layers=3)
+    assert len(check_sizes(model, Cut(blocks=(0, 2))).state_dict()) < len(model.state_dict())
+    with pytest.raises(ValueError, match=r"is smaller so \(nothing is left for its .*layers.1.attention.dense_bias\)$"):
+        check_sizes(model, Cut(blocks=(0, 1)))
 
 
 def test_a_config_whose_layers_are_told_otherwise_is_refused(tmp_path, monkeypatch):

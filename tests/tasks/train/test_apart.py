@@ -14,6 +14,8 @@ from tasks.train.engine import TorchEngine, adamw
 from tests.tasks import models_zoo as zoo
 from tests.tasks.data.test_rows import written
 
+FIELDS = {"smollm3": {"no_rope_layers": [1, 0, 1, 0, 1, 0]}, "gemma4_shared": {"num_kv_shared_layers": 3}}
+
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "mixtral"])
 def test_a_shared_row_is_answered_as_its_documents_are_alone(architecture):
@@ -27,10 +29,10 @@ def test_a_shared_row_is_answered_as_its_documents_are_alone(architecture):
     assert keeps_apart(model) and keeps_apart(alike(model))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "gpt2", "opt", "phi3", "qwen3_5"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "smollm3", "gpt2", "opt", "phi3", "qwen3_5", "gemma4_shared"])
 def test_a_model_without_weights_is_answered_for_by_a_small_one_of_its_config(architecture):
     """And it answers as the model itself, whichever way that is."""
-    model = zoo.model(architecture, layers=4, **({"no_rope_layers": [1, 0, 1, 0]} if architecture == "smollm3" else {}))
+    model = zoo.model(architecture, layers=6, **FIELDS.get(architecture, {}))
     state = torch.random.get_rng_state()
     hollowed = hollow(on_meta(model.config))
     assert keeps_apart(alike(hollowed)) == keeps_apart(model)

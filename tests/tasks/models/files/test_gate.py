@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from tasks.formats.mask import BrokenMask, Mask, load_masks, save_masks
 from tasks.models.export import export_compressed
-from tasks.models.files.checkpoint import load_extras, load_model
+from tasks.models.files.checkpoint import load_extras, load_model, save_model
 from tasks.models.files.gate import READER, Seen, require_readable_elsewhere, windows
 from tasks.models.files.layout import MASKS
+from tests.tasks import models_zoo as zoo
 from tests.tasks.models.files.test_quantized import quantized
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -61,6 +62,17 @@ def test_other_codes_are_other_logits(made, packed):
     rewrite(packed, spoil)
     with pytest.raises(ValueError, match=r"packed does not read back: its logits differ by up to [\d.]+$"):
         require_readable_elsewhere(packed, made[1])
+
+
+def test_a_model_that_computes_no_numbers_is_said_to_be_so_and_not_its_export(made, tmp_path):
+    """float16 ends at 65504."""
+    model = zoo.model("llama", dtype=torch.float16)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e4)
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e4)
+    save_model(model.state_dict(), model.config, tmp_path)
+    with pytest.raises(ValueError, match="^the model that the export in .* computes NaN or infinity .* in float16; "):
+        require_readable_elsewhere(tmp_path, Seen.of(model, windows(None, model)))
 
 
 def test_a_file_cut_short_and_a_tensor_left_out_do_not_load(made, packed):

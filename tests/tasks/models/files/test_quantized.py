@@ -57,6 +57,22 @@ def quantized(directory, architecture="llama", dtype=torch.float32, quantizer="g
     return directory / "quantized", method
 
 
+@pytest.mark.parametrize(("stored", "said"), [("bfloat16", "float32"), ("bfloat16", "float16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(("quantizer", "fields"), [("gptq", {"symmetric": False}), ("awq", {})])
+def test_weights_stored_in_another_dtype_than_their_config_says_read_back(stored, said, quantizer, fields, tmp_path):
+    """The model computes in what the config says, and codes and scales are of that."""
+    model = zoo.model("llama", dtype=getattr(torch, stored))
+    model.config.dtype = said
+    save_model(model.state_dict(), model.config, tmp_path / "dense")
+    method = build("quantizers", {quantizer: {"group_size": 8, **fields}})
+    walk(BlockStream(tmp_path / "dense", tmp_path / "solved"), zoo.batches(), method)
+    found = export_compressed(tmp_path / "solved", load_extras(tmp_path / "solved"), method.scheme_of, tmp_path / "out")
+    assert found["logits_difference"] == 0 and load_model(tmp_path / "out").dtype == getattr(torch, said)
+    with torch.no_grad():
+        exact, rounded = (load_model(tmp_path / each)(zoo.batches()[0]).logits.float() for each in ("dense", "out"))
+    assert 0 < (rounded - exact).norm() < 0.3 * exact.norm()
+
+
 @pytest.mark.parametrize(
     ("architecture", "dtype", "fields"),
     [

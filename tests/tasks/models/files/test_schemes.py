@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 
 from tasks.calibrate.precision import stored_bits
 from tasks.calibrate.walk import walk
@@ -13,9 +14,10 @@ from tasks.methods import build, dump
 from tasks.models.export import export_compressed, inputs_quantized
 from tasks.models.files.bits import bits_of
 from tasks.models.files.checkpoint import load_extras, load_model, save_model
+from tasks.models.files.kv_cache import KVCache
 from tasks.models.files.promises import check_masks
 from tasks.models.files.quantized import StoredWeights
-from tasks.models.files.schemes import packed, read_scheme, require_readable
+from tasks.models.files.schemes import fixed_scale, packed, read_scheme, require_readable
 from tasks.models.find.linears import find_linears
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
 from tests.tasks import models_zoo as zoo
@@ -81,6 +83,18 @@ def test_fixed_scales_of_inputs_are_those_of_the_largest_that_was_seen(tmp_path)
     fixed = {"model.layers.0.self_attn.q_proj.weight": read_scheme("FP8")}
     with pytest.raises(ValueError, match="q_proj has no input_scale, and its scheme fixes one"), inputs_quantized(model, fixed):
         pass
+
+
+@pytest.mark.parametrize("kind", ["FP8", "INT8"])
+def test_no_fixed_scale_is_zero_in_the_dtype_it_is_stored_in(kind):
+    """The least of float16 is 6e-8, so a 448th of small activations is none."""
+    args = KVCache(kind, []).args
+    for peak in (0.0, 1e-20, 1e-6, 1e-3, 3.0):
+        scale = fixed_scale(args, torch.tensor(peak), torch.float16)
+        value = torch.tensor([peak, -peak, peak / 3], dtype=torch.float16)
+        rounded = fake_quantize(value, scale, None, args)
+        assert scale.dtype == torch.float16 and scale > 0 and rounded.isfinite().all()
+        assert (rounded.float() - value.float()).abs().max() <= max(1e-5, 0.04 * peak)
 
 
 @pytest.mark.parametrize("fields", [{"scheme": {"W4A16_ASYM": {"group_size": 16}}}, {"symmetric": False, "group_size": None}])

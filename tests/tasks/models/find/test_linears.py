@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tasks.models.accounting import shape_of
 from tasks.models.find.linears import Branch, Linear, decoder_blocks, find_linears
 from tests.tasks import models_zoo as zoo
+from tests.zoo.architectures import config
 
 PER_BLOCK = {
     "llama": 7,
@@ -41,6 +43,23 @@ def test_what_lives_in_a_branch_is_not_prunable_whatever_it_is_made_of(architect
         branch.register_parameter("table", nn.Parameter(torch.zeros(2, 4, 4)))
         model.get_submodule(name.rpartition(".")[0]).add_module("branch", branch)
     assert find_linears(model) == linears and shape_of(model).prunable == prunable
+
+
+def test_blocks_are_those_of_the_language_model_where_what_sees_has_as_many():
+    text = {name: value for name, value in config("gemma3").to_dict().items() if name != "model_type"}
+    seeing = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    both = AutoConfig.for_model("gemma3", text_config=text, vision_config={**seeing, "image_size": 16, "patch_size": 8})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(both)
+    assert decoder_blocks(model)[0] == "model.language_model.layers"
+    assert len(find_linears(model)) == 2 * PER_BLOCK["gemma3"]
+
+
+def test_a_config_that_does_not_say_how_many_blocks_there_are_is_refused():
+    model = zoo.model("llama")
+    model.config = PretrainedConfig()
+    with pytest.raises(ValueError, match="^unsupported: the config of a LlamaForCausalLM does not say how many blocks it has$"):
+        find_linears(model)
 
 
 def test_transposed_storage_is_seen_as_out_by_in():

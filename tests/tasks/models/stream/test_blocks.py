@@ -12,6 +12,7 @@ from tasks.calibrate.walk import walk
 from tasks.models.files.checkpoint import load_model
 from tasks.models.files.layout import MASKS
 from tasks.models.stream.blocks import BlockStream, ResidentBlocks
+from tasks.models.stream.capture import capture
 from tests.tasks import models_zoo as zoo
 
 
@@ -58,7 +59,7 @@ def test_running_the_blocks_one_by_one_is_running_the_model(architecture, tmp_pa
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(flow.hidden, expected, strict=True))
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*zoo.ARCHITECTURES, "gemma4_shared", "gemma3n", "bamba"])
 def test_logits_come_out_of_one_block_at_a_time_as_out_of_the_whole_model(architecture, tmp_path):
     zoo.save(architecture, tmp_path, layers=3)
     batches, model, stream = zoo.batches(), eager(load_model(tmp_path)), BlockStream(tmp_path)
@@ -71,6 +72,29 @@ def test_logits_come_out_of_one_block_at_a_time_as_out_of_the_whole_model(archit
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert held == [1] * 3 * len(batches)
     assert all(parameter.is_meta for parameter in stream.model.parameters())
+
+
+class _Handing(torch.nn.Module):
+    """Blocks that return two values, of which the next one gets both where they are handed ``on``."""
+
+    def __init__(self, on):
+        super().__init__()
+        self.blocks, self.on = torch.nn.ModuleList(torch.nn.Bilinear(4, 4, 4) for _ in range(2)), on
+
+    def forward(self, tokens_BT, use_cache):
+        hidden, state = tokens_BT[..., None].expand(-1, -1, 4).float(), torch.ones(1)
+        for block in self.blocks:
+            hidden, state = block(hidden, [state if self.on else hidden])
+        return hidden
+
+
+def test_what_blocks_return_besides_hidden_states_may_be_left_but_not_handed_on():
+    model = _Handing(on=False)
+    assert capture(model, model.blocks, zoo.batches(), "cpu").besides == 1
+    model = _Handing(on=True)
+    with pytest.raises(ValueError, match="^unsupported: _Handing, whose blocks hand on more than hidden states$"):
+        capture(model, model.blocks, zoo.batches(), "cpu")
+    assert all(isinstance(block, torch.nn.Bilinear) for block in model.blocks)
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
