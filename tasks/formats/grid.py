@@ -109,9 +109,8 @@ class Grid:
 
     def round_matrix(self, weight_OI: torch.Tensor, scale_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:
         """:meth:`round` for a whole matrix, in the weight's own dtype."""
-        width = self.group_size or weight_OI.shape[1]
-        scale_OI, zero_OI = (value.repeat_interleave(width, 1) for value in (scale_OG, zero_OG))
-        return self.round(weight_OI.float(), scale_OI, zero_OI).to(weight_OI.dtype)
+        grouped_OGI = weight_OI.float().unflatten(1, (-1, self.group_size or weight_OI.shape[1]))
+        return self.round(grouped_OGI, scale_OG[..., None], zero_OG[..., None]).flatten(1).to(weight_OI.dtype)
 
 
 def fitting(size: int | None, widths: Iterable[int]) -> list[int]:

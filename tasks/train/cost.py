@@ -29,7 +29,7 @@ _MOVED_AGAIN = {True: 1.13, False: 4 / 3}  # selective, counted: compiled 50 byt
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
 _LAUNCHED = 3e-3  # seconds in which a host launches a layer's passes: 12 layers took one 42 ms at best, 52 beside other work
 _LINK = 155e9  # bytes a second between two GPUs
-_ROUNDED = 128.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
+_ROUNDED = 100.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
 _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
 
 
