@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -108,6 +108,14 @@ class Evaluator(Method):
 def with_errors(*metrics: str) -> tuple[str, ...]:
     """The same metrics, each with its standard error."""
     return tuple(name for metric in metrics for name in (metric, f"{metric}_stderr"))
+
+
+def cache_of(model: Any, output: Any) -> Any:
+    """What a model keeps from token to token; ValueError where it keeps nothing that decoding goes on from."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ValueError(f"unsupported: a {type(model).__name__} keeps no keys and values from token to token")
+    return cache
 
 
 def require_window(tokens: int, length: int) -> None:
