@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -19,7 +19,8 @@ from tasks.data.digests import Source
 from tasks.methods import Method
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers.utils import ModelOutput
 
     from tasks.models.facts import ModelFacts
 
@@ -110,7 +111,7 @@ def with_errors(*metrics: str) -> tuple[str, ...]:
     return tuple(name for metric in metrics for name in (metric, f"{metric}_stderr"))
 
 
-def cache_of(model: Any, output: Any) -> Any:
+def cache_of(model: PreTrainedModel, output: ModelOutput) -> Cache:
     """What a model keeps from token to token; ValueError where it keeps nothing that decoding goes on from."""
     cache = getattr(output, "past_key_values", None)
     if cache is None:
