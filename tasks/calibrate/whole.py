@@ -83,7 +83,7 @@ class Whole:
 
         def see(index: int):
             def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
-                before_BTD, after_BTD = hidden_of(given, named), output[0] if isinstance(output, tuple) else output
+                before_BTD, after_BTD = hidden_of(given, named), output if isinstance(output, torch.Tensor) else output[0]
                 cosine_BT = functional.cosine_similarity(before_BTD.float(), after_BTD.float(), dim=-1)
                 sums[index] += float((1 - cosine_BT).sum(dtype=torch.float64))
 
@@ -137,7 +137,7 @@ def skipped(blocks: nn.ModuleList, without: Collection[int]) -> Iterator[None]:
 
     def passing(module: nn.Module, given: Any, named: Any, output: Any) -> Any:
         hidden_BTD = hidden_of(given, named)
-        return (hidden_BTD, *output[1:]) if isinstance(output, tuple) else hidden_BTD
+        return hidden_BTD if isinstance(output, torch.Tensor) else type(output)((hidden_BTD, *output[1:]))
 
     hooks = [blocks[index].register_forward_hook(passing, with_kwargs=True) for index in without]
     try:

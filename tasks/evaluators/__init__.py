@@ -19,7 +19,8 @@ from tasks.data.digests import Source
 from tasks.methods import Method
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers.utils import ModelOutput
 
     from tasks.models.facts import ModelFacts
 
@@ -108,6 +109,14 @@ class Evaluator(Method):
 def with_errors(*metrics: str) -> tuple[str, ...]:
     """The same metrics, each with its standard error."""
     return tuple(name for metric in metrics for name in (metric, f"{metric}_stderr"))
+
+
+def cache_of(model: PreTrainedModel, output: ModelOutput) -> Cache:
+    """What a model keeps from token to token; ValueError where it keeps nothing that decoding goes on from."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ValueError(f"unsupported: a {type(model).__name__} keeps no keys and values from token to token")
+    return cache
 
 
 def require_window(tokens: int, length: int) -> None:

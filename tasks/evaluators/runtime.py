@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, cache_of
 
 if TYPE_CHECKING:
     import torch
@@ -127,12 +127,12 @@ class Runtime(Evaluator):
 
         def prefill() -> None:
             output = model(input_ids=tokens_BT, use_cache=True, **last)
-            state["chosen"], state["cache"] = output.logits[:, -1:].argmax(-1), output.past_key_values
+            state["chosen"], state["cache"] = output.logits[:, -1:].argmax(-1), cache_of(model, output)
 
         def decode() -> None:
             for _ in range(self.new if decoding else 0):
                 output = model(input_ids=state["chosen"], past_key_values=state["cache"], use_cache=True)
-                state["chosen"], state["cache"] = output.logits[:, -1:].argmax(-1), output.past_key_values
+                state["chosen"], state["cache"] = output.logits[:, -1:].argmax(-1), cache_of(model, output)
 
         times = timed({"prefill": prefill, "decode": decode}, self.repeats, float("inf"), candidate.device)
         return statistics.median(times["prefill"]), statistics.median(times["decode"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Evaluator, cache_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,5 +71,6 @@ class Speed(Evaluator):
         filled = now()
         for _ in range(self.new):
             chosen = output.logits[:, -1:].argmax(-1)
-            output = candidate.model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True)
+            cache = cache_of(candidate.model, output)
+            output = candidate.model(input_ids=chosen, past_key_values=cache, use_cache=True)
         return filled - start, now() - filled

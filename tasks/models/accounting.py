@@ -104,8 +104,10 @@ def shape_of(model: nn.Module) -> Shape:
 
 
 def _attention_width(layer: PretrainedConfig) -> int:
-    """Heads times their width, of one layer's config."""
-    heads = layer.num_attention_heads
+    """Heads times their width, of one layer's config; 0 where there are none that attend."""
+    heads = getattr(layer, "num_attention_heads", None)
+    if heads is None:
+        return 0
     return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 

@@ -90,6 +90,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("PhiConfig", _PLAIN),
     "phi3": ("Phi3Config", {**_GQA, "pad_token_id": 0}),
     "gpt2": ("GPT2Config", _GPT),
+    "openai-gpt": ("OpenAIGPTConfig", _GPT),
     "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4}),
     "gpt_neox": ("GPTNeoXConfig", _PLAIN),
     "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", _PLAIN),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluators import Candidate
+from tasks.evaluators.runtime import Runtime
 from tasks.evaluators.speed import Speed
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
@@ -28,6 +29,13 @@ def test_it_is_tokens_over_the_median_of_all_rounds_but_the_first(candidate, mon
 def test_a_real_model_has_a_speed_and_needs_the_machine_for_itself(candidate):
     found = Speed(prompt=16, new=4, repeats=1).measure(candidate)
     assert all(value > 0 for value in found.values()) and Speed.exclusive
+
+
+@pytest.mark.parametrize("measured", [Speed(prompt=16, new=4), Runtime(batches=(1,), contexts=(16,), new=4, repeats=1)])
+def test_a_model_that_keeps_nothing_from_token_to_token_is_refused(measured, candidate):
+    zoo.save("openai-gpt", candidate.directory, layers=1)
+    with pytest.raises(ValueError, match="^unsupported: a OpenAIGPTLMHeadModel keeps no keys and values from token to token$"):
+        measured.measure(candidate)
 
 
 def test_a_prompt_longer_than_the_positions_is_refused_and_not_cut():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.formats.mask import Mask
 from tasks.models.accounting import Shape, average_parameters, gpt_shape, live_parameters, shape_of, shape_of_config
@@ -108,3 +109,10 @@ def test_a_shape_is_read_off_a_config_without_building_the_model(architecture):
     model = zoo.model(architecture)
     assert shape_of_config(zoo.config(architecture)) == shape_of(model)
     assert shape_of(model).prunable == sum(torch.Size(linear.shape).numel() for linear in find_linears(model).values())
+
+
+def test_a_model_without_attention_is_charged_its_matrices_alone():
+    config = AutoConfig.for_model("xlstm", hidden_size=32, num_heads=4, num_hidden_layers=2, vocab_size=64)
+    with torch.device("meta"):
+        shape = shape_of(AutoModelForCausalLM.from_config(config))
+    assert shape.attention_width == 0 and 0 < shape.prunable < shape.parameters

@@ -86,7 +86,7 @@ def test_by_perplexity_each_that_goes_is_the_one_least_missed_of_those_left():
     assert sorted((*cut.blocks, first, second)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bamba", "smollm3", "mixtral", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bamba", "smollm3", "mixtral", "qwen2_moe", "gpt2", "openai-gpt"])
 def test_what_stays_keeps_its_weights_order_and_kind(architecture, tmp_path):
     """Lists in the config that have an entry a layer lose those of the blocks that went."""
     lists = {"smollm3": {"no_rope_layers": [1, 0, 1, 0]}, "qwen2_moe": {"mlp_only_layers": [1, 3]}}
