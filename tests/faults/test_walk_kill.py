@@ -20,6 +20,7 @@ from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
 LAYERS = 6
+MENDED = ".".join(("tasks.pruners", "mended"))
 SLOWLY = """
 import sys, time
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_walk_of_other_data_or_settings_refuses_to_go_on(changed, what, tmp_pa
 
 def scored_by(sign: str, folder: Path) -> Pruner:
     """A pruner as its file says now."""
-    name, file = "tasks.pruners.mended", folder / "mended.py"
+    name, file = MENDED, folder / "mended.py"
     file.write_text(
         "from typing import ClassVar\nfrom tasks.calibrate.method import Pruner\n"
         f"class Mended(Pruner):\n    paper: ClassVar[str] = 'none'\n    scope: ClassVar[str] = 'row'\n"
@@ -149,7 +150,7 @@ def scored_by(sign: str, folder: Path) -> Pruner:
 
 
 def test_a_walk_whose_method_was_mended_meanwhile_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tasks.pruners.mended", None)
+    monkeypatch.setitem(sys.modules, MENDED, None)
     for root in ("stopped", "whole"):
         zoo.save("llama", tmp_path / root / "in", layers=LAYERS)
     with pytest.raises(Stop):
