@@ -16,6 +16,7 @@ import torch
 from tasks.calibrate.method import Pruner
 from tasks.calibrate.walk import walk
 from tasks.methods import build
+from tasks.models.files.layout import EXTRAS
 from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
@@ -155,6 +156,8 @@ def test_a_walk_whose_method_was_mended_meanwhile_begins_anew(tmp_path, monkeypa
         zoo.save("llama", tmp_path / root / "in", layers=LAYERS)
     with pytest.raises(Stop):
         prune(tmp_path / "stopped", stop_after(3), method=scored_by("-", tmp_path))
+    (left := tmp_path / "stopped" / "out" / EXTRAS).parent.mkdir()
+    left.write_bytes(b"what blocks had besides that the broken code solved")
     prune(tmp_path / "stopped", method=scored_by("+", tmp_path))
     prune(tmp_path / "whole", method=scored_by("+", tmp_path))
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")
