@@ -48,7 +48,9 @@ def test_strictly_a_model_that_misses_a_gate_is_exit_code_1_and_its_numbers_are_
     assert line.startswith("winnow: prune fails perplexity <= 0.5 * dense (") and "sparsity" not in line
     assert [gate["passes"] for gate in missed.summary["models"][-1]["gates"]] == [False, True]
     passed = home.winnow(*run, 'require=["perplexity <= 2 * dense"]')
-    assert "winnow:" not in passed.err and all(stage["cached"] for stage in passed.summary["stages"])
+    (told,) = [line for line in passed.err.splitlines() if line.startswith("winnow:")]
+    assert told == f"winnow: champion of gates moved to version 1 ({passed.summary['models'][-1]['address']})"
+    assert all(stage["cached"] for stage in passed.summary["stages"])
     tags = [run.data.tags["winnow.gates.prune"].partition(":")[0] for run in Ledger.of(home).parents("gates")]
     assert tags == ["fails", "passes"]
 
