@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from math import ceil
+from shutil import rmtree
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -166,6 +167,8 @@ class Quantize(CalibratedStage):
         if plain:
             READER.start()
         solved = context.scratch / "dequantized"  # its export is the artifact
+        if solved.exists():  # of an attempt whose method had more to say of a matrix
+            rmtree(solved)
         made = self._settled(context)
         report = made.walk(context, solved, pattern=self._pattern(), sparsity=self._target())
         cache = KVCache(self.kv_cache, self.batches(context)) if self.kv_cache else None

@@ -118,8 +118,11 @@ def hover(sight: Sight, model: Stage, other: Stage | None) -> str:
 
 
 def _signs(found: list[Point]) -> str:
-    kinds = dict.fromkeys(point.model.kind for point in found)
-    return " ".join(f"{SIGNS.get(kind, OTHER_SIGN)} {kind}" for kind in kinds)
+    """Each sign once, with all that it stands for."""
+    kinds: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(point.model.kind for point in found):
+        kinds.setdefault(SIGNS.get(kind, OTHER_SIGN), []).append(kind)
+    return " ".join(f"{sign} {', '.join(its)}" for sign, its in kinds.items())
 
 
 def _told(book: Book, model: Stage) -> list[str]:

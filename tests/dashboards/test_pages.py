@@ -173,6 +173,13 @@ def test_sizes_far_apart_are_told_in_their_units():
     assert axis["type"] == "log" and axis["exponentformat"] == "SI" and "hoverformat" not in axis
 
 
+def test_a_sign_that_stands_for_two_kinds_is_told_once():
+    one = {"perplexity": 60.0, "bytes": 1e6}
+    loaded, trained = stage("load", "a", **one), stage("pretrain", "b", **{**one, "perplexity": 50.0, "bytes": 2e6})
+    told = text(PAGES[""][1](sight(book(pipeline(), loaded, trained))))
+    assert told.count("●") == 1 and re.search("● (load, pretrain|pretrain, load)", told)
+
+
 def test_without_a_choice_the_waterfall_is_of_the_newest_run_that_has_one():
     early = line("0", "q", NUMBERS)
     known = book(pipeline("p", "broken", "FAILED", reused={"pretrain": "pretrain0"}), pipeline("q", "whole"), *early)

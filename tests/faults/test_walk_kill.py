@@ -16,10 +16,12 @@ import torch
 from tasks.calibrate.method import Pruner
 from tasks.calibrate.walk import walk
 from tasks.methods import build
+from tasks.models.files.layout import EXTRAS
 from tasks.models.stream.blocks import BlockStream
 from tests.tasks import models_zoo as zoo
 
 LAYERS = 6
+MENDED = ".".join(("tasks.pruners", "mended"))
 SLOWLY = """
 import sys, time
 from pathlib import Path
@@ -134,7 +136,7 @@ def test_a_walk_of_other_data_or_settings_refuses_to_go_on(changed, what, tmp_pa
 
 def scored_by(sign: str, folder: Path) -> Pruner:
     """A pruner as its file says now."""
-    name, file = "tasks.pruners.mended", folder / "mended.py"
+    name, file = MENDED, folder / "mended.py"
     file.write_text(
         "from typing import ClassVar\nfrom tasks.calibrate.method import Pruner\n"
         f"class Mended(Pruner):\n    paper: ClassVar[str] = 'none'\n    scope: ClassVar[str] = 'row'\n"
@@ -149,11 +151,13 @@ def scored_by(sign: str, folder: Path) -> Pruner:
 
 
 def test_a_walk_whose_method_was_mended_meanwhile_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tasks.pruners.mended", None)
+    monkeypatch.setitem(sys.modules, MENDED, None)
     for root in ("stopped", "whole"):
         zoo.save("llama", tmp_path / root / "in", layers=LAYERS)
     with pytest.raises(Stop):
         prune(tmp_path / "stopped", stop_after(3), method=scored_by("-", tmp_path))
+    (left := tmp_path / "stopped" / "out" / EXTRAS).parent.mkdir()
+    left.write_bytes(b"what blocks had besides that the broken code solved")
     prune(tmp_path / "stopped", method=scored_by("+", tmp_path))
     prune(tmp_path / "whole", method=scored_by("+", tmp_path))
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.calibrate.precision import stored_bits
-from tasks.formats.mask import load_masks
+from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.files.checkpoint import load_model, skeleton
 from tasks.models.files.layout import MASKS
 from tasks.models.files.promises import check_masks
@@ -50,6 +50,23 @@ def test_bits_are_chosen_within_the_budget_and_said(shop):
     shapes = {name: linears[f"{name}.weight"].shape for name in schemes}
     spent = sum(stored_bits(shapes[name], scheme) for name, scheme in schemes.items())
     assert spent <= 5.0 * sum(rows * columns for rows, columns in shapes.values())
+
+
+def test_nothing_that_a_failed_attempt_solved_gets_into_the_next(shop, monkeypatch):
+    made, _, _ = shop
+    fields = {"method": {"round_to_nearest": {"group_size": 32, "bits": 6}}}
+
+    def failing(*given):
+        raise RuntimeError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the disk is full"):
+        patch.setattr("tasks.models.export.export_compressed", failing)
+        quantized(shop, **fields)
+    (left,) = (made.root / "scratch").rglob("dequantized")
+    save_masks(
+        {"model.layers.0.mlp.up_proj.weight": Mask.of(torch.ones(96, 32, dtype=torch.bool), "unstructured", 0.0)}, left / MASKS
+    )
+    assert not (quantized(shop, **fields) / MASKS).exists()
 
 
 @pytest.mark.parametrize("method", [{"smooth_quant": {"scheme": "FP8"}}, {"awq": {"group_size": 32, "symmetric": False}}])

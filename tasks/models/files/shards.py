@@ -199,7 +199,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def merge_parts(parts: list[Path], output: Path) -> None:
-    """Join the per-block files of masks or extras into one; nothing when there are none."""
+    """Join the per-block files of masks or extras into one; when there are none, nor is what an earlier attempt left there."""
     promises: dict[str, dict] = {}
     pieces: dict[str, Place] = {}
     for part in parts:
@@ -209,3 +209,5 @@ def merge_parts(parts: list[Path], output: Path) -> None:
     if pieces:
         output.parent.mkdir(exist_ok=True)
         splice(pieces, output, {"masks": json.dumps(promises)} if promises else {"format": "pt"})
+    else:
+        output.unlink(missing_ok=True)
