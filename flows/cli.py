@@ -14,7 +14,7 @@ import typer
 from flows import law, standing
 from flows.dashboard import dashboard
 from flows.deploy import deploy
-from flows.ending import Terminated
+from flows.ending import Terminated, ends_clean
 from flows.gc import gc, pin, unpin
 from flows.lazy import collect_rarely, make_lazy
 from flows.listing import deployments
@@ -52,18 +52,18 @@ app = Commands(
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    """Entry point: user errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143, a terminal that closes 129."""
     settle_locale()
     collect_rarely()
     make_lazy("torch")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     try:
         settle_environment()
-        code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
+        with ends_clean():
+            code = app(standalone_mode=False)  # what typer.Exit carried, and 130 where typer caught a Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Terminated:
-        code = 143
+    except Terminated as end:
+        code = end.code
     except SystemExit as end:  # typer takes every broken pipe for one of its own output
         if isinstance(end.__context__, BrokenPipeError) and not (isinstance(end, Unread) or _unread()):
             raise end.__context__ from None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
@@ -21,7 +22,11 @@ INSIST = 3  # so many Ctrl-C leave at once, whatever is left behind
 
 
 class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+    """SIGTERM, or the terminal that closed (SIGHUP), as KeyboardInterrupt is Ctrl-C."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.code = 128 + number
 
 
 def ranks() -> int:
@@ -70,22 +75,56 @@ OUTCOME: ContextVar[Outcome] = ContextVar("outcome")
 
 @contextmanager
 def ends_once(calmly: bool) -> Iterator[None]:
-    """SIGTERM raises Terminated. With ``calmly`` the signals after the first are told that the end is under way; not in a
-    debugger, where a person interrupts more than once."""
+    """SIGTERM and SIGHUP raise Terminated. With ``calmly`` the signals after the first are told that the end is under way; not
+    in a debugger, where a person interrupts more than once."""
     told: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         told.append(number)
         if len(told) == 1 or not calmly:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
         if len(told) >= INSIST and number == signal.SIGINT:
             os._exit(130)
         print("\nwinnow: stopping, which takes some seconds", file=sys.stderr, flush=True)
 
-    numbers = [signal.SIGTERM, *([signal.SIGINT] if calmly else [])]
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
+    with _heard(handle, (signal.SIGINT,) if calmly else ()):
+        yield
+
+
+@contextmanager
+def ends_clean() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated, in any command: what is half done goes on the way out, as after Ctrl-C. Not on
+    ranks of torchrun: one that waits for another inside of torch hears of no signal that Python is to handle."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    with nullcontext() if "RANK" in os.environ else _heard(handle):
+        yield
+
+
+@contextmanager
+def _heard(handle: Callable[[int, FrameType | None], None], others: Sequence[int] = ()) -> Iterator[None]:
+    """What is ignored stays so: whoever starts a run by nohup wants it to outlive the terminal."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        handle(number, frame)
+
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, hear) for number in (*asked, *others)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Say nothing more to a terminal that closed: to write there fails, in the middle of what ends a run."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -156,7 +156,8 @@ def _flow(call: Callable[[], Any], outcome: Outcome, display: Display) -> Summar
         return call()
     except BaseException as error:
         if outcome.interruption is not None:
-            raise (KeyboardInterrupt if isinstance(outcome.interruption, KeyboardInterrupt) else Terminated) from None
+            told = isinstance(outcome.interruption, (KeyboardInterrupt, Terminated))
+            raise (outcome.interruption if told else Terminated()) from None
         if outcome.summary is None:
             raise
         what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -108,6 +108,7 @@ def settle_locale() -> None:
 def settle_environment() -> None:
     """Make relative paths in the environment absolute: servers and jobs inherit it, and run in another directory. Raises
     ValueError where the one that relative paths begin in is gone."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: a stage tells its own progress
     try:
         os.getcwd()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
+from flows import export
 from flows.ending import Terminated, ends_once
 from flows.launch import launch
 
@@ -97,3 +99,53 @@ def test_what_another_program_left_of_torchruns_variables_is_refused(given, expe
     with pytest.raises(ValueError) as refused:
         launch("quickstart", "local", Console(quiet=True), quiet=True, here=True)
     assert expected in str(refused.value)
+
+
+WRITING = """
+import os, sys, time
+from pathlib import Path
+from flows import cli, export
+
+@cli.app.command()
+def write(directory: str):
+    with export._whole(Path(directory)) as scratch:
+        (scratch / "part").touch()
+        time.sleep(60)
+
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_ended_takes_away_what_is_half_done(number, tmp_path):
+    """SIGTERM and a terminal that closed left half an export."""
+    command = [sys.executable, "-c", WRITING, "write", str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+    ) as process:
+        while not (tmp_path / "out" / export.HALF / "part").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number and "Traceback" not in said, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_terminal_ends_a_run_calmly_and_nohup_keeps_it_going(tmp_path):
+    own, other = os.openpty()
+    script = RUN.replace('print("ended", flush=True)', f'print("told", flush=True); open({str(tmp_path / "ended")!r}, "w")')
+    run = subprocess.Popen([sys.executable, "-c", script, "0"], stdin=other, stdout=other, stderr=other, start_new_session=True)
+    os.close(other)
+    assert os.read(own, 100).strip() == b"running"
+    os.close(own)  # writing there fails from now on
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(20) == 0 and (tmp_path / "ended").exists()
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    ignores = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with subprocess.Popen([sys.executable, "-c", ignores + RUN, "0"], **pipes) as kept:
+        assert kept.stdout.readline() == "running\n"
+        kept.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert kept.poll() is None
+        kept.kill()

@@ -23,7 +23,7 @@ from tasks.formats import read_sparse
 from tasks.formats.compact import Words, encode
 from tasks.formats.mask import Mask, load_masks, save_masks
 from tasks.models.files.checkpoint import skeleton
-from tasks.models.files.layout import INDEX, MASKS, copy_companions
+from tasks.models.files.layout import INDEX, MASKS, companions, copy_companions
 from tasks.models.files.names import Naming
 from tasks.models.files.schemes import stored_schemes
 from tasks.models.files.shards import TensorFiles
@@ -116,7 +116,8 @@ def write_compact(plain: Path, output: Path) -> None:
     if known.masks:
         save_masks(known.masks, output / FOLDER / _MASKS)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((output / FOLDER).iterdir())}
-    index = {"format": read_sparse.FORMAT, "files": digests}
+    beside = [file.relative_to(plain).as_posix() for file in companions(plain)]
+    index = {"format": read_sparse.FORMAT, "files": digests, "beside": beside}
     (output / FOLDER / "index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -130,6 +131,7 @@ def rebuild_plain(compact: Path, output: Path) -> None:
     try:
         read_sparse.rebuild(compact, output)
         masks = _masks(compact)
+        _require_beside(compact)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is missing; copy the whole directory again") from None
     copy_companions(compact, output)
@@ -137,6 +139,15 @@ def rebuild_plain(compact: Path, output: Path) -> None:
         shutil.copyfile(card, output / CARD)
     if masks:
         save_masks(masks, output / MASKS)
+
+
+def _require_beside(compact: Path) -> None:
+    """Raise ValueError where what belongs beside the weights is not there: without its config nothing loads them."""
+    beside = json.loads((compact / FOLDER / "index.json").read_text()).get("beside")
+    if not (isinstance(beside, list) and all(isinstance(name, str) for name in beside)):
+        raise ValueError(f"{compact}/{FOLDER}/index.json is damaged: it is no index of {read_sparse.FORMAT}")
+    if lost := [name for name in beside if not (compact / name).is_file()]:
+        raise ValueError(f"{compact}/{lost[0]} is missing; copy the whole directory again")
 
 
 def _masks(compact: Path) -> dict[str, Mask]:

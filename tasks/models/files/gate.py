@@ -121,6 +121,11 @@ class Reader:
                 if line.startswith(b"{"):
                     return json.loads(line)
             code = self._process.wait()
+        if code == -signal.SIGKILL:
+            raise ChildProcessError(
+                "the process that reads an export back was killed, as Linux does where memory runs out: it holds the model as "
+                "plain transformers loads it; free some and run the same command again"
+            )
         assert self._said
         self._said.seek(0)
         last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]

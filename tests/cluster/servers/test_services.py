@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -260,18 +261,19 @@ def test_a_clock_that_is_set_makes_no_stranger_of_a_process(monkeypatch):
 
 def test_what_a_fork_server_keeps_on_disk_goes_with_it(tmp_path):
     """Ray's dashboard has one, and every run left a folder of it."""
-    (tmp_path / "temporary").mkdir()
     server = "import multiprocessing as m, time; m.get_context('forkserver').Process(target=time.sleep, args=(99,)).start(); "
     server = f"if __name__ == '__main__': {server}print('ready', flush=True); time.sleep(99)"
     (tmp_path / "server.py").write_text(server)
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
-    process = spawn([sys.executable, str(tmp_path / "server.py")], environment, "mark-a", tmp_path / "a.log", tmp_path)
-    while "ready" not in (tmp_path / "a.log").read_text():
-        time.sleep(0.05)
-    assert [path.name[:5] for path in (tmp_path / "temporary").iterdir()] == ["pymp-"]
-    end([Process.of(process.pid)], {"mark-a"}, grace=0.5)
-    process.wait()
-    assert not list((tmp_path / "temporary").iterdir())
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # a socket's path is short
+        environment = {**os.environ, "TMPDIR": temporary}
+        process = spawn([sys.executable, str(tmp_path / "server.py")], environment, "mark-a", tmp_path / "a.log", tmp_path)
+        while (tmp_path / "a.log").read_text() != "ready\n":
+            assert process.poll() is None, (tmp_path / "a.log").read_text()
+            time.sleep(0.05)
+        assert [path.name[:5] for path in Path(temporary).iterdir()] == ["pymp-"]
+        end([Process.of(process.pid)], {"mark-a"}, grace=0.5)
+        process.wait()
+        assert not list(Path(temporary).iterdir())
 
 
 def test_a_state_that_cannot_be_read_is_not_taken_for_no_servers(tmp_path):

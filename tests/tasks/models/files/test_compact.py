@@ -207,12 +207,16 @@ def test_a_missing_file_and_what_is_no_compact_model_are_named(compact, tmp_path
         rebuild_plain(tmp_path / "copy", tmp_path / "out")
     with pytest.raises(ValueError, match="is no compact model: it has no sparse/index.json"):
         rebuild_plain(tmp_path, tmp_path / "out")
+    shutil.copytree(compact, tmp_path / "other")
+    (tmp_path / "other" / "config.json").unlink()  # a directory that nothing loads was made, without a word
+    with pytest.raises(ValueError, match=r"other/config.json is missing; copy the whole directory again"):
+        rebuild_plain(tmp_path / "other", tmp_path / "out")
 
 
 @pytest.mark.parametrize("files", [["model.safetensors"], "model.safetensors", {"../model.safetensors": 64 * "0"}])
 def test_an_index_that_lists_other_than_files_of_its_folder_is_damaged(compact, files, tmp_path):
     shutil.copytree(compact, tmp_path / "copy")
-    index = {"format": read_sparse.FORMAT, "files": files}
+    index = {"format": read_sparse.FORMAT, "files": files, "beside": []}
     (tmp_path / "copy" / "sparse" / "index.json").write_text(json.dumps(index))
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=r"sparse/index.json is damaged: it is no index of winnow-sparse 1$"):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -153,3 +154,15 @@ def test_a_reader_that_was_stopped_ends_with_who_asked(made):
     process, begun = READER._process, time.monotonic()
     READER.stop()
     assert process.returncode == -signal.SIGKILL and time.monotonic() - begun < 30
+
+
+def test_a_reader_that_is_killed_while_it_answers_is_told_of_in_one_line(made):
+    """Its trace said that it said nothing."""
+    READER.start()
+    READER._process.send_signal(signal.SIGSTOP)  # what it is asked lies in its pipe
+    killing = threading.Timer(0.5, READER._process.kill)
+    killing.start()
+    with pytest.raises(OSError, match="^the process that reads an export back was killed, as Linux does where memory runs out"):
+        require_readable_elsewhere(*made)
+    killing.join()
+    assert require_readable_elsewhere(*made) == 0
