@@ -137,6 +137,10 @@ class Book:
         line = self.line(stage)
         return next((before for before, after in zip(line, line[1:], strict=False) if after.kind in SHRINKING), None)
 
+    def data(self, stage: Stage) -> str | None:
+        """The address of the data whose held-out text a model is measured on; None of one that was only loaded."""
+        return next((one.parents["data"] for one in reversed(self.line(stage)) if "data" in one.parents), None)
+
     def used(self, pipeline: str) -> Set[str]:
         """The addresses of what a pipeline's models were made from."""
         found = lambda: {one for stage in self.models_of(pipeline).values() for one in stage.parents.values()}  # noqa: E731

@@ -29,9 +29,19 @@ def page(sight: Sight) -> list[Any]:
         html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers")
     ]
     if not found:
-        return [*told, empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
-    told += [_chart(sight, found, best, (x, y)), html.P(id="hovered", className="words", role="status")]
+        return [*told, *_mixed(sight), empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
+    told += [*_mixed(sight), _chart(sight, found, best, (x, y)), html.P(id="hovered", className="words", role="status")]
     return [*told, _listed(sight, best, len(found), _signs(found))]
+
+
+def _mixed(sight: Sight) -> list[html.P]:
+    """A word of warning where models of different data are looked at together."""
+    texts = {sight.book.data(model) for model, _ in sight.models} - {None}
+    if len(texts) < 2:
+        return []
+    said = f"Models of {len(texts)} different data: perplexities of different texts or tokenizers do not compare."
+    relative = dcc.Link(f"{title(OVER_DENSE)} as quality", href=sight.page("", y=OVER_DENSE))
+    return [html.P([said, " Choose a recipe, or ", relative, "."], className="words", role="note")]
 
 
 def axes(sight: Sight) -> tuple[str, str]:

@@ -77,6 +77,14 @@ def test_every_page_has_something_to_say_in_every_state(state, page, query):
     assert PAGES[page][1](sight(STATES[state], query, files=FILES))
 
 
+def test_models_of_different_data_are_not_compared_without_a_word():
+    other = [stage("prepare", "e"), stage("pretrain", "f", "prepare/plain-e", "q", **NUMBERS["pretrain"])]
+    known = book(pipeline(), pipeline("q", "other"), *line(numbers=NUMBERS), *other)
+    warned = "Models of 2 different data: perplexities of different texts or tokenizers do not compare. Choose a recipe, or"
+    assert warned in text(PAGES[""][1](sight(known)))
+    assert "different data" not in text(PAGES[""][1](sight(known, "?recipe=other")))
+
+
 def test_what_is_missing_is_said():
     assert "MLflow has no run of a recipe yet" in text(PAGES[""][1](sight(STATES["empty"])))
     assert "No run of 1 fits this choice" in text(PAGES[""][1](sight(STATES["one"], "?recipe=nosuch")))
