@@ -219,11 +219,13 @@ def export(
     if rebuild:
         if compact:
             raise ValueError("--rebuild writes what --compact took apart; give one of them")
-        rebuild_model(Path(artifact), directory)
+        with errors.status(f"rebuilding {artifact}"):
+            rebuild_model(Path(artifact), directory)
         console.print(f"{artifact} -> {directory}", highlight=False)
         return
     record, store = model_of(artifact, profile)
-    export_model(store, record, directory, compact)
+    with errors.status(f"fetching {record.address}") as status:
+        export_model(store, record, directory, compact, status.update)
     for note in notes(record):
         errors.print(f"{record.address}: note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{record.address} -> {directory}", highlight=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +20,13 @@ HALF = ".half"  # in the directory, until all is written
 MOST_DATA = 1 << 30  # bytes of a data artifact that are fetched for a few windows of it
 
 
-def export_model(store: Store, record: Record, directory: Path, compact: bool = False) -> None:
+def export_model(
+    store: Store, record: Record, directory: Path, compact: bool = False, say: Callable[[str], None] = lambda doing: None
+) -> None:
     """Write the model's weights by the names and in the shards the hub has, copy its companions and masks (which no loader
     takes for weights), and write a card that says how it was made. Surgeries, which plain transformers does not know, are
     undone, the last first. In ``compact`` form, sparse weights are coded. What plain transformers does not find to be the
-    model of the artifact is not left behind."""
+    model of the artifact is not left behind. ``say`` is told what is being done."""
     if "config.json" not in record.files:
         raise ValueError(
             f"{record.address} is no model; choose one of the artifacts of pretrain, prune, recover, merge, quantize"
@@ -46,13 +48,17 @@ def export_model(store: Store, record: Record, directory: Path, compact: bool = 
     with _whole(directory) as scratch:
         plain, made, again = scratch / "plain", scratch / "compact", scratch / "again"
         plain.mkdir()
+        say("writing the plain directory")
         _write(_undone(source, len(surgeries), scratch), plain)
         (plain / CARD).write_text(model_card(store, record, plain, bits_of(plain), undone))
         if compact:
+            say("coding sparse weights")
             write_compact(plain, made)
             again.mkdir()
+            say("rebuilding the plain directory from them")
             rebuild_plain(made, again)
             (made / CARD).write_text(model_card(store, record, made, bits_of(plain, made), undone))
+        say("reading it back with plain transformers")
         _judge(store, record, source, again if compact else plain)
         _move(made if compact else plain, directory)
 

@@ -54,6 +54,18 @@ def test_the_directory_holds_the_models_files_and_nothing_of_the_pipelines(made,
     assert {"config.json", "tokenizer.json", "masks/masks.safetensors"} <= found
 
 
+def test_what_takes_long_is_said_while_it_is_done(made, tmp_path):
+    shop, (_, _, pruned), _ = made
+    said: list[str] = []
+    export_model(shop.store, pruned, tmp_path / "compact", compact=True, say=said.append)
+    assert said == [
+        "writing the plain directory",
+        "coding sparse weights",
+        "rebuilding the plain directory from them",
+        "reading it back with plain transformers",
+    ]
+
+
 def test_others_may_read_all_that_is_handed_on(made, tmp_path):
     """As any new file of whoever runs it, also what the reader in the compact form writes."""
     shop, (_, _, pruned), _ = made
