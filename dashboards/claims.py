@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.tracking import EXPERIMENT, Tracking
 from dashboards.figures import groups_figure
+from dashboards.numbers import deviation
 
 CLAIMS, CLAIMS_TAG = "claims.json", "winnow.claims"  # in the run of a recipe: the verdicts; how many hold
 STYLE = """
@@ -74,7 +75,7 @@ def _recipe(result: Mapping[str, Any]) -> str:
 def _claim(claim: Mapping[str, Any]) -> str:
     kind = "holds" if claim["holds"] else "fails" if claim["clear"] else "noise"
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g}{_spread(group)}<td><small>{_seeds(group)}</small>"
+        f"<tr><td>{html.escape(name)}<td>{group['mean']:.4g}{deviation(group)}<td><small>{_seeds(group)}</small>"
         for name, group in claim["groups"].items()
     )
     paper = f"; the paper: {claim['paper']}" if claim.get("paper") else ""
@@ -94,8 +95,3 @@ def _png(claim: Mapping[str, Any]) -> str:
 
 def _seeds(group: Mapping[str, Any]) -> str:
     return f"{len(group['values'])} seed{'s' * (len(group['values']) != 1)}"
-
-
-def _spread(group: Mapping[str, Any]) -> str:
-    """The deviation over seeds, where there are several."""
-    return f" ± {group['std']:.2g}" if len(group["values"]) > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.metrics import METRICS, Metric
 
@@ -125,6 +125,14 @@ def margin(name: str, width: float) -> str:
     """What stands after ±: two digits say enough where no unit has its own form."""
     plain = metric(name).unit not in ("B", "share", "s", "FLOP", "token/s") and math.isfinite(width)
     return f"{width:.2g}" if plain and abs(width) < 100 else shown(name, width)
+
+
+def deviation(group: Mapping[str, Any], name: str = "") -> str:
+    """What stands after the mean of a claim's group: how its seeds deviate, in the form of a metric if one is named; nothing of
+    a single seed."""
+    if len(group["values"]) < 2:
+        return ""
+    return f" ± {margin(name, group['std']) if name else format(group['std'], '.2g')}"
 
 
 def scaled(value: float, step: float, units: tuple[str, ...]) -> str:

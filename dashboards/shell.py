@@ -139,11 +139,12 @@ def choices(sight: Sight) -> dict[str, list[dict[str, Any]]]:
     quality = sorted(filter(is_quality, found), key=rank)
     costly = (name for name in found if not is_quality(name) and "_stderr" not in name)
     costs = sorted(costly, key=lambda name: (base(name) not in COSTS, rank(name)))
-    return {
-        "recipe": [{"label": f"{name} ({count})", "value": name} for name, count in runs.items()],
-        "y": [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in quality],
-        "x": [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in costs],
+    recipes = [{"label": f"{name} ({count})", "value": name} for name, count in runs.items()]
+    metrics = {
+        axis: [{"label": f"{title(name)}{_arrow(name)}", "value": name} for name in names]
+        for axis, names in (("y", quality), ("x", costs))
     }
+    return {"recipe": recipes, **metrics}
 
 
 def _arrow(name: str) -> str:

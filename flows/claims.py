@@ -7,9 +7,9 @@
 
 ``order`` names groups of models from best to worst, each by the labels of its branch but for the seed, or, where it has no
 others, by the id of its stage; the models of a group differ by seed only; a group that has none stands against every seed of
-another. A member may be a list, which means
-the best of it, or ``{mean: [a, b, c]}``, their mean at each seed. ``slack`` is how much worse (as a share) the better one may
-be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the best.
+another. A member may be a list, which means the best of it, or ``{mean: [a, b, c]}``, their mean at each seed. ``slack`` is how
+much worse (as a share) the better one may be: ``order: [ours, [a, b, c]]`` with ``slack: 0.01`` says that ours is near the
+best.
 """
 
 from __future__ import annotations

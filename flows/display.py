@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cluster.ray import events
 from cluster.store.artifacts import Record
+from dashboards.numbers import deviation
 from flows.conductor import Watcher, without
 from flows.gates import UNKNOWN, by_gate, coloured, verdict
 from flows.plan import Step
@@ -208,16 +209,11 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("claim", "mean ± std over seeds", "verdict"):
         table.add_column(title, overflow="fold")
     for claim in claims:
-        groups = [f"{name} {group['mean']:.4g}{_spread(group)}" for name, group in claim["groups"].items()]
+        groups = [f"{name} {group['mean']:.4g}{deviation(group)}" for name, group in claim["groups"].items()]
         colour = "green" if claim["holds"] else "red" if claim["clear"] else "yellow"
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         table.add_row(f"{claim['says']} [dim]({claim['metric']})[/dim]", "\n".join(groups), verdict)
     return table
-
-
-def _spread(group: Mapping[str, Any]) -> str:
-    """The deviation over seeds, where there are several."""
-    return f" ± {group['std']:.2g}" if len(group["values"]) > 1 else ""
 
 
 def cell(value: float | None, form: str) -> str:

@@ -9,7 +9,7 @@ from dash import html
 
 from dashboards.book import Pipeline
 from dashboards.claims import CLAIMS_TAG
-from dashboards.numbers import margin, shown, title
+from dashboards.numbers import deviation, shown, title
 from dashboards.sight import Sight, empty, links, sheet
 
 SIGNS = {"holds": ("✓", "good"), "noise": ("~", ""), "fails": ("✕", "bad")}
@@ -43,7 +43,7 @@ def _claim(claim: Mapping[str, Any]) -> list[Any]:
     sign, colour = SIGNS["noise" if not claim["clear"] else "holds" if claim["holds"] else "fails"]
     metric = claim["metric"]
     groups = [
-        html.Div(f"{name}: {shown(metric, group['mean'])}{_spread(metric, group)} ({len(group['values'])})")
+        html.Div(f"{name}: {shown(metric, group['mean'])}{deviation(group, metric)} ({len(group['values'])})")
         for name, group in claim["groups"].items()
     ]
     says = html.Span([claim["says"], html.Small(f" {title(metric)}")])
@@ -53,8 +53,3 @@ def _claim(claim: Mapping[str, Any]) -> list[Any]:
         html.Div(groups),
         html.Span(f"{sign} {claim['verdict']}", className=f"gate {colour}"),
     ]
-
-
-def _spread(metric: str, group: Mapping[str, Any]) -> str:
-    """The deviation over seeds, where there are several."""
-    return f" ± {margin(metric, group['std'])}" if len(group["values"]) > 1 else ""

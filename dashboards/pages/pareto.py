@@ -26,11 +26,12 @@ def page(sight: Sight) -> list[Any]:
     found = points(sight.models, x, y)
     best = front(found, x, y)
     told = [
-        html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers")
+        html.Div([_answer(sight, one) for one in answers(sight.book, sight.models, sight.choice.within)], className="answers"),
+        *_mixed(sight),
     ]
     if not found:
-        return [*told, *_mixed(sight), empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
-    told += [*_mixed(sight), _chart(sight, found, best, (x, y)), html.P(id="hovered", className="words", role="status")]
+        return [*told, empty(f"No chosen model has both {title(x)} and {title(y)} yet.", _running(sight))]
+    told += [_chart(sight, found, best, (x, y)), html.P(id="hovered", className="words", role="status")]
     return [*told, _listed(sight, best, len(found), _signs(found))]
 
 
