@@ -16,11 +16,13 @@ def join(device: str | torch.device) -> None:
     os.environ.setdefault("DS_ACCELERATOR", torch.device(device).type)
     if dist.is_initialized():
         return
-    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    backend, bound = "gloo", {}
+    if torch.device(device).type == "cuda":  # NCCL is told which GPU it is bound to, and need not guess
+        backend, bound = "nccl", {"device_id": torch.device("cuda", torch.cuda.current_device())}
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, **bound)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **bound)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())  # else gloo's threads may abort us
 
 
