@@ -23,14 +23,15 @@ Kind = TypeVar("Kind", bound=Statistic)
 
 def propagate(flow: Activations, block: torch.nn.Module, index: int, dense: OffloadedTensors) -> tuple[float, float]:
     """Replace the hidden states by the block's output; (squared change against ``dense``, squares of that)."""
-    change = total = 0.0
+    norms = []  # read once at the end: each look would wait for the GPU
     for batch, output_BTD in enumerate(flow.run(block, index)):
         if len(dense):
-            dense_BTD = dense[batch].to(output_BTD.device).float()
-            change += float(torch.linalg.vector_norm(output_BTD.float() - dense_BTD)) ** 2
-            total += float(torch.linalg.vector_norm(dense_BTD)) ** 2
+            dense_BTD = dense[batch].to(output_BTD.device, non_blocking=True).float()
+            changed_BTD = output_BTD.float() - dense_BTD
+            norms.append(torch.stack([torch.linalg.vector_norm(value_BTD) for value_BTD in (changed_BTD, dense_BTD)]))
         flow.hidden[batch] = output_BTD
     dense.clear()
+    change, total = torch.stack(norms).double().square().sum(0).tolist() if norms else (0.0, 0.0)
     return change, total
 
 

@@ -143,7 +143,8 @@ class Hessian(InputStatistic):
 
     It is symmetric, so it is summed up in ``strips`` of rows from the diagonal on, from a width of 2048 a little over half of
     the products. Products of a batch are in ``dtype``, sums over batches in float64: numbers of 24 bits add up there without
-    an error unless some are 2^29 times smaller than others, so the order of batches, and who saw which, changes no bit.
+    an error unless some are 2^29 times smaller than others, so the order of batches, and who saw which, changes no bit. (With
+    products in float64 it may change the last bit of a float64.)
     """
 
     def __init__(self, width: int, dtype: str = "float32") -> None:

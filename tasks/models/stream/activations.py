@@ -118,5 +118,5 @@ class Activations:
         """The block's output, batch by batch (of the ``first`` batches only), from the hidden states as they are now."""
         for batch in range(len(self.hidden))[:first]:
             args, kwargs = self.calls[batch][index]
-            output = block(self.hidden[batch].to(self.device), *args, **kwargs)
+            output = block(self.hidden[batch].to(self.device, non_blocking=True), *args, **kwargs)
             yield output if isinstance(output, torch.Tensor) else output[0]
