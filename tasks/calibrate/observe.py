@@ -9,8 +9,9 @@ Shapes: T = tokens, I = input features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -161,8 +162,12 @@ class Hessian(InputStatistic):
         return hessian
 
     def add(self, input_TI: torch.Tensor) -> None:
-        input_TI = input_TI.to(self.dtype)
-        self._add(input_TI[:, first:last].T @ input_TI[:, first:] for first, last in self._bounds())
+        multiply: Callable[..., torch.Tensor] = torch.mm
+        if input_TI.is_cuda and input_TI.itemsize == 2 and self.dtype == torch.float32:
+            multiply = partial(torch.mm, out_dtype=torch.float32)  # tensor cores: exact products, sums in float32
+        else:
+            input_TI = input_TI.to(self.dtype)
+        self._add(multiply(input_TI[:, first:last].T, input_TI[:, first:]) for first, last in self._bounds())
         self.count += len(input_TI)
 
     def _add(self, strips: Iterable[torch.Tensor]) -> None:

@@ -6,6 +6,7 @@ import torch
 from tasks.calibrate.observe import Hessian, InputNorms, Moments
 from tasks.calibrate.watch import Watch
 from tasks.models.stream.blocks import ResidentBlocks
+from tests.tasks import DEVICES
 from tests.tasks import models_zoo as zoo
 
 
@@ -131,6 +132,18 @@ def test_what_is_assumed_lies_where_the_weights_do(kind):
     statistic.assume_nothing("meta")
     held = [*vars(statistic).values(), *getattr(statistic, "strips", [])]
     assert {value.device.type for value in held if isinstance(value, torch.Tensor)} == {"meta"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_hessian_of_halves_is_as_exact_as_one_of_floats(device, dtype):
+    input_TI = torch.randn(4096, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    hessian = Hessian(300)
+    for part_TI in input_TI.to(device).split(1024):
+        hessian.add(part_TI)
+    expected_II = input_TI.double().T @ input_TI.double() / 4096
+    assert hessian.mean_II.dtype == torch.float32
+    torch.testing.assert_close(hessian.mean_II.cpu().double(), expected_II, rtol=0, atol=2e-5)
 
 
 def test_the_order_of_batches_changes_no_bit_of_a_hessian():
