@@ -63,9 +63,7 @@ def tracking_address(value: str) -> str:
         raise ValueError(f"should start with one of http://, https://, {SQLITE}, postgresql")
     if value.startswith("http") and "@" in value:
         raise ValueError("should hold no login; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD do")
-    if not value.startswith(SQLITE):
-        return value
-    return f"{SQLITE}{Path(value.removeprefix(SQLITE)).expanduser().resolve()}"
+    return f"{SQLITE}{Path(value.removeprefix(SQLITE)).expanduser().resolve()}" if value.startswith(SQLITE) else value
 
 
 class MlflowTarget(_Section):
@@ -129,6 +127,8 @@ class Profile(_Section):
     """What runs a training step."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage of DeepSpeed."""
+    offload: Literal["none", "optimizer"] = "none"
+    """What DeepSpeed keeps in host memory: nothing, or masters and moments, which the CPU then updates (ZeRO 1, 2 or 3)."""
     ranks: int = Field(1, ge=1, le=4096)
     """Ranks of a training stage."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -181,13 +181,15 @@ class Profile(_Section):
     @model_validator(mode="after")
     def _agree(self) -> Profile:
         if self.device == "cpu":
-            for stage, resources in self.stages.items():
-                if resources.gpus:
-                    raise ValueError(f"stages.{stage}.gpus is {resources.gpus:g} but device is cpu")
+            if on := [stage for stage, given in self.stages.items() if given.gpus]:
+                raise ValueError(f"stages.{on[0]}.gpus is {self.stages[on[0]].gpus:g} but device is cpu")
             if self.card:
                 raise ValueError(f"card is {self.card} but device is cpu; leave one of them out")
         if self.engine == "torch" and self.zero > 1:
             raise ValueError(f"zero is {self.zero} but engine is torch, which shares nothing out; leave one of them out")
+        if self.offload != "none" and (self.engine == "torch" or not self.zero):
+            said = f"offload is {self.offload} but engine is {self.engine} and zero is {self.zero}"
+            raise ValueError(f"{said}; set engine to deepspeed and zero to 1, 2 or 3")
         if self.ray.address and (odd := [stage for stage, given in self.stages.items() if given.cpus == "all"]):
             raise ValueError(f"stages.{odd[0]}.cpus: all is this machine's cores, not those of ray.address; give a number")
         return self

@@ -75,6 +75,7 @@ def machine(recipe: Recipe, node: Node, profile: Profile) -> Machine:
         precision="bfloat16" if low else "float32",
         engine=profile.engine,
         zero=profile.zero,
+        offload=profile.offload,
         micro_batch=profile.micro_batch,
         logits_bytes=profile.logits_bytes,
         compile=gpu if profile.compile == "auto" else profile.compile,

@@ -60,6 +60,7 @@ class Submitter:
             "precision": self.profile.precision,
             "engine": self.profile.engine,
             "zero": self.profile.zero,
+            "offload": self.profile.offload,
             "micro_batch": self.profile.micro_batch,
             "compile": self.profile.compile,
             "recompute": self.profile.recompute,

@@ -56,6 +56,7 @@ class Execution:
     precision: Literal["float32", "bfloat16"] = "float32"
     engine: Literal["torch", "deepspeed"] = "torch"
     zero: int = 0
+    offload: Literal["none", "optimizer"] = "none"  # what lies in host memory
     threads: int | None = None
     micro_batch: int | None = None
     logits_bytes: int = 1 << 30  # of float32 logits held at once in training

@@ -57,7 +57,7 @@ def make_engine(
         from cluster.deepspeed.engine import DeepSpeedEngine
 
         how = (clipping, execution.device, precision, execution.zero, accumulation)
-        return DeepSpeedEngine(model, optimizer, *how, weights=weights)
+        return DeepSpeedEngine(model, optimizer, *how, weights=weights, offload=execution.offload == "optimizer")
     from tasks.train.engine import TorchEngine
 
     return TorchEngine(model, optimizer, clipping, execution.device, precision)

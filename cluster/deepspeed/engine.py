@@ -46,19 +46,16 @@ class DeepSpeedEngine:
         zero_stage: int = 1,
         accumulation: int = 1,
         weights: Weights | None = None,
+        offload: bool = False,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"no precision {precision!r}; choose fp32 or bf16")
-        if zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"no ZeRO stage {zero_stage!r}; choose 0, 1, 2 or 3")
+        settings = configuration(zero_stage, precision, accumulation, device, bool(compiled_in(module)), offload)
         join(device)
         self.module, self.rank, self.ranks = module, dist.get_rank(), dist.get_world_size()
         self._optimizer, self._clipping, self._stage = optimizer, gradient_clipping, zero_stage
-        self.sharded = zero_stage == 3
+        self.sharded, self._offload = zero_stage == 3, offload
         self._accumulation, self._micro_batches = accumulation, 0
         self._parameters = dict(module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
-        settings = configuration(zero_stage, precision, accumulation, device, bool(compiled_in(module)))
         # DeepSpeed would round the weights to bfloat16 and make the float32 masters from that
         rounded = precision == "bf16" and weights is None
         originals = {name: p.detach() for name, p in self._parameters.items()} if rounded else {}
@@ -109,6 +106,7 @@ class DeepSpeedEngine:
                 self._engine.step()
         else:
             self._discard(gradients)
+        self._layout.forget() if self._offload else None
         return norm
 
     def read(self, name: str) -> torch.Tensor:
@@ -169,9 +167,9 @@ class DeepSpeedEngine:
             self._focused[name] = self._piece(name, keep.to(self.device))
 
     def _piece(self, name: str, keep: torch.Tensor) -> torch.Tensor:
-        """A byte per weight of this rank's piece; its product is 3 times faster than bool's."""
+        """A byte per weight of this rank's piece, where its master is; its product is 3 times faster than bool's."""
         shard = self._shards[name]
-        return keep.flatten()[shard.start : shard.start + shard.numel].to(torch.uint8)
+        return keep.flatten()[shard.start : shard.start + shard.numel].to(shard.master.device, torch.uint8)
 
     @torch.no_grad()
     def restart(self, name: str, grown: torch.Tensor, moments: Mapping[str, torch.Tensor] = NONE) -> None:
@@ -184,9 +182,10 @@ class DeepSpeedEngine:
         shard, grown = self._shards[name], grown.flatten()
         own = slice(shard.start, shard.start + shard.numel)
         for values in (shard.master, *shard.moments.values(), *shard.copies):
-            values.masked_fill_(grown[own], 0)
+            values.masked_fill_(grown[own].to(values.device), 0)
         for moment, values in moments.items():
-            shard.moments[moment][grown[own]] = values.to(self.device).flatten()[own][grown[own]]
+            kept, born = shard.moments[moment], grown[own].to(shard.master.device)
+            kept[born] = values.to(kept.device).flatten()[own][born]
         if (whole := self._whole(name)) is not None:
             whole.masked_fill_(grown, 0)
 
@@ -233,7 +232,7 @@ class DeepSpeedEngine:
     def _norm(self, gradients: list[torch.Tensor]) -> float:
         square = torch.zeros((), device=self.device)
         if gradients:
-            square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
+            square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().to(self.device)
         if self._stage > 0 and self.ranks > 1:
             dist.all_reduce(square)
         return math.sqrt(float(square)) if float(square) >= 0 else math.nan

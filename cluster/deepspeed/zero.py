@@ -40,6 +40,12 @@ class Replicated:
         """This rank's piece of the reduced gradient as a flat view, or None without one."""
         return None if parameter.grad is None else parameter.grad.view(-1)
 
+    def forget(self) -> None:
+        """Of gradients on the host, after a step: a parameter that gets none in the next would be given these again."""
+        for values in self.updated:
+            if values.grad is not None:
+                values.grad.zero_()
+
     def _cut(self, flat: torch.Tensor, offset: int, start: int, numel: int, copies: tuple) -> Shard:
         """Elements ``offset ... offset + numel`` of a tensor the optimizer updates."""
         piece = slice(offset, offset + numel)
@@ -68,9 +74,22 @@ class Fragments(Replicated):
     def gradient(self, parameter: nn.Parameter, shard: Shard) -> torch.Tensor | None:
         if not shard.numel:
             return None
+        if getattr(self.wrapped, "cpu_offload", False):  # stage 1 in bf16 has another optimizer where it offloads none
+            return self._on_host(parameter)
         gradient = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
         # at stage 1 in bf16 the buffer is that of the whole parameter
         return gradient if gradient.numel() == shard.numel else gradient[shard.start : shard.start + shard.numel]
+
+    def forget(self) -> None:
+        self.wrapped.averaged_gradients = {}  # which stay where a step was thrown away
+        super().forget()
+
+    def _on_host(self, parameter: nn.Parameter) -> torch.Tensor:
+        """Beside the master, where the last micro-batch's copies may still be under way."""
+        self.wrapped._wait_for_offload_copies()
+        mapping, high = parameter._hp_mapping, parameter._hp_mapping.hp_fragment_address
+        gradient = self.updated[mapping.param_group_index].grad
+        return gradient.view(-1)[high.start : high.start + high.numel]
 
 
 class Partitions(Replicated):
@@ -94,13 +113,27 @@ LAYOUTS = (Replicated, Fragments, Fragments, Partitions)
 
 
 def configuration(
-    zero_stage: int, precision: str, accumulation: int, device: str | torch.device, compiled: bool = False
+    zero_stage: int,
+    precision: str,
+    accumulation: int,
+    device: str | torch.device,
+    compiled: bool = False,
+    offload: bool = False,
 ) -> dict:
+    """Raises ValueError where DeepSpeed has no such settings; ``offload`` keeps masters and moments on the host."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"no precision {precision!r}; choose fp32 or bf16")
+    if zero_stage not in (0, 1, 2, 3):
+        raise ValueError(f"no ZeRO stage {zero_stage!r}; choose 0, 1, 2 or 3")
+    if offload and not zero_stage:
+        raise ValueError("ZeRO stage 0 offloads nothing; choose 1, 2 or 3")
     on_cpu = torch.device(device).type == "cpu"
     bucket = 5_000_000 if on_cpu else 200_000_000
     zero = {"stage": zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     zero |= {} if on_cpu else {"overlap_comm": True}  # gradients are sent while others are made; its default at stage 3 alone
-    if zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not on_cpu}
+    elif zero_stage == 2 or (zero_stage == 1 and precision == "fp32"):
         zero["compute_grad_norm"] = False  # ours is over the masked gradient
     if zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 5_000}
@@ -110,6 +143,7 @@ def configuration(
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own is compiled when first used; torch's is as good on the host
         "gradient_clipping": 0.0,  # its default is 1
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},

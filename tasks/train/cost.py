@@ -28,6 +28,7 @@ _MOVED = {True: 380.0, False: 1000.0}  # bytes per token, layer and feature in a
 _MOVED_AGAIN = {True: 1.13, False: 4 / 3}  # selective, counted: compiled 50 bytes of those, in the kernels of the backward pass
 _OPTIMIZER = {"torch": 34.0, "deepspeed": 74.0}  # bytes per parameter in a step
 _LAUNCHED = 3e-3  # seconds in which a host launches a layer's passes: 12 layers took one 42 ms at best, 52 beside other work
+_PCIE, _HOST = 50e9, 40e9  # bytes a second to the host, and of its memory for a rank's AdamW; counted with, not timed on a card
 _LINK = 155e9  # bytes a second between two GPUs
 _ROUNDED = 100.0  # bytes per weight and forward pass that a grid moves to round it for bfloat16; counted, not timed on a card
 _GATHERED = {True: 1.08, False: 1.45}  # times as long under ZeRO-3: compiled, eager blocks wait for their parameters
@@ -66,6 +67,7 @@ class Running:
     logits_bytes: int = 1 << 30
     masked: bool = False
     teacher: Shape | None = None
+    offload: bool = False  # masters and moments lie on the host
     faked: bool = False  # every forward pass rounds the weights to a grid
 
     @classmethod
@@ -84,6 +86,7 @@ class Running:
             execution.logits_bytes,
             masked,
             teacher,
+            execution.offload == "optimizer",
         )
 
     @property
@@ -131,6 +134,7 @@ def _states(shape: Shape, how: Running) -> float:
     if how.engine == "torch":
         return 12 * shape.parameters + masks
     own = 16 if how.low or how.zero else 8  # master, moments, and gradients in float32
+    own, masks = (4, 0.0) if how.offload else (own, masks)
     copy = 2 if how.low else 4  # what the forward pass reads; under ZeRO-3 a few layers are whole at a time
     whole = shape.parameters if how.zero < 3 else shape.parameters / how.ranks + 2 * shape.prunable / max(1, shape.layers)
     return own * shape.parameters / cut + copy * whole + masks
@@ -152,8 +156,7 @@ def _activations(shape: Shape, how: Running) -> float:
     """What all layers keep for the backward pass that computes nothing again: what enters and leaves the products, the
     residual stream, and, where weights are rounded for each pass, the rounded ones."""
     products, rest = (2.0, 4.0) if how.compile else (2.5, 20.0)
-    if not how.low:
-        products, rest = 2 * products, 2 * rest
+    products, rest = (products, rest) if how.low else (2 * products, 2 * rest)
     each = products * shape.active / shape.hidden + shape.layers * shape.hidden * (rest + 2 * _residual(how))
     return how.tokens * each + _rounded(shape, how)
 
@@ -196,6 +199,8 @@ def seconds(shape: Shape, how: Running, card: Card) -> float:
     moved = moving * _MOVED[how.compile] * (1 if how.low else 2) * tokens * shape.layers * shape.hidden / rate
     cut = how.ranks if how.zero else 1
     updated = _OPTIMIZER[how.engine] * shape.parameters / cut / rate
+    if how.offload:
+        updated = ((6 if how.low else 8) / _PCIE + 28 / _HOST) * shape.parameters / cut  # gradients there, weights back
     if how.teacher:
         products += how.teacher.forward_flops(how.length) * tokens / speed
         moved += moved / moving / 3
@@ -233,6 +238,11 @@ def remedy(shape: Shape, how: Running, room: float) -> str | None:
     for what, size in product(more, [how.micro_batch, *smaller]):
         if fits(recompute=what, micro_batch=size):
             return f"set recompute to {what}" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
+    for size, zero in product([how.micro_batch, *smaller] if not how.offload else (), [max(1, how.zero)]):
+        if fits(engine="deepspeed", zero=zero, offload=True, recompute="layer", micro_batch=size):
+            return (
+                f"set engine to deepspeed, zero to {zero}, offload to optimizer, recompute to layer and micro_batch to {size}"
+            )
     batch = how.local * how.ranks
     for ranks in (count for count in range(max(2, how.ranks), min(batch, MOST) + 1) if batch % count == 0):
         if fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):

@@ -92,6 +92,7 @@ def test_defaults_lie_under_the_home(monkeypatch, tmp_path):
         ("device: cpu\nstages: {prune: {gpus: 1}}", "stages.prune.gpus is 1 but device is cpu"),
         ("device: cpu\ncard: H100", "card is H100 but device is cpu; leave one of them out"),
         ("engine: torch\nzero: 3", "zero is 3 but engine is torch, which shares nothing out; leave one of them out"),
+        ("zero: 0\noffload: optimizer", "offload is optimizer but engine is deepspeed and zero is 0; set engine to deepspeed"),
         ("zero: true", "zero: should be no true or false, got True"),
         ("micro_batch: yes", "micro_batch: should be no true or false, got True"),
         ("stages: {prune: {ranks: true}}", "stages.prune.ranks: should be no true or false, got True"),

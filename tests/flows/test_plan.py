@@ -109,6 +109,7 @@ def test_no_profile_changes_a_key(tmp_path, monkeypatch):
         logits_bytes=1,
         compile=True,
         recompute="layer",
+        offload="optimizer",
         retries=0,
         max_failures=0,
         checkpoint_every_seconds=1,

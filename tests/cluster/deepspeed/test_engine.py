@@ -105,14 +105,15 @@ def plain(precision: str = "fp32") -> TorchEngine:
     return TorchEngine(module, adamw(module), CLIPPING, precision=precision)
 
 
-def sharded(stage: int, precision: str = "fp32"):
-    return engine_over(llama(), stage, precision)
+def sharded(stage: int, precision: str = "fp32", **how):
+    return engine_over(llama(), stage, precision, **how)
 
 
-def engine_over(module, stage: int, precision: str, optimizer=None):
+def engine_over(module, stage: int, precision: str, optimizer=None, **how):
     from cluster.deepspeed.engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(module, optimizer or adamw(module), CLIPPING, precision=precision, zero_stage=stage, accumulation=2)
+    how |= {"precision": precision, "zero_stage": stage, "accumulation": 2}
+    return DeepSpeedEngine(module, optimizer or adamw(module), CLIPPING, **how)
 
 
 def check_stage(stage: int, directory: Path) -> None:

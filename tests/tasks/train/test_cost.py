@@ -38,6 +38,7 @@ def running(name: str, **how) -> Running:
 
 LONG = {"length": 32_768, "local": 1, "micro_batch": 1}
 ZERO = {"engine": "deepspeed", "zero": 1}
+ON_HOST = {"engine": "deepspeed", "zero": 3, "offload": True, "recompute": "layer", "local": 2, "micro_batch": 1}
 EAGER = {"compile": False, "logits_bytes": ALL}
 MEASURED = [  # bf16 on one H100, torch 2.11: (size, how, GiB, thousand tokens per second)
     ("162M", {}, 9.4, 385),
@@ -103,6 +104,7 @@ def test_more_ranks_and_higher_zero_stages_hold_less_and_masks_and_a_teacher_mor
 
     assert of(zero=3, ranks=8) < of(zero=2, ranks=8) < of(zero=0, ranks=8)
     assert of(zero=3, ranks=8) < of(zero=3, ranks=4) < of(zero=3, ranks=2)
+    assert of(zero=1, ranks=2) - of(zero=1, ranks=2, offload=True) == pytest.approx(6 * EIGHT.parameters)  # 12 bytes of a half
     assert of(zero=1, masked=True) > of(zero=1) < of(zero=1, teacher=EIGHT)
 
 
@@ -179,7 +181,8 @@ def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
         (LONG, 60e9, "set recompute to selective"),
         (LONG, 40e9, "set recompute to layer"),
         ({**LONG, "recompute": "selective"}, 40e9, "set recompute to layer"),
-        ({}, 15e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
+        ({}, 15e9, "set engine to deepspeed, zero to 1, offload to optimizer, recompute to layer and micro_batch to 8"),
+        (ON_HOST, 7.5e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
         ({"recompute": "layer"}, 1e9, "choose a smaller model, or a larger card"),
     ],
 )
