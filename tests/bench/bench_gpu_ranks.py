@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, help="start so many; as which one of them runs unless given")
     parser.add_argument("--snapshot", type=Path, help="save one there, and time it")
     parser.add_argument("--recompute", choices=("none", "selective", "layer"), help="nothing unless given; 8B: each layer")
+    parser.add_argument("--offload", action="store_true", help="under torchrun: masters and moments on the host")
     asked = parser.parse_args()
     if asked.ranks:
         print(said(line(asked.size, asked.zero, asked.regime, asked.ranks, asked.snapshot, asked.recompute)))
@@ -159,6 +160,7 @@ def main() -> None:
 
     with closing(os.fdopen(os.dup(1), "w")) as out:
         how = {"recompute": asked.recompute} if asked.recompute else {}
+        how |= {"offload": "optimizer"} if asked.offload else {}
         told = rank(asked.size, asked.zero, asked.regime, asked.snapshot, how)
         if os.environ["RANK"] == "0":
             out.write(json.dumps(told) + "\n")
