@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import torch
 
 
 class Background:
@@ -22,3 +24,22 @@ class Background:
             result = work()
             return lambda: result
         return self._thread.submit(work).result
+
+    def fetch(self, tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+        """Begin to copy tensors as they are now to the host, beside what the GPU computes from now on; what is returned waits
+        for them."""
+        if self._thread is None:
+            return lambda: {name: tensor.cpu() for name, tensor in tensors.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        there = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
+        with torch.cuda.stream(stream):
+            for name, tensor in tensors.items():
+                there[name].copy_(tensor, non_blocking=True)
+                tensor.record_stream(stream)
+
+        def fetched() -> dict[str, torch.Tensor]:
+            stream.synchronize()
+            return there
+
+        return fetched

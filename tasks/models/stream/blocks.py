@@ -204,7 +204,7 @@ class BlockStream(ResidentBlocks):
     ) -> None:
         if self._written:
             prefix, state = f"{self.prefix}.{index}.", block.state_dict()
-            edited = {name: state[name.removeprefix(prefix)].cpu() for name in sorted(changed)}
+            edited = {name: state[name.removeprefix(prefix)] for name in sorted(changed)}
             self._written.write(index, edited, masks, extras, note or {})
         self.release(block)
 

@@ -47,10 +47,10 @@ class WrittenBlocks:
         return TensorFiles(self.output, self._shard(index + 1))
 
     def write(self, index: int, edited: dict[str, torch.Tensor], masks: dict[str, Mask], extras: Extras, note: dict) -> None:
-        """Write a block of which these tensors were edited. What an earlier one failed with is raised here, or by
-        :meth:`finish`."""
+        """Write a block of which these tensors were edited, wherever they lie. What an earlier one failed with is raised here,
+        or by :meth:`finish`."""
         self._last()
-        self._last = self._thread.give(partial(self._write, index, edited, masks, extras, note))
+        self._last = self._thread.give(partial(self._write, index, self._thread.fetch(edited), masks, extras, note))
 
     def finish(self, outer: dict[str, Place]) -> None:
         """Write what lies outside the blocks, the index, and all masks and extras as one file each."""
@@ -62,8 +62,10 @@ class WrittenBlocks:
         merge_parts(sorted(self.parts.glob("masks-*")), self.output / MASKS)
         merge_parts(sorted(self.parts.glob("extras-*")), self.output / EXTRAS)
 
-    def _write(self, index: int, edited: dict[str, torch.Tensor], masks: dict[str, Mask], extras: Extras, note: dict) -> None:
-        digest = self._write_weights(index, edited, {name for name, beside in extras.items() if "scale" in beside})
+    def _write(
+        self, index: int, edited: Callable[[], dict[str, torch.Tensor]], masks: dict[str, Mask], extras: Extras, note: dict
+    ) -> None:
+        digest = self._write_weights(index, edited(), {name for name, beside in extras.items() if "scale" in beside})
         if masks:
             save_masks(masks, self.parts / f"masks-{index:05d}.half")
             durable.put(self.parts / f"masks-{index:05d}.half", self.parts / f"masks-{index:05d}")
