@@ -22,7 +22,7 @@ from torch import nn
 
 from cluster.deepspeed.born import Exact, cut, fill, unrounded
 from cluster.deepspeed.rank import join
-from cluster.deepspeed.zero import LAYOUTS, compiled_in, configuration, initialize, quiet
+from cluster.deepspeed.zero import LAYOUTS, compiled_in, configuration, initialize, mask, norms, quiet
 from tasks.train.engine import NONE, Shard, moments_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class DeepSpeedEngine:
             gradient = self._layout.gradient(self._parameters[name], shard)
             if gradient is not None and shard.numel:
                 for masks in (self._held, self._focused):
-                    gradient = gradient.mul_(masks[name]) if name in masks else gradient
+                    mask(gradient, masks[name]) if name in masks else None
                 gradients.append(gradient.zero_() if name in self._still else gradient)
         norm = self._norm(gradients)
         if math.isfinite(norm):
@@ -232,7 +232,7 @@ class DeepSpeedEngine:
     def _norm(self, gradients: list[torch.Tensor]) -> float:
         square = torch.zeros((), device=self.device)
         if gradients:
-            square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().to(self.device)
+            square += norms(gradients).square().sum().to(self.device)
         if self._stage > 0 and self.ranks > 1:
             dist.all_reduce(square)
         return math.sqrt(float(square)) if float(square) >= 0 else math.nan

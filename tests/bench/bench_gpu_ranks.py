@@ -4,7 +4,8 @@ Every line is a torchrun of its own. A line says MFU, the most memory of a GPU a
 until the model was there and of its first step; where masks are held it counts dead weights that are not zero, on every rank,
 and in one line seconds and bytes of a snapshot. Without two GPUs there is nothing to measure.
 
-``python -m tests.bench.bench_gpu_ranks 1.3B 2 static --ranks 4`` measures one line, with ``--recompute selective`` another way.
+``python -m tests.bench.bench_gpu_ranks 1.3B 2 static --ranks 4`` measures one line, with ``--recompute selective`` or
+``--offload`` another way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from cluster.profile import cores
 from tests.bench.bench_gpu_training import PEAKS, REGIMES, SIZES, STEPS, Size, flops, prepared, time_of
 from tests.bench.measured import Measured
 
@@ -42,21 +44,19 @@ def measure() -> list[Measured]:
             found["1.3B", zero, "dense", ranks] = line("1.3B", zero, "dense", ranks)
     for regime in ("static", "rigl", "sr_ste"):
         with tempfile.TemporaryDirectory() as place:
-            found["1.3B", 2, regime, most] = line("1.3B", 2, regime, most, Path(place) if regime == "static" else None)
+            more = ("--snapshot", place) if regime == "static" else ()
+            found["1.3B", 2, regime, most] = line("1.3B", 2, regime, most, *more)
     for ranks in counts[1:]:
         found["8B", 3, "dense", ranks] = line("8B", 3, "dense", ranks)
     return [compared(key, told, found) for key, told in found.items()]
 
 
-def line(
-    size: str, zero: int, regime: str, ranks: int, snapshot: Path | None = None, recompute: str | None = None
-) -> dict[str, Any]:
-    """What the first rank tells."""
+def line(size: str, zero: int, regime: str, ranks: int, *more: str) -> dict[str, Any]:
+    """What the first rank tells; the ranks share this machine's cores."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "tests.bench.bench_gpu_ranks", size, str(zero), regime]
-    command += ["--snapshot", str(snapshot)] if snapshot else []
-    command += ["--recompute", recompute] if recompute else []
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["-m", "tests.bench.bench_gpu_ranks", size, str(zero), regime, *more]
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threads)
     if told.returncode:
         raise RuntimeError(f"{size}, ZeRO {zero}, {regime}, {ranks} ranks: {told.stderr[-2000:]}")
     return json.loads(told.stdout.splitlines()[-1])
@@ -151,10 +151,13 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, help="start so many; as which one of them runs unless given")
     parser.add_argument("--snapshot", type=Path, help="save one there, and time it")
     parser.add_argument("--recompute", choices=("none", "selective", "layer"), help="nothing unless given; 8B: each layer")
-    parser.add_argument("--offload", action="store_true", help="under torchrun: masters and moments on the host")
+    parser.add_argument("--offload", action="store_true", help="masters and moments on the host")
     asked = parser.parse_args()
     if asked.ranks:
-        print(said(line(asked.size, asked.zero, asked.regime, asked.ranks, asked.snapshot, asked.recompute)))
+        more = ["--snapshot", str(asked.snapshot)] if asked.snapshot else []
+        more += ["--recompute", asked.recompute] if asked.recompute else []
+        more += ["--offload"] if asked.offload else []
+        print(said(line(asked.size, asked.zero, asked.regime, asked.ranks, *more)))
         return
     from cluster.deepspeed.rank import leave
 
