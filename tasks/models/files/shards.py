@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,10 +139,11 @@ def splice(pieces: Mapping[str, Place | torch.Tensor], output: Path, metadata: d
     encoded = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     half, digest = output.with_suffix(".half"), hashlib.sha256()
-    with half.open("wb") as file:
+    with half.open("wb") as file, ThreadPoolExecutor(1) as beside:
         for chunk in chain([len(encoded).to_bytes(8, "little") + encoded], chain.from_iterable(contents)):
+            hashed = beside.submit(digest.update, chunk)
             file.write(chunk)
-            digest.update(chunk)
+            hashed.result()
     durable.put(half, output)
     return digest.hexdigest()
 
