@@ -140,9 +140,8 @@ class Profile(_Section):
     compile: Literal["auto"] | bool = "auto"
     """Whether training compiles each decoder block; ``auto`` does on a GPU."""
     recompute: Literal["none", "selective", "layer", "auto"] = "auto"
-    """What the backward pass computes again to save memory: nothing; of each decoder layer all but its matrix products and
-    attention, whose outputs are kept; or each layer from its input. ``auto`` is that where a step would not fit
-    the GPU otherwise."""
+    """What the backward pass computes again to save memory: nothing; of each decoder layer all but matrix products and
+    attention, whose outputs are kept; or each layer from its input; ``auto`` the first of them that fits the GPU."""
     card: Literal["A100", "H100", "H200"] | None = None
     """The GPU that training runs on: ``winnow plan`` tells memory and time on it, and what does not fit is refused."""
     logits_bytes: int = Field(1 << 30, ge=1)

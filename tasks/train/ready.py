@@ -51,8 +51,9 @@ def decided(context: Context, shape: Shape, how: Running) -> Running:
     room = memory_of(execution.device)
     found = fitting(shape, how, execution.recompute, room)
     if found.recompute != "none":
+        kept = " but for matrix products and attention" if found.recompute == "selective" else ""
         needed = f"{memory(shape, how) / 1e9:.0f} GB of {room / 1e9:.0f}"
-        context.note(f"the backward pass runs each layer again; without that a step takes {needed}")
+        context.note(f"the backward pass runs each layer again{kept}; without that a step takes {needed}")
     return found
 
 

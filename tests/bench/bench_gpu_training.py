@@ -264,8 +264,8 @@ def prepared(
 
 
 def time_of(call: Callable[[], Any], times: int, warm: int = 3, rounds: int = 3) -> float:
-    """Seconds of one call, after some that do not count; the best of some rounds, since a small model's card waits for its host,
-    which others use too."""
+    """Seconds of one call, after some that do not count; the best of some rounds, since a small model's card waits for its
+    host, which others use too."""
     import torch
 
     for _ in range(warm):
