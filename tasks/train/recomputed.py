@@ -7,11 +7,13 @@ model trains in the memory of one block and of every block's input, for a third 
 ``selective`` (Korthikanti et al., arXiv 2205.05198): of a block its input and the outputs of its matrix products and of its
 attention kernel are kept; norms, activations, rotary embeddings and casts are cheap and made again, and so is attention that is
 written out, whose scores are large for what they cost. It takes no product twice. Compiled code shows its operations to its
-compiler alone, so here the block runs selectively inside of what is compiled.
+compiler alone, so here the block runs selectively inside of what is compiled. A Llama of 1.3B on one H100: 1.5 % more time and
+30.6 GiB instead of 38.6; ``layer`` takes 30 % more time and 19.3 GiB.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -58,6 +60,8 @@ def _kept(context: Any, operation: Any, *given: Any, **named: Any) -> Checkpoint
 def recompute_blocks(model: nn.Module, what: Literal["selective", "layer"]) -> None:
     """From now on the backward pass makes again what the decoder blocks of a model do not keep. ``selective`` goes before the
     blocks are compiled, ``layer`` around what was compiled."""
+    # That nothing kept may be changed in place: compiled nothing is, elsewhere torch refuses it.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for block in decoder_blocks(model)[1]:
         assert what == "layer" or not getattr(block.forward, "compiled", False), "what is compiled hides its operations"
         block.forward = Recomputed(block.forward, what == "selective")

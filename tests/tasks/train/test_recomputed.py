@@ -34,10 +34,12 @@ def test_the_gradients_of_every_architecture_are_the_same_bit_for_bit(architectu
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
-def test_and_within_what_is_compiled(architecture, monkeypatch):
+def test_and_within_what_is_compiled_without_a_word_of_torch(architecture, monkeypatch, caplog):
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    torch._logging._internal.warning_once.cache_clear()
     plain, selected = gradients(architecture, None, compile=True), gradients(architecture, "selective", compile=True)
     assert plain.keys() == selected.keys() and all(torch.equal(plain[name], selected[name]) for name in plain)
+    assert not [record for record in caplog.records if "torch.utils.checkpoint" in record.getMessage()]
 
 
 def test_what_is_compiled_hides_its_operations_and_is_refused():
