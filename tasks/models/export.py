@@ -8,7 +8,6 @@ where a scheme says so.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from tasks.models.files.checkpoint import load_model, skeleton
 from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
 from tasks.models.files.kv_cache import KVCache
-from tasks.models.files.layout import MASKS
+from tasks.models.files.layout import MASKS, copy_files
 from tasks.models.files.packable import require_packable
 from tasks.models.files.packing import Extras, Schemes, write_packed
 from tasks.models.files.schemes import require_readable
@@ -60,9 +59,7 @@ def export_compressed(
         rows_BT = windows(data, model)
         seen = Seen.summed_up(stream.logits(row_T[None] for row_T in rows_BT), rows_BT, next(model.parameters()).dtype)
     write_packed(directory, {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args, output)
-    if (directory / MASKS).exists():
-        (output / MASKS).parent.mkdir(exist_ok=True)
-        shutil.copyfile(directory / MASKS, output / MASKS)
+    copy_files(directory, output, MASKS)
     return {"logits_difference": require_readable_elsewhere(output, seen) if elsewhere else _read_back(seen, output)}
 
 
