@@ -136,7 +136,6 @@ class _Graph:
         except ValueError as error:
             raise ValueError(f"recipe.{where}: {error}") from None
         id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]]
-        own = {} if own is None else own
         if not isinstance(own, dict):
             raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
         if len(id) > LONGEST_ID:
