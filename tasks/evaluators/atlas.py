@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Windowed
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ TABLE = "atlas.csv"
 Row = dict[str, float | str | None]
 
 
-class Atlas(Evaluator):
+class Atlas(Windowed):
     """One row a matrix, an expert's each. The weights are those stored, a quantized file's decompressed; inputs are observed
     on held-out text, those of fused experts are not."""
 
@@ -48,13 +48,6 @@ class Atlas(Evaluator):
     """Tokens of held-out text, at most, on which inputs are observed."""
     batch: int = Field(8, gt=0)
     """Windows at a time."""
-
-    def reads(self) -> dict[str, int]:
-        return {"heldout": self.length}
-
-    def check_positions(self, positions: int) -> None:
-        if self.length > positions:
-            raise ValueError(f"atlas.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
