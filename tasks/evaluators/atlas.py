@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -76,15 +77,12 @@ class Atlas(Windowed):
         def hook(flow: Inflow):  # type: ignore[no-untyped-def]
             return lambda module, given: flow.add(given[0].flatten(0, -2))
 
-        modules = {name: candidate.model.get_submodule(name.rpartition(".")[0]) for name in flows}
-        hooks = [module.register_forward_pre_hook(hook(flows[name])) for name, module in modules.items()]
-        try:
-            with torch.inference_mode():
-                for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
-                    candidate.model(input_ids=batch.tokens.to(candidate.device), use_cache=False)
-        finally:
-            for handle in hooks:
-                handle.remove()
+        with ExitStack() as hooks, torch.inference_mode():
+            for name, flow in flows.items():
+                module = candidate.model.get_submodule(name.rpartition(".")[0])
+                hooks.enter_context(module.register_forward_pre_hook(hook(flow)))
+            for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
+                candidate.model(input_ids=batch.tokens.to(candidate.device), use_cache=False)
         return flows
 
     def _rows(

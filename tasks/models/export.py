@@ -9,7 +9,7 @@ where a scheme says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,20 +76,16 @@ def inputs_quantized(model: torch.nn.Module, schemes: Schemes, extras: Extras | 
         scales = compute_dynamic_scales_and_zp(inputs[0], args, module) if fixed is None else (fixed, None)
         return (fake_quantize(inputs[0], *scales, args),)
 
-    hooks = []
-    for name, scheme in schemes.items():
-        if scheme.input_activations is not None:
-            module = name.removesuffix(".weight")
-            fixed = (extras or {}).get(module, {}).get("input_scale")
-            if fixed is None and scheme.input_activations.dynamic is not True:
-                raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
-            hook = partial(rounded, scheme.input_activations, fixed)
-            hooks.append(model.get_submodule(module).register_forward_pre_hook(hook))
-    try:
+    with ExitStack() as hooks:
+        for name, scheme in schemes.items():
+            if scheme.input_activations is not None:
+                module = name.removesuffix(".weight")
+                fixed = (extras or {}).get(module, {}).get("input_scale")
+                if fixed is None and scheme.input_activations.dynamic is not True:
+                    raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
+                hook = partial(rounded, scheme.input_activations, fixed)
+                hooks.enter_context(model.get_submodule(module).register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def _schemes(
