@@ -13,7 +13,7 @@ from cluster.store.local import Store
 from cluster.store.owners import owned, reap
 from flows.card import model_card
 from tasks.models.build.surgery import surgeries_of
-from tasks.models.files.layout import MASKS
+from tasks.models.files.layout import MASKS, NAMES, copy_companions, copy_files
 from tasks.refusal import disk_full
 
 HALF = ".half"  # in the directory, until all is written
@@ -141,11 +141,8 @@ def _undone(model: Path, surgeries: int, scratch: Path) -> Path:
 
 
 def _write(model: Path, directory: Path) -> None:
-    from tasks.models.files.layout import NAMES, copy_companions
     from tasks.models.files.names import write_as_on_hub
 
     write_as_on_hub(model, directory)
     copy_companions(model, directory, skip={NAMES})
-    if (model / MASKS).exists():
-        (directory / MASKS).parent.mkdir()
-        shutil.copyfile(model / MASKS, directory / MASKS)
+    copy_files(model, directory, MASKS)

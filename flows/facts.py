@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.nodes import Node, Recipe, naming
+from flows.nodes import Node, Recipe, naming, tokenizing
 from tasks.data.tokenizer import Meaning
 from tasks.models.facts import ModelFacts, Parties, facts_of
 from tasks.models.source import ModelSource
@@ -61,9 +61,7 @@ class _Known:
         """To tokens: by a tokenizer on this machine, or one that a stage will learn."""
         if data is None:
             return None
-        node = self.recipe.node(data)
-        if "tokenizer" in node.parents:
-            return self._learned(node.parents["tokenizer"])
+        node = tokenizing(self.recipe.nodes, data)
         if learned := node.stage.learned_from():
             return Meaning(learned=learned)
         directory = node.stage.tokenizer.checkpoint.local
@@ -78,12 +76,10 @@ class _Known:
         """How many ids the tokenizer behind a node of tokens needs; None where it lies elsewhere."""
         if data is None:
             return None
-        node = self.recipe.node(data)
-        if "tokenizer" in node.parents:
-            return self._ids(node.parents["tokenizer"])
-        if data not in self.tokenizers:
-            self.tokenizers[data] = node.stage.tokenizer.ids()
-        return self.tokenizers[data]
+        node = tokenizing(self.recipe.nodes, data)
+        if node.id not in self.tokenizers:
+            self.tokenizers[node.id] = node.stage.tokenizer.ids()
+        return self.tokenizers[node.id]
 
     def _model(self, node: Node, made: bool = False) -> ModelFacts | None:
         """Of the model that a node takes, or of the one it has ``made``: of where that began, in the sizes that the stages

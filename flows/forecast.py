@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Profile
 from flows.lineage import line, source_of
-from flows.nodes import Node, Recipe, naming
-from flows.recipe import vocabulary
+from flows.nodes import Node, Recipe, naming, vocabulary
 from tasks.context import Execution
 from tasks.models.source import ModelSource
 from tasks.train.cards import CARDS

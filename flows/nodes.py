@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -60,6 +60,20 @@ class Recipe:
 
     def models(self) -> Iterator[Node]:
         return (node for node in self.nodes if node.stage.yields == "model")
+
+
+def tokenizing(nodes: Iterable[Node], data: str) -> Node:
+    """The node whose tokenizer a node of tokens has."""
+    known = {node.id: node for node in nodes}
+    node = known[data]
+    while "tokenizer" in node.parents:
+        node = known[node.parents["tokenizer"]]
+    return node
+
+
+def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:
+    """The size of the tokenizer behind a node of tokens, where the recipe says it."""
+    return tokenizing(nodes, data).stage.tokenizer.train if data else None
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from flows.enough import require_enough
 from flows.facts import examine
 from flows.forecast import check_ranks, check_room, forecast
 from flows.lineage import source_of, upstream
-from flows.nodes import Node, Recipe, as_written, naming
+from flows.nodes import Node, Recipe, as_written, naming, vocabulary
 from flows.override import Setting
 from flows.part import WHOLE, Part, chosen, up_to
-from flows.recipe import load_recipe, vocabulary
+from flows.recipe import load_recipe
 from flows.trials import Values
 from tasks.data.digests import DIGESTS, Digests
 from tasks.stage import STAGES, Facts, members

@@ -18,7 +18,7 @@ from cluster.documents import load_yaml, parse_yaml
 from flows.claims import Claim
 from flows.gates import Required
 from flows.lineage import check_measured, check_required, check_trials, evaluations, referring
-from flows.nodes import Node, Recipe
+from flows.nodes import Node, Recipe, vocabulary
 from flows.override import Setting, changed
 from flows.roles import REMEDY, an_entry, check_together, check_used
 from flows.succession import check_succession
@@ -109,14 +109,6 @@ def parse_recipe(document: Any, text: str, folder: Path | None = None, trials: l
     return Recipe(*told, header.search, sweep.trials.space, drawn)
 
 
-def vocabulary(nodes: Iterable[Node], data: str | None) -> int | None:
-    """The size of the tokenizer behind a node of tokens, where the recipe says it."""
-    known = {node.id: node for node in nodes}
-    while data and "tokenizer" in (parents := known[data].parents):
-        data = parents["tokenizer"]
-    return known[data].stage.tokenizer.train if data else None
-
-
 class _Graph:
     """Builds the nodes of a recipe, resolving each role to the nearest ancestor that yields what it needs."""
 
@@ -136,7 +128,6 @@ class _Graph:
         except ValueError as error:
             raise ValueError(f"recipe.{where}: {error}") from None
         id, path, own = str(entry.get("id", names[0])), f"recipe.{where}.{names[0]}", entry[names[0]]
-        own = {} if own is None else own
         if not isinstance(own, dict):
             raise ValueError(f"{path}: fields are needed, got {own!r}; choose some of {', '.join(kind.model_fields)}")
         if len(id) > LONGEST_ID:
@@ -168,6 +159,9 @@ class _Graph:
         if stage.yields == "model":
             self._measure(id)
 
+    def _node(self, id: str) -> Node:
+        return next(node for node in self.nodes if node.id == id)
+
     def _stated(self, origin: Any, kind: type[Stage], where: str) -> dict[str, str]:
         """``from``: an id, a list of ids, or {role: id}; as {role or position: id}."""
         if isinstance(origin, str):
@@ -192,7 +186,7 @@ class _Graph:
         frontier = list(origins)
         while frontier:
             id = frontier.pop(0)
-            node = next(node for node in self.nodes if node.id == id)
+            node = self._node(id)
             if node.stage.yields == yields and named in (None, node.name):
                 return id
             frontier.extend(self.ancestry[id])
@@ -214,7 +208,7 @@ class _Graph:
                 found = self._teacher(id, stage, parents.get("model")) if role == "teacher" else nearest
             if found is None:
                 raise ValueError(f"{path}: no {role} ({kind}) upstream; {REMEDY[role]}")
-            if (made := next(node for node in self.nodes if node.id == found).stage.yields) != kind:
+            if (made := self._node(found).stage.yields) != kind:
                 raise ValueError(f"{path}: {role} needs {kind}, and {found} makes {made}")
             parents[role] = found
         return parents
@@ -225,14 +219,14 @@ class _Graph:
         found = named or list(dict.fromkeys(filter(None, (self._nearest([id], kind) for id in stated.values()))))
         if len(found) < 2:
             raise ValueError(f"{path}: {role} are two or more; put gather: true after a grid, or name them with from: [ID, ID]")
-        if odd := [id for id in found if next(node for node in self.nodes if node.id == id).stage.yields != kind]:
+        if odd := [id for id in found if self._node(id).stage.yields != kind]:
             raise ValueError(f"{path}: {role} needs {kind}s, and {odd[0]} makes none")
         return {f"{role}_{number}": id for number, id in enumerate(found)}
 
     def _pruned(self, origins: Iterable[str]) -> Node | None:
         """The last pruning upstream: what went into it teaches."""
         pruned = self._nearest(origins, "model", named="prune")
-        return next(node for node in self.nodes if node.id == pruned) if pruned else None
+        return self._node(pruned) if pruned else None
 
     def _teacher(self, id: str, stage: Stage, model: str | None) -> str | None:
         """What went into the last pruning; where nothing was pruned, the model itself, if it is the method that prunes."""

@@ -24,11 +24,11 @@ REMEDY = {
 
 
 def an_entry(stated: Any) -> Any:
-    """What stands in ``stages``, if it has the form of a stage."""
+    """What stands in ``stages``, if it has the form of a stage; of one without fields YAML gives None."""
     if not isinstance(stated, dict):
         choices = ", ".join(STAGES)
         raise ValueError(f"a stage is written {{NAME: {{FIELD: value}}}}, got {stated!r}; choose one of {choices}")
-    return stated
+    return {key: {} if value is None and key in STAGES else value for key, value in stated.items()}
 
 
 def check_used(stage: Stage, own: Mapping[str, Any], stated: Mapping[str, str], path: str) -> None:

@@ -144,10 +144,8 @@ class Sweep:
         if not isinstance(axis, str) or not all(axis.split(".")):
             raise ValueError(f"{where}: {axis!r} is no field; an axis is a field of the stage, as seed or method.sparsity")
         place = entry[names[0]] if len(names) == 1 else None
-        place = {} if place is None else place
-        if len(names) != 1 or not isinstance(place, dict):
+        if not isinstance(place, dict):
             return  # for the graph to refuse
-        entry[names[0]] = place
         if axis.startswith("model.") and "model" not in place and self.model is not None:
             place["model"] = copy.deepcopy(self.model)
         *way, last = axis.split(".")

@@ -101,7 +101,7 @@ class Merge(Stage):
 
     def _write(self, directories: list[Path], output: Path) -> None:
         """The models merged, tensor by tensor, one file at a time in memory."""
-        from tasks.models.files.layout import INDEX, MASKS, copy_companions
+        from tasks.models.files.layout import INDEX, MASKS, copy_companions, copy_files
         from tasks.models.files.shards import TensorFiles, write_tensors
 
         models = [TensorFiles(directory) for directory in directories]
@@ -113,10 +113,7 @@ class Merge(Stage):
                 merged[name] = self.method.merge(values).to(first.dtype) if first.is_floating_point() else first
             write_tensors(merged, output / file.name)
         copy_companions(directories[0], output)
-        for name in (INDEX, MASKS):
-            if (directories[0] / name).exists():
-                (output / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(directories[0] / name, output / name)
+        copy_files(directories[0], output, INDEX, MASKS)
 
 
 UNTOLD = ("_name_or_path", "transformers_version", "use_cache")  # what a config says beside what the model computes

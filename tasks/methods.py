@@ -90,7 +90,7 @@ def _read(shelf: str, spec: object, context: Any) -> Method:
     if not (isinstance(spec, dict) and len(spec) == 1):
         raise ValueError(f"a method is written NAME or {{NAME: {{field: value}}}}; choose one of {', '.join(names(shelf))}")
     ((name, fields),) = spec.items()
-    method, fields = load(shelf, str(name)), {} if fields is None else fields
+    method = load(shelf, str(name))
     if method.version > 1 and isinstance(fields, dict) and "version" in fields:  # as ``dump`` wrote it
         fields = dict(fields)
         if (given := fields.pop("version")) != method.version:
@@ -99,10 +99,10 @@ def _read(shelf: str, spec: object, context: Any) -> Method:
 
 
 def validate(model: type[Model], fields: Any, where: str, context: Any = None) -> Model:
-    """An instance of a pydantic class, or a ValueError of one line that names the field and the choices. ``context`` is for
-    its validators."""
+    """An instance of a pydantic class, or a ValueError of one line that names the field and the choices. ``fields`` is None
+    where a recipe gives none: so YAML reads ``NAME:``. ``context`` is for its validators."""
     try:
-        made = model.model_validate(fields, context=context)
+        made = model.model_validate({} if fields is None else fields, context=context)
     except ValidationError as error:
         raise ValueError(explain(error, model, where)) from None
     _refuse_switches(fields, made, where)

@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -207,10 +206,6 @@ def client_environment(home: Path, servers: Mapping[str, Server]) -> dict[str, s
     mlflow = servers.get("mlflow")
     environment["MLFLOW_TRACKING_URI"] = mlflow.url if mlflow else f"sqlite:///{home}/mlflow.db"
     return environment
-
-
-def port_of(server: Server) -> int | None:
-    return urlsplit(server.url).port
 
 
 def _kept_secret(file: Path, fresh: str) -> str:

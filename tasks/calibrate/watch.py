@@ -9,7 +9,7 @@ Shapes: T = tokens, I = input features, O = output features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -101,25 +101,21 @@ def watch_outputs(block: torch.nn.Module, make: MakeOutput) -> Iterator[dict[str
     """Feed an observer per module of a block that ``make`` gives one, by the module's name within it, with what it returns, or
     with the first of several things."""
     statistics: dict[str, Statistic] = {}
-    hooks = []
 
-    def watch(name: str, module: torch.nn.Module, statistic: Statistic) -> None:
+    def watching(name: str, statistic: Statistic) -> Callable[..., None]:
         def see(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             value_BTO = output[0] if isinstance(output, tuple) else output
             if value_BTO.numel():
                 with torch._C.DisableTorchFunction():
                     statistics.setdefault(name, statistic).add(value_BTO.reshape(-1, value_BTO.shape[-1]))
 
-        hooks.append(module.register_forward_hook(see))
+        return see
 
-    try:
+    with ExitStack() as hooks:
         for name, module in block.named_modules():
             if (statistic := make(name, module)) is not None:
-                watch(name, module, statistic)
+                hooks.enter_context(module.register_forward_hook(watching(name, statistic)))
         yield statistics
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def require_finite(outputs: dict[str, Statistic]) -> None:

@@ -6,7 +6,7 @@ Shapes: B = sequences, T = tokens, D = hidden features, I = input features of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -117,13 +117,12 @@ class Whole:
     @torch.no_grad()
     def watch(self, hooks: Sequence[Any]) -> None:
         """Run the text through the model once, and take the hooks off it."""
-        try:
+        with ExitStack() as stack:
+            for hook in hooks:
+                stack.enter_context(hook)
             for done, batch in enumerate(self.batches, 1):
                 self.model(input_ids=batch.tokens.to(self.device), use_cache=False)
                 self.told(done, len(self.batches))
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def hidden_of(given: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
@@ -139,12 +138,10 @@ def skipped(blocks: nn.ModuleList, without: Collection[int]) -> Iterator[None]:
         hidden_BTD = hidden_of(given, named)
         return hidden_BTD if isinstance(output, torch.Tensor) else type(output)((hidden_BTD, *output[1:]))
 
-    hooks = [blocks[index].register_forward_hook(passing, with_kwargs=True) for index in without]
-    try:
+    with ExitStack() as hooks:
+        for index in without:
+            hooks.enter_context(blocks[index].register_forward_hook(passing, with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -154,10 +151,8 @@ def silenced(model: nn.Module, keeps: Mapping[str, torch.Tensor]) -> Iterator[No
     def times(keep_I: torch.Tensor):
         return lambda module, given: (given[0] * keep_I.to(given[0].dtype), *given[1:])
 
-    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in keeps}
-    hooks = [owner.register_forward_pre_hook(times(keeps[name])) for name, owner in owners.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, keep_I in keeps.items():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            hooks.enter_context(owner.register_forward_pre_hook(times(keep_I)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

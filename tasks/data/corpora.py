@@ -132,7 +132,7 @@ def build_corpus(spec: Any, context: Any = None) -> Corpus:
         )
     ((name, values),) = fields.items()
     try:
-        return validate(CORPORA[name], {} if values is None else values, name, context)
+        return validate(CORPORA[name], values, name, context)
     except ValueError as error:  # of a sequence a recipe leaves the name of the one field out
         raise ValueError(str(error).replace("sequence.tasks", "sequence", 1)) from None
 

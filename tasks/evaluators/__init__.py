@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.data.digests import Source
 from tasks.methods import Method
@@ -119,10 +119,26 @@ def cache_of(model: PreTrainedModel, output: ModelOutput) -> Cache:
     return cache
 
 
-def require_window(tokens: int, length: int) -> None:
-    """Raise ValueError where there may be fewer tokens in all than one window has."""
-    if tokens < length:
-        raise ValueError(f"tokens {tokens} is less than one window of length {length}; choose at least {length}")
+class Windowed(Evaluator):
+    """Root of the evaluators that read held-out text in windows of ``length`` tokens, at most ``tokens`` in all."""
+
+    length: int
+    tokens: int | None
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Self:
+        if self.tokens is not None and self.tokens < self.length:
+            raise ValueError(
+                f"tokens {self.tokens} is less than one window of length {self.length}; choose at least {self.length}"
+            )
+        return self
+
+    def reads(self) -> dict[str, int]:
+        return {"heldout": self.length}
+
+    def check_positions(self, positions: int) -> None:
+        if self.length > positions:
+            raise ValueError(f"{self.name}.length {self.length} is more than the model's {positions} positions")
 
 
 class Comparison(Evaluator):

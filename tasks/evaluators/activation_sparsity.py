@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Windowed
 
 if TYPE_CHECKING:
     from tasks.data.batch import Batch
@@ -24,7 +24,7 @@ STEPS = 10**6  # errors from 0 to 1 that are tried
 REPORT = "activation_sparsity.json"
 
 
-class ActivationSparsity(Evaluator):
+class ActivationSparsity(Windowed):
     """CETT-PPL-p %. Each number under its p (``activation_sparsity.p1``), that of the first p also by its plain name."""
 
     paper: ClassVar[str] = "Sparsing Law (arXiv 2411.02335)"
@@ -54,11 +54,7 @@ class ActivationSparsity(Evaluator):
         return ["", *([] if self.error is not None else map(_label, self.percents))]
 
     def reads(self) -> dict[str, int]:
-        return {"calibration": self.sequences * self.length, "heldout": self.length}
-
-    def check_positions(self, positions: int) -> None:
-        if self.length > positions:
-            raise ValueError(f"activation_sparsity.length {self.length} is more than the model's {positions} positions")
+        return super().reads() | {"calibration": self.sequences * self.length}
 
     def check_model(self, facts: ModelFacts) -> None:
         from tasks.models.find.structure import feed_forwards

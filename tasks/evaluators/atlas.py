@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from tasks.evaluators import Candidate, Evaluator
+from tasks.evaluators import Candidate, Windowed
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ TABLE = "atlas.csv"
 Row = dict[str, float | str | None]
 
 
-class Atlas(Evaluator):
+class Atlas(Windowed):
     """One row a matrix, an expert's each. The weights are those stored, a quantized file's decompressed; inputs are observed
     on held-out text, those of fused experts are not."""
 
@@ -48,13 +49,6 @@ class Atlas(Evaluator):
     """Tokens of held-out text, at most, on which inputs are observed."""
     batch: int = Field(8, gt=0)
     """Windows at a time."""
-
-    def reads(self) -> dict[str, int]:
-        return {"heldout": self.length}
-
-    def check_positions(self, positions: int) -> None:
-        if self.length > positions:
-            raise ValueError(f"atlas.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.formats.mask import load_masks
@@ -83,15 +77,12 @@ class Atlas(Evaluator):
         def hook(flow: Inflow):  # type: ignore[no-untyped-def]
             return lambda module, given: flow.add(given[0].flatten(0, -2))
 
-        modules = {name: candidate.model.get_submodule(name.rpartition(".")[0]) for name in flows}
-        hooks = [module.register_forward_pre_hook(hook(flows[name])) for name, module in modules.items()]
-        try:
-            with torch.inference_mode():
-                for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
-                    candidate.model(input_ids=batch.tokens.to(candidate.device), use_cache=False)
-        finally:
-            for handle in hooks:
-                handle.remove()
+        with ExitStack() as hooks, torch.inference_mode():
+            for name, flow in flows.items():
+                module = candidate.model.get_submodule(name.rpartition(".")[0])
+                hooks.enter_context(module.register_forward_pre_hook(hook(flow)))
+            for batch in heldout_windows(candidate.data, self.length, self.tokens, self.batch, candidate.progress):
+                candidate.model(input_ids=batch.tokens.to(candidate.device), use_cache=False)
         return flows
 
     def _rows(

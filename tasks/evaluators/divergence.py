@@ -8,14 +8,14 @@ the evaluator ``flips`` tells.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tasks.evaluators import Candidate, Comparison, require_window
+from tasks.evaluators import Candidate, Comparison, Windowed
 
 
-class Divergence(Comparison):
+class Divergence(Windowed, Comparison):
     """Windows of ``length`` tokens, at most ``tokens`` tokens in all, against the ``dense`` or the ``parent`` model."""
 
     paper: ClassVar[str] = "Accuracy Is Not All You Need (arXiv 2407.09141)"
@@ -28,18 +28,6 @@ class Divergence(Comparison):
     """Tokens in all, at most."""
     batch: int = Field(8, gt=0)
     """Windows at a time."""
-
-    @model_validator(mode="after")
-    def _one_window(self) -> Self:
-        require_window(self.tokens, self.length)
-        return self
-
-    def reads(self) -> dict[str, int]:
-        return {"heldout": self.length}
-
-    def check_positions(self, positions: int) -> None:
-        if self.length > positions:
-            raise ValueError(f"divergence.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         import torch

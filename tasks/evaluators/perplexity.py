@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
 from tasks.data.digests import Source
 from tasks.data.texts import Text
-from tasks.evaluators import Candidate, Evaluator, Part, require_window
+from tasks.evaluators import Candidate, Part, Windowed
 
 if TYPE_CHECKING:
     from tasks.data.tokens import Readable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DRAWS = 1000  # of the bootstrap
 
 
-class Perplexity(Evaluator):
+class Perplexity(Windowed):
     """Of the held-out split, and of every one of ``texts`` under its name: ``perplexity.wikitext2``."""
 
     paper: ClassVar[str] = "protocol of SparseGPT and Wanda (arXiv 2301.00774, 2306.11695)"
@@ -51,19 +51,6 @@ class Perplexity(Evaluator):
 
     def sources(self) -> dict[str, Source]:
         return {f"text {name}": text for name, text in self.texts.items()}
-
-    @model_validator(mode="after")
-    def _one_window(self) -> Self:
-        if self.tokens is not None:
-            require_window(self.tokens, self.length)
-        return self
-
-    def reads(self) -> dict[str, int]:
-        return {"heldout": self.length}
-
-    def check_positions(self, positions: int) -> None:
-        if self.length > positions:
-            raise ValueError(f"perplexity.length {self.length} is more than the model's {positions} positions")
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         from tasks.data.rows import reading

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and bytes, by the formulas the sparse-pretraining papers use.
+"""What a model costs: parameters and FLOPs, by the formulas the sparse-pretraining papers use.
 
 Per token and forward pass (SPDF, arXiv 2303.10464): 2 FLOPs per live weight of the prunable matrices, 4 * T * d per layer
 for attention scores and values (counted in full, not halved for causality) and 2 * d * V for the LM head. Inference costs
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from tasks.models.build.transform import Transform
-    from tasks.train.schedule import ExponentialDensity
 
 
 @dataclass(frozen=True)
@@ -46,35 +45,6 @@ class Shape:
         """The sparsity at which a token costs what it costs in ``dense``: the formula is linear in the density, so no search
         is needed. 1 or more where no mask makes this model as cheap."""
         return 1 - (dense.forward_flops(length) - self.forward_flops(length, 0)) / (2 * self.active)
-
-    def dense_bytes(self, value_bytes: int = 2) -> float:
-        """Every weight written out, dead ones as zeros."""
-        return self.parameters * value_bytes
-
-    def masked_bytes(self, density: float, value_bytes: int = 2) -> float:
-        """One bit per prunable weight and the values of those that live; the rest of the model dense."""
-        return self.prunable / 8 + (self.parameters - self.prunable * (1 - density)) * value_bytes
-
-    def quantized_bytes(self, bits: int, group_size: int, value_bytes: int = 2) -> float:
-        """``bits`` per prunable weight and a scale per group; the rest of the model dense."""
-        scales = self.prunable / group_size * value_bytes
-        return self.prunable * bits / 8 + scales + (self.parameters - self.prunable) * value_bytes
-
-
-def gpt_shape(layers: int, width: int, vocabulary: int = 50_257) -> Shape:
-    """A GPT as SPDF counts it, without building one: q, k, v, o and an FFN of four widths, the head tied to the embedding."""
-    matrices = 12 * layers * width**2
-    return Shape(matrices + vocabulary * width, matrices, matrices, layers, width, width, vocabulary)
-
-
-def live_parameters(prunable: int, schedule: ExponentialDensity, steps: int) -> list[float]:
-    """How many of ``prunable`` weights live at each step."""
-    return [prunable * (1 - schedule.at(step)) for step in range(steps)]
-
-
-def average_parameters(prunable: int, schedule: ExponentialDensity, steps: int) -> float:
-    """N-bar: live weights averaged over the steps, each step seeing as many tokens as any other."""
-    return sum(live_parameters(prunable, schedule, steps)) / steps
 
 
 def shape_of(model: nn.Module) -> Shape:

@@ -8,9 +8,8 @@ where a scheme says so.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ import torch
 from tasks.models.files.checkpoint import load_model, skeleton
 from tasks.models.files.gate import Seen, require_readable_elsewhere, windows
 from tasks.models.files.kv_cache import KVCache
-from tasks.models.files.layout import MASKS
+from tasks.models.files.layout import MASKS, copy_files
 from tasks.models.files.packable import require_packable
 from tasks.models.files.packing import Extras, Schemes, write_packed
 from tasks.models.files.schemes import require_readable
@@ -60,9 +59,7 @@ def export_compressed(
         rows_BT = windows(data, model)
         seen = Seen.summed_up(stream.logits(row_T[None] for row_T in rows_BT), rows_BT, next(model.parameters()).dtype)
     write_packed(directory, {**extras, **(cache.scales if cache else {})}, schemes, cache and cache.args, output)
-    if (directory / MASKS).exists():
-        (output / MASKS).parent.mkdir(exist_ok=True)
-        shutil.copyfile(directory / MASKS, output / MASKS)
+    copy_files(directory, output, MASKS)
     return {"logits_difference": require_readable_elsewhere(output, seen) if elsewhere else _read_back(seen, output)}
 
 
@@ -79,20 +76,16 @@ def inputs_quantized(model: torch.nn.Module, schemes: Schemes, extras: Extras | 
         scales = compute_dynamic_scales_and_zp(inputs[0], args, module) if fixed is None else (fixed, None)
         return (fake_quantize(inputs[0], *scales, args),)
 
-    hooks = []
-    for name, scheme in schemes.items():
-        if scheme.input_activations is not None:
-            module = name.removesuffix(".weight")
-            fixed = (extras or {}).get(module, {}).get("input_scale")
-            if fixed is None and scheme.input_activations.dynamic is not True:
-                raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
-            hook = partial(rounded, scheme.input_activations, fixed)
-            hooks.append(model.get_submodule(module).register_forward_pre_hook(hook))
-    try:
+    with ExitStack() as hooks:
+        for name, scheme in schemes.items():
+            if scheme.input_activations is not None:
+                module = name.removesuffix(".weight")
+                fixed = (extras or {}).get(module, {}).get("input_scale")
+                if fixed is None and scheme.input_activations.dynamic is not True:
+                    raise ValueError(f"{module} has no input_scale, and its scheme fixes one")
+                hook = partial(rounded, scheme.input_activations, fixed)
+                hooks.enter_context(model.get_submodule(module).register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def _schemes(

@@ -12,7 +12,7 @@ Shapes: N = tokens, F = neurons, D = features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,13 +137,11 @@ class Firing:
         def hook(block: int) -> Callable[..., Any]:
             return lambda module, given: see(block, given[0])
 
-        modules = [self.model.get_submodule(down.name.rpartition(".")[0]) for down in self.downs]
-        hooks = [module.register_forward_pre_hook(hook(block)) for block, module in enumerate(modules)]
-        try:
+        with ExitStack() as hooks:
+            for block, down in enumerate(self.downs):
+                module = self.model.get_submodule(down.name.rpartition(".")[0])
+                hooks.enter_context(module.register_forward_pre_hook(hook(block)))
             yield
-        finally:
-            for handle in hooks:
-                handle.remove()
 
 
 def last_within(value: Callable[[int], float], goal: float, known: dict[int, float]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -75,13 +76,11 @@ def _stand_in(model: nn.Module, tokens_BT: torch.Tensor) -> tuple[nn.Module, Any
         return None
     inner, given = model.base_model, []
     candidates = {inner, getattr(inner, "decoder", None)} - {model, None}
-    hooks = [module.register_forward_hook(lambda *called: given.append((called[0], called[-1]))) for module in candidates]
     last_T = torch.tensor([tokens_BT.shape[1] - 1], device=tokens_BT.device)  # a number would let blocks leave out the others
-    try:
+    with ExitStack() as hooks:
+        for module in candidates:
+            hooks.enter_context(module.register_forward_hook(lambda *called: given.append((called[0], called[-1]))))
         model(input_ids=tokens_BT, use_cache=False, logits_to_keep=last_T)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return given[-1] if given else None  # the outermost ends last
 
 

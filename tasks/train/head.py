@@ -33,11 +33,8 @@ class Head:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Meanwhile a forward pass leaves the last hidden states here, and its logits are those of no token."""
-        handle = self._body.register_forward_hook(self._keep)
-        try:
+        with self._body.register_forward_hook(self._keep):
             yield
-        finally:
-            handle.remove()
 
     def _keep(self, module: nn.Module, given: Any, said: Any) -> Any:
         self.said, self.states_BTD = said, said.last_hidden_state

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -51,7 +52,7 @@ def measure() -> list[Measured]:
         random, trained = (Path(directory) / name for name in ("random", "trained"))
         subprocess.run([*OURS, "build", str(random)], cwd=ROOT, check=True)
         data = train(trained)
-        dense = perplexity(trained / "model", data)
+        dense = perplexity(trained / "model", data, scored())
         costs = [line for contest in CONTESTS for line in cost(random, *contest)]
         return costs + [quality(trained, data, dense, *contest) for contest in CONTESTS]
 
@@ -66,39 +67,52 @@ def cost(where: Path, method: str, pattern: str) -> list[Measured]:
 
 def train(where: Path) -> Path:
     """Leave a trained model and calibration tokens where a contest looks for them; its data."""
+    recipe = yaml.safe_load(TRAINED.read_text())
+    prune = next(stage["prune"] for stage in recipe["stages"] if "prune" in stage)
+    where.mkdir()
+    data, model = artifacts(where, {"name": "trained", "model": recipe["model"], "stages": recipe["stages"][:2]})
+    (where / "model").symlink_to(model)
+    leave_tokens(where, data, prune["sequences"], prune["length"])
+    return data
+
+
+def artifacts(where: Path, recipe: dict[str, Any]) -> list[Path]:
+    """What the stages of a recipe make, in order; they run in a process and a home of their own."""
+    (where / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "flows.cli", "run", "--here", "--json", str(where / "recipe.yaml")]
+    environment = {**os.environ, "WINNOW_HOME": str(where / "home")}
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return [where / "home" / "store" / stage["address"] for stage in json.loads(done.stdout)["stages"]]
+
+
+def leave_tokens(where: Path, data: Path, sequences: int, length: int) -> None:
+    """Calibration sequences of a prepare artifact, as both sides read them."""
     import numpy as np
 
     from tasks.data.tokens import calibration_batches
 
-    recipe = yaml.safe_load(TRAINED.read_text())
-    prune = next(stage["prune"] for stage in recipe["stages"] if "prune" in stage)
-    where.mkdir()
-    short = {"name": "trained", "model": recipe["model"], "stages": recipe["stages"][:2]}
-    (where / "recipe.yaml").write_text(yaml.safe_dump(short))
-    command = [sys.executable, "-m", "flows.cli", "run", "--here", "--json", str(where / "recipe.yaml")]
-    environment = {**os.environ, "WINNOW_HOME": str(where / "home")}
-    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    data, model = (where / "home" / "store" / stage["address"] for stage in json.loads(done.stdout)["stages"])
-    (where / "model").symlink_to(model)
-    tokens = next(calibration_batches(data, prune["sequences"], prune["length"], batch=prune["sequences"], seed=0))
-    np.save(where / "tokens.npy", tokens.tokens.numpy())
-    return data
+    drawn = next(calibration_batches(data, sequences, length, batch=sequences, seed=0))
+    np.save(where / "tokens.npy", drawn.tokens.numpy())
 
 
 def quality(where: Path, data: Path, dense: float, method: str, pattern: str) -> Measured:
     run(OURS, where, method, pattern, "ours")
     run(THEIRS, where, method, pattern, "theirs", "1")
-    ours, theirs = (perplexity(where / side, data) for side in ("ours", "theirs"))
+    ours, theirs = (perplexity(where / side, data, scored()) for side in ("ours", "theirs"))
     compared = f"held-out perplexity ours / llm-compressor, {ours:.2f} / {theirs:.2f}; {dense:.2f} dense"
     return Measured(f"peers.{method}.{pattern}.perplexity", ours / theirs, 1.005, compared)
 
 
-def perplexity(model: Path, data: Path) -> float:
+def scored() -> dict[str, Any]:
+    """The fields of perplexity, as the recipe of the trained model has them."""
+    return yaml.safe_load(TRAINED.read_text())["evaluate"]["perplexity"]
+
+
+def perplexity(model: Path, data: Path, fields: dict[str, Any]) -> float:
     from tasks.evaluators import Candidate
     from tasks.methods import build as method_named
 
-    evaluator = method_named("evaluators", {"perplexity": yaml.safe_load(TRAINED.read_text())["evaluate"]["perplexity"]})
-    return evaluator.measure(Candidate(model, data))["perplexity"]
+    return method_named("evaluators", {"perplexity": fields}).measure(Candidate(model, data))["perplexity"]
 
 
 def compare(name: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> list[Measured]:

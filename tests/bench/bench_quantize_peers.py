@@ -11,7 +11,6 @@ ours. Groups are of 64, as 128 does not divide SmolLM2's width of 576. Both comp
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -22,11 +21,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from tasks.methods import build as method_named
 from tasks.models.files.layout import MASKS
-from tests.bench.bench_peers import BATCH, PEERS, THEIRS, compare, run
+from tests.bench.bench_peers import BATCH, PEERS, THEIRS, artifacts, compare, leave_tokens, perplexity, run
 from tests.bench.bench_peers import OURS as PRUNER
 from tests.bench.bench_walker_memory import ROOT, peak_mebibytes
 from tests.bench.measured import Measured
@@ -97,10 +94,10 @@ def broken(name: str, where: Path) -> Measured:
 
 def quality(name: str, where: Path, data: Path) -> Measured:
     """Of a model with masks against theirs with the broken groups mended, as what it revived buys it quality."""
-    before, ours, theirs = (perplexity(where / side, data) for side in ("model", "ours", "theirs"))
+    before, ours, theirs = (perplexity(where / side, data, SCORED) for side in ("model", "ours", "theirs"))
     compared = f"held-out perplexity ours / llm-compressor, {ours:.2f} / {theirs:.2f}; {before:.2f} before"
     if (where / "model" / MASKS).exists():
-        kept = perplexity(masked(where), data)
+        kept = perplexity(masked(where), data, SCORED)
         compared = f"held-out perplexity ours / llm-compressor under the mask, {ours:.2f} / {kept:.2f}"
         compared += f"; as it left it {theirs:.2f}; {before:.2f} before"
         theirs = kept
@@ -122,12 +119,6 @@ def masked(where: Path) -> Path:
     return where / "masked"
 
 
-def perplexity(model: Path, data: Path) -> float:
-    from tasks.evaluators import Candidate
-
-    return method_named("evaluators", {"perplexity": SCORED}).measure(Candidate(model, data))["perplexity"]
-
-
 def pruned(where: Path, method: str) -> Path:
     """The model at 2:4 by ours, beside the same tokens."""
     shutil.rmtree(where / "ours", ignore_errors=True)  # of a contest before
@@ -141,22 +132,13 @@ def pruned(where: Path, method: str) -> Path:
 
 def prepare(where: Path, texts: Path) -> Path:
     """Leave SmolLM2-135M and calibration tokens of WikiText-2 where a contest looks for them; the data."""
-    import numpy as np
-
-    from tasks.data.tokens import calibration_batches
-
     where.mkdir()
     (where / "model").symlink_to(REAL)
     valid, test = (str(texts / f"wikitext2_{split}.txt") for split in ("valid", "test"))
     corpus = {"train": valid, "calibration": valid, "heldout": test}
     stages = [{"prepare": {"corpus": corpus, "tokenizer": {"checkpoint": str(REAL)}}}]
-    (where / "recipe.yaml").write_text(yaml.safe_dump({"name": "peers", "stages": stages}))
-    command = [sys.executable, "-m", "flows.cli", "run", "--here", "--json", str(where / "recipe.yaml")]
-    environment = {**os.environ, "WINNOW_HOME": str(where / "home")}
-    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    data = where / "home" / "store" / json.loads(done.stdout)["stages"][0]["address"]
-    drawn = next(calibration_batches(data, SEQUENCES, LENGTH, batch=SEQUENCES, seed=0))
-    np.save(where / "tokens.npy", drawn.tokens.numpy())
+    (data,) = artifacts(where, {"name": "peers", "stages": stages})
+    leave_tokens(where, data, SEQUENCES, LENGTH)
     return data
 
 

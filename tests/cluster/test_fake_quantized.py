@@ -14,23 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.data.tokens import Sampler
 from tasks.formats.grid import Grid
 from tasks.formats.mask import Mask
-from tasks.models.files.checkpoint import load_model
 from tasks.models.find.linears import find_linears
 from tasks.train.engine import TorchEngine
 from tasks.train.fake_quantized import fake_quantize
-from tasks.train.loop import Telemetry, fit
 from tasks.train.regime import Setting
-from tasks.train.schedule import LearningRate
 from tests.cluster.deepspeed.test_engine import ranks
-from tests.cluster.test_regimes import LAST_PLACES
+from tests.cluster.test_regimes import BATCH, LAST_PLACES, RANKS, STEPS, fitted
 from tests.contracts.test_regimes import held, incoming, regime_of
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
-STEPS, BATCH, RANKS = 12, 4, 2
 GRIDS = {"masked": Grid(3, 16), "sr_ste": Grid(4, 8, symmetric=False)}  # under masks that came, under masks of its own
 
 
@@ -43,16 +38,7 @@ def train(name: str, build_engine, directory: Path, micro_batch: int | None) -> 
     setting = Setting(find_linears(model), masks, STEPS, STEPS, data=directory / "data")
     grids = dict.fromkeys(setting.linears, GRIDS[name])
     fake_quantize(model, setting.linears, grids, dict.fromkeys(grids, torch.float32))
-    regime.setup(model, setting)
-    hooks, goal, losses = regime.hooks(setting), regime.objective(), []
-    objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None)
-    sampler = Sampler(data_zoo.Tokens(directory / "data", "train"), 16, BATCH, seed=0)
-    for hook in hooks:
-        sampler, objective = hook.sampler(sampler), hook.objective(objective)
-    engine = build_engine(model, regime.optimizer(model, (0.9, 0.95), 0.1))
-    telemetry = Telemetry(log=lambda metrics, step: losses.append(metrics["loss"]), every=1)
-    fit(engine, sampler, objective, hooks, STEPS, LearningRate(3e-3, STEPS), telemetry=telemetry, micro_batch=micro_batch)
-    regime.finish(engine, setting)
+    losses, hooks, engine = fitted(regime, model, setting, build_engine, directory, micro_batch)
     return losses, held(hooks), {linear: engine.read(linear) for linear in setting.linears}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from tasks.data.tokens import Sampler
 from tasks.models.build.building import operate
@@ -21,11 +22,11 @@ from tasks.models.files.checkpoint import load_model
 from tasks.models.find.linears import find_linears
 from tasks.train import compiled
 from tasks.train.compiled import compile_blocks
-from tasks.train.engine import TorchEngine
+from tasks.train.engine import Engine, TorchEngine
 from tasks.train.hook import Hook
 from tasks.train.loop import Telemetry, fit
 from tasks.train.masking import Masking
-from tasks.train.regime import Setting
+from tasks.train.regime import Regime, Setting
 from tasks.train.schedule import LearningRate
 from tests.cluster.deepspeed.test_engine import ranks
 from tests.contracts.test_regimes import CASES, regime_of
@@ -51,6 +52,20 @@ def train(
     model, steps = zoo.in_double(model), min(24, regime.total_steps(STEPS))
     compile_blocks(model) if compile else None
     setting = Setting(find_linears(model), {}, STEPS, steps, data=directory / "sequence")
+    losses, hooks, _ = fitted(regime, model, setting, build_engine, directory, micro_batch, logits_bytes)
+    return losses, hooks
+
+
+def fitted(
+    regime: Regime,
+    model: PreTrainedModel,
+    setting: Setting,
+    build_engine,
+    directory: Path,
+    micro_batch: int | None,
+    logits_bytes: int | None = None,
+) -> tuple[list[float], list[Hook], Engine]:
+    """(loss of every step, hooks, engine) of a regime that trains a model to its end."""
     regime.setup(model, setting)
     hooks, goal, losses = regime.hooks(setting), regime.objective(), []
     objective = goal.bind(load_model(directory / "teacher").eval() if goal.needs_teacher() else None, logits_bytes)
@@ -59,9 +74,10 @@ def train(
         sampler, objective = hook.sampler(sampler), hook.objective(objective)
     engine = build_engine(model, regime.optimizer(model, (0.9, 0.95), 0.1))
     telemetry = Telemetry(log=lambda metrics, step: losses.append(metrics["loss"]), every=1)
-    fit(engine, sampler, objective, hooks, steps, LearningRate(3e-3, steps), telemetry=telemetry, micro_batch=micro_batch)
+    rate = LearningRate(3e-3, setting.steps)
+    fit(engine, sampler, objective, hooks, setting.steps, rate, telemetry=telemetry, micro_batch=micro_batch)
     regime.finish(engine, setting)
-    return losses, hooks
+    return losses, hooks, engine
 
 
 def check(name: str, directory: Path) -> None:

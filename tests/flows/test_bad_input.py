@@ -119,15 +119,9 @@ TABLE = [
         "recipe.recover: spiel.density 1e-06 of 81920 weights leaves no matrix a single one; choose more",
     ),
     ("stages/1/pretrain/method", "lora", "recipe.stages[1].pretrain: lora freezes the weights, and those of a new model are"),
-    (
-        "evaluate",
-        {"divergence": {"tokens": 8, "length": 32}},
-        "divergence: tokens 8 is less than one window of length 32",
-    ),
-    (
-        "evaluate",
-        {"perplexity": {"tokens": 8, "length": 32}},
-        "perplexity: tokens 8 is less than one window of length 32",
+    *(
+        ("evaluate", {name: {"tokens": 8, "length": 32}}, f"{name}: tokens 8 is less than one window of length 32")
+        for name in ("activation_sparsity", "atlas", "divergence", "perplexity")
     ),
     ("stages/3/recover/learning_rate", -1.0, "recover.learning_rate: input should be greater than 0, got -1.0"),
     ("stages/3/recover/betas", 0.9, "recover.betas: a list is needed, [value, ...], got 0.9"),

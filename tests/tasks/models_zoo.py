@@ -10,8 +10,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tasks.formats.mask import Mask
+from tasks.formats.pattern import parse_pattern
 from tasks.models.build.sums import Sums
 from tasks.models.files.checkpoint import save_model
+from tasks.models.find.linears import find_linears
 from tests.zoo.architectures import VOCABULARY, config
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen3", "gemma", "gemma3", "mixtral", "qwen3_moe", "gpt_oss"]
@@ -62,6 +65,18 @@ def save(architecture: str, directory: Path, layers: int = 2, **overrides) -> Pa
     made = model(architecture, layers, **overrides)
     save_model(made.state_dict(), made.config, directory)
     return directory
+
+
+def prune(made: PreTrainedModel, pattern: str) -> dict[str, Mask]:
+    """Half of every matrix becomes zero, the smallest weights that ``pattern`` lets go; the masks."""
+    masks = {}
+    for name, linear in find_linears(made).items():
+        matrix = linear.matrix(made.get_parameter(name).data)
+        parts = matrix.reshape(-1, *matrix.shape[-2:])
+        keep = torch.stack([parse_pattern(pattern).keep(part.abs(), 0.5) for part in parts]).reshape(matrix.shape)
+        matrix.mul_(keep)
+        masks[name] = Mask.of(keep, pattern, 0.5)
+    return masks
 
 
 def batches(count: int = 3, rows: int = 2, length: int = 16, seed: int = 1) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ scales from the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -119,13 +119,10 @@ def _hooked(model: PreTrainedModel, hooks: Mapping[str, Mapping[str, partial]]) 
     """The model with hooks on what goes into its caches."""
     from compressed_tensors.modeling.kvcache import initialize_hooked_kv_cache, register_key_hook, register_value_hook
 
-    handles = []
-    for name, sides in hooks.items():
-        module = model.get_submodule(name)
-        initialize_hooked_kv_cache(model, module)
-        handles += [register_key_hook(module, sides["k"]), register_value_hook(module, sides["v"])]
-    try:
+    with ExitStack() as stack:
+        for name, sides in hooks.items():
+            module = model.get_submodule(name)
+            initialize_hooked_kv_cache(model, module)
+            stack.enter_context(register_key_hook(module, sides["k"]))
+            stack.enter_context(register_value_hook(module, sides["v"]))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,6 @@ is not lost.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -44,21 +43,15 @@ def companions(directory: Path) -> Iterator[Path]:
 
 def copy_companions(source: Path, output: Path, skip: Collection[str] = ()) -> None:
     """Copy what travels, but for the file names in ``skip``."""
-    for file in companions(source):
-        if file.name not in skip:
-            target = output / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+    copy_files(source, output, *(str(file.relative_to(source)) for file in companions(source) if file.name not in skip))
 
 
-def copy_model(source: Path, output: Path) -> None:
-    """Copy a model with all that belongs to it: weights, masks, extras, and what travels beside them."""
-    weights = set(json.loads((source / INDEX).read_text())["weight_map"].values()) if (source / INDEX).exists() else {SINGLE}
-    for name in (*sorted(weights), INDEX, MASKS, EXTRAS):
+def copy_files(source: Path, output: Path, *names: str) -> None:
+    """Copy those that are there, by their paths in a model directory."""
+    for name in names:
         if (source / name).exists():
             (output / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, output / name)
-    copy_companions(source, output)
 
 
 def tokenizer_files(directory: Path) -> set[str]:

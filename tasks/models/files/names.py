@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.models.files.layout import MASKS, NAMES, copy_companions, copy_model
+from tasks.models.files.layout import EXTRAS, INDEX, MASKS, NAMES, copy_companions, copy_files
 from tasks.models.files.shards import Place, TensorFiles, write_shards, write_tensors
 
 if TYPE_CHECKING:
@@ -205,15 +204,13 @@ def copy_by_own_names(directory: Path, output: Path) -> None:
     from tasks.models.files.checkpoint import skeleton
 
     files, naming = fits(directory, skeleton(directory))
+    copy_files(directory, output, MASKS, EXTRAS)
+    copy_companions(directory, output)
     if naming.same:
-        copy_model(directory, output)
+        copy_files(directory, output, INDEX, *(file.name for file in files.files()))
         return
     with tempfile.TemporaryDirectory(dir=output, prefix=".converted-") as scratch:
         write_shards(naming.to_own(files, Path(scratch)), output)
-    if (directory / MASKS).exists():
-        (output / MASKS).parent.mkdir()
-        shutil.copyfile(directory / MASKS, output / MASKS)
-    copy_companions(directory, output)
     write_names(files, output)
 
 

@@ -9,7 +9,8 @@ Shapes: B = batch, T = tokens, D = hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,22 +69,29 @@ class _Ended(_Recorder):
         return self.returned(self.hidden_BTD)
 
 
-def conclude(model: nn.Module, blocks: nn.ModuleList, tokens_BT: torch.Tensor, flow: Activations, batch: int) -> torch.Tensor:
-    """The logits [B, T, V] of a batch whose hidden states in ``flow`` are those behind the last of ``blocks``."""
-    whole, hidden_BTD = blocks._modules, flow.hidden[batch].to(flow.device)
-    blocks._modules = {name: _Ended(block, hidden_BTD, flow.besides) for name, block in blocks.named_children()}
+@contextmanager
+def _stood_in_for(blocks: nn.ModuleList, stand_in: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+    """Meanwhile a model runs with ``stand_in`` of each block in its place."""
+    whole = blocks._modules
+    blocks._modules = {name: stand_in(block) for name, block in blocks.named_children()}
     try:
-        return model(tokens_BT.to(flow.device), use_cache=False).logits
+        yield
     finally:
         blocks._modules = whole
+
+
+def conclude(model: nn.Module, blocks: nn.ModuleList, tokens_BT: torch.Tensor, flow: Activations, batch: int) -> torch.Tensor:
+    """The logits [B, T, V] of a batch whose hidden states in ``flow`` are those behind the last of ``blocks``."""
+    hidden_BTD = flow.hidden[batch].to(flow.device)
+    with _stood_in_for(blocks, lambda block: _Ended(block, hidden_BTD, flow.besides)):
+        return model(tokens_BT.to(flow.device), use_cache=False).logits
 
 
 def capture(
     model: nn.Module, blocks: nn.ModuleList, batches: Iterable[torch.Tensor], device: str, memory: MemoryBudget | None = None
 ) -> Activations:
     """Run the tokens int64 [B, T] of each batch up to the first of ``blocks``, which are part of ``model``."""
-    batches = list(batches)
-    whole, problem = blocks._modules, ""
+    batches, problem = list(batches), ""
     for besides in (None, *range(1 + MOST_BESIDES)):  # what blocks return is seen by what the model takes
         try:
             return _capture(model, blocks, batches, device, memory, besides)
@@ -92,8 +100,6 @@ def capture(
         except _HandedOn:
             problem = "whose blocks hand on more than hidden states"
             break
-        finally:
-            blocks._modules = whole
     raise ValueError(f"unsupported: {type(model).__name__}, {problem}")
 
 
@@ -117,18 +123,18 @@ def _capture(
         if len(calls) == depth:
             raise _Captured
 
-    blocks._modules = {name: _Recorder(block, note, besides) for name, block in blocks.named_children()}
-    for tokens_BT in batches:
-        calls = []
-        try:
-            model(tokens_BT.to(device), use_cache=False)
-        except (ValueError, IndexError) as error:
-            if not calls:
-                raise
-            raise _BrokenChain(f"whose blocks return more than hidden states ({error})") from error
-        except _Captured:
-            flow.hidden.append(entered[0])
-            flow.calls.append(calls)
+    with _stood_in_for(blocks, lambda block: _Recorder(block, note, besides)):
+        for tokens_BT in batches:
+            calls = []
+            try:
+                model(tokens_BT.to(device), use_cache=False)
+            except (ValueError, IndexError) as error:
+                if not calls:
+                    raise
+                raise _BrokenChain(f"whose blocks return more than hidden states ({error})") from error
+            except _Captured:
+                flow.hidden.append(entered[0])
+                flow.calls.append(calls)
     return flow
 
 

@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.evaluators import Candidate
-from tasks.formats.mask import Mask
-from tasks.formats.pattern import parse_pattern
 from tasks.methods import build
 from tasks.models.files.checkpoint import save_model
 from tasks.models.find.linears import find_linears
@@ -20,13 +18,8 @@ from tests.tasks import models_zoo as zoo
 
 
 def candidate(folder, architecture: str = "llama", pattern: str | None = None) -> Candidate:
-    model, masks = zoo.model(architecture), {}
-    for name, linear in find_linears(model).items() if pattern else ():
-        matrix = linear.matrix(model.get_parameter(name).data)
-        parts = matrix.reshape(-1, *matrix.shape[-2:])
-        keep = torch.stack([parse_pattern(pattern).keep(part.abs(), 0.5) for part in parts]).reshape(matrix.shape)
-        matrix.mul_(keep)
-        masks[name] = Mask.of(keep, pattern, 0.5)
+    model = zoo.model(architecture)
+    masks = zoo.prune(model, pattern) if pattern else {}
     save_model(model.state_dict(), model.config, folder / "model", masks)
     data_zoo.write_tokens(folder / "data", "heldout", np.random.default_rng(0).integers(0, zoo.VOCABULARY, 64))
     return Candidate(folder / "model", folder / "data", report=folder / "report")

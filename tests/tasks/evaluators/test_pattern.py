@@ -7,23 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.evaluators import Candidate
-from tasks.formats.mask import Mask
-from tasks.formats.pattern import parse_pattern
 from tasks.methods import build
 from tasks.models.files.checkpoint import save_model
-from tasks.models.find.linears import find_linears
 from tests.tasks import models_zoo as zoo
 
 
 def pruned(directory, pattern: str, architecture: str = "llama") -> tuple[dict[str, torch.Tensor], int]:
     """Write a model pruned to 50 %; its masks, and how many weights are prunable."""
-    model, masks = zoo.model(architecture), {}
-    for name, linear in find_linears(model).items():
-        matrix = linear.matrix(model.get_parameter(name).data)
-        parts = matrix.reshape(-1, *matrix.shape[-2:])
-        keep = torch.stack([parse_pattern(pattern).keep(part.abs(), 0.5) for part in parts]).reshape(matrix.shape)
-        matrix.mul_(keep)
-        masks[name] = Mask.of(keep, pattern, 0.5)
+    model = zoo.model(architecture)
+    masks = zoo.prune(model, pattern)
     save_model(model.state_dict(), model.config, directory, masks)
     return masks, sum(mask.numel for mask in masks.values())
 

@@ -8,11 +8,8 @@ import torch
 
 from tasks.evaluators import Candidate
 from tasks.evaluators.runtime import Runtime
-from tasks.formats.mask import Mask
-from tasks.formats.pattern import parse_pattern
 from tasks.methods import build
 from tasks.models.files.checkpoint import save_model
-from tasks.models.find.linears import find_linears
 from tests.tasks import data_zoo
 from tests.tasks import models_zoo as zoo
 
@@ -31,12 +28,8 @@ SMALL = {
 
 def candidate(folder, pattern: str | None = None, architecture: str = "llama") -> Candidate:
     sizes = {"hidden_size": 32, "intermediate_size": 64} if architecture == "llama" else {}
-    model, masks = zoo.model(architecture, layers=2, **sizes), {}
-    for name, linear in find_linears(model).items() if pattern else ():
-        matrix = linear.matrix(model.get_parameter(name).data)
-        keep = parse_pattern(pattern).keep(matrix.abs(), 0.5)
-        matrix.mul_(keep)
-        masks[name] = Mask.of(keep, pattern, 0.5)
+    model = zoo.model(architecture, **sizes)
+    masks = zoo.prune(model, pattern) if pattern else {}
     save_model(model.state_dict(), model.config, folder / "model", masks)
     data_zoo.write_tokens(folder / "data", "heldout", np.arange(100) % zoo.VOCABULARY)
     return Candidate(folder / "model", folder / "data", report=folder / "report")

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.formats.mask import Mask
-from tasks.formats.pattern import parse_pattern
 from tasks.models.files.checkpoint import save_model
-from tasks.models.find.linears import find_linears
 from tasks.models.running.bench import OWN, Bench
 from tests.tasks import models_zoo as zoo
 
 
 @pytest.fixture
 def pruned(tmp_path):
-    model, masks = zoo.model("llama", hidden_size=32, intermediate_size=64), {}
-    for name, linear in find_linears(model).items():
-        matrix = linear.matrix(model.get_parameter(name).data)
-        keep = parse_pattern("2:4").keep(matrix.abs(), 0.5)
-        matrix.mul_(keep)
-        masks[name] = Mask.of(keep, "2:4", 0.5)
-    save_model(model.state_dict(), model.config, tmp_path, masks)
+    model = zoo.model("llama", hidden_size=32, intermediate_size=64)
+    save_model(model.state_dict(), model.config, tmp_path, zoo.prune(model, "2:4"))
     return tmp_path
 
 
