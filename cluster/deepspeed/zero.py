@@ -123,9 +123,11 @@ def mask(gradient: torch.Tensor, keep: torch.Tensor) -> None:
 
 def norms(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Float32, of flat gradients; on the host of pieces of them, since torch sums up each result with one thread."""
-    whole = [0 if gradient.is_cuda else len(gradient) // _PIECE * _PIECE for gradient in gradients]
-    pieces = [gradient[:end].view(-1, _PIECE) for gradient, end in zip(gradients, whole, strict=True) if end]
+    if gradients[0].is_cuda:
+        return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+    whole = [len(gradient) // _PIECE * _PIECE for gradient in gradients]
     rest = [gradient[end:] for gradient, end in zip(gradients, whole, strict=True)]
+    pieces = [gradient[:end].view(-1, _PIECE) for gradient, end in zip(gradients, whole, strict=True) if end]
     of_rest = torch.stack(torch._foreach_norm(rest, 2, dtype=torch.float32))
     return torch.cat([of_rest, *(torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32) for piece in pieces)])
 
