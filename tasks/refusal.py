@@ -36,7 +36,8 @@ def disk_full(error: BaseException) -> str | None:
     if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "File too large" in str(error):
         return " (files may not be so large there: ulimit -f, or the file system's own limit)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f" ({error.filename})" if error.filename else ""
+        told = str(error.strerror or "").partition("disk full: ")[2]  # as the store counts before it copies
+        return f" ({': '.join(filter(None, (error.filename, told)))})" if error.filename else ""
     words = ("No space left on device", " requested and ")  # of safetensors; of NumPy, for a write that fell short
     return "" if any(word in str(error) for word in words) else None
 

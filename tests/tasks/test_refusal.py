@@ -108,6 +108,7 @@ def test_a_full_disk_is_told_whoever_met_it(tmp_path):
 
     assert met(unbuffered) == ""
     assert met(lambda: shutil.copyfile(__file__, "/dev/full")) in ("", " (/dev/full)")
+    assert disk_full(OSError(28, "disk full: 5 bytes needed, 3 free", "/store/x")) == " (/store/x: 5 bytes needed, 3 free)"
     assert disk_full(RuntimeError("I/O error: No space left on device (os error 28)")) == ""  # as safetensors says it
     assert disk_full(FileNotFoundError(2, "No such file", "x")) is None and disk_full(ValueError("full")) is None
 
