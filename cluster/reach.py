@@ -115,12 +115,22 @@ def plainly(uri: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = (str(_beneath(error)).strip() or type(error).__name__).splitlines()[0]
         if "Max retries exceeded" in what:  # whatever was asked, and by which classes
             what = "it does not answer"
         elif answer := FOREIGN.match(what):
             what = f"it answers {answer[2]} where an MLflow has {answer[1]}; mend the address"
         raise ConnectionError(f"MLflow at {shown(uri)}: {what}") from error
+
+
+def _beneath(error: BaseException) -> BaseException:
+    """The database's own error, where it is one: those around it begin with advice to programmers."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(origin := getattr(below, "orig", None), Exception):  # as SQLAlchemy names it
+            return origin
+        below = below.__cause__ or below.__context__
+    return error
 
 
 class Plain:

@@ -63,8 +63,8 @@ def connect(uri: str) -> Any:
     os.environ.update(SETTINGS | dict(os.environ))
     from mlflow import MlflowClient
 
-    for talker in ("alembic", "mlflow.store.db.utils"):  # they tell of every new database on stderr
-        logging.getLogger(talker).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # both tell of every new database on stderr, and the second
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # all of its trace of what is raised anyway
     check_tracking(uri)
     with plainly(uri):
         return Plain(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)

@@ -99,7 +99,8 @@ def _fail(error: Exception) -> None:
         text += "; run the same command to make it again"
     elif died and not getattr(error, "final", False):
         text += "; run the same command to go on"
-    errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
+    if text:  # none where no command was named: the help was shown
+        errors.print(f"winnow: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
     sys.exit(1 if died and not getattr(error, "final", False) else 2)
 
 

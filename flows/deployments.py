@@ -138,9 +138,8 @@ def ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
 def remove(client: SyncPrefectClient, name: str) -> None:
     known = {found.name: found for found in ours(client)}
     if name not in known:
-        raise ValueError(
-            f"no deployment {name!r} of Winnow's on this server; choose one of {', '.join(sorted(known)) or 'none'}"
-        )
+        choices = f"choose one of {', '.join(sorted(known))}" if known else "it has none"
+        raise ValueError(f"no deployment {name!r} of Winnow's on this server; {choices}")
     client.delete_deployment(known[name].id)
 
 

@@ -66,11 +66,13 @@ def pin(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
 
 def unpin(artifact: ArtifactArgument, profile: ProfileOption = "local") -> None:
     """Take a pin away; the artifact stays until winnow gc finds that nothing needs it."""
+    from cluster.store.local import begun
+
     store, pins = store_of(profile), store_of(profile).pins()
-    found = [address for address in pins if address.startswith(artifact) or address[-12:].startswith(artifact[:12])]
+    found = begun(pins, artifact)
     if len(found) != 1:
         which = "several pins begin with" if found else "no pin begins with"
-        raise ValueError(f"{which} {artifact!r}; choose one of {', '.join(pins) or 'none'}")
+        raise ValueError(f"{which} {artifact!r}; {'choose one of ' + ', '.join(pins) if pins else 'nothing is pinned'}")
     store.unpin(found[0])
     console.print(f"{found[0]} is pinned no longer", highlight=False)
 

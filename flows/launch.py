@@ -105,8 +105,9 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
 
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    imported = Thread(target=import_module, args=("flows.pipeline",), daemon=True)
     if needed:  # Prefect takes seconds to import, and servers to start
-        Thread(target=import_module, args=("flows.pipeline",), daemon=True).start()
+        imported.start()
     kinds = [kind for kind, own in (("ray", profile.ray.address), ("prefect", profile.prefect.api_url)) if not own]
     services = Services()
     if needed and kinds:
@@ -118,6 +119,8 @@ def _servers(profile: Profile, console: Console, needed: bool) -> Iterator[None]
         if profile.prefect.api_url:
             os.environ["PREFECT_API_URL"] = profile.prefect.api_url
         logging.raiseExceptions = False  # or Prefect writes to stderr what it could not log
+        if needed:  # two threads that import parts of Prefect wait for each other, and one gives up
+            imported.join()
         with watched if needed and kinds else nullcontext():
             yield
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from cluster.store.artifacts import CorruptArtifact
 
@@ -46,8 +46,20 @@ class _Once(TyperCommand):
             raise
 
 
+class _Group(TyperGroup):
+    """A group that says what it has to who names another command."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise ValueError(f"no command {args[0]!r}; choose one of {', '.join(self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
 class Commands(typer.Typer):
     """A group of such commands."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(cls=_Group, **kwargs)
 
     def command(self, *args: Any, **kwargs: Any) -> Any:
         return super().command(*args, **{"cls": _Once, **kwargs})

@@ -83,8 +83,9 @@ def read_recipe(source: str) -> tuple[dict[str, Any], str]:
     for path in (Path(source), SHIPPED / f"{source}.yaml"):
         if path.is_file():
             return load_yaml(path), path.read_text()
+    what = "it is no plain file" if Path(source).exists() else "no such file"
     names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-    raise ValueError(f"recipe {source}: no such file; choose one of {names} or give a path")
+    raise ValueError(f"recipe {source}: {what}; choose one of {names} or give a path")
 
 
 def parse_recipe(document: Any, text: str, folder: Path | None = None, trials: list[Values] | None = None) -> Recipe:

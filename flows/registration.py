@@ -145,6 +145,11 @@ def registrations(entries: Sequence[Entry], folder: Path | None = None) -> list[
     return made
 
 
+def version_of(text: str) -> str:
+    """The version of a deployment of this recipe, which every run remembers that the server made of it."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def registration(entry: Entry, folder: Path | None = None) -> Registration:
     document, text = read_recipe(_placed(entry.recipe, folder))
     if entry.set:
@@ -166,7 +171,7 @@ def registration(entry: Entry, folder: Path | None = None) -> Registration:
         {"recipe": text, "profile": profile, "overrides": [], **fixed},
         form(document, profile, fixed),
         [TAG, f"{RECIPE_TAG}{recipe.name}", f"{OWNED}{name}", *(f"{SET}{setting}" for setting in entry.set)],
-        hashlib.sha256(text.encode()).hexdigest()[:12],
+        version_of(text),
         entry.schedule,
         entry.timezone,
     )

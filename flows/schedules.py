@@ -31,7 +31,7 @@ from prefect.states import Cancelled
 
 from cluster.servers.private import write_private
 from flows.recipe import read_recipe
-from flows.registration import RECIPE_TAG, TAG
+from flows.registration import RECIPE_TAG, TAG, version_of
 
 LOG = get_logger(__name__)  # by Prefect's logging: this is told where its worker tells its own
 MADE = "winnow"  # the slug of a schedule that a file or a command asked for: it has no parameters of its own
@@ -79,16 +79,22 @@ class Keeper:
 
 
 def check_run(deployment: DeploymentResponse, run: FlowRun) -> None:
-    """Raise ValueError unless this run is one that its deployment may make: its recipe, and what its schedule was given."""
+    """Raise ValueError unless this run is one that its deployment may make: its recipe, as it is or as it was when the server
+    made the run, and what its schedule was given."""
     own, text = deployment.parameters.get("recipe"), run.parameters.get("recipe")
     if not own or not text:
         raise ValueError(f"deployment {deployment.name} has no recipe: its parameters were edited; winnow deploy makes it anew")
     scheduled = run.created_by is not None and run.created_by.type == "SCHEDULE"
     allowed = next((tag.removeprefix(RECIPE_TAG) for tag in deployment.tags if tag.startswith(RECIPE_TAG)), None)
     name = read_recipe(text)[0].get("name")
-    if name != allowed or (scheduled and text != own):
+    if name != allowed:
         raise ValueError(
             f"recipe {name}: deployment {deployment.name} runs {allowed} and nothing else; deploy a recipe by itself"
+        )
+    if scheduled and text != own and version_of(text) != run.deployment_version:
+        raise ValueError(
+            f"deployment {deployment.name}: its schedule was given a recipe of its own; set fields by overrides, or deploy "
+            f"that recipe under another --name"
         )
     if scheduled and str(run.created_by.display_value).startswith(MARKED) and run.parameters == deployment.parameters:
         raise ValueError(

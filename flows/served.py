@@ -5,11 +5,13 @@ What a user can mend ends the run as Failed, with that one line as the state's m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import CancelledRun, FailedRun
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Failed
@@ -37,17 +39,24 @@ def asked(recipe: str, fields: Mapping[str, Any], overrides: Sequence[str]) -> l
 
 def plainly(attempt: Callable[[], Made]) -> Made | Any:
     """What the attempt returns, or the state of a run that failed for a reason that one line says."""
+    logger = get_run_logger()
+    getattr(logger, "logger", logger).addFilter(_untraced)
     try:
         return attempt()
     except Skipped as reason:
-        get_run_logger().info("%s", reason)
+        logger.info("%s", reason)
         return Cancelled(name="Skipped", message=str(reason))
     except Exception as error:
         if not (isinstance(error, (StageFailed, CorruptArtifact, OSError)) or refused(error)):
             raise
         line = " ".join(str(error).split())
-        get_run_logger().error("%s", line)
+        logger.error("%s", line)
         return Failed(message=line)
+
+
+def _untraced(record: logging.LogRecord) -> bool:
+    """Leaves out what Prefect's engine logs of a run that ended in a state it was given: forty lines of its own code."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (FailedRun, CancelledRun)))
 
 
 @flow(name="winnow-promote", validate_parameters=False, persist_result=False)

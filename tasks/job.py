@@ -30,7 +30,7 @@ from tasks.history import HISTORY, History
 from tasks.machine import FRUGAL, execution_of, make_engine, start_workers
 from tasks.models.memory import Peak
 from tasks.provenance import environment
-from tasks.refusal import disk_full, refused
+from tasks.refusal import disk_full, refused, vanished
 from tasks.stage import REPORT, ModelStage, Stage, stage_class
 from tasks.train.attempts import next_attempt
 from tasks.train.watch import PULSES, last_words
@@ -73,6 +73,9 @@ def produce(work: Payload, tell: Callable[[Event], None] = print_event) -> None:
         if full is not None:
             places = f"the disk of {work['scratch']} or of {work['store']}"
             failure = OSError(f"no space left on {places}{full}; free some and run the same command to go on")
+        elif lost := vanished(error, work["store"]):
+            what = f"{lost} is gone: it was removed, or the disk of the store went away, while it was read"
+            failure = FileNotFoundError(f"{what}; run the same command to go on")
         if isinstance(failure, OSError):
             tell(Failed(f"{type(failure).__name__}: {failure}", final=False, shared=True))
         if failure is not error:

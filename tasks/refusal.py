@@ -9,6 +9,7 @@ pydantic for an object that our code asked for counts as a refused input.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from dis import opmap
 from pathlib import Path
@@ -36,9 +37,18 @@ def disk_full(error: BaseException) -> str | None:
     if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "File too large" in str(error):
         return " (files may not be so large there: ulimit -f, or the file system's own limit)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f" ({error.filename})" if error.filename else ""
+        told = str(error.strerror or "").partition("disk full: ")[2]  # as the store counts before it copies
+        return f" ({': '.join(filter(None, (error.filename, told)))})" if error.filename else ""
     words = ("No space left on device", " requested and ")  # of safetensors; of NumPy, for a write that fell short
     return "" if any(word in str(error) for word in words) else None
+
+
+def vanished(error: BaseException, store: str) -> str | None:
+    """The file of a store at ``store`` that an error finds missing, be it one that a library opened; None for any other
+    error. A stage reads what was checked when it began, so somebody took it away since."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | os.PathLike):
+        return None
+    return os.fspath(error.filename) if Path(error.filename).is_relative_to(store) else None
 
 
 def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:

@@ -19,6 +19,8 @@ DOCUMENTS = sorted(ROOT / path for path in TREE if path.endswith(".md"))
 INVENTED = {"tasks/pruners/weight_times_energy.py", "tasks/VERB.py"}  # what a reader is told to make
 NO_SOURCES = {"tasks.json", "tasks.calibrate.solvers._settling"}  # a file of a corpus, and what the install compiles
 NO_SOURCES |= {"cluster.yaml", "cluster.md"}  # a profile and a document
+WIDTH = 128  # characters, as ruff has it for code
+WRITTEN = ["README.md", *sorted(path for path in TREE if re.fullmatch(r"docs/(?!zoo)\w+\.md|\w+/README\.md", path))]
 CONFLICT = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: |$)", re.M)  # what a merge leaves where it could not decide
 PATH = re.compile(r"(?<![\w/.<-])(?:[\w-]+/)*\.?[\w-]+\.(?:py|lock|cpp|yaml|md)\b|(?<![\w/.<])(?:[\w-]+/)+(?![\w{<*])")
 MODULE = re.compile(r"(?<![\w./-])(?:flows|tasks|cluster|dashboards)(?:\.\w+)+")
@@ -47,6 +49,21 @@ def strings(path: str) -> Iterator[str]:
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
+
+
+def prose(text: str) -> Iterator[str]:
+    """Lines that can be broken: none of a table, and none of code whose words a shell reads."""
+    shell = False
+    for line in text.splitlines():
+        shell = line.startswith("```sh") or (shell and not line.startswith("```"))
+        if not shell and not line.startswith("|"):
+            yield line
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_prose_is_as_wide_as_code(name: str) -> None:
+    """But for docs/zoo.md, which is written by a program and quotes refusals."""
+    assert [line for line in prose((ROOT / name).read_text()) if len(line) > WIDTH] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

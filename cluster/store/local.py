@@ -97,7 +97,7 @@ class Store(Healing, Marks, Protocol):
         the key."""
         everything = self.addresses()
         meant = [name for name in everything if not stages or name.partition("/")[0] in stages]
-        matches = _begun(meant, prefix) or _begun(everything, prefix)
+        matches = begun(meant, prefix) or begun(everything, prefix)
         if len(matches) == 1:
             record = self.done(matches[0])
             if record is None or record.address.startswith(prefix) or record.key.startswith(prefix):
@@ -233,7 +233,7 @@ class LocalStore(Store):
         return found
 
 
-def _begun(names: list[str], prefix: str) -> list[str]:
+def begun(names: list[str], prefix: str) -> list[str]:
     """Those whose address, or what it has of the key, begins so; none where nothing is said, as by an empty variable."""
     return [name for name in names if prefix and (name.startswith(prefix) or name[-12:].startswith(prefix[:12]))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +93,17 @@ def state(ui: Ui, run: str, *wanted: str, seconds: float = 400) -> dict[str, Any
     return found
 
 
+def errors(ui: Ui, run: str) -> list[str]:
+    """What the log of a run tells as errors, once its end is in it: the log is sent by and by."""
+    deadline = time.monotonic() + 60
+    while True:
+        told = ui.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"})
+        if any("Finished in state" in line["message"] for line in told):
+            return [line["message"] for line in told if line["level"] >= logging.ERROR]
+        assert time.monotonic() < deadline, told
+        time.sleep(0.3)
+
+
 def artifacts(ui: Ui, run: str) -> dict[str, dict[str, Any]]:
     found = ui.ask("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
     return {each["key"]: each for each in found}
@@ -173,6 +185,7 @@ def test_a_failed_run_and_a_claim_that_does_not_hold_call_the_webhook(ui: Ui, fo
     assert state(ui, follower, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
     wrong = trigger(ui, "seen", parameters={"overrides": ["prune.method=no-such"]})
     state(ui, wrong, "Failed", "Crashed")
+    assert errors(ui, wrong) == [state(ui, wrong, "Failed")["state"]["message"]]  # one line, and no trace
     deadline = time.monotonic() + 180
     while len(Told.calls) < 2 and time.monotonic() < deadline:
         time.sleep(0.3)

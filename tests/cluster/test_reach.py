@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from cluster import reach
 from cluster.profile import Profile
@@ -118,6 +119,15 @@ class Client:
         error = type("MlflowException", (Exception,), {"__module__": "mlflow.exceptions"})
         raise error("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics ...]")
 
+    def flushed(self):
+        engine = sqlalchemy.create_engine("sqlite://")
+        try:
+            with engine.connect() as connection:
+                connection.execute(sqlalchemy.text("SELECT x FROM nowhere"))
+        except sqlalchemy.exc.OperationalError as error:
+            error.add_detail("(raised as a result of Query-invoked autoflush; consider ...)")
+            self.remote()
+
     def ours(self):
         raise KeyError("a mistake of ours")
 
@@ -127,6 +137,8 @@ def test_what_a_client_raises_is_one_line_without_the_password_and_a_mistake_of_
     with pytest.raises(ConnectionError) as lost:
         client.remote()
     assert str(lost.value) == "MLflow at postgresql://host/x: (sqlite3.OperationalError) database or disk is full"
+    with pytest.raises(ConnectionError, match="^MLflow at postgresql://host/x: no such table: nowhere$"):
+        client.flushed()
     with pytest.raises(KeyError):
         client.ours()
 
@@ -150,4 +162,4 @@ def test_a_disk_that_fills_under_mlflows_database_is_one_line(tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path / "mlflow.db")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     (line,) = done.stdout.splitlines()
-    assert line.startswith(f"MLflow at sqlite:///{tmp_path}/mlflow.db: (sqlite3.OperationalError) ")
+    assert line.startswith(f"MLflow at sqlite:///{tmp_path}/mlflow.db: disk I/O error")

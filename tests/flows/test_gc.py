@@ -105,7 +105,12 @@ def test_a_pin_a_named_recipe_and_a_registered_model_keep_what_they_were_made_fr
     assert winnow("pin", pruned) == 0
     line = {house.runs[0][0].by_id[id].artifact.address for id in ("prepare", "pretrain", "prune")}
     assert places(told(capsys)) == everything - line
+    capsys.readouterr()
+    for nothing in ("", "other"):  # as of a variable that is empty: the one pin that there is was not meant
+        assert winnow("unpin", nothing) == 2
+        assert f"no pin begins with {nothing!r}; choose one of {pruned}" in " ".join(capsys.readouterr().err.split())
     assert winnow("unpin", pruned[:12]) == 0
+    assert winnow("unpin", pruned[:12]) == 2 and "nothing is pinned" in capsys.readouterr().err
     assert places(told(capsys, house.text(1))) == house.only(0)
     house.client.create_registered_model("best")
     version = house.client.create_model_version("best", "file:///none", run_id=house.runs[0][1]).version

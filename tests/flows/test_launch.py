@@ -104,3 +104,21 @@ def test_a_home_whose_servers_all_died_says_so(tmp_path, monkeypatch, capsys):
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(RECIPE))
     assert winnow("run", str(tmp_path / "twice.yaml"), "--here") == 2
     assert "the servers of this home have died; winnow up starts them again" in capsys.readouterr().err
+
+
+BESIDE = """
+import sys
+from rich.console import Console
+from cluster.profile import PrefectTarget, Profile, RayTarget
+from flows.launch import _servers
+url = "http://127.0.0.1:9"
+with _servers(Profile(ray=RayTarget(address=url), prefect=PrefectTarget(api_url=f"{url}/api")), Console(), needed=True):
+    print(hasattr(sys.modules.get("flows.pipeline"), "pipeline"))
+"""
+
+
+def test_prefect_is_imported_in_whole_before_the_run_asks_for_a_part_of_it(tmp_path):
+    """Where the servers stand already the run is as far at once, and of two threads in Prefect's imports one gave up."""
+    environment = {**os.environ, "WINNOW_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", BESIDE], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -105,3 +105,14 @@ def test_a_directory_that_was_removed_under_the_shell_is_named_as_that(tmp_path)
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "winnow: the directory that this shell is in was removed; cd to one that is there\n"
+
+
+@pytest.mark.parametrize("group", [(), ("law",)], ids=" ".join)
+def test_a_command_that_there_is_not_is_refused_with_those_there_are_and_none_is_help_alone(group, capsys):
+    assert winnow(*group, "plna") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    there = [path[len(group)] for path, _ in commands(typer.main.get_command(cli.app)) if path[: len(group)] == group]
+    assert line == f"winnow: no command 'plna'; choose one of {', '.join(dict.fromkeys(there))}"
+    assert winnow(*group) == 2
+    said = capsys.readouterr()
+    assert "Usage: " in said.out and said.err == ""

@@ -398,6 +398,9 @@ def test_a_recipe_is_a_file_a_shipped_name_or_text(tmp_path):
     assert load_recipe("quickstart").name == "quickstart"
     with pytest.raises(ValueError, match="recipe nosuch: no such file; choose one of .*quickstart"):
         load_recipe("nosuch")
+    for place in (tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match=f"recipe {place}: it is no plain file; choose one of .*quickstart"):
+            load_recipe(str(place))
 
 
 @pytest.mark.parametrize("name", names("transforms"))

@@ -9,6 +9,7 @@ import yaml
 from prefect.client.schemas.objects import CreatedBy, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 
+from flows.registration import version_of
 from flows.schedules import MARKED, check_run
 from tests.flows.recipes import BASE
 
@@ -17,10 +18,10 @@ LATER = yaml.safe_dump({**BASE, "seed": 1})
 OWN = {"recipe": TEXT, "profile": "local", "overrides": []}
 
 
-def check(parameters: dict, slug: str | None = None, own: dict = OWN) -> None:
+def check(parameters: dict, slug: str | None = None, own: dict = OWN, version: str | None = None) -> None:
     deployment = DeploymentResponse(name="tiny", flow_id=uuid4(), parameters=own, tags=["winnow", "recipe:tiny"])
     by = CreatedBy(id=uuid4(), type="SCHEDULE", display_value=slug) if slug else None
-    check_run(deployment, FlowRun(flow_id=uuid4(), parameters=parameters, created_by=by))
+    check_run(deployment, FlowRun(flow_id=uuid4(), parameters=parameters, created_by=by, deployment_version=version))
 
 
 def test_what_a_form_or_a_schedule_said_is_run():
@@ -32,6 +33,7 @@ def test_what_a_form_or_a_schedule_said_is_run():
 
 def test_a_run_that_waited_while_its_recipe_was_deployed_anew_is_run():
     check(OWN, own={**OWN, "recipe": LATER})
+    check(OWN, "winnow", own={**OWN, "recipe": LATER}, version=version_of(TEXT))
 
 
 @pytest.mark.parametrize("slug", [None, "winnow"])
@@ -40,9 +42,10 @@ def test_another_recipe_is_refused_whoever_asks(slug):
         check({**OWN, "recipe": OTHER}, slug)
 
 
-def test_a_schedule_runs_no_other_text_of_the_same_name():
-    with pytest.raises(ValueError, match="deployment tiny runs tiny"):
-        check({**OWN, "recipe": LATER}, "CronSchedule")
+@pytest.mark.parametrize("version", [None, version_of(TEXT)])
+def test_a_schedule_runs_no_other_text_of_the_same_name(version):
+    with pytest.raises(ValueError, match="deployment tiny: its schedule was given a recipe of its own; set fields"):
+        check({**OWN, "recipe": LATER}, "CronSchedule", version=version)
 
 
 def test_a_run_without_a_recipe_is_refused():

@@ -108,6 +108,7 @@ def test_a_full_disk_is_told_whoever_met_it(tmp_path):
 
     assert met(unbuffered) == ""
     assert met(lambda: shutil.copyfile(__file__, "/dev/full")) in ("", " (/dev/full)")
+    assert disk_full(OSError(28, "disk full: 5 bytes needed, 3 free", "/store/x")) == " (/store/x: 5 bytes needed, 3 free)"
     assert disk_full(RuntimeError("I/O error: No space left on device (os error 28)")) == ""  # as safetensors says it
     assert disk_full(FileNotFoundError(2, "No such file", "x")) is None and disk_full(ValueError("full")) is None
 
@@ -136,3 +137,15 @@ def test_a_limit_on_the_size_of_files_is_a_disk_that_is_full_and_says_so(tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(files may not be so large there: ulimit -f, or the file system's own limit)"
+
+
+def test_what_is_taken_out_of_the_store_while_a_stage_reads_it_is_named_with_the_way_on(tmp_path, monkeypatch):
+    lost, told = tmp_path / "T" / "prepare" / "x" / "tokenizer.json", []
+    monkeypatch.setattr("tasks.job._produce", lambda work, tell: lost.read_bytes())
+    artifact = {"stage": "prune", "version": 1, "label": "wanda", "params": {}, "parents": {}}
+    work = {"scratch": str(tmp_path / "S"), "store": str(tmp_path / "T"), "artifact": artifact}
+    with pytest.raises(FileNotFoundError, match=r"^/.*/T/prepare/x/tokenizer.json is gone: .*; run the same command to go on$"):
+        produce(work, told.append)
+    assert [(event.shared, event.final) for event in told] == [(True, False)]
+    with pytest.raises(FileNotFoundError, match="No such file"):  # elsewhere it is no matter of the store
+        produce({**work, "store": str(tmp_path / "U")}, told.append)
