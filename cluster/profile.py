@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -37,11 +37,12 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _switches(cls, value: object, info: ValidationInfo) -> object:
-        switch, given = info.field_name == "compile", isinstance(value, bool)
-        if switch and not given and value != "auto":
+        name, given = str(info.field_name), isinstance(value, bool)
+        if name == "compile" and not given and value != "auto":
             raise ValueError("should be true, false or 'auto'")
-        if given and not switch:  # it would pass for the number 1
-            raise ValueError("should be no true or false")
+        words = any(isinstance(choice, str) for choice in get_args(cls.model_fields[name].annotation))  # pydantic lists them
+        if given and name != "compile" and not words:  # it would pass for the number 1
+            raise ValueError("should be 0, 1, 2 or 3" if name == "zero" else "should be no true or false")
         return value
 
 
@@ -106,8 +107,7 @@ class Resources(_Section):
         """The same with every field filled in, for a group of this many ranks."""
         ranks = self.ranks or ranks
         cpus = float(max(1, cores() // ranks) if self.cpus == "all" else self.cpus)  # pydantic warns of an int here
-        threads = self.threads or max(1, int(cpus))
-        return self.model_copy(update={"cpus": cpus, "ranks": ranks, "threads": threads})
+        return self.model_copy(update={"cpus": cpus, "ranks": ranks, "threads": self.threads or max(1, int(cpus))})
 
 
 class Profile(_Section):

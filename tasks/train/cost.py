@@ -230,21 +230,21 @@ def remedy(shape: Shape, how: Running, room: float) -> str | None:
 
     if fits():
         return None
-    smaller = [size for size in range(how.micro_batch - 1, 0, -1) if how.local % size == 0]
-    for size in smaller:
-        if fits(micro_batch=size):
-            return f"set micro_batch to {size}"
-    more = get_args(Recompute)[get_args(Recompute).index(how.recompute) + 1 :]
-    for what, size in product(more, [how.micro_batch, *smaller]):
-        if fits(recompute=what, micro_batch=size):
-            return f"set recompute to {what}" + (f" and micro_batch to {size}" if size < how.micro_batch else "")
-    for size, zero in product([how.micro_batch, *smaller] if not how.offload else (), [max(1, how.zero)]):
+    sizes = [size for size in range(how.micro_batch, 0, -1) if size == how.micro_batch or how.local % size == 0]
+    more = get_args(Recompute)[get_args(Recompute).index(how.recompute) :]
+    zeros = [how.zero, *(zero for zero in (2, 3) if zero > how.zero and how.ranks > 1)]  # costs a tenth at most
+    for zero, what, size in product(zeros, more, sizes):
+        if fits(**(changes := {"zero": zero, "recompute": what, "micro_batch": size})):
+            return _set(**{field: value for field, value in changes.items() if value != getattr(how, field)})
+    for zero, size in product([max(1, zero) for zero in zeros] if not how.offload else (), sizes):
         if fits(engine="deepspeed", zero=zero, offload=True, recompute="layer", micro_batch=size):
-            return (
-                f"set engine to deepspeed, zero to {zero}, offload to optimizer, recompute to layer and micro_batch to {size}"
-            )
-    batch = how.local * how.ranks
-    for ranks in (count for count in range(max(2, how.ranks), min(batch, MOST) + 1) if batch % count == 0):
+            return _set(engine="deepspeed", zero=zero, offload="optimizer", recompute="layer", micro_batch=size)
+    for ranks in filter(lambda count: how.local * how.ranks % count == 0, range(max(2, how.ranks), MOST + 1)):
         if fits(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1):
-            return f"set engine to deepspeed, zero to 3, ranks to {ranks}, recompute to layer and micro_batch to 1"
+            return _set(engine="deepspeed", zero=3, ranks=ranks, recompute="layer", micro_batch=1)
     return "choose a smaller model, or a larger card"
+
+
+def _set(**changes: Any) -> str:
+    said = " and ".join(f"{field} to {value}" for field, value in changes.items())
+    return "set " + said.replace(" and ", ", ", len(changes) - 2)

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 
 def ready(model: PreTrainedModel, execution: Execution, recompute: Recompute, asked: tuple[str, ...] = ()) -> None:
-    """Before a regime shapes the model, and an engine takes it; ``asked`` is what an objective wants besides logits."""
+    """Before a regime shapes the model, and an engine takes it; ``asked`` is what an objective wants besides logits. Raises
+    ValueError where the engine cannot train the model."""
+    dropped = getattr(model.config.get_text_config(decoder=True), "layerdrop", 0)
+    if dropped and execution.engine == "deepspeed":  # a gradient that does not come is waited for, or an earlier one taken
+        raise ValueError(
+            f"the model leaves out layers at random (layerdrop {dropped:g} in its config), whose gradients DeepSpeed does not "
+            "get in every pass; set layerdrop to 0, or engine to torch in the profile"
+        )
     learn_padding(model)
     model.train()
     if recompute == "selective":

@@ -297,7 +297,10 @@ def test_what_cannot_fit_the_card_is_refused_with_what_to_change():
         ValueError, match=r"^recipe\.pretrain: a step takes about \d+ GiB .* 'lab' has cards \(H100\) of 79 GiB"
     ) as told:
         check_room(made, made.nodes, where(card="H100"))
-    assert "set engine to deepspeed, zero to 3, ranks to 4" in str(told.value) and "\n" not in str(told.value)
+    said = "set engine to deepspeed, zero to 1, offload to optimizer, recompute to layer and micro_batch to 8 in the profile"
+    assert str(told.value).endswith(f"; {said}") and "\n" not in str(told.value)
+    advised = {"engine": "deepspeed", "zero": 1, "offload": "optimizer", "recompute": "layer", "micro_batch": 8}
+    check_room(made, [made.node("pretrain")], where(card="H100", **advised))
     check_room(made, made.nodes, where(card="H200", ranks=4, zero=3, recompute="layer", micro_batch=1))
 
 

@@ -166,11 +166,11 @@ def check_bf16(stage: int, directory: Path) -> None:
     assert_same(state(resumed), state(engine))
 
 
-def check_frozen(stage: int, precision: str) -> None:
+def check_frozen(stage: int, precision: str, **how) -> None:
     """UP takes no step: its dead weights are zeroed once, on every rank, and nothing moves it. ZeRO-3 cuts it."""
     module = llama()
     module.get_parameter(UP).requires_grad_(False)
-    engine, keep = engine_over(module, stage, precision), keeps(0)[UP]
+    engine, keep = engine_over(module, stage, precision, **how), keeps(0)[UP]
     before = engine.read(UP)
     engine.hold(UP, keep)
     engine.focus(UP, keep)
@@ -184,9 +184,9 @@ def check_frozen(stage: int, precision: str) -> None:
     assert torch.equal(engine.read(UP), before)
 
 
-def check_still(stage: int, precision: str) -> None:
+def check_still(stage: int, precision: str, **how) -> None:
     """What is frozen for a while stands still in every copy there is, and the others train as in one plain process."""
-    reference, engine = plain(precision), sharded(stage, precision)
+    reference, engine = plain(precision), sharded(stage, precision, **how)
     for each in (reference, engine):
         backward(each, 0), each.step(3e-3)
         each.freeze([UP, "model.norm.weight"])
@@ -205,12 +205,12 @@ def check_still(stage: int, precision: str) -> None:
     assert alive(engine.read(UP) - whole)
 
 
-def check_momentum(stage: int, precision: str) -> None:
+def check_momentum(stage: int, precision: str, **how) -> None:
     """An optimizer with one moment: as in one plain process, and masked."""
     engines = []
     for build in (
         lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision),
-        lambda module, by: engine_over(module, stage, precision, by),
+        lambda module, by: engine_over(module, stage, precision, by, **how),
     ):
         module = llama()
         by = Momentum(module.parameters(), 0.0, momentum=0.9)
@@ -235,7 +235,7 @@ class Momentum(torch.optim.SGD):
     moments = ("momentum_buffer",)
 
 
-def check_branches(stage: int, precision: str, directory: Path) -> None:
+def check_branches(stage: int, precision: str, directory: Path, **how) -> None:
     """A frozen model under its mask with low-rank branches: trained, resumed and merged as in one plain process."""
     from tasks.formats.mask import Mask
     from tasks.methods import build
@@ -252,7 +252,7 @@ def check_branches(stage: int, precision: str, directory: Path) -> None:
         return regime, setting, build_engine(module, Momentum(learns, 0.0, momentum=0.9))
 
     alone = enter(lambda module, by: TorchEngine(module, by, CLIPPING, precision=precision))
-    shared, again = (enter(lambda module, by: engine_over(module, stage, precision, by)) for _ in range(2))
+    shared, again = (enter(lambda module, by: engine_over(module, stage, precision, by, **how)) for _ in range(2))
     for step in range(4):
         losses = [(float(backward(each[2], step)), each[2].step(0.3)) for each in (alone, shared)]
         if precision == "fp32" or step < 2:  # each step in bfloat16 starts from where the last one's rounding left it

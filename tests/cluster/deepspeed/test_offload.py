@@ -17,6 +17,10 @@ from tests.cluster.deepspeed.test_engine import (
     STEPS,
     assert_same,
     backward,
+    check_branches,
+    check_frozen,
+    check_momentum,
+    check_still,
     plain,
     ranks,
     sharded,
@@ -48,6 +52,15 @@ def check(stage: int, directory: Path) -> None:
         assert not any(values.grad.any() for values in on_host._layout.updated)  # else what gets none next had them again
 
 
+def check_what_stands_still(stage: int, directory: Path) -> None:
+    """What never trains, or not for a while, other optimizers, and branches beside frozen weights."""
+    for precision in ("fp32", "bf16"):
+        check_frozen(stage, precision, offload=True)
+        check_still(stage, precision, offload=True)
+        check_momentum(stage, precision, offload=True)
+        check_branches(stage, precision, directory, offload=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_train_the_same_with_states_on_the_host(stage, tmp_path):
@@ -63,4 +76,5 @@ if __name__ == "__main__":
     from cluster.deepspeed.rank import leave
 
     check(int(sys.argv[1]), Path(sys.argv[2]))
+    check_what_stands_still(int(sys.argv[1]), Path(sys.argv[2]))
     leave(0)

@@ -38,6 +38,7 @@ def running(name: str, **how) -> Running:
 
 LONG = {"length": 32_768, "local": 1, "micro_batch": 1}
 ZERO = {"engine": "deepspeed", "zero": 1}
+FOUR = {"engine": "deepspeed", "ranks": 4, "recompute": "layer"}
 ON_HOST = {"engine": "deepspeed", "zero": 3, "offload": True, "recompute": "layer", "local": 2, "micro_batch": 1}
 EAGER = {"compile": False, "logits_bytes": ALL}
 MEASURED = [  # bf16 on one H100, torch 2.11: (size, how, GiB, thousand tokens per second)
@@ -205,6 +206,13 @@ def test_auto_recomputes_where_a_step_would_not_fit_and_nowhere_else():
         (LONG, 40e9, "set recompute to layer"),
         ({**LONG, "recompute": "selective"}, 40e9, "set recompute to layer"),
         ({}, 15e9, "set engine to deepspeed, zero to 1, offload to optimizer, recompute to layer and micro_batch to 8"),
+        ({**FOUR, "zero": 0}, 16e9, "set zero to 2"),  # before states go to the host
+        ({**FOUR, "zero": 1}, 10.5e9, "set zero to 2 and micro_batch to 4"),
+        (
+            {**FOUR, "zero": 1},
+            4e9,
+            "set engine to deepspeed, zero to 3, offload to optimizer, recompute to layer and micro_batch to 2",
+        ),
         (ON_HOST, 7.5e9, "set engine to deepspeed, zero to 3, ranks to 2, recompute to layer and micro_batch to 1"),
         ({"recompute": "layer"}, 1e9, "choose a smaller model, or a larger card"),
     ],

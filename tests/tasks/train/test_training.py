@@ -76,6 +76,17 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(data, tmp_path)
         pretrain().run(context(data, tmp_path, ranks=3))
 
 
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
+def test_layers_left_out_at_random_are_refused_where_their_gradients_would_be_waited_for(engine, data, tmp_path):
+    stage = pretrain(architecture={"model_type": "biogpt", "layerdrop": 0.5})
+    if engine == "torch":
+        stage.run(context(data, tmp_path))
+        assert (tmp_path / "out" / "config.json").exists()
+        return
+    with pytest.raises(ValueError, match=r"layerdrop 0\.5 in its config.*set layerdrop to 0, or engine to torch"):
+        stage.run(context(data, tmp_path, engine=engine))
+
+
 def test_tokens_are_a_budget_in_dense_steps():
     assert pretrain().dense_steps == pretrain().steps == 10
     assert pretrain(tokens=1).dense_steps == 1
