@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from tasks.calibrate.solvers.finite import all_finite
-from tasks.calibrate.solvers.products import products
+from tasks.calibrate.solvers.products import products, strips
 
 if TYPE_CHECKING:
     from tasks.calibrate.solvers.sweep import Factor
@@ -162,7 +162,7 @@ class Hessian(InputStatistic):
         return hessian
 
     def add(self, input_TI: torch.Tensor) -> None:
-        self._add(products(input_TI, self._bounds(), self.dtype))
+        self._add(products(input_TI, self.dtype))
         self.count += len(input_TI)
 
     def _add(self, strips: Iterable[torch.Tensor]) -> None:
@@ -173,9 +173,7 @@ class Hessian(InputStatistic):
             own += strip.to(own.device)
 
     def _bounds(self) -> Iterator[tuple[int, int]]:
-        """The first row of each strip, and that after its last."""
-        size = max(128, -(-self.width // 8))
-        return ((first, min(first + size, self.width)) for first in range(0, self.width, size))
+        return strips(self.width)
 
     def merge(self, other: Self) -> None:
         self._add(other.strips)
