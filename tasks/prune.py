@@ -44,7 +44,7 @@ def _sane(sparsity: float | str | None) -> float | str | None:
 class Prune(CalibratedStage):
     """Prune a model in one shot, under a pattern that its masks then promise."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     method: Annotated[Pruner, of("pruners")]
     """What ranks the weights: a pruner."""

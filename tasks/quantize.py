@@ -28,7 +28,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # by runtime
 class Quantize(CalibratedStage):
     """Fewer bits per weight under the mask, stored as serving engines read them."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     method: Annotated[Quantizer, of("quantizers")]
     """How weights are rounded: a quantizer."""

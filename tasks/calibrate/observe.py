@@ -9,14 +9,14 @@ Shapes: T = tokens, I = input features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
 
 from tasks.calibrate.solvers.finite import all_finite
+from tasks.calibrate.solvers.products import products, strips
 
 if TYPE_CHECKING:
     from tasks.calibrate.solvers.sweep import Factor
@@ -142,7 +142,7 @@ class Moments(InputNorms):
 class Hessian(InputStatistic):
     """X^T X: the second derivative of the squared output error by the weights, up to a factor.
 
-    It is symmetric, so it is summed up in ``strips`` of rows from the diagonal on, from a width of 2048 a little over half of
+    It is symmetric, so it is summed up in ``strips`` of rows from the diagonal on, from a width of 1024 a little over half of
     the products. Products of a batch are in ``dtype``, sums over batches in float64: numbers of 24 bits add up there without
     an error unless some are 2^29 times smaller than others, so the order of batches, and who saw which, changes no bit. (With
     products in float64 it may change the last bit of a float64.)
@@ -162,12 +162,7 @@ class Hessian(InputStatistic):
         return hessian
 
     def add(self, input_TI: torch.Tensor) -> None:
-        multiply: Callable[..., torch.Tensor] = torch.mm
-        if input_TI.is_cuda and input_TI.itemsize == 2 and self.dtype == torch.float32:
-            multiply = partial(torch.mm, out_dtype=torch.float32)  # tensor cores: exact products, sums in float32
-        else:
-            input_TI = input_TI.to(self.dtype)
-        self._add(multiply(input_TI[:, first:last].T, input_TI[:, first:]) for first, last in self._bounds())
+        self._add(products(input_TI, self.dtype))
         self.count += len(input_TI)
 
     def _add(self, strips: Iterable[torch.Tensor]) -> None:
@@ -178,9 +173,7 @@ class Hessian(InputStatistic):
             own += strip.to(own.device)
 
     def _bounds(self) -> Iterator[tuple[int, int]]:
-        """The first row of each strip, and that after its last."""
-        size = max(256, -(-self.width // 8))
-        return ((first, min(first + size, self.width)) for first in range(0, self.width, size))
+        return strips(self.width)
 
     def merge(self, other: Self) -> None:
         self._add(other.strips)

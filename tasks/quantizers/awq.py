@@ -50,18 +50,19 @@ class Awq(Folding):
     def scale(self, view: BlockView, fold: Fold, grids: Mapping[str, Grid]) -> torch.Tensor:
         from tasks.calibrate.both import Both, Magnitudes
         from tasks.calibrate.observe import Hessian
+        from tasks.calibrate.solvers.products import doubled, sum_of_squares
 
         seen = view.statistics[fold.consumers[0]]
         assert isinstance(seen, Both) and isinstance(seen.own, Magnitudes) and isinstance(seen.other, Hessian)
         magnitude_I = seen.own.mean_I
         live_I = (magnitude_I > 0) & torch.stack([view.matrices[name].any(0) for name in fold.consumers]).any(0)
-        curvature_II = seen.other.mean_II.float()
+        curvature_II = doubled(seen.other.mean_II.float())
         tried = [scales(magnitude_I, live_I, step / STEPS) for step in range(STEPS)]
         rounded = {name: grids[name] for name in fold.consumers if name in grids}
 
         def lost(scale_I: torch.Tensor) -> float:
-            changes = [change(view.matrices[name], scale_I, grid) for name, grid in rounded.items()]
-            return sum(float((change_OI @ curvature_II * change_OI).sum()) for change_OI in changes)
+            changes = (change(view.matrices[name], scale_I, grid) for name, grid in rounded.items())
+            return sum(sum_of_squares(change_OI, curvature_II) for change_OI in changes)
 
         return min(tried, key=lost)
 

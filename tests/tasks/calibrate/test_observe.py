@@ -146,8 +146,27 @@ def test_a_hessian_of_halves_is_as_exact_as_one_of_floats(device, dtype):
     torch.testing.assert_close(hessian.mean_II.cpu().double(), expected_II, rtol=0, atol=2e-5)
 
 
-def test_the_order_of_batches_changes_no_bit_of_a_hessian():
+def test_the_units_for_bfloat16_are_asked_for_its_products_alone(monkeypatch):
+    switch, seen, multiply = torch.backends.mkldnn.matmul, [], torch.mm
+
+    def look(*matrices):
+        seen.append(switch.fp32_precision)
+        return multiply(*matrices)
+
+    monkeypatch.setattr(torch, "mm", look)
+    before = switch.fp32_precision
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        Hessian(3).add(torch.ones(5, 3, dtype=dtype))
+    Hessian(3, "float64").add(torch.ones(5, 3, dtype=torch.bfloat16))
+    with pytest.raises(IndexError):
+        Hessian(4).add(torch.ones(5, dtype=torch.bfloat16))
+    assert seen == ["bf16", before, before, before] and switch.fp32_precision == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_order_of_batches_changes_no_bit_of_a_hessian(dtype):
     batches = torch.randn(12, 30, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 300)
+    batches = batches.to(dtype)
 
     def summed(order):
         parts = [Hessian(300) for _ in order]
