@@ -27,7 +27,7 @@ from cluster.store.url import open_store
 from tasks.context import Context
 from tasks.data.digests import DIGESTS, Digests
 from tasks.history import HISTORY, History
-from tasks.machine import FRUGAL, execution_of, make_engine, start_workers
+from tasks.machine import FRUGAL, execution_of, make_engine, own_linear, start_workers
 from tasks.models.memory import Peak
 from tasks.provenance import environment
 from tasks.refusal import disk_full, refused, vanished
@@ -130,7 +130,7 @@ def _produce(work: Payload, tell: Callable[[Event], None]) -> None:
     stage.verify(planned, digests)
     stage.check_parties(stage.parties(context))
     started = time.monotonic()
-    with Peak(execution.device) as peak:
+    with Peak(execution.device) as peak, own_linear():
         metrics = stage.run(context)
     seconds = time.monotonic() - started
     if execution.rank:

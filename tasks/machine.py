@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.context import Execution
@@ -61,6 +62,19 @@ def make_engine(
     from tasks.train.engine import TorchEngine
 
     return TorchEngine(model, optimizer, clipping, execution.device, precision)
+
+
+@contextmanager
+def own_linear() -> Iterator[None]:
+    """For a stage: under ZeRO-3 DeepSpeed puts a linear map of its own in the place of torch's, and leaves it there for all that
+    this process computes afterwards."""
+    from torch.nn import functional
+
+    linear = functional.linear
+    try:
+        yield
+    finally:
+        functional.linear = linear
 
 
 def start_workers(resources: Mapping[str, Any], target: str, payloads: list[dict[str, object]]) -> list[Worker]:
