@@ -66,8 +66,8 @@ def make_engine(
 
 @contextmanager
 def own_linear() -> Iterator[None]:
-    """For a stage: under ZeRO-3 DeepSpeed puts a linear map of its own in the place of torch's, and leaves it there for all that
-    this process computes afterwards."""
+    """For a stage: under ZeRO-3 DeepSpeed puts a linear map of its own in the place of torch's, and leaves it there for all
+    that this process computes afterwards."""
     from torch.nn import functional
 
     linear = functional.linear
