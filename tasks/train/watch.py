@@ -26,6 +26,7 @@ HUNG = 86  # the exit code of a rank that ended itself
 FIRST = 3  # times as patient with the first step, which compiles
 LONGER = 10  # times the longest step so far: how slow one may be whatever the patience
 _VERDICT = "verdict.txt"
+_CLOSING = 2.0  # seconds that a process may be there yet whose connections are closed
 
 
 class Watch:
@@ -57,8 +58,8 @@ class Watch:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self._pipe and self._died():  # what was raised is that nobody answers
-            self._stop()
+        if error is not None and self._pipe and self._died(within=_CLOSING if isinstance(error, RuntimeError) else 0.0):
+            self._stop()  # what was raised is that nobody answers
         self._ended.set()
         if self._pipe:
             signal.set_wakeup_fd(-1)
@@ -108,8 +109,14 @@ class Watch:
         pulses = {rank: read_pulse(self.directory, rank) for rank in range(self.ranks)}
         return {rank: pulse for rank, pulse in pulses.items() if pulse and pulse["host"] == os.uname().nodename}
 
-    def _died(self) -> list[int]:
-        return [rank for rank, pulse in self._here().items() if not _alive(pulse["pid"])]
+    def _died(self, within: float = 0.0) -> list[int]:
+        """At once, or within so many seconds."""
+        until = time.monotonic() + within
+        while True:
+            died = [rank for rank, pulse in self._here().items() if not _alive(pulse["pid"])]
+            if died or time.monotonic() >= until:
+                return died
+            time.sleep(0.05)
 
     def _stop(self) -> None:
         """Say which rank of this machine died, or that none did, if no rank before this one can, and end."""

@@ -87,17 +87,17 @@ def test_what_became_of_a_rank_is_told_with_where_it_was(tmp_path):
     assert died.startswith(f"rank 0 died in step 8 of 500 of {STAGE} (RuntimeError)") and "lower micro_batch" in died
 
 
-@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("raises", ["never", "after", "before"])
 def test_under_torchrun_the_ranks_that_are_left_say_once_who_died(tmp_path, raises):
-    """Whether a collective waits on, or fails, when a rank is gone."""
-    assert torchrun(tmp_path, "1", str(raises)) == [
+    """Whether a collective waits on, or fails, when a rank is gone or about to be."""
+    assert torchrun(tmp_path, "1", raises) == [
         f"rank 1 of 3 died in step 8 of 500 of {STAGE}; where no line says why, memory may have run out: "
         "lower micro_batch in the profile; run the same command to go on"
     ]
 
 
 def test_under_torchrun_ranks_that_are_stopped_say_once_where(tmp_path):
-    assert torchrun(tmp_path, "none", "False") == [f"stopped in step 8 of 500 of {STAGE}; run the same command to go on"]
+    assert torchrun(tmp_path, "none", "never") == [f"stopped in step 8 of 500 of {STAGE}; run the same command to go on"]
 
 
 def torchrun(directory: Path, dies: str, raises: str) -> list[str]:
@@ -122,23 +122,24 @@ def await_all(directory: Path, ranks: int) -> None:
         time.sleep(0.1)
 
 
-def is_rank(directory: Path, dies: str, raises: bool) -> None:
+def is_rank(directory: Path, dies: str, raises: str) -> None:
     rank = int(os.environ["RANK"])
     with watch(directory, rank, 3, patience=2.5) as over:
         over.step(7)
         await_all(directory, 3)
         if str(rank) == dies:
+            time.sleep(0.5 if raises == "before" else 0.0)
             os.kill(os.getpid(), signal.SIGKILL)
-        while raises and Path("/proc", str(read_pulse(directory, int(dies))["pid"])).exists():
+        while raises == "after" and Path("/proc", str(read_pulse(directory, int(dies))["pid"])).exists():
             time.sleep(0.01)
-        if raises:
+        if raises != "never":
             raise RuntimeError("Connection closed by peer")
         hang(60)
 
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
-        is_rank(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True")
+        is_rank(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
     with watch(Path(sys.argv[1]), int(sys.argv[2]), 2, patience=4.0) as over:
         over.step(7)
         await_all(Path(sys.argv[1]), 2)
