@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.deepspeed.born import Exact, cut, fill, unrounded
+from cluster.deepspeed.gradients import mask, norms
 from cluster.deepspeed.rank import join
-from cluster.deepspeed.zero import LAYOUTS, compiled_in, configuration, initialize, mask, norms, quiet
+from cluster.deepspeed.zero import LAYOUTS, compiled_in, configuration, initialize, quiet
 from tasks.train.engine import NONE, Shard, moments_of
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ from torch import nn
 
 from tasks.train.engine import Shard
 
-_PIECE = 1 << 20  # elements of a gradient on the host that are worked on at once
-
 
 class Replicated:
     """Stage 0: every rank holds everything. In bf16 a list of float32 masters stands beside the list of parameters."""
@@ -112,24 +110,6 @@ class Partitions(Replicated):
 
 
 LAYOUTS = (Replicated, Fragments, Fragments, Partitions)
-
-
-def mask(gradient: torch.Tensor, keep: torch.Tensor) -> None:
-    """Multiply by uint8; on the host in pieces, since torch first converts all of ``keep``, into new memory."""
-    size = len(keep) if gradient.is_cuda else _PIECE
-    for piece, kept in zip(gradient.split(size), keep.split(size), strict=True):
-        piece.mul_(kept)
-
-
-def norms(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Float32, of flat gradients; on the host of pieces of them, since torch sums up each result with one thread."""
-    if gradients[0].is_cuda:
-        return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
-    whole = [len(gradient) // _PIECE * _PIECE for gradient in gradients]
-    rest = [gradient[end:] for gradient, end in zip(gradients, whole, strict=True)]
-    pieces = [gradient[:end].view(-1, _PIECE) for gradient, end in zip(gradients, whole, strict=True) if end]
-    of_rest = torch.stack(torch._foreach_norm(rest, 2, dtype=torch.float32))
-    return torch.cat([of_rest, *(torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32) for piece in pieces)])
 
 
 def configuration(
