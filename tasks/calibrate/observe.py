@@ -9,7 +9,7 @@ Shapes: T = tokens, I = input features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
 from typing import TYPE_CHECKING, Self
 
@@ -158,22 +158,19 @@ class Hessian(InputStatistic):
     def of(cls, sum_II: torch.Tensor, count: int = 1) -> Hessian:
         """That of ``count`` tokens whose products sum up to a symmetric matrix, in its dtype."""
         hessian = cls(len(sum_II), str(sum_II.dtype).removeprefix("torch."))
-        hessian.strips, hessian.count = [sum_II[first:last, first:].double() for first, last in hessian._bounds()], count
+        hessian.strips, hessian.count = [sum_II[first:last, first:].double() for first, last in strips(len(sum_II))], count
         return hessian
 
     def add(self, input_TI: torch.Tensor) -> None:
         self._add(products(input_TI, self.dtype))
         self.count += len(input_TI)
 
-    def _add(self, strips: Iterable[torch.Tensor]) -> None:
+    def _add(self, added: Iterable[torch.Tensor]) -> None:
         if not self.strips:
-            self.strips = [strip.to(torch.float64, copy=True) for strip in strips]
+            self.strips = [strip.to(torch.float64, copy=True) for strip in added]
             return
-        for own, strip in zip(self.strips, strips, strict=True):
+        for own, strip in zip(self.strips, added, strict=True):
             own += strip.to(own.device)
-
-    def _bounds(self) -> Iterator[tuple[int, int]]:
-        return strips(self.width)
 
     def merge(self, other: Self) -> None:
         self._add(other.strips)
@@ -183,7 +180,7 @@ class Hessian(InputStatistic):
     def mean_II(self) -> torch.Tensor:
         """The sum per token, so that its size does not depend on how much data was seen."""
         mean_II = torch.empty(self.width, self.width, dtype=self.dtype, device=self.strips[0].device)
-        for (first, last), strip in zip(self._bounds(), self.strips, strict=True):
+        for (first, last), strip in zip(strips(self.width), self.strips, strict=True):
             mean_II[first:last, first:] = strip / max(1, self.count)
             mean_II[last:, first:last] = mean_II[first:last, last:].T
         return mean_II
@@ -208,12 +205,12 @@ class Hessian(InputStatistic):
         return self._like(Hessian.of(mean_II.double() * max(1, self.count)).strips)
 
     def divided(self, scale_I: torch.Tensor) -> Self:
-        scale_I, strips = scale_I.double(), zip(self._bounds(), self.strips, strict=True)
-        return self._like([strip / (scale_I[first:last, None] * scale_I[first:]) for (first, last), strip in strips])
+        scale_I, placed = scale_I.double(), zip(strips(self.width), self.strips, strict=True)
+        return self._like([strip / (scale_I[first:last, None] * scale_I[first:]) for (first, last), strip in placed])
 
-    def _like(self, strips: list[torch.Tensor]) -> Self:
+    def _like(self, held: list[torch.Tensor]) -> Self:
         other = copy(self)
-        other.strips, other.factors = strips, {}
+        other.strips, other.factors = held, {}
         return other
 
     def factor(self, percent_damp: float, act_order: int = 0) -> Factor:
